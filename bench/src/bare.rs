@@ -1,4 +1,4 @@
-//! The two contestants that are no job system: the ceiling, which makes calls without Kafka, and
+//! The two contestants that are not job systems: the ceiling, which makes calls without Kafka, and
 //! the floor, which makes one call at a time for each partition.
 
 use std::{
@@ -22,10 +22,10 @@ use tokio::{
 
 use crate::workload::Workload;
 
-/// How many records of a partition may wait for their turn.
+/// The most records of a partition that may wait for their turn.
 const READ_AHEAD: usize = 10_000;
 
-/// The peers' environment, in which these two are started as well.
+/// The peers' environment, in which these two are started, too.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[arg(long, env = "BENCH_URL")]
@@ -45,11 +45,11 @@ pub(crate) struct Args {
 
 fn client(concurrency: usize) -> reqwest::Client {
     let builder = reqwest::Client::builder().tcp_nodelay(true).pool_max_idle_per_host(concurrency);
-    // Nothing here speaks TLS, and the system's certificates need not be loaded.
+    // No TLS is used, so the system's certificates need not be loaded.
     builder.tls_certs_only([]).build().expect("an HTTP client")
 }
 
-/// One call, and its answer read to the end.
+/// Makes one call, and reads its answer to the end.
 async fn call(client: &reqwest::Client, url: &str, body: Vec<u8>) {
     let request = client.post(url).header("content-type", "application/json").body(body);
     let response = request.send().await.expect("an answer");
@@ -70,7 +70,7 @@ fn run(work: impl Future<Output = ()>) {
     });
 }
 
-/// Calls as fast as so many at once can.
+/// Makes calls as fast as possible with this concurrency.
 pub(crate) fn ceiling(args: &Args) {
     run(async {
         let (client, workload) = (client(args.concurrency), Arc::new(Workload::new(1, args.bytes)));
@@ -90,8 +90,8 @@ pub(crate) fn ceiling(args: &Args) {
     });
 }
 
-/// A consumer as it stands in a tutorial: records of a partition one after the other, offsets
-/// stored when done and committed by librdkafka every five seconds.
+/// A consumer as in a tutorial: it processes the records of a partition one after the other, stores
+/// offsets when they are done, and lets librdkafka commit every five seconds.
 pub(crate) fn floor(args: &Args) {
     run(consume(args));
 }
@@ -109,7 +109,7 @@ fn consumer(args: &Args) -> StreamConsumer {
     consumer
 }
 
-/// Dropped at the end, which commits what is stored and leaves the group.
+/// Consumes until it is dropped, which commits the stored offsets and leaves the group.
 async fn consume(args: &Args) {
     let consumer = Arc::new(consumer(args));
     let client = client(args.concurrency);
@@ -136,8 +136,8 @@ async fn lane(
         let mut done = TopicPartitionList::new();
         let next = rdkafka::Offset::Offset(message.offset() + 1);
         done.add_partition_offset(message.topic(), message.partition(), next).expect("an offset");
-        // A partition that was taken away meanwhile can't be stored; somebody else does its records
-        // again.
+        // The offset of a partition that was revoked meanwhile can't be stored; its new owner
+        // repeats the records.
         drop(consumer.store_offsets(&done));
     }
 }

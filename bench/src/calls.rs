@@ -1,5 +1,4 @@
-//! The log of calls that the stub keeps: one entry per call that was answered, by the system's
-//! clock.
+//! The stub's log of calls: one entry per answered call, with times of the system clock.
 
 use std::time::UNIX_EPOCH;
 
@@ -8,9 +7,9 @@ use std::time::UNIX_EPOCH;
 pub(crate) struct Call {
     /// The number of the job.
     pub(crate) job: u32,
-    /// Which worker has made it, where the path says so.
+    /// The worker that made the call, if the path names it.
     pub(crate) worker: u32,
-    /// When its body was there, in µs since 1970.
+    /// When its body had arrived, in µs since 1970.
     pub(crate) begin: u64,
     /// When it was answered, in µs since 1970.
     pub(crate) end: u64,
@@ -19,10 +18,10 @@ pub(crate) struct Call {
 /// The length of an encoded call.
 const LENGTH: usize = 24;
 
-/// The system's time in µs since 1970. One machine has one such clock, so processes can be
-/// compared.
+/// The system time in µs since 1970. All processes of a machine share this clock, so their times
+/// can be compared.
 pub(crate) fn now() -> u64 {
-    // A clock before 1970 would show in every figure.
+    // A clock before 1970 would be visible in every figure.
     UNIX_EPOCH.elapsed().map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
@@ -38,7 +37,7 @@ pub(crate) fn encode(calls: &[Call]) -> Vec<u8> {
     bytes
 }
 
-/// Reads [`encode`]'s bytes. What is cut off at the end is left out.
+/// Reads the bytes of [`encode`]. An incomplete entry at the end is left out.
 pub(crate) fn decode(bytes: &[u8]) -> Vec<Call> {
     let (entries, _) = bytes.as_chunks::<LENGTH>();
     let decoded = entries.iter().map(|entry| {
@@ -52,6 +51,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Vec<Call> {
             end: u64::from_le_bytes(times[1]),
         }
     });
+
     decoded.collect()
 }
 
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_comes_back_as_it_was() {
+    fn a_decoded_log_equals_the_encoded_one() {
         let calls = [
             Call { job: 1, worker: 2, begin: 3, end: u64::MAX },
             Call { job: u32::MAX, worker: 0, begin: 5, end: 6 },

@@ -1,28 +1,28 @@
-//! Who takes part, and how each is started.
+//! The contestants, and how each is started.
 
 use std::{collections::BTreeMap, env, fs, path::Path, process::Command};
 
 use fleet_tests::bins;
 use serde::{Deserialize, Serialize};
 
-/// What `bench/peers/setup` says it has built.
+/// The list of what `bench/peers/setup` has built.
 pub(crate) const PEERS: &str = "target/bench/peers/peers.json";
 
-/// A contestant that others have written.
+/// A third-party contestant.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Peer {
     pub(crate) name: String,
     #[serde(default)]
     pub(crate) version: String,
     pub(crate) ready: bool,
-    /// Why it could not be built, where it is not ready.
+    /// Why it could not be built, if it is not ready.
     #[serde(default)]
     pub(crate) reason: Option<String>,
     #[serde(default)]
     command: Vec<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
-    /// What puts jobs into its queue, where it does not read Kafka.
+    /// The command that fills its queue, if it doesn't read Kafka.
     #[serde(default)]
     fill: Option<Vec<String>>,
 }
@@ -38,35 +38,35 @@ pub(crate) struct Contestant {
 pub(crate) enum Kind {
     Ceiling,
     Floor,
-    /// Ours, with an ordering.
+    /// The fleet, with an ordering.
     Fleet(&'static str),
-    /// Another's, with an ordering.
+    /// A peer, with an ordering.
     Peer(Box<Peer>, &'static str),
 }
 
-/// Where a contestant works.
+/// The environment of a contestant.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Place {
+pub(crate) struct Setup {
     pub(crate) brokers: String,
     pub(crate) topic: String,
     pub(crate) group: String,
     /// The stub's URL, without a path.
     pub(crate) url: String,
-    /// Which of several workers it is.
+    /// The number of the worker, if there are several.
     pub(crate) worker: u32,
     pub(crate) concurrency: usize,
     pub(crate) bytes: usize,
-    /// For who has no Kafka.
+    /// The Redis for contestants that don't use Kafka.
     pub(crate) redis: String,
 }
 
-/// What was built of the peers, and what was not.
+/// All peers, whether they were built or not.
 pub(crate) fn peers() -> Vec<Peer> {
     let text = fs::read(bins::repository().join(PEERS)).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// Everybody who can take part here.
+/// All contestants that are available here.
 pub(crate) fn all() -> Vec<Contestant> {
     let named = |name: &str, kind| Contestant { name: name.to_owned(), kind };
     let mut all = vec![
@@ -90,7 +90,7 @@ pub(crate) fn all() -> Vec<Contestant> {
 }
 
 impl Contestant {
-    /// Whether it takes its jobs from Kafka.
+    /// Whether it reads its jobs from Kafka.
     pub(crate) fn reads_kafka(&self) -> bool {
         match &self.kind {
             Kind::Ceiling => false,
@@ -108,13 +108,13 @@ impl Contestant {
     }
 
     /// The command that starts it.
-    pub(crate) fn command(&self, place: &Place) -> Command {
+    pub(crate) fn command(&self, setup: &Setup) -> Command {
         match &self.kind {
-            Kind::Ceiling => bare("ceiling", place),
-            Kind::Floor => bare("floor", place),
-            Kind::Fleet(ordering) => fleet(ordering, place),
+            Kind::Ceiling => bare("ceiling", setup),
+            Kind::Floor => bare("floor", setup),
+            Kind::Fleet(ordering) => fleet(ordering, setup),
             Kind::Peer(peer, ordering) => {
-                let mut command = peer.argv(&peer.command, place);
+                let mut command = peer.argv(&peer.command, setup);
                 command.env("BENCH_ORDERING", ordering);
                 command
             }
@@ -122,53 +122,53 @@ impl Contestant {
     }
 
     /// The command that puts the first `jobs` lines of a file into its queue.
-    pub(crate) fn fill(&self, place: &Place, lines: &Path, jobs: u32) -> Option<Command> {
+    pub(crate) fn fill(&self, setup: &Setup, lines: &Path, jobs: u32) -> Option<Command> {
         let Kind::Peer(peer, _) = &self.kind else { return None };
-        let mut command = peer.argv(peer.fill.as_ref()?, place);
+        let mut command = peer.argv(peer.fill.as_ref()?, setup);
         command.arg(lines).arg(jobs.to_string());
         Some(command)
     }
 }
 
 impl Peer {
-    fn argv(&self, argv: &[String], place: &Place) -> Command {
+    fn argv(&self, argv: &[String], setup: &Setup) -> Command {
         let (program, rest) = argv.split_first().expect("a peer's command");
         let mut command = Command::new(program);
         command.current_dir(bins::repository()).args(rest);
-        bench(&mut command, place, "job");
+        bench(&mut command, setup, "job");
         command.envs(&self.env);
         command
     }
 }
 
-/// The environment that all contestants but ours are started in.
-fn bench(command: &mut Command, place: &Place, path: &str) {
+/// Sets the environment of all contestants other than the fleet.
+fn bench(command: &mut Command, setup: &Setup, path: &str) {
     command
-        .env("BENCH_BROKERS", &place.brokers)
-        .env("BENCH_TOPIC", &place.topic)
-        .env("BENCH_GROUP", &place.group)
-        .env("BENCH_QUEUE", &place.group)
-        .env("BENCH_REDIS", &place.redis)
-        .env("BENCH_URL", format!("{}/w/{}/{path}", place.url, place.worker))
-        .env("BENCH_BYTES", place.bytes.to_string())
-        .env("BENCH_CONCURRENCY", place.concurrency.to_string());
+        .env("BENCH_BROKERS", &setup.brokers)
+        .env("BENCH_TOPIC", &setup.topic)
+        .env("BENCH_GROUP", &setup.group)
+        .env("BENCH_QUEUE", &setup.group)
+        .env("BENCH_REDIS", &setup.redis)
+        .env("BENCH_URL", format!("{}/w/{}/{path}", setup.url, setup.worker))
+        .env("BENCH_BYTES", setup.bytes.to_string())
+        .env("BENCH_CONCURRENCY", setup.concurrency.to_string());
 }
 
-fn bare(name: &str, place: &Place) -> Command {
+fn bare(name: &str, setup: &Setup) -> Command {
     let mut command = Command::new(env::current_exe().expect("the path of this program"));
     command.arg(name);
-    bench(&mut command, place, if name == "ceiling" { "mcp" } else { "job" });
+    bench(&mut command, setup, if name == "ceiling" { "mcp" } else { "job" });
     command
 }
 
-fn fleet(ordering: &str, place: &Place) -> Command {
+fn fleet(ordering: &str, setup: &Setup) -> Command {
     let mut command = Command::new(bins::bin("kafka-worker"));
     command
-        .env("KAFKA_BROKERS", &place.brokers)
-        .env("KAFKA_TOPIC", &place.topic)
-        .env("MCP_CONSUMER_GROUP", &place.group)
-        .env("MCP_SERVER_URL", format!("{}/w/{}/mcp", place.url, place.worker))
-        .env("MCP_MAX_IN_FLIGHT", place.concurrency.to_string())
+        .env("KAFKA_BROKERS", &setup.brokers)
+        .env("KAFKA_TOPIC", &setup.topic)
+        .env("MCP_CONSUMER_GROUP", &setup.group)
+        .env("MCP_SERVER_URL", format!("{}/w/{}/mcp", setup.url, setup.worker))
+        .env("MCP_MAX_IN_FLIGHT", setup.concurrency.to_string())
         .env("MCP_ORDERING", ordering)
         .env("PORT", "0")
         .env("RUST_LOG", "warn");

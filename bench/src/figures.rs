@@ -1,10 +1,10 @@
-//! From a log of calls to figures. Pure, so that it can be tested.
+//! Computes figures from a log of calls. Pure, so that it can be tested.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::calls::Call;
 
-/// The value that this share of `sorted` does not exceed (nearest rank); 0 where there is nothing.
+/// The value that this share of `sorted` doesn't exceed (nearest rank); 0 if `sorted` is empty.
 pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or_default()
@@ -22,7 +22,7 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// How many calls were answered in `from..to`.
+/// The number of calls that were answered in `from..to`.
 pub(crate) fn answered(calls: &[Call], from: u64, to: u64) -> usize {
     calls.iter().filter(|call| (from..to).contains(&call.end)).count()
 }
@@ -33,8 +33,8 @@ pub(crate) fn repeats(calls: &[Call]) -> usize {
     calls.len() - jobs.len()
 }
 
-/// Jobs that were committed and never called. `placed` has the jobs of each partition in order; all
-/// offsets are there.
+/// The number of jobs that were committed without a call. `placed` has the jobs of each partition
+/// in order, without gaps in the offsets.
 pub(crate) fn lost(calls: &[Call], placed: &[Vec<u32>], committed: &[Option<i64>]) -> usize {
     let called: HashSet<u32> = calls.iter().map(|call| call.job).collect();
     let of_partition = |(jobs, committed): (&Vec<u32>, &Option<i64>)| {
@@ -45,8 +45,8 @@ pub(crate) fn lost(calls: &[Call], placed: &[Vec<u32>], committed: &[Option<i64>
     placed.iter().zip(committed).map(of_partition).sum()
 }
 
-/// Pairs of calls of one key that were under way at once, or began in another order than they were
-/// written. Only first calls count: a repeat is another matter.
+/// The number of pairs of calls of one key that overlapped, or began in another order than their
+/// records were written. Only first calls count, because repeats are counted separately.
 pub(crate) fn out_of_order(calls: &[Call], key: impl Fn(u32) -> u32) -> usize {
     let mut first: HashMap<u32, Call> = HashMap::new();
     for call in calls {
@@ -55,6 +55,7 @@ pub(crate) fn out_of_order(calls: &[Call], key: impl Fn(u32) -> u32) -> usize {
             *known = *call;
         }
     }
+
     let mut by_begin: Vec<Call> = first.into_values().collect();
     by_begin.sort_unstable_by_key(|call| (call.begin, call.job));
     let mut last: HashMap<u32, Call> = HashMap::new();
@@ -66,31 +67,33 @@ pub(crate) fn out_of_order(calls: &[Call], key: impl Fn(u32) -> u32) -> usize {
         }
         last.insert(key, call);
     }
+
     wrong
 }
 
-/// What a rebalance did to the partitions that stayed with their worker.
+/// The effect of a rebalance on the partitions that stayed with their worker.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Stop {
     /// The longest time between two calls of one worker for partitions that it kept, in ms.
     pub(crate) worker_ms: f64,
-    /// The same in as long a time before.
+    /// The same in an equally long time before.
     pub(crate) before_ms: f64,
-    /// How many partitions were kept.
+    /// The number of partitions that stayed with their worker.
     pub(crate) kept: usize,
-    /// How many moved.
+    /// The number of partitions that moved.
     pub(crate) moved: usize,
 }
 
-/// Looks at the time from `at` to `to` beside as long a time before. `partition` says where a job
-/// is.
+/// Compares the time from `at` to `to` with an equally long time before. `partition` returns the
+/// partition of a job.
 pub(crate) fn stop(calls: &[Call], at: u64, to: u64, partition: impl Fn(u32) -> i32) -> Stop {
     let before = at - (to - at);
     let owner = |from: u64, to: u64| -> HashMap<i32, u32> {
         let within = calls.iter().filter(|call| (from..to).contains(&call.begin));
         within.map(|call| (partition(call.job), call.worker)).collect()
     };
-    // Who has a partition is who called last for it.
+
+    // The owner of a partition is the worker that made its last call.
     let (old, new) = (owner(before, at), owner(at, to));
     let kept: HashSet<i32> = old
         .iter()
@@ -110,6 +113,7 @@ pub(crate) fn stop(calls: &[Call], at: u64, to: u64, partition: impl Fn(u32) -> 
         });
         gaps.max().unwrap_or_default() as f64 / 1000.0
     };
+
     Stop {
         worker_ms: longest(at, to),
         before_ms: longest(before, at),
@@ -127,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_values_that_were_there() {
+    fn quantiles_are_measured_values() {
         let values: Vec<f64> = (1..=100).map(f64::from).collect();
         assert_eq!(quantile(&values, 0.5), 50.0);
         assert_eq!(quantile(&values, 0.99), 99.0);
@@ -159,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_is_the_longest_silence_of_who_keeps_a_partition() {
+    fn a_stop_is_the_longest_silence_of_a_worker_that_keeps_a_partition() {
         let by = |worker, job, begin| Call { job, worker, begin, end: begin + 1 };
         // Partition 0 stays with worker 1; partition 1 goes from 1 to 2.
         let calls = [

@@ -1,4 +1,4 @@
-//! The goals, and how far each is reached. Pure.
+//! The goals, and how far each has been reached. Pure.
 
 use serde::Serialize;
 
@@ -8,22 +8,22 @@ use crate::{
     summary::Summary,
 };
 
-/// A goal and what was measured.
+/// A goal, and the measured figure.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Goal {
-    /// What is wanted.
+    /// The goal in words.
     pub(crate) goal: String,
-    /// What it is measured by.
+    /// The measured figure in words.
     pub(crate) of: String,
     pub(crate) wanted: f64,
     pub(crate) measured: f64,
     pub(crate) unit: &'static str,
     pub(crate) is_met: bool,
-    /// Why it is missed, where it is, as far as we know.
+    /// Why the goal is missed, if it is and if we know the reason.
     pub(crate) why: Option<&'static str>,
 }
 
-/// What a goal is about, which is what it can be missed by.
+/// The subject of a goal, for which there may be a reason if it is missed.
 #[derive(Clone, Copy)]
 enum About {
     Ceiling,
@@ -48,27 +48,27 @@ impl About {
         }
     }
 
-    /// What profiles and figures say, or what we think where a text says so. A reason has to be
-    /// looked at again when the worker changes.
+    /// The reason according to profiles and figures or, if the text says so, to our assumption.
+    /// Reasons have to be reviewed when the worker changes.
     fn why(self) -> Option<&'static str> {
         Some(match self {
             Self::Ceiling => {
-                "At 0 ms one thread does all that a job costs, and the call, which is all that the ceiling does, is less than half of it: the rest is decoding the envelope, keeping order and attempts, and the two events, for which the broker takes its share of the two cores as well."
+                "At 0 ms, one thread does all the work of a job. The call, which is all that the ceiling does, is less than half of it; the rest is decoding the envelope, keeping order and attempts, and writing the two events, for which the broker also takes its share of the two cores."
             }
             Self::ShortCalls => {
-                "At 1 ms, we think (nobody has measured it apart), the stub's timer ends calls in bursts, as many as there are at once. The worker's thread needs its CPU time per job for each of a burst one after the other, and the next burst can't begin before; the bare client needs less than half of that."
+                "At 1 ms, we assume (without a separate measurement) that the stub's timer ends all concurrent calls in bursts. The worker's thread spends its CPU time per job on each call of a burst, one after the other, and the next burst can't begin earlier; the bare client needs less than half of that time."
             }
             Self::PartitionOrder => {
-                "With order by partition the next job of a partition begins when the end of the one before stands in Kafka. So there are at most twelve calls at once where the ceiling has sixteen, a job costs its partition a few milliseconds beside the call, and the partition with the most frequent keys has more than its share."
+                "With order by partition, the next job of a partition starts only after Kafka has acknowledged the end of the previous one. So there are at most twelve concurrent calls where the ceiling has sixteen, each job costs its partition a few milliseconds in addition to the call, and the partition with the most frequent keys has more than its share of jobs."
             }
             Self::Cpu => {
-                "Of CPU time a bare HTTP client alone costs a good part of what theirs and ours cost in all. Theirs write nothing for a job, while ours writes two events and keeps attempts and order; their request also is a plain POST of the envelope, while ours is an MCP call whose answer is read and kept."
+                "A bare HTTP client alone accounts for a large part of the CPU time of both the peers and the fleet. The peers write nothing for a job, while the fleet writes two events and keeps attempts and order. Also, their request is a plain POST of the envelope, while ours is an MCP call whose answer is parsed and kept."
             }
             Self::Memory => {
-                "Of memory a call in flight costs about 50 KiB, of which HTTP/1.1 has two buffers of 8 KiB for its connection, and the rest is the job, its envelope, the call and what the allocator leaves between them. The program itself and what Kafka's client holds come to about 45 MiB before."
+                "Each call in flight takes about 50 KiB of memory: two buffers of 8 KiB for its HTTP/1.1 connection, the job, its envelope, the call, and the allocator's overhead. The program itself and Kafka's client take about 45 MiB in addition."
             }
             Self::Engine => {
-                "The engine meets cache misses: a hundred thousand jobs in flight are more than the caches hold, and each event looks at its job, its key and its partition. The profile has no scan left that grows with them."
+                "The engine has cache misses: a hundred thousand jobs in flight don't fit into the caches, and each event accesses its job, its key and its partition. According to the profile, no remaining scan grows with the number of jobs."
             }
             Self::LongCalls | Self::Latency | Self::Start | Self::Rebalance => return None,
         })
@@ -93,7 +93,7 @@ fn goal(about: About, text: &str, of: &str, want: Want, unit: &'static str, meas
 
 const ORDERS: [&str; 3] = ["fleet-key", "fleet-partition", "fleet-unordered"];
 
-/// All goals for which there are figures.
+/// All goals that have figures.
 pub(crate) fn all(summary: &Summary, micro: &[Micro]) -> Vec<Goal> {
     let mut goals = Vec::new();
     let usual = |contestant: &str, service, figure: &str| {
@@ -117,6 +117,7 @@ pub(crate) fn all(summary: &Summary, micro: &[Micro]) -> Vec<Goal> {
             }
         }
     }
+
     for (peer, ours, least) in [
         ("parallel-consumer-key", "fleet-key", 2.0),
         ("parallel-consumer-unordered", "fleet-unordered", 2.0),
@@ -142,6 +143,7 @@ pub(crate) fn all(summary: &Summary, micro: &[Micro]) -> Vec<Goal> {
             }
         }
     }
+
     let mut of =
         |about, scenario, contestant: &str, service, figure: &str, text: &str, want, unit| {
             if let Some(found) = summary.usual(scenario, contestant, service, figure) {
@@ -169,6 +171,7 @@ pub(crate) fn all(summary: &Summary, micro: &[Micro]) -> Vec<Goal> {
             }
         }
     }
+
     for contestant in ["fleet-key", "fleet-unordered"] {
         let text = "peak RSS with 1,000 in flight and a million waiting";
         of(
@@ -182,6 +185,7 @@ pub(crate) fn all(summary: &Summary, micro: &[Micro]) -> Vec<Goal> {
             "MiB",
         );
     }
+
     let text = "start to first job, joining the group included";
     of(
         About::Start,
@@ -193,6 +197,7 @@ pub(crate) fn all(summary: &Summary, micro: &[Micro]) -> Vec<Goal> {
         Want::AtMost(3_000.0),
         "ms",
     );
+
     let text = "stop of partitions that stay, at a rebalance";
     of(
         About::Rebalance,
@@ -204,16 +209,17 @@ pub(crate) fn all(summary: &Summary, micro: &[Micro]) -> Vec<Goal> {
         Want::AtMost(500.0),
         "ms",
     );
+
     goals.extend(engine(micro));
     goals
 }
 
-/// How much of a difference still counts as flat. The goal does not say, so it is our own limit;
-/// timings here differ by a third from run to run.
+/// The largest difference that still counts as flat. The goal doesn't specify it, so this is our
+/// own limit; timings here differ by a third from run to run.
 const FLAT: f64 = 2.0;
 
-/// The slowest of all settings that the engine is measured in counts, and how much slower it is
-/// than the fastest.
+/// The goals of the engine: the time in its slowest setting, and how much slower that is than the
+/// fastest.
 fn engine(micro: &[Micro]) -> Vec<Goal> {
     let mut goals = Vec::new();
     for group in ["in flight", "partitions"] {
@@ -247,6 +253,7 @@ fn engine(micro: &[Micro]) -> Vec<Goal> {
             ));
         }
     }
+
     goals
 }
 
@@ -272,6 +279,7 @@ mod tests {
             },
             figures: [(figure.to_owned(), value)].into(),
         };
+
         let runs = [
             run("ceiling", 1_000, "jobs_per_s", 1000.0),
             run("fleet-key", 1_000, "jobs_per_s", 950.0),
@@ -295,7 +303,7 @@ mod tests {
         assert!((goals[4].measured - 5.5).abs() < 1e-9);
         assert!(
             goals.iter().all(|goal| goal.is_met <= goal.why.is_none()),
-            "what is met needs no reason"
+            "a goal that is met needs no reason"
         );
     }
 }

@@ -1,6 +1,6 @@
-//! An open loop: jobs are sent when their time has come, whatever has become of those before, and
-//! every time is counted from when a job was meant to be sent. So a contestant that falls behind
-//! can't hide it by being sent less.
+//! An open loop: jobs are sent at their scheduled times, whatever the state of earlier jobs, and
+//! latency is measured from the scheduled time. So a contestant that falls behind can't hide that
+//! by slowing down the sender.
 
 use std::{
     collections::HashMap,
@@ -25,33 +25,33 @@ use crate::{
     workload::{self, Workload},
 };
 
-/// How long is sent before anything counts.
+/// The duration of the warm-up, which doesn't count.
 const WARM_UP: Duration = Duration::from_secs(5);
-/// For how long it counts.
+/// The duration of the measurement.
 const WINDOW: Duration = Duration::from_secs(12);
-/// How long the last jobs may take.
+/// The longest time for the last jobs.
 const REST: Duration = Duration::from_secs(30);
-/// How long a contestant may take to make its first call.
+/// The longest time to a contestant's first call.
 const FIRST_CALL: Duration = Duration::from_secs(90);
-/// How often a job is sent before the first call was made.
+/// The interval between jobs before the first call.
 const KNOCK: Duration = Duration::from_millis(200);
 
-/// What is sent.
+/// The load.
 pub(crate) struct Live {
     workload: Workload,
     rate: f64,
 }
 
-/// What was sent, and what listens for the ends of jobs.
+/// The sent jobs, and the listener for their ends.
 pub(crate) struct Sent {
-    /// When each job was meant to be sent, by its number, in µs since 1970.
+    /// The scheduled time of each job, by its number, in µs since 1970.
     intended: Vec<u64>,
     /// The first job that counts.
     counts_from: usize,
     listener: Option<Listener>,
 }
 
-/// Reads terminal events as they come.
+/// Reads terminal events as they arrive.
 struct Listener {
     thread: JoinHandle<HashMap<u32, u64>>,
     enough: Arc<AtomicBool>,
@@ -62,7 +62,7 @@ impl Live {
         Self { workload: Workload::new(partitions, bytes), rate }
     }
 
-    /// Sends until the contestant works, and then for as long as it takes.
+    /// Sends jobs until the contestant makes calls, and then for the warm-up and the measurement.
     pub(crate) fn send(
         &self,
         brokers: &str,
@@ -79,12 +79,14 @@ impl Live {
             machine::send(&producer, topic, &self.workload, n);
             intended.len()
         };
+
         let give_up = Instant::now() + FIRST_CALL;
         while !works() {
             assert!(Instant::now() < give_up, "no call came");
             send(calls::now());
             thread::sleep(KNOCK);
         }
+
         let begin = calls::now();
         let counts_at = begin + micros(WARM_UP);
         let end = counts_at + micros(WINDOW);
@@ -103,12 +105,14 @@ impl Live {
                 counts_from = sent;
             }
         }
+
         Sent { intended, counts_from, listener }
     }
 }
 
 impl Sent {
-    /// Waits until all jobs were called and have ended; when each has, where there are events.
+    /// Waits until all jobs have been called and have ended; returns the time of each end, if there
+    /// are events.
     pub(crate) fn wait(
         &mut self,
         machine: &Machine,
@@ -118,7 +122,7 @@ impl Sent {
         self.listener.take().map(Listener::stop).unwrap_or_default()
     }
 
-    /// The times of those that count. What has no call or no end is counted as missing.
+    /// The latencies of the jobs that count. Jobs without a call or an end are counted as missing.
     pub(crate) fn figures(
         &self,
         calls: &[Call],
@@ -196,7 +200,7 @@ impl Listener {
                             ended.entry(n).or_insert_with(calls::now);
                         }
                     }
-                    // Quiet, and nothing more is wanted.
+                    // No more events arrive, and the listener has been stopped.
                     None if stop.load(Ordering::Relaxed) => return ended,
                     Some(Err(_)) | None => {}
                 }
@@ -225,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_counts_from_when_a_job_was_meant_to_be_sent() {
+    fn latency_counts_from_the_scheduled_time() {
         let sent = Sent { intended: vec![0, 1_000, 2_000, 3_000], counts_from: 1, listener: None };
         let call = |job, begin, end| Call { job, worker: 1, begin, end };
         let calls = [call(0, 0, 900_000), call(1, 3_000, 13_000), call(2, 4_000, 14_000)];

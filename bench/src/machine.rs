@@ -1,4 +1,5 @@
-//! What all contestants share: one broker, one stub, and topics filled with the same jobs.
+//! The setup that all contestants share: one broker, one stub, and topics filled with the same
+//! jobs.
 
 use std::{
     collections::HashMap,
@@ -30,10 +31,10 @@ use crate::{
 };
 
 const START: Duration = Duration::from_secs(60);
-/// How often to look at the stub.
+/// How often the stub is polled.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// The broker, the stub, and what has been filled.
+/// The broker, the stub, and the filled topics.
 pub(crate) struct Machine {
     pub(crate) cluster: Cluster,
     stub: Process,
@@ -62,13 +63,14 @@ impl Machine {
         let mut command = Command::new(env::current_exe().expect("the path of this program"));
         command.args(["stub", "--ready-file"]).arg(&ready);
         let mut stub = Process::start("stub", &directory, command);
-        let port = stub.until("the port", START, || fs::read_to_string(&ready).ok());
+        let port = stub.wait_until("the port", START, || fs::read_to_string(&ready).ok());
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let client = reqwest::Client::builder().tls_certs_only([]).build().expect("an HTTP client");
         let url = format!("http://127.0.0.1:{port}");
-        // The broker makes its topic of groups when the first one comes, which would count as
-        // somebody's start.
+
+        // The broker creates its topic of groups for the first group, which would count towards the
+        // start of a contestant.
         let settings = Settings::new(&cluster.brokers);
         let first = [TopicSpec {
             name: "bench-first".to_owned(),
@@ -77,14 +79,14 @@ impl Machine {
             properties: vec![],
         }];
         runtime.block_on(admin::create_topics(&settings, &first)).expect("a topic");
-        wait::until("the topic of groups", START, || {
+        wait::poll_until("the topic of groups", START, || {
             let found = admin::group_positions(&settings, "bench-first", "bench-first", START);
             found.is_ok().then_some(())
         });
         Self { cluster, stub, url, directory, runtime, client, filled: HashMap::new() }
     }
 
-    /// The topic with at least so many jobs; filled when it is first asked for.
+    /// The topic with at least this many jobs; filled on first use.
     pub(crate) fn topic(&mut self, partitions: i32, bytes: usize, jobs: u32) -> Filled {
         if let Some(filled) =
             self.filled.get(&(partitions, bytes)).filter(|filled| filled.jobs >= jobs)
@@ -103,17 +105,17 @@ impl Machine {
         filled
     }
 
-    /// Makes a topic for jobs and all that belongs to it, as `mcp-fleet topics create` does.
+    /// Creates a jobs topic and its companions, as `mcp-fleet topics create` does.
     pub(crate) fn create(&self, topic: &str, partitions: i32) {
         let settings = Settings::new(&self.cluster.brokers);
         let specs = admin::fleet_topics(&Topics::of(topic), partitions, 1);
         self.runtime.block_on(admin::create_topics(&settings, &specs)).expect("topics");
-        wait::until("leaders of all partitions", START, || {
+        wait::poll_until("leaders of all partitions", START, || {
             topics::in_sync(&self.cluster.brokers).then_some(())
         });
     }
 
-    /// Tells the stub how long calls take. It forgets all calls.
+    /// Sets the duration of calls at the stub, which forgets all calls.
     pub(crate) fn service(&self, service: Service) {
         let body = serde_json::to_vec(&service).expect("a service as JSON");
         let request = self.client.post(format!("{}/service", self.url)).body(body);
@@ -127,7 +129,7 @@ impl Machine {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        serde_json::from_slice(&self.get("/stats")).expect("what the stub tells")
+        serde_json::from_slice(&self.get("/stats")).expect("the stub's statistics")
     }
 
     pub(crate) fn calls(&self) -> Vec<Call> {
@@ -136,7 +138,7 @@ impl Machine {
         calls
     }
 
-    /// Waits until so many calls were answered; whether they were.
+    /// Waits until this many calls have been answered; returns whether they were.
     pub(crate) fn wait_for_calls(
         &self,
         count: usize,
@@ -153,7 +155,7 @@ impl Machine {
         false
     }
 
-    /// The processes of broker and stub.
+    /// The process ids of broker and stub.
     pub(crate) fn pids(&self) -> [u32; 2] {
         [self.cluster.process(0).map_or(0, Process::pid), self.stub.pid()]
     }
@@ -164,15 +166,15 @@ pub(crate) fn producer(brokers: &str, linger_ms: &str) -> ThreadedProducer<Defau
     ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("linger.ms", linger_ms)
-        // The default of Java's producer, which most topics are filled with. librdkafka's is a
-        // million, and whoever reads one record of a batch is sent all of it.
+        // This is the default of Java's producer, which fills most topics in practice. librdkafka's
+        // is a million, and a consumer of one record of a batch gets the whole batch.
         .set("batch.size", "16384")
         .set("enable.idempotence", "true")
         .create()
         .expect("a producer")
 }
 
-/// Writes job `n`, waiting for room where there is none.
+/// Writes job `n`, waiting for room in the queue if necessary.
 pub(crate) fn send(
     producer: &ThreadedProducer<DefaultProducerContext>,
     topic: &str,
@@ -191,7 +193,7 @@ pub(crate) fn send(
     }
 }
 
-/// The jobs' ids and bodies, a line each, for those who do not read Kafka.
+/// Writes the jobs' ids and bodies, one per line, for contestants that don't read Kafka.
 pub(crate) fn write_lines(path: &std::path::Path, workload: &Workload, jobs: u32) {
     let mut text = String::new();
     for n in 0..jobs {
@@ -201,7 +203,7 @@ pub(crate) fn write_lines(path: &std::path::Path, workload: &Workload, jobs: u32
     fs::write(path, text).expect("a file of jobs");
 }
 
-/// A Redis that keeps nothing.
+/// A Redis without persistence.
 pub(crate) struct Redis {
     _process: Process,
     pub(crate) url: String,
@@ -229,7 +231,7 @@ impl Redis {
     }
 }
 
-/// What this is measured on.
+/// Describes the machine.
 pub(crate) fn describe() -> serde_json::Value {
     let line = |path: &str, key: &str| {
         let text = fs::read_to_string(path).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What a job costs, beside the ceiling, the floor, and what people would use instead.
+//! The cost of a job, compared with the ceiling, the floor, and alternatives.
 //!
 //! `scripts/bench` sets up what is needed and calls `fleet-bench run`. The driver starts a broker,
 //! a stub of an MCP server and one contestant after the other, and computes every figure from the
@@ -30,7 +30,7 @@ use std::path::PathBuf;
 
 use clap::Parser as _;
 
-/// Measures the fleet beside its ceiling, its floor and its peers.
+/// Measures the fleet, compared with its ceiling, its floor and its peers.
 #[derive(Debug, clap::Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Cli {
@@ -48,7 +48,7 @@ const EXAMPLES: &str = "Examples:
 enum Command {
     /// Measure, and write the report.
     Run(plan::Args),
-    /// Write the report from what was measured before.
+    /// Write the report from earlier measurements.
     Report(Directories),
     /// The handler that all contestants call.
     #[command(hide = true)]
@@ -56,19 +56,19 @@ enum Command {
     /// The bare client: calls without Kafka.
     #[command(hide = true)]
     Ceiling(bare::Args),
-    /// The plain consumer: a call at a time per partition.
+    /// The plain consumer: one call at a time per partition.
     #[command(hide = true)]
     Floor(bare::Args),
 }
 
-/// Where runs and report are.
+/// The directories of runs and report.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Directories {
-    /// One line per run; what is there already is not measured again.
+    /// The file with one line per run. Runs that it already has are not measured again.
     #[arg(long, default_value = "target/bench/runs.jsonl", value_name = "FILE")]
     pub(crate) runs_file: PathBuf,
 
-    /// Where the report goes: README.md, report.json and plots.
+    /// The directory of the report: README.md, report.json and plots.
     #[arg(long, default_value = "bench/report", value_name = "DIRECTORY")]
     pub(crate) report: PathBuf,
 }

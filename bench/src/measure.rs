@@ -1,20 +1,21 @@
-//! What a contestant costs, as the kernel counts it.
+//! The resource usage of a contestant, as counted by the kernel.
 
 use std::fs;
 
-/// What Linux counts CPU time in, for programs, on every architecture that Rust and Kafka run on.
+/// The number of clock ticks per second in which Linux reports CPU time to programs, on every
+/// architecture that Rust and Kafka support.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A process group at one moment.
+/// The usage of a process group at one moment.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Usage {
     /// CPU time of all its processes and of their ended children, in seconds.
     pub(crate) cpu: f64,
-    /// The most memory that its present processes have had at once, each for itself, in MiB.
+    /// The sum of the peak memory of each of its current processes, in MiB.
     pub(crate) peak_rss: f64,
 }
 
-/// Looks at all processes of a group; contestants lead groups of their own.
+/// Measures all processes of a group. Each contestant leads a group of its own.
 pub(crate) fn group(leader: u32) -> Usage {
     let Ok(entries) = fs::read_dir("/proc") else { return Usage::default() };
     let pids =
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_stat_is_read_whatever_the_name() {
+    fn a_line_of_stat_is_parsed_whatever_the_name() {
         let line = "42 (a) b (c) S 1 40 40 0 -1 4194560 100 0 0 0 250 50 7 3 20 0 1 0";
         let stat = parse_stat(line).unwrap();
         assert_eq!((stat.group, stat.ticks), (40, 310.0));
@@ -70,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_used_something() {
+    fn this_process_has_used_resources() {
         let mut sum = 0_u64;
         while cpu(std::process::id()) == 0.0 {
             sum = std::hint::black_box(sum.wrapping_add(1));

@@ -1,4 +1,4 @@
-//! What the micro-benchmarks have measured, read from the files that criterion leaves.
+//! The results of micro-benchmarks, read from criterion's files.
 
 use std::{
     fs,
@@ -11,19 +11,18 @@ use serde_json::Value;
 /// One micro-benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Micro {
-    /// As criterion calls it: group, function, parameter.
+    /// Criterion's id: group, function, parameter.
     pub(crate) id: String,
-    /// The mean time for one event, one record or one byte count as the benchmark counts them, in
-    /// ns.
+    /// The mean time per element (event, record or bytes, as the benchmark counts them), in ns.
     pub(crate) ns: f64,
     /// The bounds of its 95 % confidence interval.
     pub(crate) low: f64,
     pub(crate) high: f64,
-    /// How many samples it is the mean of.
+    /// The number of samples.
     pub(crate) samples: usize,
 }
 
-/// Everything below `directory`, by id.
+/// All results below `directory`, by id.
 pub(crate) fn read(directory: &Path) -> Vec<Micro> {
     let mut found = Vec::new();
     walk(directory, &mut found);
@@ -35,21 +34,21 @@ fn walk(directory: &Path, found: &mut Vec<Micro>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path: PathBuf = entry.path();
         if path.ends_with("new") {
-            found.extend(one(&path));
+            found.extend(read_benchmark(&path));
         } else if path.is_dir() {
             walk(&path, found);
         }
     }
 }
 
-fn one(directory: &Path) -> Option<Micro> {
+fn read_benchmark(directory: &Path) -> Option<Micro> {
     let read =
         |name: &str| serde_json::from_slice::<Value>(&fs::read(directory.join(name)).ok()?).ok();
     parse(&read("benchmark.json")?, &read("estimates.json")?, &read("sample.json")?)
 }
 
 fn parse(benchmark: &Value, estimates: &Value, sample: &Value) -> Option<Micro> {
-    // Bytes are no unit that a reader could compare; a record is.
+    // Times per byte can't be compared, but times per record can.
     let elements = benchmark.pointer("/throughput/Elements").and_then(Value::as_f64).unwrap_or(1.0);
     let mean = estimates.get("mean")?;
     let get = |pointer: &str| Some(mean.pointer(pointer)?.as_f64()? / elements);
@@ -62,7 +61,7 @@ fn parse(benchmark: &Value, estimates: &Value, sample: &Value) -> Option<Micro> 
     })
 }
 
-/// A name to sort by, in which 9 comes before 10.
+/// A sort key for an id, in which 9 comes before 10.
 fn natural(id: &str) -> Vec<(String, u64)> {
     id.split('/')
         .map(|part| {
@@ -71,7 +70,7 @@ fn natural(id: &str) -> Vec<(String, u64)> {
         .collect()
 }
 
-/// The number at the end of a name; 0 where there is none.
+/// The number at the end of a name; 0 if there is none.
 pub(crate) fn trailing(part: &str) -> u64 {
     let digits = part.trim_start_matches(|c: char| !c.is_ascii_digit());
     digits.parse().unwrap_or_default()
@@ -84,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_benchmark_is_read_by_its_elements() {
+    fn a_benchmark_is_parsed_by_its_elements() {
         let benchmark = json!({"full_id": "in flight/key/1000", "throughput": {"Elements": 4}});
         let estimates = json!({"mean": {"point_estimate": 800.0,
             "confidence_interval": {"lower_bound": 400.0, "upper_bound": 1200.0}}});
@@ -96,6 +95,7 @@ mod tests {
             high: 300.0,
             samples: 3,
         };
+
         assert_eq!(parse(&benchmark, &estimates, &sample), Some(expected));
         assert_eq!(parse(&json!({}), &estimates, &sample), None);
     }

@@ -1,7 +1,7 @@
-//! What is measured, in which order.
+//! The plan of measurements, and their order.
 //!
 //! All cells are run once before any is run again, so that a slow quarter of an hour of the machine
-//! falls on all of them.
+//! affects all of them.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     directories: Directories,
 
-    /// How often each cell is run.
+    /// The number of runs of each cell
     #[arg(long, default_value_t = 5)]
     runs: usize,
 
@@ -34,26 +34,26 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', value_name = "TEXT")]
     only: Vec<String>,
 
-    /// Say what would be measured, and measure nothing.
+    /// Show what would be measured, without measuring
     #[arg(long)]
     list: bool,
 }
 
 /// Calls in flight at once: the worker's default.
 pub(crate) const CONCURRENCY: usize = 16;
-/// In the scenario that asks for memory.
+/// Calls in flight in the memory scenario.
 pub(crate) const MANY: usize = 1000;
-/// Partitions and bytes where they are not what is varied.
+/// Partitions and bytes, unless they are varied.
 pub(crate) const PARTITIONS: i32 = 12;
 pub(crate) const BYTES: usize = 300;
 /// The service times, in µs.
 pub(crate) const SERVICES: [u64; 4] = [0, 1_000, 10_000, 100_000];
-/// A slow job takes so long, in µs.
+/// The duration of a slow job, in µs.
 pub(crate) const SLOW: u64 = 100_000;
 
-/// The longest service time that still tells something of a contestant. With longer ones those that
-/// are held back by their order within partitions, or by what they cost themselves, differ by that
-/// and by nothing else.
+/// The longest service time that is informative for a contestant. With longer ones, contestants
+/// that are limited by their order within partitions, or by their own cost, differ only by that
+/// limit.
 fn longest(contestant: &str) -> u64 {
     match contestant {
         "celery" => 1_000,
@@ -130,7 +130,8 @@ pub(crate) fn run(args: &Args) {
         cells.iter().for_each(|(cell, _)| println!("{cell}"));
         return;
     }
-    // Fails now and not in an hour where it was not built.
+
+    // Fail now, rather than in an hour, if it was not built.
     bins::bin("kafka-worker");
     let mut runs = runs::read(&args.directories.runs_file);
     let mut machine = None;
@@ -169,7 +170,7 @@ pub(crate) fn run(args: &Args) {
     report::write(&args.directories);
 }
 
-/// One run; nothing where it failed, of which the panic has told.
+/// Runs one cell; `None` if the run failed, which the panic has reported.
 fn measure(
     machine: &mut Machine,
     contestant: &Contestant,
@@ -187,11 +188,12 @@ fn measure(
             scenarios::latency(machine, contestant, cell, rate)
         }
     });
-    // What a run has started is killed as it unwinds; the next one begins anew.
+
+    // Unwinding kills the processes of a run, and the next run starts from scratch.
     catch_unwind(run).ok()
 }
 
-/// Half of what the contestant has done of the same jobs.
+/// Half of the contestant's measured throughput with the same jobs.
 fn half_load(cell: &Cell, runs: &[Run]) -> Option<f64> {
     let same = Cell { scenario: Scenario::Throughput, ..cell.clone() };
     let of_same = runs.iter().filter(|run| run.cell == same);

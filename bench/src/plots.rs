@@ -21,7 +21,7 @@ const COLOURS: [RGBColor; 8] = [
 #[derive(Debug, Clone)]
 pub(crate) struct Series {
     pub(crate) name: String,
-    /// By group; what was not measured is left out.
+    /// The values by group; missing measurements are left out.
     pub(crate) values: Vec<Option<(f64, f64, f64)>>,
 }
 
@@ -73,6 +73,7 @@ pub(crate) fn bars(path: &Path, title: &str, groups: &[String], series: &[Series
             PathElement::new([(middle, low.max(bottom)), (middle, *high)], BLACK)
         }))?;
     }
+
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperRight)
@@ -82,7 +83,7 @@ pub(crate) fn bars(path: &Path, title: &str, groups: &[String], series: &[Series
     Ok(())
 }
 
-/// Lines over a number that grows tenfold, on logarithmic scales.
+/// Lines over a number that grows by factors of ten, on logarithmic scales.
 pub(crate) fn lines(
     path: &Path,
     title: &str,
@@ -111,6 +112,7 @@ pub(crate) fn lines(
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2)));
     }
+
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperLeft)

@@ -17,7 +17,7 @@ use crate::{
     summary::{Spread, Summary},
 };
 
-/// In this order, wherever contestants stand beside each other.
+/// The order of contestants in tables and plots.
 const ORDER: [&str; 10] = [
     "ceiling",
     "floor",
@@ -31,7 +31,7 @@ const ORDER: [&str; 10] = [
     "celery",
 ];
 
-/// A column: its heading, the figure, and how many decimals.
+/// A column: its heading, the figure, and the number of decimals.
 type Column = (&'static str, &'static str, usize);
 
 const THROUGHPUT: [Column; 8] = [
@@ -77,7 +77,7 @@ const DRAIN: [Column; 6] = [
     ("never called", "not_called", 0),
 ];
 
-/// Writes the report from the runs that there are.
+/// Writes the report from the existing runs.
 pub(crate) fn write(directories: &Directories) {
     let runs = runs::read(&directories.runs_file);
     let summary = Summary::of(&runs);
@@ -99,6 +99,7 @@ pub(crate) fn write(directories: &Directories) {
         "micro": micro,
         "peers": peers,
     });
+
     let text = serde_json::to_string_pretty(&all).expect("the report as JSON");
     fs::write(directory.join("report.json"), text + "\n").expect("the report as JSON");
     println!("{}", directory.join("README.md").display());
@@ -122,23 +123,26 @@ fn page(summary: &Summary, goals: &[Goal], micro: &[Micro], peers: &[Peer]) -> S
             of("kernel")
         ),
     );
-    if let Some(unrest) = unrest(summary) {
+
+    if let Some(ceiling_noise) = ceiling_noise(summary) {
         add(
             &mut text,
             &format!(
-                "How steady the machine was: between the slowest and the fastest run of the same cell, the bare client's own throughput differed by a factor of up to {}. Compare within a table, and small differences not at all.\n",
-                number(unrest, 1)
+                "Stability of the machine: the bare client's throughput differed by a factor of up to {} between the slowest and the fastest run of the same cell. Compare figures only within a table, and ignore small differences.\n",
+                number(ceiling_noise, 1)
             ),
         );
     }
+
     text.push_str(&goals_table(goals));
-    text.push_str("\n## A backlog that does not end\n\n![jobs per second](throughput.svg)\n\n![CPU seconds per 1000 jobs](cpu.svg)\n");
+    text.push_str("\n## An endless backlog\n\n![jobs per second](throughput.svg)\n\n![CPU seconds per 1000 jobs](cpu.svg)\n");
     for service in SERVICES {
         let usual = summary
             .cells(Scenario::Throughput, |cell| cell.is_usual() && cell.service_us == service);
         let title = format!("A call takes {} ms", service / 1000);
         text.push_str(&table(summary, &title, usual, &THROUGHPUT, true));
     }
+
     let others = |want: fn(&Cell) -> bool| summary.cells(Scenario::Throughput, want);
     for (title, want) in [
         ("One partition, a call takes 1 ms", (|cell| cell.partitions == 1) as fn(&Cell) -> bool),
@@ -160,13 +164,14 @@ fn page(summary: &Summary, goals: &[Goal], micro: &[Micro], peers: &[Peer]) -> S
             text.push_str(&table(summary, "", cells, columns, false));
         }
     }
+
     text.push_str(&micro_tables(micro));
     text.push_str(&peers_list(peers));
     text
 }
 
-/// By how much the runs of the ceiling differ where they differ most: nothing of ours is in them.
-fn unrest(summary: &Summary) -> Option<f64> {
+/// The largest difference between runs of the ceiling, which contain nothing of ours.
+fn ceiling_noise(summary: &Summary) -> Option<f64> {
     let cells = summary.cells(Scenario::Throughput, |cell| cell.contestant == "ceiling");
     let rates = cells.into_iter().filter_map(|cell| summary.get(cell, "jobs_per_s"));
     rates.map(|rate| rate.high / rate.low.max(1.0)).reduce(f64::max)
@@ -190,6 +195,7 @@ fn goals_table(goals: &[Goal]) -> String {
             ),
         );
     }
+
     text.push_str(&reasons(goals));
     text
 }
@@ -204,6 +210,7 @@ fn reasons(goals: &[Goal]) -> String {
             None => missed.push((why, vec![of])),
         }
     }
+
     let mut text = String::new();
     if !missed.is_empty() {
         text.push_str("\n### Why goals are missed\n\n");
@@ -211,11 +218,12 @@ fn reasons(goals: &[Goal]) -> String {
     for (why, of) in missed {
         add(&mut text, &format!("- {why} ({})\n", of.join(", ")));
     }
+
     text
 }
 
-/// One line per cell. `has_ceiling` adds how much of the ceiling's throughput it is, where that was
-/// measured.
+/// A table with one line per cell. `has_ceiling` adds the share of the ceiling's throughput, if
+/// that was measured.
 fn table(
     summary: &Summary,
     title: &str,
@@ -226,6 +234,7 @@ fn table(
     if cells.is_empty() {
         return String::new();
     }
+
     cells.sort_by_key(|cell| (cell.service_us, rank(cell)));
     let services = cells.iter().any(|cell| cell.service_us != cells[0].service_us);
     let ceiling = cells.iter().find(|cell| cell.contestant == "ceiling" && has_ceiling);
@@ -253,6 +262,7 @@ fn table(
         }
         add(&mut text, &format!("| {} |\n", row.join(" | ")));
     }
+
     text
 }
 
@@ -285,6 +295,7 @@ fn peers_list(peers: &[Peer]) -> String {
         };
         text.push_str(&line);
     }
+
     text
 }
 
@@ -294,7 +305,7 @@ fn shown(spread: Spread, decimals: usize) -> String {
     if low == high { median } else { format!("{median} ({low}–{high})") }
 }
 
-/// A number with thousands set apart.
+/// A number with separated thousands.
 fn number(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
     let (whole, fraction) =
@@ -307,6 +318,7 @@ fn number(value: f64, decimals: usize) -> String {
         }
         grouped.push(digit);
     }
+
     match fraction {
         Some(fraction) if whole.len() <= 3 => format!("{grouped}.{fraction}"),
         _ => grouped,
@@ -337,6 +349,7 @@ fn draw(
         });
         series.filter(|one| one.values.iter().any(Option::is_some)).collect()
     };
+
     for (file, title, figure) in [
         (
             "throughput.svg",
@@ -354,6 +367,7 @@ fn draw(
             plots::bars(&directory.join(file), title, &groups, &series)?;
         }
     }
+
     for (file, group) in
         [("engine-in-flight.svg", "in flight"), ("engine-partitions.svg", "partitions")]
     {
@@ -376,6 +390,7 @@ fn draw(
             )?;
         }
     }
+
     Ok(())
 }
 

@@ -1,5 +1,4 @@
-//! What was measured, one line of JSON per run, so that a series that was cut off goes on where it
-//! was.
+//! The measured runs, one line of JSON per run, so that an interrupted series can continue.
 
 use std::{
     collections::BTreeMap,
@@ -13,14 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan;
 
-/// What is done with a contestant.
+/// A scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Scenario {
-    /// A backlog that does not end, for some seconds.
+    /// An endless backlog, for some seconds.
     Throughput,
-    /// Arrivals at half of the throughput, measured from the time at which each was meant to be
-    /// sent.
+    /// Arrivals at half of the throughput, measured from the scheduled time of each job.
     Latency,
     /// A backlog from its first job to its last.
     Drain,
@@ -30,13 +28,13 @@ pub(crate) enum Scenario {
     Rebalance,
 }
 
-/// What is measured, but for the number of the run.
+/// The parameters of a measurement.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Cell {
     pub(crate) scenario: Scenario,
     pub(crate) contestant: String,
     pub(crate) service_us: u64,
-    /// One in a hundred takes this long, where it is not 0.
+    /// If not 0, one in a hundred jobs takes this long.
     pub(crate) slow_us: u64,
     pub(crate) bytes: usize,
     pub(crate) partitions: i32,
@@ -44,8 +42,8 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    /// Nothing but the contestant and the service time is varied. Memory is asked for with more in
-    /// flight.
+    /// Whether only the contestant and the service time differ from the defaults. The memory
+    /// scenario has more jobs in flight.
     pub(crate) fn is_usual(&self) -> bool {
         let concurrency =
             if self.scenario == Scenario::Memory { plan::MANY } else { plan::CONCURRENCY };
@@ -71,11 +69,11 @@ impl fmt::Display for Cell {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Run {
     pub(crate) cell: Cell,
-    /// By name; names end with their unit.
+    /// The figures by name; names end with their unit.
     pub(crate) figures: BTreeMap<String, f64>,
 }
 
-/// All runs of a file; none where there is no file. A line that was cut off is left out.
+/// All runs of a file; empty if the file is missing. An incomplete line is left out.
 pub(crate) fn read(path: &Path) -> Vec<Run> {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()

@@ -1,4 +1,4 @@
-//! The scenarios: each starts contestants, lets them work, stops them, and reads the figures off
+//! The scenarios: each starts contestants, lets them work, stops them, and computes figures from
 //! the log of calls.
 
 use std::{
@@ -11,7 +11,7 @@ use fleet_tests::{bins, process::Process, topics};
 
 use crate::{
     calls::{self, Call},
-    contestants::{Contestant, Place},
+    contestants::{Contestant, Setup},
     figures,
     live::Live,
     machine::{self, Filled, Machine, Redis},
@@ -20,29 +20,29 @@ use crate::{
     stub::Service,
 };
 
-/// How long a contestant may take to make its first call.
+/// The longest time to a contestant's first call.
 const FIRST_CALL: Duration = Duration::from_secs(90);
-/// How long it may take to end.
+/// The longest time for a contestant to stop.
 const END: Duration = Duration::from_secs(90);
-/// How long the JVM's compiler, caches and connections may take before anything counts.
+/// The warm-up for the JVM's compiler, caches and connections, which doesn't count.
 const WARM_UP: Duration = Duration::from_secs(5);
-/// How long is measured.
+/// The duration of a measurement.
 const WINDOW: Duration = Duration::from_secs(5);
-/// How many jobs a backlog has that nobody is to finish.
+/// The number of jobs in a backlog that no contestant can finish.
 const BACKLOG: u32 = 1_000_000;
-/// The same of jobs that are large, which nobody does as fast.
+/// The same for large jobs, which all contestants process more slowly.
 const LARGE_BACKLOG: u32 = 100_000;
-/// What Celery's queue is filled with, which it does not finish in time either.
+/// The number of jobs in Celery's queue, which it can't finish in time, either.
 const QUEUE: u32 = 60_000;
-/// How long before and after a rebalance is looked at.
+/// The time before and after a rebalance that is compared.
 const REBALANCE: Duration = Duration::from_secs(8);
 
 pub(crate) type Figures = BTreeMap<String, f64>;
 
-/// A contestant that runs, and where.
+/// A running contestant, and its environment.
 struct Running {
     process: Process,
-    place: Place,
+    setup: Setup,
     filled: Filled,
     /// When it was started, in µs since 1970.
     started: u64,
@@ -54,8 +54,8 @@ fn service(cell: &Cell) -> Service {
     Service { service_us: cell.service_us, slow_per_1000, slow_us: cell.slow_us }
 }
 
-fn place(machine: &Machine, cell: &Cell, topic: &str, worker: u32) -> Place {
-    Place {
+fn setup_of(machine: &Machine, cell: &Cell, topic: &str, worker: u32) -> Setup {
+    Setup {
         brokers: machine.cluster.brokers.clone(),
         topic: topic.to_owned(),
         group: bins::unique("bench"),
@@ -69,26 +69,27 @@ fn place(machine: &Machine, cell: &Cell, topic: &str, worker: u32) -> Place {
 
 fn start(machine: &mut Machine, contestant: &Contestant, cell: &Cell, jobs: u32) -> Running {
     let filled = machine.topic(cell.partitions, cell.bytes, jobs);
-    let mut place = place(machine, cell, &filled.topic, 1);
+    let mut setup = setup_of(machine, cell, &filled.topic, 1);
     let mut redis = None;
     if !contestant.reads_kafka() && !contestant.is_ceiling() {
         let started = Redis::start(machine);
-        place.redis.clone_from(&started.url);
+        setup.redis.clone_from(&started.url);
         redis = Some(started);
         let (lines, count) = (machine.directory.join("jobs.jsonl"), jobs.min(QUEUE));
         machine::write_lines(&lines, &filled.workload, count);
-        let fill = contestant.fill(&place, &lines, count).expect("a way to fill its queue");
+        let fill = contestant.fill(&setup, &lines, count).expect("a way to fill its queue");
         let status = Process::start("fill", &machine.directory, fill).wait(END);
         assert!(status.success(), "filling the queue of {}: {status}", contestant.name);
     }
+
     machine.service(service(cell));
     let started = calls::now();
-    let process = Process::start(&contestant.name, &machine.directory, contestant.command(&place));
-    Running { process, place, filled, started, _redis: redis }
+    let process = Process::start(&contestant.name, &machine.directory, contestant.command(&setup));
+    Running { process, setup, filled, started, _redis: redis }
 }
 
 impl Running {
-    /// Waits for the first call and returns how long it took, in ms.
+    /// Waits for the first call; returns the time to it, in ms.
     fn first_call(&mut self, machine: &Machine) -> f64 {
         let process = &mut self.process;
         let called = machine.wait_for_calls(1, FIRST_CALL, || process.is_running());
@@ -96,7 +97,8 @@ impl Running {
         (machine.stats().first.saturating_sub(self.started)) as f64 / 1000.0
     }
 
-    /// Ends it, and counts what it has committed without calling and called more than once.
+    /// Stops the contestant, and counts the jobs that it committed without a call or called
+    /// repeatedly.
     fn end(
         &mut self,
         machine: &Machine,
@@ -119,7 +121,7 @@ impl Running {
             let placed = workload.placed(*jobs);
             let brokers = &machine.cluster.brokers;
             let committed =
-                topics::committed(brokers, &self.place.group, topic, workload.partitions);
+                topics::committed(brokers, &self.setup.group, topic, workload.partitions);
             figures.insert("lost".to_owned(), figures::lost(&calls, &placed, &committed) as f64);
             let order = figures::out_of_order(&calls, |job| workload.key(job));
             figures.insert("out_of_order".to_owned(), order as f64);
@@ -128,7 +130,7 @@ impl Running {
     }
 }
 
-/// A backlog that does not end.
+/// Measures an endless backlog.
 pub(crate) fn throughput(machine: &mut Machine, contestant: &Contestant, cell: &Cell) -> Figures {
     let jobs = if cell.bytes > 1000 { LARGE_BACKLOG } else { BACKLOG };
     let mut running = start(machine, contestant, cell, jobs);
@@ -152,7 +154,7 @@ pub(crate) fn throughput(machine: &mut Machine, contestant: &Contestant, cell: &
     figures
 }
 
-/// A backlog from its first job to its last.
+/// Measures a backlog from its first job to its last.
 pub(crate) fn drain(machine: &mut Machine, contestant: &Contestant, cell: &Cell) -> Figures {
     let mut running = start(machine, contestant, cell, BACKLOG);
     let mut figures = Figures::new();
@@ -174,7 +176,7 @@ pub(crate) fn drain(machine: &mut Machine, contestant: &Contestant, cell: &Cell)
     figures
 }
 
-/// Many jobs in flight before a backlog of a million.
+/// Measures many jobs in flight with a backlog of a million.
 pub(crate) fn memory(machine: &mut Machine, contestant: &Contestant, cell: &Cell) -> Figures {
     let mut running = start(machine, contestant, cell, BACKLOG);
     let mut figures = Figures::new();
@@ -184,7 +186,7 @@ pub(crate) fn memory(machine: &mut Machine, contestant: &Contestant, cell: &Cell
     figures
 }
 
-/// Two workers, then three.
+/// Measures two workers, then three.
 pub(crate) fn rebalance(machine: &mut Machine, contestant: &Contestant, cell: &Cell) -> Figures {
     let mut first = start(machine, contestant, cell, BACKLOG);
     first.first_call(machine);
@@ -192,14 +194,16 @@ pub(crate) fn rebalance(machine: &mut Machine, contestant: &Contestant, cell: &C
     let mut joined = 0;
     for worker in [2, 3] {
         joined = calls::now();
-        let place = Place { worker, ..first.place.clone() };
-        more.push(Process::start(&contestant.name, &machine.directory, contestant.command(&place)));
+        let setup = Setup { worker, ..first.setup.clone() };
+        more.push(Process::start(&contestant.name, &machine.directory, contestant.command(&setup)));
         thread::sleep(REBALANCE);
     }
+
     let mut figures = Figures::new();
     for process in &mut more {
         process.stop(END);
     }
+
     let calls = first.end(machine, contestant, &mut figures);
     let span = u64::try_from(REBALANCE.as_micros()).unwrap_or(u64::MAX);
     let workload = &first.filled.workload;
@@ -212,7 +216,7 @@ pub(crate) fn rebalance(machine: &mut Machine, contestant: &Contestant, cell: &C
     figures
 }
 
-/// Arrivals at `rate` a second.
+/// Measures arrivals at `rate` per second.
 pub(crate) fn latency(
     machine: &mut Machine,
     contestant: &Contestant,
@@ -221,17 +225,18 @@ pub(crate) fn latency(
 ) -> Figures {
     let topic = bins::unique("bench-live");
     machine.create(&topic, cell.partitions);
-    let place = place(machine, cell, &topic, 1);
+    let setup = setup_of(machine, cell, &topic, 1);
     machine.service(service(cell));
     let live = Live::new(cell.partitions, cell.bytes, rate);
     let mut figures = Figures::new();
     figures.insert("rate_per_s".to_owned(), rate);
     let mut process =
-        Process::start(&contestant.name, &machine.directory, contestant.command(&place));
-    // It reads from the beginning, so what is written before it has joined is only late, and before
-    // the window.
+        Process::start(&contestant.name, &machine.directory, contestant.command(&setup));
+
+    // The contestant reads from the beginning, so jobs that are written before it has joined are
+    // only late, and before the measurement.
     let mut sent =
-        live.send(&place.brokers, &topic, contestant.is_fleet(), || machine.stats().calls > 0);
+        live.send(&setup.brokers, &topic, contestant.is_fleet(), || machine.stats().calls > 0);
     let ended = sent.wait(machine, || process.is_running());
     figures.insert("peak_rss_mib".to_owned(), measure::group(process.pid()).peak_rss);
     process.stop(END);

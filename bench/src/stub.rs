@@ -1,8 +1,8 @@
 //! The handler that all contestants call: an MCP server with one tool that takes a set time.
 //!
-//! It does as little as it can, since it shares the machine's cores with whoever is measured. A
-//! POST to `/w/<n>/mcp` speaks JSON-RPC; one to `/w/<n>/job` takes a job's envelope as it is. `<n>`
-//! says which worker calls.
+//! It does as little as possible, because it shares the machine's cores with the contestants. A
+//! POST to `/w/<n>/mcp` is JSON-RPC; one to `/w/<n>/job` is a job's envelope. `<n>` is the number
+//! of the calling worker.
 
 use std::{
     convert::Infallible,
@@ -35,14 +35,14 @@ pub(crate) struct Args {
     ready_file: PathBuf,
 }
 
-/// What the stub is told before a run. It forgets all calls then.
+/// The stub's settings for a run. Setting them clears the log of calls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Service {
-    /// How long a call takes, in µs.
+    /// The duration of a call, in µs.
     pub(crate) service_us: u64,
-    /// How many jobs in a thousand are slow.
+    /// The number of slow jobs in a thousand.
     pub(crate) slow_per_1000: u64,
-    /// How long those take, in µs.
+    /// The duration of a slow job, in µs.
     pub(crate) slow_us: u64,
 }
 
@@ -53,14 +53,14 @@ impl Service {
     }
 }
 
-/// What can be asked at any time.
+/// The statistics, which are available at any time.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Stats {
-    /// How many calls were answered.
+    /// The number of answered calls.
     pub(crate) calls: usize,
-    /// When the first of them came, in µs since 1970; 0 if none has.
+    /// When the first of them arrived, in µs since 1970; 0 if there is none.
     pub(crate) first: u64,
-    /// The most calls that were there at once.
+    /// The most concurrent calls.
     pub(crate) most_at_once: usize,
 }
 
@@ -72,7 +72,7 @@ struct State {
     most: AtomicUsize,
 }
 
-/// A call that is there, until it is answered or its client has gone.
+/// An open call, until it is answered or its client has left.
 struct Present<'a>(&'a State);
 
 impl<'a> Present<'a> {
@@ -89,7 +89,7 @@ impl Drop for Present<'_> {
     }
 }
 
-/// A lock that a panic elsewhere does not take away.
+/// Locks a mutex, even if it is poisoned.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -106,7 +106,7 @@ pub(crate) fn run(args: &Args) {
         let state = Arc::new(State::default());
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
-            // A call that waits for Nagle's algorithm would be measured as slow.
+            // Nagle's algorithm would delay calls.
             drop(stream.set_nodelay(true));
             let state = state.clone();
             tokio::spawn(async move {
@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args) {
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .serve_connection(TokioIo::new(stream), service);
-                // Contestants are killed in the middle of calls.
+                // Errors are expected, because contestants are killed in the middle of calls.
                 drop(connection.await);
             });
         }
@@ -139,6 +139,7 @@ async fn answer(
         (&Method::POST, _) => call(&state, &path, &read(request).await).await,
         _ => Vec::new(),
     };
+
     let response = Response::builder().header("content-type", "application/json");
     Ok(response.body(Full::new(body.into())).expect("a response of constant parts"))
 }
@@ -169,12 +170,13 @@ async fn call(state: &State, path: &str, body: &[u8]) -> Vec<u8> {
     if !service.is_zero() {
         tokio::time::sleep(service).await;
     }
+
     lock(&state.calls).push(Call { job, worker, begin, end: calls::now() });
     workload::response(id).into_bytes()
 }
 
-/// The id of a JSON-RPC request as it stands there; our own client and the bare one write it
-/// second.
+/// The id of a JSON-RPC request, verbatim; our own client and the bare one write it as the second
+/// member.
 fn id_of(body: &[u8]) -> &str {
     const MARK: &[u8] = br#"{"jsonrpc":"2.0","id":"#;
     let rest = body.strip_prefix(MARK).unwrap_or_default();
@@ -182,7 +184,7 @@ fn id_of(body: &[u8]) -> &str {
     std::str::from_utf8(&rest[..digits]).ok().filter(|digits| !digits.is_empty()).unwrap_or("0")
 }
 
-/// The answer to what is not a job: which revision is spoken, and that all is well.
+/// The answer to a request other than a call: the protocol revision, or an empty result.
 fn handshake(id: &str, body: &[u8]) -> Vec<u8> {
     let discover = body.windows(15).any(|window| window == b"server/discover");
     let result = if discover {
@@ -203,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_job_in_a_hundred_is_slow_and_always_the_same_ones() {
+    fn the_same_one_in_a_hundred_jobs_is_always_slow() {
         let service = Service { service_us: 1, slow_per_1000: 10, slow_us: 9 };
         let slow = (0..100_000).filter(|job| service.of(*job) == Duration::from_micros(9)).count();
         assert!((900..1100).contains(&slow), "{slow}");
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_of_a_request_is_given_back() {
+    fn the_id_of_a_request_is_returned() {
         assert_eq!(id_of(br#"{"jsonrpc":"2.0","id":17,"method":"x"}"#), "17");
         assert_eq!(id_of(br#"{"jobID":"b-1"}"#), "0");
     }

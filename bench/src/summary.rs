@@ -1,4 +1,4 @@
-//! All runs of each cell, put together.
+//! The summary of all runs of each cell.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ impl Summary {
         Self(values.into_iter().map(|(cell, figures)| (cell, spread(figures))).collect())
     }
 
-    /// How often a cell was run.
+    /// The number of runs of a cell.
     pub(crate) fn runs(&self, cell: &Cell) -> usize {
         self.0
             .get(cell)
@@ -67,12 +67,12 @@ impl Summary {
         self.0.get(cell)?.get(figure).copied()
     }
 
-    /// The cells of one scenario that `want` is true of.
+    /// The cells of one scenario for which `want` returns true.
     pub(crate) fn cells(&self, scenario: Scenario, want: impl Fn(&Cell) -> bool) -> Vec<&Cell> {
         self.0.keys().filter(|cell| cell.scenario == scenario && want(cell)).collect()
     }
 
-    /// The first figure of that scenario, contestant and service time, in the usual cell.
+    /// The figure of this scenario, contestant and service time in the usual cell.
     pub(crate) fn usual(
         &self,
         scenario: Scenario,

@@ -1,21 +1,21 @@
-//! The jobs: the same for everybody, computed from their number.
+//! The jobs: the same for all contestants, computed from their number.
 
 use serde_json::json;
 
-/// How many keys there are.
+/// The number of keys.
 pub(crate) const KEYS: usize = 10_000;
-/// The exponent of Zipf's law. With it the most frequent key has 3.7 % of the jobs: as many as one
-/// job at a time can do beside fifteen others, so that order by key costs something and does not
-/// decide everything.
+/// The exponent of Zipf's law. With it, the most frequent key has 3.7 % of the jobs: as many as one
+/// lane can process next to fifteen others, so that order by key costs something but doesn't
+/// dominate.
 const EXPONENT: f64 = 0.8;
 
-/// What a topic is filled with.
+/// The jobs of a topic.
 #[derive(Debug, Clone)]
 pub(crate) struct Workload {
     pub(crate) partitions: i32,
     /// Bytes of each job's arguments.
     pub(crate) bytes: usize,
-    /// The weights of the keys, summed up.
+    /// The cumulative weights of the keys.
     cumulative: Vec<f64>,
 }
 
@@ -38,14 +38,14 @@ impl Workload {
     }
 
     /// The partition of a key. The ranks are mixed first, so that no partition has all the frequent
-    /// ones.
+    /// keys.
     pub(crate) fn partition(&self, key: u32) -> i32 {
         let partitions = u64::from(self.partitions.unsigned_abs().max(1));
         i32::try_from(hash(u64::from(key) ^ 0xF1EE7) % partitions).unwrap_or_default()
     }
 
-    /// The arguments of job `n`, as JSON of about [`Workload::bytes`] bytes. The text can't be
-    /// compressed to nothing.
+    /// The arguments of job `n`, as JSON of about [`Workload::bytes`] bytes, with text that doesn't
+    /// compress well.
     pub(crate) fn arguments(&self, n: u32) -> String {
         let head = format!(r#"{{"n":{n},"text":""#);
         let mut text = head;
@@ -69,7 +69,7 @@ impl Workload {
         )
     }
 
-    /// The JSON-RPC request of a client that has no job.
+    /// The JSON-RPC request of a client without a job.
     pub(crate) fn request(&self, n: u32) -> String {
         let arguments = self.arguments(n);
         format!(
@@ -110,7 +110,7 @@ pub(crate) fn number_in(body: &[u8]) -> Option<u32> {
     std::str::from_utf8(&body[at..at + digits]).ok()?.parse().ok()
 }
 
-/// What a tool answers, as the JSON-RPC response to request `id`.
+/// A tool's JSON-RPC response to request `id`.
 pub(crate) fn response(id: &str) -> String {
     format!(
         r#"{{"jsonrpc":"2.0","id":{id},"result":{}}}"#,
@@ -126,7 +126,7 @@ pub(crate) fn hash(n: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// From 0 up to, and without, 1.
+/// A number from 0 up to but excluding 1.
 pub(crate) fn unit(random: u64) -> f64 {
     (random >> 11) as f64 / (1_u64 << 53) as f64
 }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_has_the_size_that_was_asked_for_and_is_found_in_both_spellings() {
+    fn a_job_has_the_requested_size_and_is_found_in_both_forms() {
         for bytes in [300, 10_000] {
             let workload = Workload::new(12, bytes);
             for n in [0, 7, 999_999] {
@@ -161,13 +161,14 @@ mod tests {
                 assert_eq!(number_of(job_id(n).as_bytes()), Some(n));
             }
         }
+
         assert_eq!(number_in(b"{}"), None);
         let response: serde_json::Value = serde_json::from_str(&response("3")).unwrap();
         assert_eq!(response["id"], 3);
     }
 
     #[test]
-    fn jobs_are_placed_where_their_key_says() {
+    fn jobs_are_placed_according_to_their_keys() {
         let workload = Workload::new(3, 300);
         let placed = workload.placed(1000);
         assert_eq!(placed.iter().map(Vec::len).sum::<usize>(), 1000);
