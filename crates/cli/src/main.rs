@@ -66,7 +66,8 @@ const EXAMPLES: &str = "
 ///
 /// A whole fleet on one laptop, and the operator's tool for any Kafka.
 #[derive(Debug, Parser)]
-#[command(name = "mcp-fleet", version, after_help = format!("Examples:{LAPTOP_EXAMPLES}{EXAMPLES}"))]
+#[command(name = "mcp-fleet", version, max_term_width = 100)]
+#[command(after_help = format!("Examples:{LAPTOP_EXAMPLES}{EXAMPLES}"))]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -162,5 +163,29 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         #[cfg(feature = "fleet")]
         Command::Worker(args) => serve::worker(args).await,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the help texts of a command and of its subcommands.
+    fn help_texts(command: &mut clap::Command) -> Vec<String> {
+        let own = [command.render_help(), command.render_long_help()].map(|text| text.to_string());
+        let below = command.get_subcommands_mut().flat_map(help_texts);
+        own.into_iter().chain(below).collect()
+    }
+
+    #[test]
+    fn every_help_text_fits_into_a_hundred_columns() {
+        let mut command = Cli::command();
+        command.build();
+
+        for text in help_texts(&mut command) {
+            for line in text.lines() {
+                assert!(console::measure_text_width(line) <= 100, "{line}");
+            }
+        }
     }
 }

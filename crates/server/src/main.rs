@@ -29,7 +29,7 @@ const EXAMPLES: &str = "Examples:
 
 /// An MCP server that hosts other MCP servers.
 #[derive(Parser)]
-#[command(name = "mcp-server", version, after_help = EXAMPLES)]
+#[command(name = "mcp-server", version, after_help = EXAMPLES, max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(flatten)]

@@ -9,7 +9,8 @@ use kafka_worker::WorkerError;
 /// Runs MCP jobs from Kafka: calls their tools, and commits an offset only after its job is
 /// settled.
 #[derive(Debug, clap::Parser)]
-#[command(name = "kafka-worker", version, after_help = kafka_worker::config::EXAMPLES)]
+#[command(name = "kafka-worker", version, max_term_width = 100)]
+#[command(after_help = kafka_worker::config::EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     args: kafka_worker::Args,
