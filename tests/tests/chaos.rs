@@ -23,7 +23,7 @@ use fleet_tests::{
     Env, Fleet, Oracle,
     chaos::{
         BEHIND_PROXY, BROKERS, Disturbance, Schedule, Step, WITHOUT_COORDINATOR_MS, WORKERS,
-        audit::{Audit, COMMIT_MS, Loss, Report, Witness},
+        audit::{Audit, COMMIT_MS, Cut, Loss, Report, Witness},
         hosted::Hosted,
         jobs::{Jobs, Plan},
         ledger::{Ledger, SETTLED, ZOMBIES},
@@ -105,6 +105,18 @@ fn now_ms() -> i64 {
     i64::try_from(UNIX_EPOCH.elapsed().expect("a clock").as_millis()).expect("this century")
 }
 
+/// The cut that a disturbance from `from` to `until` was for calls.
+fn cut_by(what: Disturbance, from: i64, until: i64) -> Option<Cut> {
+    let (lost_calls, only_remote) = match what {
+        Disturbance::KillServer { .. } => (1, false),
+        // One with the server, and one when it refuses the old session without saying why.
+        Disturbance::KillHosted { .. } => (2, true),
+        Disturbance::CutHosted { .. } => (1, true),
+        _ => return None,
+    };
+    Some(Cut { from, until, lost_calls, only_remote })
+}
+
 /// How often a worker has lost its partitions without a revocation.
 fn count_losses(worker: &Worker) -> f64 {
     http::metric(worker.service.address, "fleet_rebalances_total{kind=\"lost\"}")
@@ -129,8 +141,8 @@ struct Chaos<'e> {
     active: Vec<Active>,
     broker_down_since: Option<i64>,
     outages: Vec<(i64, i64)>,
-    /// How often running calls were cut off.
-    cut_calls: u32,
+    /// When a server was killed or cut off.
+    cuts: Vec<Cut>,
     cancelled_late: HashSet<String>,
     /// The number of concurrent calls of each worker.
     in_flight: usize,
@@ -192,7 +204,7 @@ impl<'e> Chaos<'e> {
             active: Vec::new(),
             broker_down_since: None,
             outages: Vec::new(),
-            cut_calls: 0,
+            cuts: Vec::new(),
             cancelled_late: HashSet::new(),
             in_flight,
         };
@@ -360,7 +372,6 @@ impl<'e> Chaos<'e> {
             Disturbance::KillServer { .. } => {
                 self.gate.set(Network::Refused);
                 self.fleet.server.take().expect("the server").process.kill();
-                self.cut_calls += 1;
             }
             Disturbance::KillBroker { broker, .. } => {
                 self.broker_down_since = Some(now_ms());
@@ -368,11 +379,9 @@ impl<'e> Chaos<'e> {
             }
             Disturbance::KillHosted { .. } => {
                 self.hosted.kill();
-                self.cut_calls += 1;
             }
             Disturbance::CutHosted { how, .. } => {
                 self.hosted.network(how);
-                self.cut_calls += 1;
             }
             Disturbance::RefuseHosted { .. } => self.hosted.refuse(true),
         }
@@ -485,6 +494,7 @@ impl<'e> Chaos<'e> {
     }
 
     fn recovered(&mut self, what: Disturbance, began: i64) {
+        self.cuts.extend(cut_by(what, began, now_ms()));
         match what {
             Disturbance::StopWorker { worker, .. } => self.record_loss(worker, began),
             Disturbance::WakeWithoutCoordinator { worker, .. } => {
@@ -558,7 +568,7 @@ impl<'e> Chaos<'e> {
             losses: std::mem::take(&mut self.losses),
             outages: std::mem::take(&mut self.outages),
             witnesses: &self.witnesses,
-            cut_calls: self.cut_calls,
+            cuts: std::mem::take(&mut self.cuts),
             cancelled_late: &self.cancelled_late,
             in_flight: self.in_flight,
         };

@@ -15,11 +15,12 @@ use std::{
 
 use fleet_job::{
     event::{JobEvent, JobState},
+    outcome::{ErrorKind, JobError, WaitReason},
     time::Timestamp,
 };
 
 use super::{
-    jobs::{HOPELESS_ATTEMPTS, MAX_ATTEMPTS, Plan},
+    jobs::{HOPELESS_ATTEMPTS, MAX_ATTEMPTS, Plan, is_for_remote},
     ledger::Ledger,
 };
 use crate::{
@@ -33,6 +34,9 @@ pub const COMMIT_MS: i64 = 4_000;
 /// How long before and after a worker's log line about lost partitions that loss explains repeats:
 /// one session timeout before, when the worker didn't know yet, and the time to write its events.
 const NOTICED_MS: i64 = 10_000;
+/// How long after a server is back calls can still meet what the cut has left: connections and
+/// sessions that it no longer knows.
+const CUT_MS: i64 = 10_000;
 
 /// How long after an unexplained repeat its worker's log is shown: three times
 /// `delivery.timeout.ms`, after which librdkafka gives up on a record.
@@ -63,6 +67,19 @@ impl fmt::Display for Loss {
         let [from, until] = [self.from, self.until].map(Timestamp::from_millis_clamped);
         write!(f, "{from} to {until}")
     }
+}
+
+/// A server was killed or cut off while it had calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut {
+    /// The time it began, in milliseconds.
+    pub from: i64,
+    /// The time from which calls were answered again, in milliseconds.
+    pub until: i64,
+    /// The number of calls that one job can have lost.
+    pub lost_calls: u32,
+    /// Whether only calls of the hosted remote server were lost.
+    pub only_remote: bool,
 }
 
 /// A worker that has run, and its log.
@@ -139,9 +156,8 @@ pub struct Audit<'a> {
     pub outages: Vec<(i64, i64)>,
     /// All workers that have run.
     pub witnesses: &'a [Witness],
-    /// How often running calls were cut off: the server or the hosted server was killed, or its
-    /// network failed.
-    pub cut_calls: u32,
+    /// When a server was killed or cut off, with the calls that it had.
+    pub cuts: Vec<Cut>,
     /// Jobs with a cancel request after their end.
     pub cancelled_late: &'a HashSet<String>,
     /// `MCP_MAX_IN_FLIGHT` of the workers.
@@ -205,37 +221,77 @@ impl Audit<'_> {
         report
     }
 
-    fn ends(&self, record: &Record) -> impl Iterator<Item = &Arc<JobEvent>> {
+    /// The events of a record, in the order of their topic.
+    fn events(&self, record: &Record) -> &[Arc<JobEvent>] {
         let events = self.account.events.get(&(record.partition, record.offset));
-        events.into_iter().flat_map(|events| oracle::ends(events))
+        events.map_or(&[], Vec::as_slice)
+    }
+
+    fn ends(&self, record: &Record) -> impl Iterator<Item = &Arc<JobEvent>> {
+        oracle::ends(self.events(record))
     }
 
     fn ends_are_as_planned(&self, wrong: &mut Vec<String>) {
         for (record, plan) in self.plans {
+            let lost = self.lost_calls(record);
             wrong.extend(self.ends(record).enumerate().filter_map(|(at, end)| {
                 // The record of an ended job can reach another worker, which knows only the cancel
                 // request.
                 let late = at > 0 && end.state == JobState::Cancelled;
                 let is_planned = late && self.cancelled_late.contains(&end.job_id);
-                if is_planned { None } else { plan.differs(end, self.cut_calls) }
+                if is_planned { None } else { plan.differs(end, lost) }
             }));
+
             wrong.extend(self.is_not_its_first_end(record));
-            let Some(last) = self.account.last.get(&(record.partition, record.offset)) else {
-                continue;
-            };
-            let none = BTreeMap::new();
-            let calls = self.ledger.calls.get(&last.job_id).unwrap_or(&none);
-            let most = if *plan == Plan::Hopeless { HOPELESS_ATTEMPTS } else { MAX_ATTEMPTS };
-            let attempts = if *plan == Plan::Undecodable { 0 } else { last.attempts };
-            // Attempts whose calls were cut off before the server saw them.
-            let unseen = (1..=attempts).filter(|attempt| !calls.contains_key(attempt)).count();
-            if calls.keys().any(|attempt| *attempt > most) || unseen > self.cut_calls as usize {
-                let (job, calls) = (&last.job_id, calls.keys());
-                wrong.push(format!(
-                    "{job}: {attempts} attempts were reported, {most} allowed; called: {calls:?}"
-                ));
-            }
+            wrong.extend(self.attempts_spent_on_outages(record));
+            wrong.extend(self.unplanned_calls(record, *plan, lost));
         }
+    }
+
+    /// The number of calls that a job can have lost with a server: by the cuts between its first
+    /// start and its end.
+    fn lost_calls(&self, record: &Record) -> u32 {
+        let events = self.events(record);
+        let start = events.iter().find(|event| event.state == JobState::Running);
+        let start = start.or(events.first()).map(|event| event.time.as_millis());
+        let end = self.ends(record).next().map(|event| event.time.as_millis());
+        let (Some(start), Some(end)) = (start, end) else { return 0 };
+
+        let is_remote = is_for_remote(&record.content);
+        let met = self.cuts.iter().filter(|cut| {
+            (is_remote || !cut.only_remote) && cut.from <= end && start <= cut.until + CUT_MS
+        });
+        met.map(|cut| cut.lost_calls).sum()
+    }
+
+    /// The violations of I7: attempts that a job has spent on something that was not its fault.
+    fn attempts_spent_on_outages(&self, record: &Record) -> Vec<String> {
+        let spent = self.events(record).iter().filter(|event| {
+            let has_spent = matches!(event.state, JobState::Retrying | JobState::Failed);
+            has_spent && event.waiting.is_none() && event.error.as_ref().is_some_and(is_of_outage)
+        });
+        let told = |event: &Arc<JobEvent>| {
+            let (job, attempts, error) = (&event.job_id, event.attempts, &event.error);
+            format!("{job}: attempt {attempts} was spent on an outage: {error:?}")
+        };
+        spent.map(told).collect()
+    }
+
+    /// The violation if a job was called too often, or the server did not see its calls.
+    fn unplanned_calls(&self, record: &Record, plan: Plan, lost: u32) -> Option<String> {
+        let last = self.account.last.get(&(record.partition, record.offset))?;
+        let none = BTreeMap::new();
+        let calls = self.ledger.calls.get(&last.job_id).unwrap_or(&none);
+        let most = if plan == Plan::Hopeless { HOPELESS_ATTEMPTS } else { MAX_ATTEMPTS };
+        let attempts = if plan == Plan::Undecodable { 0 } else { last.attempts };
+
+        // Attempts whose calls were cut off before the server saw them.
+        let unseen = (1..=attempts).filter(|attempt| !calls.contains_key(attempt)).count();
+        let is_wrong = calls.keys().any(|attempt| *attempt > most) || unseen > lost as usize;
+        is_wrong.then(|| {
+            let (job, calls) = (&last.job_id, calls.keys());
+            format!("{job}: {attempts} attempts were reported, {most} allowed; called: {calls:?}")
+        })
     }
 
     /// The violation if the newest event of a job, which compaction keeps, is not the first end.
@@ -389,9 +445,16 @@ impl Audit<'_> {
     }
 }
 
+/// Whether an error says that something other than the job is at fault, so that the job waits.
+fn is_of_outage(error: &JobError) -> bool {
+    let reason = error.data.as_ref().and_then(|data| data["reason"].as_str());
+    matches!(error.kind, ErrorKind::Connect | ErrorKind::Unauthorized)
+        || reason.is_some_and(|reason| WaitReason::of_answer(reason).is_some())
+}
+
 #[cfg(test)]
 mod tests {
-    use fleet_job::event::Source;
+    use fleet_job::event::{Source, Waiting};
 
     use super::*;
     use crate::{chaos::ledger::Overlap, topics::Outgoing};
@@ -403,8 +466,9 @@ mod tests {
         JobEvent { attempts, worker: Some(worker.into()), source: Some(source), ..bare }
     }
 
-    /// The violations of one job with these calls and ends, if worker `a` was lost at 100,000 and a
-    /// broker was down from 200,000 to 210,000.
+    /// The violations of one job with these calls and ends, if worker `a` was lost at 100,000, the
+    /// server was killed at 150,000, the remote server was cut off at 170,000, and a broker was down
+    /// from 200,000 to 210,000.
     fn wrong(ends: &[JobEvent], calls: &[(u32, usize)]) -> Vec<String> {
         wrong_by(&[], ends, calls)
     }
@@ -413,7 +477,8 @@ mod tests {
         let mut account = Account::default();
         account.events.insert((0, 0), ends.iter().cloned().map(Arc::new).collect());
         // A server restates the first end if another end follows it.
-        account.last.insert((0, 0), Arc::new(ends.first().expect("an end").clone()));
+        let first = ends.iter().find(|event| event.state.is_terminal()).expect("an end");
+        account.last.insert((0, 0), Arc::new(first.clone()));
         audited(&account, witnesses, calls)
     }
 
@@ -434,7 +499,10 @@ mod tests {
             losses: vec![Loss { worker: "a".into(), from: 96_000, until: 100_000 }],
             outages: vec![(200_000, 210_000)],
             witnesses,
-            cut_calls: 0,
+            cuts: vec![
+                Cut { from: 150_000, until: 152_000, lost_calls: 1, only_remote: false },
+                Cut { from: 170_000, until: 172_000, lost_calls: 1, only_remote: true },
+            ],
             cancelled_late: &HashSet::new(),
             in_flight: 1,
         };
@@ -455,6 +523,40 @@ mod tests {
     #[test]
     fn one_end_as_planned_is_no_violation() {
         check(&[end("a", 50_000, 2)], &CALLS, &[]);
+    }
+
+    fn running(at: i64) -> JobEvent {
+        JobEvent { state: JobState::Running, ..end("b", at, 0) }
+    }
+
+    #[test]
+    fn a_cut_explains_one_more_attempt_of_a_job_that_it_met() {
+        let calls = [(1, 1), (2, 1), (3, 1)];
+        check(&[running(149_000), end("b", 153_000, 3)], &calls, &[]);
+        check(&[running(149_000), end("b", 153_000, 4)], &calls, &["succeeded after 4 attempts"]);
+        check(&[running(163_000), end("b", 164_000, 3)], &calls, &["succeeded after 3 attempts"]);
+        check(&[running(169_000), end("b", 173_000, 3)], &calls, &["succeeded after 3 attempts"]);
+    }
+
+    #[test]
+    fn an_attempt_that_is_spent_on_an_outage_is_found() {
+        let error = |kind, data| Some(JobError { data, ..JobError::new(kind, "no") });
+        let busy = Some(serde_json::json!({"reason": "server-busy"}));
+        for (error, is_wrong) in [
+            (error(ErrorKind::Connect, None), true),
+            (error(ErrorKind::JsonRpc, busy.clone()), true),
+            (error(ErrorKind::ConnectionLost, None), false),
+        ] {
+            let failed = JobEvent { state: JobState::Retrying, error, ..end("b", 149_500, 1) };
+            let events = [running(149_000), failed.clone(), end("b", 153_000, 2)];
+            let expected = is_wrong.then_some("spent on an outage");
+            check(&events, &CALLS, expected.as_slice());
+
+            let waiting =
+                Waiting { reason: "server-busy".into(), server: None, since: failed.time };
+            let waits = JobEvent { waiting: Some(waiting), ..failed };
+            check(&[running(149_000), waits, end("b", 153_000, 2)], &CALLS, &[]);
+        }
     }
 
     #[test]
@@ -550,7 +652,7 @@ mod tests {
             losses,
             outages,
             witnesses: &[],
-            cut_calls: 0,
+            cuts: Vec::new(),
             cancelled_late: &HashSet::new(),
             in_flight: 1,
         };

@@ -15,12 +15,22 @@ const KEYS: usize = 200;
 const SKEW: f64 = 0.6;
 /// The attempts of jobs that always fail.
 pub const HOPELESS_ATTEMPTS: u32 = 3;
-/// The attempts of all other jobs: more than they can need, even if servers are killed or cut off
-/// during some attempts, each of which then counts.
-pub const MAX_ATTEMPTS: u32 = 20;
+/// The attempts of all other jobs: enough for the planned failures and for three calls that are lost
+/// because a server is killed or cut off. A job that spends attempts on an outage becomes a dead
+/// letter.
+pub const MAX_ATTEMPTS: u32 = 6;
 /// One in this many keys, and one in this many jobs without a key, is for the hosted remote server;
 /// the others are for the child.
 const REMOTE: u64 = 3;
+/// The remote server's name in jobs.
+const REMOTE_NAME: &str = "remote";
+
+/// Whether a record's job is for the hosted remote server.
+pub fn is_for_remote(record: &Outgoing) -> bool {
+    let server = format!("\"server\":\"{REMOTE_NAME}\"");
+    let value = record.value.as_deref().unwrap_or_default();
+    value.windows(server.len()).any(|window| window == server.as_bytes())
+}
 
 /// The planned behaviour of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +49,8 @@ pub enum Plan {
 }
 
 impl Plan {
-    /// How the job's end differs from the plan, if it does. Up to `lost` attempts may have been
-    /// spent on lost connections, as happens to calls in flight when the server is killed.
+    /// How the job's end differs from the plan, if it does. Up to `lost` calls may have been lost
+    /// with a server that was killed or cut off, each of which counts as an attempt.
     pub fn differs(self, end: &JobEvent, lost: u32) -> Option<String> {
         let (state, low, high) = match self {
             Self::Succeeds { failures } => (JobState::Succeeded, failures + 1, failures + 1 + lost),
@@ -97,7 +107,7 @@ impl Jobs {
 
         // All jobs of a key are for one server, whose ledger then shows the order of their calls.
         let share = key.map_or_else(|| self.random.number(), |key| key as u64);
-        let server = if share.is_multiple_of(REMOTE) { "remote" } else { "chaos" };
+        let server = if share.is_multiple_of(REMOTE) { REMOTE_NAME } else { "chaos" };
         let key = key.map(|key| format!("k{key}"));
         let (plan, slow) = match self.random.between(1, 1_000) {
             1..=20 => (Plan::Undecodable, false),
