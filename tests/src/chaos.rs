@@ -1,5 +1,5 @@
 //! A chaos run from one seed: the disturbances with their times and durations, and the jobs. Pure;
-//! the test `tests/chaos.rs` carries it out.
+//! the test `tests/chaos/main.rs` carries it out.
 //!
 //! `jobs` has the jobs and their expected ends, `ledger` the calls that the tool saw, and `audit`
 //! compares both with the topics. A seed gives the same disturbances at the same points of the
@@ -7,6 +7,7 @@
 //! at.
 
 pub mod audit;
+pub mod evidence;
 pub mod hosted;
 pub mod jobs;
 pub mod ledger;
