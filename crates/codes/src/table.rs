@@ -172,6 +172,44 @@ table! {
             "It cannot be read, is not valid TOML, has unknown keys, or contains an invalid pattern.",
             "Correct the line that the message names; `mcp-server policy check` tests a file without a server.";
     }
+    "Access" {
+        UNAUTHENTICATED = "FLEET-UNAUTHENTICATED":
+            "The request carries no credentials, and this server serves nobody without them.",
+            "No `Authorization` header and no client certificate was sent, or the header has a scheme other than `Bearer`.",
+            "Send an API key or an access token as `Authorization: Bearer …`; docs/access.md says how to get one.";
+        BAD_CREDENTIALS = "FLEET-BAD-CREDENTIALS":
+            "The credentials of the request were refused.",
+            "The key or token is unknown, revoked or expired, was issued for another audience or by another issuer, or its signature is wrong; or no `[[certificate]]` covers the client certificate.",
+            "Get new credentials for this server; the message and the server's log say which check failed.";
+        MALFORMED_CREDENTIALS = "FLEET-MALFORMED-CREDENTIALS":
+            "The credentials of the request could not be read.",
+            "The request has more than one `Authorization` header, or its value is not a bearer token.",
+            "Send exactly one header of the form `Authorization: Bearer <key or token>`.";
+        NO_ISSUER_KEYS = "FLEET-NO-ISSUER-KEYS":
+            "Access tokens of this issuer cannot be checked at the moment.",
+            "The issuer's key set has never been read: the issuer is down, or the URL or file of its key set is wrong.",
+            "Try again after the time in `Retry-After`. If it persists, check the `[[issuer]]` and that the server can reach it.";
+        ISSUER_KEYS = "FLEET-ISSUER-KEYS":
+            "The key set of an issuer cannot be used.",
+            "It is not a JSON Web Key Set, or holds no public key for an algorithm that the `[[issuer]]` allows.",
+            "Correct `jwks_url`, `jwks_file` or `algorithms` of the `[[issuer]]` that the message names.";
+        DENIED = "FLEET-DENIED":
+            "The principal may not do this.",
+            "A rule denies it, or no rule allows it; the message names the rule.",
+            "Have a `[[rule]]` added to the policy file; `mcp-server policy check` shows what decides a call.";
+        INSUFFICIENT_SCOPE = "FLEET-INSUFFICIENT-SCOPE":
+            "The access token lacks scopes that the operation needs.",
+            "The rule that would allow it requires scopes, which the message names, and the token was issued without them.",
+            "Get a token with all scopes that the message names.";
+        APPROVAL_REQUIRED = "FLEET-APPROVAL-REQUIRED":
+            "The operation needs the approval of somebody else.",
+            "A rule with `effect = \"approve\"` covers it.",
+            "Ask somebody who may approve it, or have the rule changed.";
+        KEYS_FILE = "FLEET-KEYS-FILE":
+            "The file of API keys cannot be used.",
+            "It is not valid TOML, has unknown fields, or holds an entry whose id or digest is invalid or used twice.",
+            "Correct the entry that the message names, or make a new file with `mcp-fleet keys create`.";
+    }
     "Kafka" {
         KAFKA_UNREACHABLE = "FLEET-KAFKA-UNREACHABLE":
             "No Kafka broker answers.",

@@ -1,0 +1,65 @@
+//! Who asks, and what they may do.
+//!
+//! Pure: no IO, no clock, no randomness; the caller passes all of them in. A server uses this crate
+//! in this order:
+//!
+//! 1. At start and whenever a file changes: [`AccessPolicy::parse`] reads the policy file,
+//!    [`KeysFile::parse`] the keys file, and [`AccessPolicy::authenticator`] makes an
+//!    [`Authenticator`] of both. After a reload, [`Tokens::adopt_keys`] and [`Limits::adopt`] carry
+//!    on what the previous ones knew.
+//! 2. For each request: [`Authenticator::authenticate`] turns its credentials, as
+//!    [`Presented`] has them, into a [`Principal`], a refusal, or the wish for an issuer's keys.
+//! 3. For each operation: [`Rules::decide`] says whether the principal may do it, and
+//!    [`Limits::admit`] whether it may do so now.
+//! 4. [`AuditRecord`] is what the log says about it.
+//!
+//! Nothing else in the fleet looks at a credential or decides about a right.
+
+mod action;
+mod audit;
+mod authenticator;
+mod certificates;
+mod challenge;
+mod file;
+mod hex;
+mod keys;
+mod limits;
+mod pattern;
+mod presented;
+mod principal;
+mod principals;
+mod refusal;
+mod resource;
+mod rules;
+mod tokens;
+
+pub use action::Action;
+pub use audit::{
+    AuditOutcome, AuditPrincipal, AuditRecord, AuditResource, Redaction, canonical_json,
+    digest_arguments, schema as audit_schema,
+};
+pub use authenticator::{Authenticator, WithoutCredentials};
+pub use certificates::CertificateTableError;
+pub use challenge::{Challenge, ChallengeError};
+pub use file::{AccessPolicy, AccessPolicyError};
+pub use keys::{KeyEntry, KeyIdError, KeysFile, KeysFileError, Pepper, check_key_id};
+pub use limits::{
+    AdmittedCall, LimitKey, LimitReached, LimitTableError, LimitedCall, Limiter, Limits, Rate,
+    RetryAfter,
+};
+pub use presented::{ClientCertificate, MAX_AUTHORIZATION_BYTES, Presented};
+pub use principal::{
+    CERTIFICATES_ISSUER, KEYS_ISSUER, LOCAL_ISSUER, NoPrincipalId, OPEN_ISSUER, Principal,
+    PrincipalId, PrincipalKind, Via,
+};
+pub use principals::PrincipalTableError;
+pub use refusal::{AuthRefusal, AuthStatus, Fault};
+pub use resource::{Annotations, Arguments, Context, JobOwner, Resource};
+pub use rules::{
+    Applies, ConditionError, Decision, Explanation, RuleEffect, RuleError, RuleMatch, RuleName,
+    Rules, SelectorError,
+};
+pub use tokens::{
+    Authentication, FETCH_INTERVAL, FetchKeys, IssuerTableError, JwksError, KeySource,
+    REFRESH_INTERVAL, Tokens,
+};

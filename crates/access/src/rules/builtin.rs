@@ -1,0 +1,92 @@
+//! The rules that hold without a policy file.
+
+use super::{facts::Facts, table::DefaultAccess};
+use crate::{
+    action::Action,
+    principal::{Principal, Via},
+    resource::Resource,
+};
+
+/// A rule that always holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Builtin {
+    /// Nobody may do what is not known.
+    UnknownOperation,
+    /// The local principal may do everything.
+    Local,
+    /// On an open server, everybody may do everything, except with others' jobs.
+    Open,
+    /// Everybody may take part in the protocol and read what is there.
+    Read,
+    /// Everybody may call tools that change nothing.
+    ReadOnlyTool,
+    /// Everybody may see and cancel their own jobs.
+    OwnJob,
+    /// A rule would allow it if the token had more scopes.
+    MissingScope,
+    /// Everything else is denied.
+    NoRule,
+}
+
+impl Builtin {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownOperation => "default:unknown-operation",
+            Self::Local => "default:local",
+            Self::Open => "default:open",
+            Self::Read => "default:read",
+            Self::ReadOnlyTool => "default:read-only-tool",
+            Self::OwnJob => "default:own-job",
+            Self::MissingScope => "default:missing-scope",
+            Self::NoRule => "default:no-rule",
+        }
+    }
+}
+
+/// The built-in rule that allows an action; `None` if none does.
+pub(super) fn allow(
+    principal: &Principal,
+    action: Action,
+    resource: &Resource<'_>,
+    default: DefaultAccess,
+    facts: &Facts<'_>,
+) -> Option<Builtin> {
+    match principal.via {
+        Via::Loopback => return Some(Builtin::Local),
+        Via::Open if resource.job.is_none_or(|job| job.owner.is_none()) => {
+            return Some(Builtin::Open);
+        }
+        _ => {}
+    }
+
+    let rule = match action {
+        // A list has only what the principal may do with it, so it shows nothing by itself.
+        Action::UseSession | Action::ListTools | Action::ListPrompts | Action::ListResources => {
+            return Some(Builtin::Read);
+        }
+        Action::ReadJob | Action::CancelJob => {
+            return facts.is_own_job().then_some(Builtin::OwnJob);
+        }
+        Action::GetPrompt | Action::ReadResource | Action::SubscribeResource | Action::Complete => {
+            Builtin::Read
+        }
+        Action::CallTool => {
+            let is_read_only = resource.annotations.read_only == Some(true);
+            return (is_read_only
+                && facts.trusts_annotations
+                && default == DefaultAccess::ReadOnly)
+                .then_some(Builtin::ReadOnlyTool);
+        }
+        Action::CallExtension
+        | Action::SubmitJob
+        | Action::AdministerServers
+        | Action::ReadDeadLetters
+        | Action::ReplayDeadLetters
+        | Action::DeleteDeadLetters
+        | Action::ReadMetrics
+        | Action::ReadAudit
+        | Action::ActAs
+        | Action::Unknown => return None,
+    };
+    (default == DefaultAccess::ReadOnly).then_some(rule)
+}
