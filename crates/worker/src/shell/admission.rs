@@ -16,14 +16,14 @@ use fleet_job::{
     record::RawRecord,
     time::Timestamp,
 };
-use fleet_kafka::consumer::LogIdentity;
+use fleet_kafka::{consumer::LogIdentity, producer::Outgoing};
 use metrics::counter;
 
 use super::{
     DELAYED, Shell,
     held_job::HeldJob,
     held_record::{Content, HeldRecord, NotRun},
-    recently_settled::{Recalled, RecordIdentity},
+    recently_settled::RecordIdentity,
     write_state::WriteState,
 };
 use crate::{metrics as names, outages};
@@ -34,6 +34,8 @@ struct Reading {
     admission: Admission,
     /// How many bytes the record takes beyond its size, because it was unpacked.
     unpacked_bytes: usize,
+    /// Whether the record came back from the delayed topic and can be known from its copies.
+    is_returned: bool,
 }
 
 impl Shell {
@@ -56,24 +58,15 @@ impl Shell {
         let bytes = record_bytes + reading.unpacked_bytes;
         let mut held = Box::new(reading.held);
         held.record_bytes = bytes;
-        let recalled = match self.is_copy_of_held(&held) {
-            true => Some(Recalled::Copy),
-            false => self.settled.recall(Instant::now(), &held.identity, offset),
-        };
-        let admission = match recalled {
-            Some(recalled) => admit_repeat(&mut held, recalled),
-            None => self.check_cancelled(&mut held, reading.admission),
+        let admission = if reading.is_returned && self.jobs.has_earlier_copy(token, &held) {
+            pass_over_copy(&held)
+        } else if let Some(end) = self.settled.recall(Instant::now(), &held.identity) {
+            admit_repeat(&mut held, end)
+        } else {
+            self.check_cancelled(&mut held, reading.admission)
         };
         self.jobs.insert(token, held);
         self.feed_engine(Input::Record { partition, offset, bytes, admission });
-    }
-
-    /// Whether another copy of this record is in hand. It is before this one in its partition, so
-    /// whoever takes the partition over reads it again.
-    fn is_copy_of_held(&self, held: &HeldRecord) -> bool {
-        let of_job = self.jobs.tokens_of(&held.job_id);
-        let mut others = of_job.iter().filter_map(|token| self.jobs.get(token));
-        others.any(|other| other.identity == held.identity)
     }
 
     /// Reads a record of the delayed topic, which is only passed on. If it has no header of ours,
@@ -98,7 +91,7 @@ impl Shell {
         let identity = self.identify(token, &name, record.timestamp);
         let content = Content::NotRun(not_run, WriteState::Due);
         let held = HeldRecord::new(record, identity, name, content);
-        Reading { held, admission: Admission::Relay(at), unpacked_bytes: 0 }
+        Reading { held, admission: Admission::Relay(at), unpacked_bytes: 0, is_returned: false }
     }
 
     /// Reads a record of the jobs topic.
@@ -124,13 +117,11 @@ impl Shell {
             Err((_, job_id)) => job_id.clone().unwrap_or_else(|| position_name(&record)),
         };
 
-        let identity = header
-            .as_ref()
-            .and_then(|header| {
-                let log = self.log_name(token.partition);
-                RecordIdentity::of_returned(log, token.partition, &job_id, header)
-            })
-            .unwrap_or_else(|| self.identify(token, &job_id, written_at));
+        let returned = header.as_ref().and_then(|header| {
+            let log = self.log_name(token.partition);
+            RecordIdentity::of_returned(log, token.partition, &record, header)
+        });
+        let identity = returned.unwrap_or_else(|| self.identify(token, &job_id, written_at));
         let topic_id = match &header {
             Some(header) => header.topic_id.as_deref().map(Arc::from),
             None => self.logs.get(&token.partition).and_then(|log| log.topic.clone()),
@@ -157,7 +148,7 @@ impl Shell {
         let mut held = HeldRecord::new(record, identity, job_id, content);
         held.topic_id = topic_id;
         held.ready_since = ready_since;
-        Reading { held, admission, unpacked_bytes }
+        Reading { held, admission, unpacked_bytes, is_returned: returned.is_some() }
     }
 
     /// What the engine has to know about a job.
@@ -198,27 +189,23 @@ impl Shell {
     }
 }
 
-/// Admits a record that this worker has settled before, or the copy of one that it has or had in
-/// hand.
-fn admit_repeat(held: &mut HeldRecord, recalled: Recalled) -> Admission {
+/// Admits a record that this worker has settled before, or the copy of one. `end` is its terminal
+/// event, if it had one.
+fn admit_repeat(held: &mut HeldRecord, end: Option<Arc<Outgoing>>) -> Admission {
     counter!(names::PASSED_OVER.name).increment(1);
-    let job_id = &held.job_id;
-    match recalled {
-        Recalled::Copy => {
-            tracing::info!(job_id, "a second copy of a job that came back; not run again");
-            Admission::Settled
-        }
-        Recalled::PassedOn => {
-            tracing::info!(job_id, "read again after it was passed on here; not passed on again");
-            Admission::Settled
-        }
-        Recalled::Ended(end) => {
-            tracing::info!(job_id, "read again after it was settled here; not run again");
-            let job_type = held.job_type();
-            held.content = Content::NotRun(NotRun::Repeat { end, job_type }, WriteState::Due);
-            Admission::Ended
-        }
-    }
+    tracing::info!(job_id = held.job_id, "read again after it was settled here; not run again");
+
+    let Some(end) = end else { return Admission::Settled };
+    let job_type = held.job_type();
+    held.content = Content::NotRun(NotRun::Repeat { end, job_type }, WriteState::Due);
+    Admission::Ended
+}
+
+/// Admits the copy of a record that is in hand.
+fn pass_over_copy(held: &HeldRecord) -> Admission {
+    counter!(names::PASSED_OVER.name).increment(1);
+    tracing::info!(job_id = held.job_id, "a second copy of a job that came back; not run");
+    Admission::Settled
 }
 
 /// Stays within this process: keys and seed are the same in every process, and nothing is stored

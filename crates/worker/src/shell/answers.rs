@@ -113,7 +113,7 @@ impl Shell {
         if let Some(held) = self.jobs.get(&token) {
             // A repeat is remembered already, with its event.
             if !held.is_repeat() {
-                self.settled.remember(now, held.identity, token.offset, event);
+                self.settled.remember(now, held.identity, event);
             }
             if self.partitions.contains(&token.partition) {
                 self.uncommitted.note_settled(token.partition, now);

@@ -59,8 +59,7 @@ impl Shell {
     /// Collects what an attempt needs. Takes the results so far out of the job.
     fn prepare_attempt(&mut self, token: Token) -> Option<AttemptContext> {
         let held = self.jobs.get_mut(&token)?;
-        let is_settled =
-            self.settled.recall(Instant::now(), &held.identity, token.offset).is_some();
+        let is_settled = self.settled.recall(Instant::now(), &held.identity).is_some();
         invariant::check("I4", !is_settled, format_args!("{token:?} runs after it was settled"));
 
         held.begin_span(&self.reporter.group);

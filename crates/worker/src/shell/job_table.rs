@@ -61,6 +61,19 @@ impl JobTable {
         of_topic.filter_map(|(_, held)| held.ready_since).min()
     }
 
+    /// Whether a copy of this record that is before it in its partition is in hand. As long as that
+    /// one is open, nothing is committed past it, so whoever takes the partition over reads it
+    /// again. A record of an earlier assignment proves nothing: it is about to be dropped.
+    pub(super) fn has_earlier_copy(&self, token: Token, held: &HeldRecord) -> bool {
+        let is_earlier = |other: &Token| {
+            (other.partition, other.generation) == (token.partition, token.generation)
+                && other.offset < token.offset
+        };
+        let of_job = self.by_id.get(&held.job_id).into_iter().flatten();
+        let mut others = of_job.filter(|other| is_earlier(other)).filter_map(|at| self.get(at));
+        others.any(|other| other.identity == held.identity)
+    }
+
     /// The jobs of this id.
     pub(super) fn tokens_of(&self, job_id: &str) -> Vec<Token> {
         self.by_id.get(job_id).cloned().unwrap_or_default()
@@ -81,26 +94,24 @@ mod tests {
         *,
     };
 
+    const P: Partition = Partition { topic: 0, number: 0 };
+
+    /// The record of job `id` whose copies stand for the one at `continues`.
+    fn held(id: &str, continues: i64) -> HeldRecord {
+        let position = Position { topic: "t".to_owned(), partition: 0, offset: continues };
+        let record =
+            RawRecord { position, timestamp: None, key: None, value: None, headers: Vec::new() };
+        HeldRecord::new(
+            record,
+            RecordIdentity::new(LogName::UNKNOWN, P, continues, id, None),
+            id.to_owned(),
+            Content::NotRun(NotRun::Stray, WriteState::Due),
+        )
+    }
+
     #[test]
     fn jobs_are_found_by_id_for_as_long_as_they_are_held() {
-        let partition = Partition { topic: 0, number: 0 };
-        let token = |offset| Token { partition, offset, generation: 1 };
-        let held = |id: &str, offset| {
-            let position = Position { topic: "t".to_owned(), partition: 0, offset };
-            let record = RawRecord {
-                position,
-                timestamp: None,
-                key: None,
-                value: None,
-                headers: Vec::new(),
-            };
-            HeldRecord::new(
-                record,
-                RecordIdentity::new(LogName::UNKNOWN, partition, offset, id, None),
-                id.to_owned(),
-                Content::NotRun(NotRun::Stray, WriteState::Due),
-            )
-        };
+        let token = |offset| Token { partition: P, offset, generation: 1 };
 
         let mut jobs = JobTable::default();
         for (offset, id) in [(0, "a"), (1, "b"), (2, "a")] {
@@ -114,5 +125,18 @@ mod tests {
         jobs.remove(&token(2));
         assert!(jobs.tokens_of("a").is_empty() && !jobs.by_id.contains_key("a"));
         assert_eq!((jobs.len(), jobs.contains(&token(1))), (1, true));
+    }
+
+    #[test]
+    fn only_an_earlier_copy_of_the_same_assignment_counts() {
+        let token = |offset, generation| Token { partition: P, offset, generation };
+        let mut jobs = JobTable::default();
+        jobs.insert(token(20, 2), Box::new(held("a", 7)));
+
+        assert!(jobs.has_earlier_copy(token(21, 2), &held("a", 7)));
+        assert!(!jobs.has_earlier_copy(token(21, 2), &held("a", 8)), "the job's next return");
+        assert!(!jobs.has_earlier_copy(token(20, 3), &held("a", 7)), "the record, read again");
+        assert!(!jobs.has_earlier_copy(token(21, 3), &held("a", 7)), "assigned anew since");
+        assert!(!jobs.has_earlier_copy(token(19, 2), &held("a", 7)), "before the one in hand");
     }
 }

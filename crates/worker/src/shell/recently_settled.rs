@@ -9,7 +9,11 @@ use std::{
 };
 
 use fleet_group::{Partition, log::LogName};
-use fleet_job::{delayed::Delayed, record::Header, time::Timestamp};
+use fleet_job::{
+    delayed::Delayed,
+    record::{Header, RawRecord},
+    time::Timestamp,
+};
 use fleet_kafka::producer::Outgoing;
 use foldhash::fast::RandomState;
 
@@ -48,90 +52,64 @@ impl RecordIdentity {
         Self { log, partition, offset, content: hasher.finish() }
     }
 
-    /// Identifies a job's record that came back with `header`, and all its copies; `None` if the
+    /// Identifies a job's `record` that came back with `header`, and all its copies; `None` if the
     /// header does not say which record it continues.
     pub(super) fn of_returned(
         log: LogName,
         partition: Partition,
-        job_id: &str,
+        record: &RawRecord,
         header: &Delayed,
     ) -> Option<Self> {
         let offset = header.continues?;
         let first = (&header.topic_id, header.partition, header.offset, header.timestamp);
         let mut hasher = DefaultHasher::new();
-        ("returned", job_id, first).hash(&mut hasher);
+        // Copies are alike to the byte. A record that only claims to be one must not take a job's
+        // place.
+        ("returned", first, &record.key, &record.value).hash(&mut hasher);
         Some(Self { log, partition, offset, content: hasher.finish() })
     }
 }
 
-/// What is remembered of a settled record.
-#[derive(Debug, Clone)]
-struct Settled {
-    /// Its offset, which tells it from its copies.
-    offset: i64,
-    /// Its terminal event; `None` if it was passed on.
-    end: Option<Arc<Outgoing>>,
-}
-
-/// How a record has been settled here before.
-#[derive(Debug, Clone)]
-pub(super) enum Recalled {
-    /// By this terminal event.
-    Ended(Arc<Outgoing>),
-    /// It was passed on.
-    PassedOn,
-    /// It is the copy of a record that was settled.
-    Copy,
-}
-
-/// Records settled within the last [`WINDOW`].
+/// Records settled within the last [`WINDOW`], with their terminal events. A record that was passed
+/// on has no event.
 #[derive(Debug, Default)]
 pub(super) struct RecentlySettled {
-    known: HashMap<RecordIdentity, Settled, RandomState>,
+    known: HashMap<RecordIdentity, Option<Arc<Outgoing>>, RandomState>,
     order: VecDeque<(Instant, RecordIdentity)>,
     bytes: usize,
 }
 
 impl RecentlySettled {
-    /// Remembers the record at `offset`, with its terminal event if it was not passed on.
     pub(super) fn remember(
         &mut self,
         now: Instant,
         settled: RecordIdentity,
-        offset: i64,
-        end: Option<Arc<Outgoing>>,
+        event: Option<Arc<Outgoing>>,
     ) {
-        self.bytes += memory_size(end.as_deref());
-        match self.known.insert(settled, Settled { offset, end }) {
+        self.bytes += memory_size(event.as_deref());
+        match self.known.insert(settled, event) {
             // It was read and run again, because it had been forgotten or could not be known.
-            Some(before) => self.bytes -= memory_size(before.end.as_deref()),
+            Some(before) => self.bytes -= memory_size(before.as_deref()),
             None => self.order.push_back((now, settled)),
         }
         self.forget_old(now);
     }
 
-    /// How the record at `offset` was settled, if it is remembered.
+    /// The terminal event of a record or of its copy, if one of them is remembered.
     pub(super) fn recall(
         &mut self,
         now: Instant,
         settled: &RecordIdentity,
-        offset: i64,
-    ) -> Option<Recalled> {
+    ) -> Option<Option<Arc<Outgoing>>> {
         self.forget_old(now);
-
-        let known = self.known.get(settled)?;
-        Some(match &known.end {
-            _ if known.offset != offset => Recalled::Copy,
-            Some(end) => Recalled::Ended(end.clone()),
-            None => Recalled::PassedOn,
-        })
+        self.known.get(settled).cloned()
     }
 
     /// Forgets the records of partitions whose log was replaced.
     pub(super) fn forget_partitions(&mut self, partitions: &[Partition]) {
         let is_gone = |settled: &RecordIdentity| partitions.contains(&settled.partition);
-        for (_, known) in self.known.extract_if(|settled, _| is_gone(settled)) {
-            self.bytes -= memory_size(known.end.as_deref());
+        for (_, event) in self.known.extract_if(|settled, _| is_gone(settled)) {
+            self.bytes -= memory_size(event.as_deref());
         }
         self.order.retain(|(_, settled)| !is_gone(settled));
     }
@@ -142,8 +120,8 @@ impl RecentlySettled {
                 || self.bytes > MAX_BYTES
                 || now.duration_since(*at) > WINDOW)
         {
-            let known = self.known.remove(settled);
-            self.bytes -= memory_size(known.and_then(|known| known.end).as_deref());
+            let event = self.known.remove(settled).flatten();
+            self.bytes -= memory_size(event.as_deref());
             self.order.pop_front();
         }
     }
@@ -164,6 +142,8 @@ fn memory_size(event: Option<&Outgoing>) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use fleet_job::record::Position;
+
     use super::*;
 
     const P: Partition = Partition { topic: 0, number: 0 };
@@ -177,12 +157,10 @@ mod tests {
     fn a_record_is_known_for_a_while_with_its_end() {
         let (mut window, now) = (RecentlySettled::default(), Instant::now());
         let settled = RecordIdentity::new(LOG, P, 7, "job", None);
-        assert!(window.recall(now, &settled, 7).is_none());
+        assert!(window.recall(now, &settled).is_none());
 
-        window.remember(now, settled, 7, event(3));
-        let Some(Recalled::Ended(end)) = window.recall(now + WINDOW, &settled, 7) else {
-            panic!("its end is not known")
-        };
+        window.remember(now, settled, event(3));
+        let end = window.recall(now + WINDOW, &settled).unwrap().unwrap();
         assert_eq!(end.value.as_ref().unwrap().len(), 3);
 
         let remade = LogName { topic: 3, ..LOG };
@@ -191,11 +169,11 @@ mod tests {
             (RecordIdentity::new(remade, P, 7, "job", None), "made again"),
             (RecordIdentity::new(LOG, P, 8, "job", None), "another record"),
         ] {
-            assert!(window.recall(now, &other, 7).is_none(), "{why}");
+            assert!(window.recall(now, &other).is_none(), "{why}");
         }
 
         let later = now + WINDOW + Duration::from_secs(1);
-        assert!(window.recall(later, &settled, 7).is_none());
+        assert!(window.recall(later, &settled).is_none());
         assert_eq!(window.bytes, 0);
     }
 
@@ -217,24 +195,28 @@ mod tests {
         }
     }
 
+    fn record(value: &str) -> RawRecord {
+        RawRecord {
+            position: Position { topic: "jobs".to_owned(), partition: 0, offset: 0 },
+            timestamp: None,
+            key: None,
+            value: Some(value.into()),
+            headers: Vec::new(),
+        }
+    }
+
     #[test]
-    fn a_copy_is_told_from_the_record_and_from_the_next_return_of_its_job() {
-        let (mut window, now) = (RecentlySettled::default(), Instant::now());
-        let returned = |continues| {
-            RecordIdentity::of_returned(LOG, P, "job", &header(Some(continues))).unwrap()
+    fn copies_of_a_returned_record_are_the_same_and_nothing_else_is() {
+        let returned = |continues, value: &str| {
+            RecordIdentity::of_returned(LOG, P, &record(value), &header(continues))
         };
-        window.remember(now, returned(5), 20, event(3));
-        window.remember(now, returned(20), 30, None);
 
-        assert!(matches!(window.recall(now, &returned(5), 20), Some(Recalled::Ended(_))));
-        assert!(matches!(window.recall(now, &returned(5), 21), Some(Recalled::Copy)));
-        assert!(matches!(window.recall(now, &returned(20), 30), Some(Recalled::PassedOn)));
-        assert!(matches!(window.recall(now, &returned(20), 31), Some(Recalled::Copy)));
-        assert!(window.recall(now, &returned(30), 40).is_none());
-
-        let first = RecordIdentity::new(LOG, P, 5, "job", None);
-        assert_ne!(first, returned(5), "the record that was deferred is none of its returns");
-        assert_eq!(RecordIdentity::of_returned(LOG, P, "job", &header(None)), None);
+        let it = returned(Some(5), "a job");
+        assert_eq!(it, returned(Some(5), "a job"));
+        assert_ne!(it, returned(Some(20), "a job"), "the next return of the job");
+        assert_ne!(it, returned(Some(5), "another job"), "a record that claims to be a copy");
+        assert_ne!(it, Some(RecordIdentity::new(LOG, P, 5, "job", None)), "the deferred record");
+        assert_eq!(returned(None, "a job"), None);
     }
 
     #[test]
@@ -243,11 +225,11 @@ mod tests {
             (RecentlySettled::default(), Instant::now(), Partition { topic: 0, number: 1 });
         let [gone, kept] =
             [P, q].map(|partition| RecordIdentity::new(LOG, partition, 7, "job", None));
-        window.remember(now, gone, 7, event(3));
-        window.remember(now, kept, 7, None);
+        window.remember(now, gone, event(3));
+        window.remember(now, kept, None);
 
         window.forget_partitions(&[P]);
-        assert!(window.recall(now, &gone, 7).is_none() && window.recall(now, &kept, 7).is_some());
+        assert!(window.recall(now, &gone).is_none() && window.recall(now, &kept).is_some());
         assert_eq!(window.order.len(), 1);
     }
 
@@ -257,13 +239,13 @@ mod tests {
 
         let all = MAX_RECORDS as i64 + 10;
         (0..all).for_each(|offset| {
-            window.remember(now, RecordIdentity::new(LOG, P, offset, "job", None), offset, None)
+            window.remember(now, RecordIdentity::new(LOG, P, offset, "job", None), None)
         });
 
         assert!(window.order.len() <= MAX_RECORDS && window.known.len() == window.order.len());
         let mut is_known = |offset| {
             let settled = RecordIdentity::new(LOG, P, offset, "job", None);
-            window.recall(now, &settled, offset).is_some()
+            window.recall(now, &settled).is_some()
         };
         assert!(is_known(all - 1) && !is_known(0));
 
@@ -271,7 +253,6 @@ mod tests {
             window.remember(
                 now,
                 RecordIdentity::new(LOG, P, offset, "large", None),
-                offset,
                 event(MAX_BYTES / 2 - size_of::<Outgoing>()),
             );
         }
@@ -279,7 +260,7 @@ mod tests {
         assert!(window.bytes <= MAX_BYTES, "{}", window.bytes);
         assert_eq!(window.known.len(), 2, "the newest two have room");
 
-        window.remember(now, RecordIdentity::new(LOG, P, 3, "large", None), 3, event(1));
+        window.remember(now, RecordIdentity::new(LOG, P, 3, "large", None), event(1));
         assert_eq!(
             (window.known.len(), window.bytes),
             (2, MAX_BYTES / 2 + size_of::<Outgoing>() + 1)
