@@ -77,8 +77,8 @@ impl Engine {
         (!stays).then_some(max / 4)
     }
 
-    /// The job has waited in memory for as long as it may, so it goes to the delayed topic. One
-    /// stays behind as the next scout.
+    /// The job has waited in memory for as long as it may, so it goes to the delayed topic, until
+    /// its deadline at the latest. One stays behind as the next scout.
     pub(super) fn give_up_holding(
         &mut self,
         now: Timestamp,
@@ -92,10 +92,17 @@ impl Engine {
             return self.timers.set(now.plus(patience), token, Alarm::Relay);
         }
 
+        let deadline = self.slot(token).and_then(Slot::job).and_then(|job| job.spec.deadline);
+        if deadline.is_some_and(|deadline| deadline <= now.plus(max)) {
+            // Near enough to be waited for in memory, where the job's deadline ends the wait.
+            return;
+        }
+
         // Jobs must not all come back at the same time.
         let delay = relay_delay(max, now.since(since));
-        let delay = delay - self.random.up_to(delay / 8);
-        self.end_now(token, Terminal::Deferred(now.plus(delay)));
+        let until = now.plus(delay - self.random.up_to(delay / 8));
+        let until = deadline.map_or(until, |deadline| until.min(deadline));
+        self.end_now(token, Terminal::Deferred(until));
     }
 
     /// Lets all jobs start that wait for `need`.

@@ -196,7 +196,11 @@ impl Mutant {
                 let lane = engine.slot(token).and_then(Slot::lane);
                 engine.leave_lane(now, token, lane);
             }
-            (Fault::HoldDefersKeys, _) => engine.defer_held_keys(now),
+            (Fault::HoldDefersKeys, _) => engine.defer_held(now, |slot| slot.lane().is_some()),
+            (Fault::RelaysPastDeadline, _) => engine.defer_held(now, |slot| {
+                let has_deadline = slot.job().is_some_and(|job| job.spec.deadline.is_some());
+                has_deadline && slot.lane().is_none()
+            }),
             (Fault::HoldIgnoresDeadline, _) => {
                 let held = engine.tokens(|slot| slot.is_held());
                 held.into_iter().for_each(|token| engine.forget_deadline(token));
@@ -270,11 +274,12 @@ impl Engine {
         self.transition(token, |slot| slot.edit_job(|job| job.spec.deadline = None));
     }
 
-    /// Defers jobs with a key that have waited for a hosted server, as if they had none.
-    fn defer_held_keys(&mut self, now: Timestamp) {
+    /// Defers those of the wanted jobs that have waited for a hosted server, as if neither a key
+    /// nor a deadline kept them here.
+    fn defer_held(&mut self, now: Timestamp, is_wanted: impl Fn(&Slot) -> bool) {
         let Some(max) = self.config.max_park else { return };
 
-        for token in self.tokens(|slot| slot.is_held() && slot.lane().is_some()) {
+        for token in self.tokens(|slot| slot.is_held() && is_wanted(slot)) {
             let Some(slot) = self.slot(token) else { continue };
             let (Some(Wait::Need(need)), Some(job)) = (slot.wait(), slot.job()) else { continue };
             let has_waited = job.held_since.is_some_and(|since| since.plus(max / 4) <= now);

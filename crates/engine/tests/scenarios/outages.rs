@@ -1,5 +1,7 @@
 //! What is unavailable, and what a worker that was out of contact may still do.
 
+use std::time::Duration;
+
 use fleet_engine::{
     Admission, Attempt, BreakerState, Command, Config, Input, JobSpec, Need, Terminal,
 };
@@ -180,4 +182,60 @@ fn a_server_that_answers_probes_and_refuses_calls_is_asked_ever_more_rarely() {
         }
     }
     assert!(calls < 8 + 200, "{calls} refused calls in ten minutes");
+}
+
+/// The time until which a job is deferred that has waited for a hosted server for `waited`
+/// milliseconds, and the story at that moment; `None` if the job stays in memory.
+fn deferral_after(waited: i64, deadline: Option<i64>) -> (Story, Option<i64>) {
+    let config = Config { max_park: Some(Duration::from_secs(60)), ..Config::default() };
+    let mut story = Story::from_start(config);
+    story.now = waited;
+
+    // The first job stays behind as the next scout, and the second one has nothing to do here.
+    let spec = JobSpec { hosted: Some(7), held_since: Some(at(0)), returned: true, ..SPEC };
+    story.record(0, spec);
+    story.ends(0, HELD);
+    let mut commands = story.record(1, JobSpec { deadline: deadline.map(at), ..spec });
+    let until = story.now + 1;
+    commands.extend(wait_in_vain(&mut story, until));
+
+    let deferral = commands.iter().find_map(|command| match command {
+        Command::Settle(of, Terminal::Deferred(until), _) if *of == token(1) => Some(*until),
+        _ => None,
+    });
+    (story, deferral.map(|until| until.as_millis()))
+}
+
+#[test]
+fn a_job_is_relayed_for_as_long_as_it_has_waited_but_for_ten_minutes_at_most() {
+    const LEAST: i64 = 75_000;
+    const MOST: i64 = 600_000;
+
+    for waited in [15_000, 60_000, 90_000, 200_000, 400_000, 599_000, 601_000, 3_600_000] {
+        let (story, until) = deferral_after(waited, None);
+        let delay = until.expect("a deferral") - story.now;
+        let longest = waited.clamp(LEAST, MOST);
+        // An eighth is left to chance, and the clock of the story has moved by a millisecond.
+        assert!(
+            (longest - longest / 8 - 1..=longest + 1).contains(&delay),
+            "{waited} ms: deferred for {delay} ms"
+        );
+    }
+}
+
+#[test]
+fn a_job_is_not_relayed_past_its_deadline() {
+    let (_, until) = deferral_after(400_000, Some(500_000));
+    assert_eq!(until, Some(500_000));
+    let (_, until) = deferral_after(400_000, Some(4_000_000));
+    assert!(until.is_some_and(|until| until < 900_000), "{until:?}");
+
+    // Memory is good enough for the rest of its time.
+    let (mut story, until) = deferral_after(400_000, Some(450_000));
+    assert_eq!(until, None);
+    let commands = wait_in_vain(&mut story, 450_000);
+    assert!(
+        commands.contains(&Command::Settle(token(1), Terminal::Expired, 0)),
+        "its deadline ends the wait: {commands:?}"
+    );
 }

@@ -78,6 +78,8 @@ pub(crate) enum Fault {
     HoldDefersKeys,
     /// The deadline of a job that waits for a hosted server is ignored.
     HoldIgnoresDeadline,
+    /// A job with a deadline is relayed for an outage until after it.
+    RelaysPastDeadline,
     /// The reader of events takes the newest end for a job's state, and not the first one.
     NewestEndStands,
     /// The reader of events takes the newest event for a job's state, even if that follows the
@@ -91,7 +93,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// All faults, in the order of `regressions.txt`.
-    pub(crate) const ALL: [Self; 38] = [
+    pub(crate) const ALL: [Self; 39] = [
         Self::CommitPastGap,
         Self::SettleBeforeWritten,
         Self::WriteFailureIgnored,
@@ -126,6 +128,7 @@ impl Fault {
         Self::HoldIgnored,
         Self::HoldDefersKeys,
         Self::HoldIgnoresDeadline,
+        Self::RelaysPastDeadline,
         Self::NewestEndStands,
         Self::NewestWordStands,
         Self::EndsNotRestated,

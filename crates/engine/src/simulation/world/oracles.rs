@@ -256,6 +256,9 @@ impl<E: Subject> World<E> {
             self.check_order_of_ends(token, terminal);
         }
         let job = self.job(token);
+        if let (Terminal::Deferred(until), Some(deadline)) = (terminal, job.deadline) {
+            ensure!(until.as_millis() <= deadline, "{token:?} is deferred past its deadline");
+        }
         let meant = match job.script {
             _ if job.relay.is_some() => {
                 ensure!(
