@@ -5,10 +5,15 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
+use std::{collections::BTreeMap, fs};
+
 use fleet_job::event::JobState;
 use fleet_tests::{
     Env, Fleet, Oracle,
-    chaos::hosted::Hosted,
+    chaos::{
+        hosted::{Forgotten, Hosted},
+        ledger::Ledger,
+    },
     fleet::{LARGE_FILE, ServerOptions, Service},
     http, on_every_broker,
     topics::Outgoing,
@@ -16,7 +21,10 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
-on_every_broker!(an_outage_of_a_hosted_server_costs_no_attempts);
+on_every_broker!(
+    an_outage_of_a_hosted_server_costs_no_attempts,
+    a_call_that_is_turned_away_ends_no_other_call_of_its_batch,
+);
 
 fn digest(id: &str, tool: &str) -> String {
     json!({"jobID": id, "jobType": "tool-call", "payload": {"tool": tool, "arguments": {"path": LARGE_FILE}}})
@@ -138,4 +146,42 @@ fn an_outage_of_a_hosted_server_costs_no_attempts(env: &Env) {
         "attempts were spent on outages, or not spent on other failures"
     );
     drop(remote);
+}
+
+/// A batch keeps the results of the calls that run when another one is turned away, so that each is
+/// made once, however often a scout asks whether the other server is back.
+fn a_call_that_is_turned_away_ends_no_other_call_of_its_batch(env: &Env) {
+    let mut fleet = Fleet::new(env, "batch-outage", 1);
+    let start = |name: &str| {
+        let directory = fleet.directory.join(name);
+        fs::create_dir(&directory).expect("a directory");
+        Hosted::start(env!("CARGO_BIN_EXE_fixture_remote"), &directory)
+    };
+    let (live, mut dead) = (start("live"), start("dead"));
+    let settings = [("MCP_ALLOWED_REMOTES", "127.0.0.1"), ("MCP_REPEAT_WINDOW", "0")];
+    fleet.start_server(&ServerOptions {
+        env: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+        ..ServerOptions::default()
+    });
+    let server = fleet.server.as_ref().expect("the server");
+    initialize(server, "live", &json!({"type": "http", "url": live.url()}));
+    initialize(server, "dead", &json!({"type": "http", "url": dead.url()}));
+    dead.kill();
+
+    fleet.start_worker();
+    let calls = json!([{"tool": "live__work", "arguments": {"ms": 3000}}, {"tool": "dead__work"}]);
+    let payload = json!({"calls": calls, "parallel": 2});
+    fleet.submit_job(&json!({"jobID": "batch", "jobType": "tool-batch", "payload": payload}));
+    wait_for_reason(&fleet, "batch", "server-unavailable");
+    wait::poll_until("the end of the call of the live server", wait::LONG, || {
+        let ledger = fs::read_to_string(&live.ledger).ok()?;
+        ledger.lines().any(|line| line.starts_with("e batch")).then_some(())
+    });
+
+    dead.restart(Forgotten::NotFound);
+    let account = fleet.settle(0);
+    assert_eq!(account.count(JobState::Succeeded), 1);
+    let calls = |hosted: &Hosted| Ledger::read(&hosted.ledger).calls["batch"].clone();
+    assert_eq!(calls(&live), BTreeMap::from([(1, 1)]), "the call of the live server is made once");
+    assert_eq!(calls(&dead), BTreeMap::from([(1, 1)]));
 }

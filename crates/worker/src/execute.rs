@@ -2,7 +2,10 @@
 
 use std::{
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -87,7 +90,11 @@ pub(crate) async fn make_attempt(
     let (news, mut heard) = watch::channel(None);
     let news = context.progress.filter(|_| plan.reports_calls()).map(|_| news);
 
-    let calls = open.into_iter().filter_map(|index| {
+    // Calls that run when another one is turned away go on: they may have effects, and an attempt
+    // that is not counted would repeat them again and again.
+    let turned_away = AtomicBool::new(false);
+    let open = open.into_iter().take_while(|_| !turned_away.load(Ordering::Relaxed));
+    let calls = open.filter_map(|index| {
         let call = plan.calls.get(index)?;
         let label = plan.has_many().then_some(index);
         let span = start_call_span(call, attempt, &context);
@@ -132,14 +139,20 @@ pub(crate) async fn make_attempt(
             }
         };
 
-        let goes_on = match next {
+        match next {
             Ok(Some((index, Outcome::Succeeded(result)))) => tally.add_result(index, result),
-            Ok(Some((index, Outcome::Failed(failure)))) => tally.add_failure(index, failure),
-            Ok(None) => false,
-            Err(_) => tally.add_timeout(context.timeout, open_calls),
-        };
-        if !goes_on {
-            break;
+            Ok(Some((index, Outcome::Failed(failure)))) => {
+                if !failure.class.spends_attempt() {
+                    // Calls that have not started would be turned away in the same way.
+                    turned_away.store(true, Ordering::Relaxed);
+                }
+                tally.add_failure(index, failure);
+            }
+            Ok(None) => break,
+            Err(_) => {
+                tally.add_timeout(context.timeout, open_calls);
+                break;
+            }
         }
         tally.report_bytes();
     }
@@ -193,8 +206,8 @@ impl<'a, T: Fn(AttemptNews)> Tally<'a, T> {
         }
     }
 
-    /// Adds the result of a call. Returns whether the attempt goes on.
-    fn add_result(&mut self, index: usize, result: Value) -> bool {
+    /// Adds the result of a call.
+    fn add_result(&mut self, index: usize, result: Value) {
         self.done.insert(index, result, self.limit);
 
         // The last call is reported by the end of the job.
@@ -203,24 +216,19 @@ impl<'a, T: Fn(AttemptNews)> Tally<'a, T> {
         if let Some(call) = self.plan.calls.get(index).filter(|_| is_reported) {
             self.report(calls_progress(done, total, call));
         }
-        true
     }
 
-    /// Adds the failure of a call. Returns whether the attempt goes on: while the server is
-    /// unavailable, the other calls would only fail in the same way.
-    fn add_failure(&mut self, index: usize, failure: Failure) -> bool {
-        let goes_on = failure.class.spends_attempt();
+    /// Adds the failure of a call.
+    fn add_failure(&mut self, index: usize, failure: Failure) {
         self.failures.insert(index, failure, self.limit);
-        goes_on
     }
 
-    /// The attempt has taken too long. Returns that it does not go on.
-    fn add_timeout(&mut self, timeout: Duration, open_calls: usize) -> bool {
+    /// The attempt has taken too long.
+    fn add_timeout(&mut self, timeout: Duration, open_calls: usize) {
         let is_open =
             |index: &usize| !self.done.contains(*index) && !self.failures.contains(*index);
         let index = (0..self.plan.calls.len()).find(is_open).unwrap_or_default();
         self.failures.insert(index, timeout_failure(timeout, open_calls), self.limit);
-        false
     }
 
     /// Takes up the progress of the current call.
