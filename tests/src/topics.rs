@@ -338,6 +338,12 @@ pub fn grow(brokers: &str, topic: &str, partitions: usize) {
 
 /// Deletes a topic, and creates it again.
 pub fn make_again(brokers: &str, topic: &str, partitions: i32) {
+    delete(brokers, topic);
+    create(brokers, &[(topic, partitions)]);
+}
+
+/// Deletes a topic, and waits until it is gone.
+pub fn delete(brokers: &str, topic: &str) {
     let admin: AdminClient<DefaultClientContext> =
         config(brokers).create().expect("an admin client");
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
@@ -350,7 +356,6 @@ pub fn make_again(brokers: &str, topic: &str, partitions: i32) {
         let metadata = admin.inner().fetch_metadata(Some(topic), TIMEOUT).ok()?;
         metadata.topics().iter().all(|found| found.partitions().is_empty()).then_some(())
     });
-    create(brokers, &[(topic, partitions)]);
 }
 
 /// The end of each partition of a topic: the offset after its last record.

@@ -147,6 +147,8 @@ pub enum Event {
     Lag(Vec<(Partition, i64)>),
     /// What is in reach of the member that follows the topic of this number, every few seconds.
     Reach(u16, Reach),
+    /// The topic of this number does not exist any more (`false`), or exists again.
+    Topic(u16, bool),
     /// Partitions of the topic of this number can't be read on, or can again. The others go on.
     Unreadable(u16, Stuck),
     /// The consumer can't go on.

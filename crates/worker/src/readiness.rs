@@ -1,9 +1,9 @@
 //! Whether this worker is ready, and if not, why not. Pure: several parts of the shell report
 //! obstacles here, and one of them informs the endpoint.
 //!
-//! A worker is ready if it could start a job that is written now: Kafka can be reached, the group
-//! has assigned partitions (or has none left for this worker), the MCP server accepts calls, and
-//! Kafka accepts what the worker writes.
+//! A worker is ready if it could start a job that is written now: Kafka can be reached, the jobs
+//! topic exists, the group has assigned partitions (or has none left for this worker), the MCP
+//! server accepts calls, and Kafka accepts what the worker writes.
 
 /// What keeps a worker from being ready, most important first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,6 +12,8 @@ pub(crate) enum Obstacle {
     Draining,
     /// No broker can be reached.
     NoBroker,
+    /// The jobs topic does not exist.
+    NoTopic,
     /// The group has not assigned partitions yet.
     NoGroup,
     /// The MCP server is unavailable, or refuses the worker.
@@ -72,6 +74,9 @@ mod tests {
         assert_eq!(readiness.reason(), Some("broker"), "the most important, as it was first said");
 
         assert!(readiness.clear(Obstacle::NoBroker) && !readiness.clear(Obstacle::NoBroker));
+        readiness.set(Obstacle::NoTopic, "topic");
+        assert_eq!(readiness.reason(), Some("topic"), "the group has nothing to assign without it");
+        assert!(readiness.clear(Obstacle::NoTopic));
         assert!(readiness.clear(Obstacle::NoGroup) && readiness.has(Obstacle::WritesFail));
         assert_eq!(readiness.reason(), Some("writes"));
 

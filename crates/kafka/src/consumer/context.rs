@@ -58,6 +58,8 @@ pub(super) struct Context {
     identity: Mutex<LogIdentity>,
     /// The topic's id has changed.
     pub(super) remade: AtomicBool,
+    /// The topic did not exist when a broker was last asked for its id.
+    is_missing: AtomicBool,
     /// A record was read since this was last cleared.
     pub(super) has_read: AtomicBool,
     /// The last offset that was read of each partition under its assignment.
@@ -97,6 +99,7 @@ impl Context {
             drain,
             identity: Mutex::default(),
             remade: AtomicBool::new(false),
+            is_missing: AtomicBool::new(false),
             has_read: AtomicBool::new(false),
             last_read: Mutex::default(),
             ends: Mutex::default(),
@@ -143,6 +146,18 @@ impl Context {
 
     pub(super) fn identify(&self, log: LogIdentity) {
         *self.identity.lock() = log;
+    }
+
+    /// Whether the topic did not exist when a broker was last asked for its id.
+    pub(super) fn is_topic_missing(&self) -> bool {
+        self.is_missing.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of whether the topic exists, and tells of a change.
+    pub(super) fn note_topic(&self, exists: bool) {
+        if self.is_missing.swap(!exists, Ordering::Relaxed) == exists {
+            self.emit(Event::Topic(self.number, exists));
+        }
     }
 
     fn without_commit(&self) -> MutexGuard<'_, HashSet<Partition>> {

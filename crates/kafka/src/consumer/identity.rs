@@ -47,7 +47,8 @@ impl LogIdentity {
 pub(super) type Commits = HashMap<Partition, (i64, String)>;
 
 impl Context {
-    /// The log that the topic is now. Without an answer, what was known of it before.
+    /// The log that the topic is now. Without an answer, what was known of it before. Tells if the
+    /// topic does not exist any more, or exists again.
     pub(super) fn look_up(&self, consumer: &BaseConsumer<Self>, tries: usize) -> LogIdentity {
         let before = self.identity();
         let cluster = consumer.client().fetch_cluster_id(TIMEOUT).map(Arc::from).or(before.cluster);
@@ -55,8 +56,15 @@ impl Context {
         let mut answers = (0..tries).map(|_| topic_id(consumer.client(), &self.topic, TIMEOUT));
         let answer = answers.find(|answer| !matches!(answer, Err(TopicIdError::Request(_))));
         let topic = match answer {
-            Some(Ok(id)) => id.map(Arc::from),
-            Some(Err(_)) => before.topic,
+            Some(Ok(id)) => {
+                self.note_topic(true);
+                id.map(Arc::from)
+            }
+            // Another topic of this name may come.
+            Some(Err(_)) => {
+                self.note_topic(false);
+                before.topic
+            }
             None => {
                 tracing::warn!(
                     topic = self.topic,

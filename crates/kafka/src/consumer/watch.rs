@@ -32,7 +32,8 @@ use crate::error::KafkaError;
 /// longer; a request every few seconds is nothing to the broker.
 const PERIOD: Duration = Duration::from_secs(3);
 /// How many periods may pass without a look while no record is read: none of a new topic can run
-/// meanwhile, and a worker that has nothing to do should sleep.
+/// meanwhile, and a worker that has nothing to do should sleep. A topic that does not exist is
+/// looked for in every period.
 const IDLE_PERIODS: u32 = 5;
 /// How often moving to the beginning of a log is tried, and how long apart.
 const SEEK_TRIES: usize = 10;
@@ -73,7 +74,8 @@ fn watch(consumer: &BaseConsumer<Context>, inbox: &mpsc::Receiver<()>) {
     let mut idle_periods = 0;
     while inbox.recv_timeout(PERIOD) == Err(mpsc::RecvTimeoutError::Timeout) {
         let has_read = context.has_read.swap(false, Ordering::Relaxed);
-        idle_periods = if has_read { 0 } else { idle_periods + 1 };
+        let is_due = has_read || context.is_topic_missing();
+        idle_periods = if is_due { 0 } else { idle_periods + 1 };
         if u32::is_multiple_of(idle_periods, IDLE_PERIODS) {
             context.look_again(consumer);
         }
@@ -81,13 +83,14 @@ fn watch(consumer: &BaseConsumer<Context>, inbox: &mpsc::Receiver<()>) {
 }
 
 impl Context {
-    /// Compares the topic's id with the one that is known. What follows from a change is for the
-    /// poll thread to do.
+    /// Compares the topic's id with the one that is known, if partitions of it are ours, and looks
+    /// whether the topic exists at all. What follows from a change is for the poll thread to do.
     fn look_again(&self, consumer: &BaseConsumer<Self>) {
+        let (before, now) = (self.identity(), self.look_up(consumer, 1));
         if self.membership.all_owned().is_empty() {
+            // Which log is read is looked up when partitions are assigned.
             return;
         }
-        let (before, now) = (self.identity(), self.look_up(consumer, 1));
         if now.name().is_another_topic(before.name()) {
             self.remade.store(true, Ordering::Relaxed);
             self.wakeup.wake();

@@ -52,6 +52,7 @@ impl Shell {
                 }
             }
             Event::Reach(topic, reach) => self.track_reach(topic, reach),
+            Event::Topic(topic, exists) => self.track_topic(topic, exists),
             Event::Unreadable(topic, stuck) => self.report_unreadable(topic, stuck),
             Event::Failed(error) => return Err(error),
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use fleet_engine::BreakerState;
 use fleet_kafka::consumer::Reach;
 
-use super::{JOBS, Shell};
+use super::{JOBS, Shell, TOPICS};
 use crate::readiness::Obstacle;
 
 /// How long brokers may be out of reach before that is an outage and not just a reconnect.
@@ -60,6 +60,25 @@ impl Shell {
             );
         } else if reach.group && reach.broker {
             self.clear_obstacle(Obstacle::NoGroup);
+        }
+    }
+
+    /// Takes note of a topic that was deleted, or exists again.
+    pub(super) fn track_topic(&mut self, number: u16, exists: bool) {
+        let topic = TOPICS.get(usize::from(number)).copied().unwrap_or_default();
+        if exists {
+            tracing::info!(topic, "the topic exists again");
+        } else {
+            tracing::warn!(topic, "the topic does not exist any more; waiting until it does");
+        }
+
+        // New jobs don't need the delayed topic.
+        match (number, exists) {
+            (JOBS, true) => self.clear_obstacle(Obstacle::NoTopic),
+            (JOBS, false) => {
+                self.set_obstacle(Obstacle::NoTopic, "the jobs topic does not exist any more");
+            }
+            _ => {}
         }
     }
 
