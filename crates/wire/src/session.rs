@@ -15,8 +15,8 @@
 //!    request is sent again only if it can't have run: the ping met the same JSON-RPC error, which
 //!    therefore is not about the request, or the error says that the request is not acceptable
 //!    (-32600, -32602).
-//! 3. -32601, -32603, a result of any kind, 429, and statuses that name another cause are **no
-//!    sign** at all.
+//! 3. -32601, a result of any kind, 429, and statuses that name another cause are **no sign** at
+//!    all.
 //! 4. A request is sent again **once**. What it meets then is its answer. A refusal that a new
 //!    session did not lift is not taken for a lost session so easily any more: from then on rule 2
 //!    applies to everything.
@@ -40,6 +40,8 @@
 const INVALID_REQUEST: i64 = -32600;
 /// The parameters are not acceptable: the request has not run.
 const INVALID_PARAMS: i64 = -32602;
+/// Something went wrong inside the server.
+const INTERNAL_ERROR: i64 = -32603;
 /// The method is unknown. A server that says so knows the session.
 const METHOD_NOT_FOUND: i64 = -32601;
 
@@ -73,14 +75,16 @@ enum Suspicion {
 impl Rejection {
     fn suspicion(&self) -> Suspicion {
         match (self.status, self.code) {
-            // Parse error, unknown method, internal error; and what only revisions without sessions
-            // know.
-            (_, Some(-32700 | METHOD_NOT_FOUND | -32603 | -32022..=-32020)) => Suspicion::No,
+            // Parse error, unknown method; and what only revisions without sessions know.
+            (_, Some(-32700 | METHOD_NOT_FOUND | -32022..=-32020)) => Suspicion::No,
             // Payment, method, media type, time, length, size, host, upgrade, rate: another cause
             // is named.
             (402 | 405..=408 | 411 | 413..=415 | 417 | 421 | 425 | 426 | 429 | 431 | 451, _) => {
                 Suspicion::No
             }
+            // An internal error may be any failure, so even one that is about no request is looked
+            // into before a session is given up.
+            (200..=299 | 400..=599, Some(INTERNAL_ERROR)) => Suspicion::Unclear,
             (_, Some(_)) if self.addressed => Suspicion::Unclear,
             (200..=299 | 400..=599, Some(_)) | (400..=499, None) => Suspicion::TurnedAway,
             // Without a word from the server itself: a proxy may speak for one that has taken the

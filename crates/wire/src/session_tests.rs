@@ -36,10 +36,11 @@ fn rejections_are_told_apart() {
     check(addressed(400, -32602), Suspicion::Unclear);
     check(addressed(200, -32602), Suspicion::Unclear);
     check(addressed(200, -32000), Suspicion::Unclear);
+    check(addressed(200, -32603), Suspicion::Unclear);
+    check(unaddressed(500, -32603), Suspicion::Unclear);
     check(plain(500), Suspicion::Unclear);
     check(plain(503), Suspicion::Unclear);
     // What has another cause.
-    check(addressed(200, -32603), Suspicion::No);
     check(addressed(404, -32601), Suspicion::No);
     check(unaddressed(400, -32700), Suspicion::No);
     check(addressed(400, -32020), Suspicion::No);
@@ -47,6 +48,7 @@ fn rejections_are_told_apart() {
         check(plain(status), Suspicion::No);
     }
     check(unaddressed(429, -32000), Suspicion::No);
+    check(addressed(429, -32603), Suspicion::No);
 }
 
 /// A keeper with a session, and a request of it that was rejected.
@@ -77,13 +79,16 @@ fn what_was_turned_away_is_sent_again_once() {
 }
 
 #[test]
-fn bad_arguments_cost_no_session() {
-    for answer in [Pinged::Answered, Pinged::Rejected(addressed(200, -32601)), Pinged::Unanswered] {
-        let (mut keeper, mut doubt) = rejected(addressed(200, -32602));
-        let lease = keeper.current();
-        assert_eq!(keeper.next(&doubt), Step::Ping);
-        assert_eq!(keeper.pinged(&mut doubt, answer), Step::Stand);
-        assert_eq!(keeper.current(), lease);
+fn errors_in_a_live_session_cost_no_session() {
+    let answers = [Pinged::Answered, Pinged::Rejected(addressed(200, -32601)), Pinged::Unanswered];
+    for code in [-32602, -32603] {
+        for answer in answers {
+            let (mut keeper, mut doubt) = rejected(addressed(200, code));
+            let lease = keeper.current();
+            assert_eq!(keeper.next(&doubt), Step::Ping);
+            assert_eq!(keeper.pinged(&mut doubt, answer), Step::Stand);
+            assert_eq!(keeper.current(), lease);
+        }
     }
 }
 
@@ -98,8 +103,10 @@ fn an_error_that_a_ping_meets_too_is_about_the_session() {
     };
     check(addressed(400, -32602), addressed(400, -32602), Step::Resend);
     check(addressed(200, -32000), addressed(200, -32000), Step::Resend);
+    check(addressed(200, -32603), addressed(200, -32603), Step::Resend);
     // These may have run: the next request finds the new session.
     check(addressed(200, -32000), plain(404), Step::Stand);
+    check(addressed(200, -32603), plain(404), Step::Stand);
     check(plain(500), plain(500), Step::Stand);
     check(plain(503), plain(503), Step::Stand);
 }
@@ -162,6 +169,7 @@ fn way() -> impl Strategy<Value = Rejection> {
         Just(unaddressed(503, -32001)),
         Just(addressed(400, -32602)),
         Just(addressed(200, -32000)),
+        Just(addressed(200, -32603)),
     ]
 }
 

@@ -5,7 +5,8 @@
 //!
 //! It writes its address to the file `READY`. `FORGOTTEN` is how it refuses an unknown session, as
 //! different servers do: `404`, `400-code` (a JSON-RPC error -32000, as the TypeScript SDK's
-//! examples), `400`, `401`, `422` or `503` (text). While the file `REFUSE` exists, it answers every
+//! examples), `400`, `401`, `422` or `503` (text), `-32602` or `-32603` (a JSON-RPC error with
+//! status 200). While the file `REFUSE` exists, it answers every
 //! request with 401, as if a token had expired.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
@@ -147,6 +148,8 @@ impl Server {
             "400-code" => {
                 Answer::error(400, id, -32000, "Bad Request: no valid session ID provided")
             }
+            "-32602" => Answer::error(200, id, -32602, "Invalid session ID"),
+            "-32603" => Answer::error(200, id, -32603, "Internal error: no such session"),
             status => Answer::text(status.parse().expect("a status"), "no such session"),
         }
     }

@@ -32,17 +32,23 @@ pub enum Forgotten {
     Unprocessable,
     /// 503 with text.
     Unavailable,
+    /// 200 with JSON-RPC error -32602.
+    InvalidParams,
+    /// 200 with JSON-RPC error -32603.
+    InternalError,
 }
 
 impl Forgotten {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::NotFound,
         Self::BadRequestWithCode,
         Self::BadRequest,
         Self::Unauthorized,
         Self::Unprocessable,
         Self::Unavailable,
+        Self::InvalidParams,
+        Self::InternalError,
     ];
 
     fn argument(self) -> &'static str {
@@ -53,6 +59,8 @@ impl Forgotten {
             Self::Unauthorized => "401",
             Self::Unprocessable => "422",
             Self::Unavailable => "503",
+            Self::InvalidParams => "-32602",
+            Self::InternalError => "-32603",
         }
     }
 }

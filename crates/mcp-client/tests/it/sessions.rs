@@ -68,7 +68,7 @@ fn works(seen: &Seen) -> Response {
     Json(result(seen.id(), text("done"))).into_response()
 }
 
-const WAYS: [(&str, Refuse); 12] = [
+const WAYS: [(&str, Refuse); 14] = [
     ("404", |_| answered(404, "")),
     ("404 as specified", |_| {
         answered(404, Json(rpc_error(&Value::Null, -32001, "Session not found")))
@@ -99,6 +99,8 @@ const WAYS: [(&str, Refuse); 12] = [
         answered(200, Json(rpc_error(seen.id(), -32602, "Invalid session ID")))
     }),
     ("200 with -32000", |seen| answered(200, Json(rpc_error(seen.id(), -32000, "No session")))),
+    ("200 with -32603", |seen| answered(200, Json(rpc_error(seen.id(), -32603, "No session")))),
+    ("500 with -32603", |seen| answered(500, Json(rpc_error(seen.id(), -32603, "No session")))),
 ];
 
 #[tokio::test]

@@ -150,7 +150,7 @@ async fn answer(state: Arc<State>, request: Request) -> Response {
     }
 }
 
-const WAYS: [(&str, Refuse); 10] = [
+const WAYS: [(&str, Refuse); 12] = [
     ("404", |_| answered(404, rpc_error(&Value::Null, -32001, "Session not found"))),
     ("400 of the TypeScript SDK", |_| {
         answered(400, rpc_error(&Value::Null, -32000, "No valid session ID"))
@@ -165,6 +165,8 @@ const WAYS: [(&str, Refuse); 10] = [
     ("400 with -32602", |id| answered(400, rpc_error(id, -32602, "Invalid session ID"))),
     ("200 with -32602", |id| answered(200, rpc_error(id, -32602, "Invalid session ID"))),
     ("200 with -32000", |id| answered(200, rpc_error(id, -32000, "No session"))),
+    ("200 with -32603", |id| answered(200, rpc_error(id, -32603, "No session"))),
+    ("500 with -32603", |id| answered(500, rpc_error(id, -32603, "No session"))),
 ];
 
 #[tokio::test]
