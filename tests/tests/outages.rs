@@ -99,11 +99,14 @@ fn an_outage_of_a_hosted_server_costs_no_attempts(env: &Env) {
     };
     fleet.submit((0..2).map(refused).collect());
     let command = json!({"command": "false"});
+    let locked = json!({"type": "http", "url": guarded.url()});
     fleet.submit(vec![
         Outgoing::value(init("later", &config)),
+        Outgoing::value(init("locked", &locked)),
         Outgoing::value(init("broken", &command)),
     ]);
     wait_for_reason(&fleet, "refused-0", "upstream-unauthorized");
+    wait_for_reason(&fleet, "locked", "upstream-unauthorized");
     wait_for_reason(&fleet, "later", "server-unavailable");
 
     // Jobs that need none of them go on, and the worker stays ready. The job whose program exits at
@@ -136,7 +139,7 @@ fn an_outage_of_a_hosted_server_costs_no_attempts(env: &Env) {
     remote = fleet.server.take().expect("the remote server");
     fleet.server = server;
     let account = fleet.settle(0);
-    assert_eq!((account.count(JobState::Succeeded), account.count(JobState::Failed)), (36, 1));
+    assert_eq!((account.count(JobState::Succeeded), account.count(JobState::Failed)), (37, 1));
 
     let spent: Vec<_> = account.states.values().filter(|event| event.attempts != 1).collect();
     let spent: Vec<_> = spent.iter().map(|event| (event.job_id.as_str(), event.attempts)).collect();

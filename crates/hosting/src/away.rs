@@ -9,16 +9,16 @@ pub(crate) const SOON: Duration = Duration::from_secs(1);
 
 /// See the module's documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Away {
+pub struct Away {
     /// Why.
-    pub(crate) reason: AwayReason,
+    pub reason: AwayReason,
     /// When the server wants to be asked again, if it said so.
-    pub(crate) retry_after: Option<Duration>,
+    pub retry_after: Option<Duration>,
 }
 
 /// What a caller is told in `data.reason`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum AwayReason {
+pub enum AwayReason {
     /// It can't be reached, or can't do a handshake.
     #[default]
     Unavailable,

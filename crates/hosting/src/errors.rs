@@ -39,13 +39,13 @@ impl InitError {
         }
     }
 
-    /// Whether all that is wrong is that something can't be reached now: a remote server, or this
-    /// one, which is on its way out.
-    pub fn is_unreachable(&self) -> bool {
+    /// Why what was asked for has to wait, if nothing is wrong with it: a remote server can't be
+    /// reached or refuses our credentials, or this server is on its way out.
+    pub fn away_reason(&self) -> Option<AwayReason> {
         match self {
-            Self::Connect(error) => error.unreachable,
-            Self::Closed => true,
-            Self::Name(_) | Self::Launch(_) | Self::TooMany(_) | Self::Removed => false,
+            Self::Connect(error) => error.away_reason(),
+            Self::Closed => Some(AwayReason::Unavailable),
+            Self::Name(_) | Self::Launch(_) | Self::TooMany(_) | Self::Removed => None,
         }
     }
 }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Fleet, apps,
-    away::{Away, AwayReason},
+    away::{Away, AwayReason, SOON},
     calls::TurnedAway,
     content_results,
     fleet::Down,
@@ -469,6 +469,11 @@ pub fn down(error: &Down) -> ErrorData {
 /// nothing is wrong with what was asked for, which may wait.
 pub fn server_unavailable(server: &str, message: String, retry_after: Duration) -> ErrorData {
     turned_down(server, AwayReason::Unavailable, message, retry_after)
+}
+
+/// The same for a server that may be away for another reason.
+pub fn server_away(server: &str, message: String, away: Away) -> ErrorData {
+    turned_down(server, away.reason, message, away.retry_after.unwrap_or(SOON))
 }
 
 /// The error for a call that a server did not take.

@@ -7,7 +7,7 @@
 
 pub mod apps;
 mod attempt;
-mod away;
+pub mod away;
 mod breaker;
 mod calls;
 mod catalog;

@@ -30,6 +30,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     attempt::Attempt,
+    away::AwayReason,
     catalog::Catalog,
     changes::{Lists, News, Unseen},
     child::{self, ChildProcess},
@@ -94,6 +95,15 @@ impl ConnectError {
             (true, _) => codes::UPSTREAM_UNAUTHORIZED,
             (false, true) => codes::SERVER_UNAVAILABLE,
             (false, false) => codes::SERVER_START,
+        }
+    }
+
+    /// Why the server is away, if it is a remote one and that is all that is wrong.
+    pub(super) fn away_reason(&self) -> Option<AwayReason> {
+        match (self.unauthorized, self.unreachable) {
+            (true, _) => Some(AwayReason::Unauthorized),
+            (false, true) => Some(AwayReason::Unavailable),
+            (false, false) => None,
         }
     }
 

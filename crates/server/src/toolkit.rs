@@ -6,9 +6,9 @@
 //! types, arguments are deserialized into them, and a failure becomes an error result that says
 //! whether a retry can help.
 
-use std::{borrow::Cow, collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, pin::Pin, sync::Arc};
 
-use fleet_hosting::forward;
+use fleet_hosting::{away::Away, forward};
 use fleet_job::{meta, number, size::clipped};
 use fleet_ops::blocking::WorkLost;
 use rmcp::{
@@ -72,8 +72,8 @@ pub struct ToolFailure {
     message: String,
     is_final: bool,
     details: Option<Value>,
-    /// If the only problem is an unreachable server: its name, and when to try again.
-    unreachable: Option<(String, Duration)>,
+    /// If the only problem is a server that is away: its name, why, and when to try again.
+    away: Option<(String, Away)>,
 }
 
 impl From<WorkLost> for ToolFailure {
@@ -85,28 +85,18 @@ impl From<WorkLost> for ToolFailure {
 impl ToolFailure {
     /// A failure that is the caller's fault, so that repeating the call can't help.
     pub fn permanent(message: impl Into<String>) -> Self {
-        Self {
-            message: clip_message(message.into()),
-            is_final: true,
-            details: None,
-            unreachable: None,
-        }
+        Self { message: clip_message(message.into()), is_final: true, details: None, away: None }
     }
 
     /// A failure that a later call may not meet.
     pub fn transient(message: impl Into<String>) -> Self {
-        Self {
-            message: clip_message(message.into()),
-            is_final: false,
-            details: None,
-            unreachable: None,
-        }
+        Self { message: clip_message(message.into()), is_final: false, details: None, away: None }
     }
 
-    /// A valid call that failed because something that `server` needs is unreachable. A job waits
-    /// until it is reachable again.
-    pub fn unavailable(message: impl Into<String>, server: &str, retry_after: Duration) -> Self {
-        Self { unreachable: Some((server.to_owned(), retry_after)), ..Self::transient(message) }
+    /// A valid call that failed because `server`, or something that it needs, is away. A job waits
+    /// until it is back.
+    pub fn away(message: impl Into<String>, server: &str, away: Away) -> Self {
+        Self { away: Some((server.to_owned(), away)), ..Self::transient(message) }
     }
 
     /// The same failure with details for programs.
@@ -116,13 +106,11 @@ impl ToolFailure {
         self
     }
 
-    /// The failure as the answer to a call: a tool result or, if a server is unreachable, an error
-    /// that tells the caller when to try again.
+    /// The failure as the answer to a call: a tool result or, if a server is away, an error that
+    /// tells the caller why, and when to try again.
     fn into_tool_answer(self) -> Result<CallToolResult, ErrorData> {
-        match &self.unreachable {
-            Some((server, retry_after)) => {
-                Err(forward::server_unavailable(server, self.message.clone(), *retry_after))
-            }
+        match &self.away {
+            Some((server, away)) => Err(forward::server_away(server, self.message.clone(), *away)),
             None => Ok(self.into_result()),
         }
     }

@@ -5,11 +5,14 @@ use std::time::Duration;
 use fleet_job::tool_name::NameError;
 
 use super::{RegistryError, sharing::NotShareable};
-use crate::fleet::InitError;
+use crate::{
+    away::{Away, AwayReason},
+    fleet::InitError,
+};
 
 /// When to ask again for a server of which nothing is known yet.
 pub(super) const SOON: Duration = Duration::from_secs(1);
-/// When to ask again for what waits for the registry, or for a remote server that can't be reached.
+/// When to ask again for what waits for the registry, or for a remote server that is away.
 pub(super) const LATER: Duration = Duration::from_secs(5);
 
 /// What is known of a server here.
@@ -73,13 +76,15 @@ impl ShareError {
         }
     }
 
-    /// When to try again, if all that is wrong is that something can't be reached.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Init(error) => error.is_unreachable().then_some(LATER),
-            Self::Registry(RegistryError::NotRead) => Some(SOON),
-            Self::Unwritten { .. } => Some(LATER),
-            Self::Registry(_) | Self::NotShareable(_) | Self::Superseded => None,
-        }
+    /// Why and until when to wait, if nothing is wrong with what was asked for: something can't be
+    /// reached, or a remote server refuses our credentials.
+    pub fn away(&self) -> Option<Away> {
+        let (reason, retry_after) = match self {
+            Self::Init(error) => (error.away_reason()?, LATER),
+            Self::Registry(RegistryError::NotRead) => (AwayReason::Unavailable, SOON),
+            Self::Unwritten { .. } => (AwayReason::Unavailable, LATER),
+            Self::Registry(_) | Self::NotShareable(_) | Self::Superseded => return None,
+        };
+        Some(Away { reason, retry_after: Some(retry_after) })
     }
 }

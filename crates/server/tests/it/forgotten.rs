@@ -274,6 +274,29 @@ async fn the_refusal_of_a_remote_server_reaches_the_caller() {
 }
 
 #[tokio::test]
+async fn a_remote_server_that_refuses_our_credentials_at_its_start_is_waited_for() {
+    let remote = Remote::start(|_| answered(404, ""));
+    let server = Server::start(&["--allow-remote", "127.0.0.1"]).await;
+    let arguments = json!({"name": "old", "config": {"type": "http", "url": remote.url}});
+
+    for status in [401, 403] {
+        remote.close(status);
+        let answer = server.call_raw("server_initialize", arguments.clone()).await;
+        let (code, data) = (&answer["error"]["code"], &answer["error"]["data"]);
+        assert_eq!(
+            (code, &data["reason"], &data["server"]),
+            (&json!(-32603), &json!("upstream-unauthorized"), &json!("old")),
+            "{status}: {answer}"
+        );
+        assert!(data["retryAfterMs"].as_u64().is_some_and(|wait| wait > 0), "{answer}");
+    }
+
+    remote.close(0);
+    server.call_ok("server_initialize", arguments).await;
+    assert_eq!(server.call("old__work", json!({})).await["content"][0]["text"], "done");
+}
+
+#[tokio::test]
 async fn a_stopped_remote_server_is_unavailable_at_once() {
     let mut remote = Remote::start(|_| answered(404, ""));
     let server = remote.hosted().await;

@@ -185,7 +185,7 @@ async fn a_server_is_unknown_only_if_the_registry_says_so() {
     let (registry, shared) = fickle();
     is_awaited(&shared, "x", "has not been read yet").await;
     let error = shared.initialize("x", &entry("rm")).await.unwrap_err();
-    assert!(error.retry_after().is_some() && !error.is_permanent(), "{error}");
+    assert!(error.away().is_some() && !error.is_permanent(), "{error}");
 
     registry.is_read();
     shared.ready().await;
@@ -214,7 +214,7 @@ async fn a_write_that_the_registry_does_not_take_is_not_forgotten() {
 
     let error = shared.remove("x").await.unwrap_err();
     assert!(matches!(error, ShareError::Unwritten { .. }), "{error}");
-    assert!(error.retry_after().is_some() && !error.is_permanent(), "{error}");
+    assert!(error.away().is_some() && !error.is_permanent(), "{error}");
     let sharing = shared.statuses()[0].sharing.clone().unwrap();
     assert_eq!(sharing.state, "removal-unwritten");
     assert!(sharing.failures > 0 && sharing.last_error.is_some(), "{sharing:?}");

@@ -177,8 +177,8 @@ fn failure_of(name: &str, error: &ShareError) -> ToolFailure {
         ShareError::Init(_) | ShareError::NotShareable(_) | ShareError::Registry(_) => "not hosted",
     };
     let message = format!("server {name:?} is {what}: {}", chain(error));
-    if let Some(retry_after) = error.retry_after() {
-        return ToolFailure::unavailable(message, name, retry_after);
+    if let Some(away) = error.away() {
+        return ToolFailure::away(message, name, away);
     }
 
     let failure = if error.is_permanent() {

@@ -47,8 +47,8 @@ pub async fn server_remove(
 ) -> Result<Removed, ToolFailure> {
     let removed = shared.remove(&args.name).await.map_err(|error| {
         let message = format!("could not remove server {:?}: {}", args.name, chain(&error));
-        if let Some(retry_after) = error.retry_after() {
-            return ToolFailure::unavailable(message, &args.name, retry_after);
+        if let Some(away) = error.away() {
+            return ToolFailure::away(message, &args.name, away);
         }
         if error.is_permanent() {
             ToolFailure::permanent(message)
