@@ -2,7 +2,8 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use fleet_kafka::{KafkaError, admin};
+use fleet_job::topics::Topics;
+use fleet_kafka::{KafkaError, admin, settings::Settings};
 use serde_json::json;
 
 use crate::{connection::Connection, error::CliError, output, wait_notice::WaitNotice};
@@ -104,20 +105,16 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         }
     };
 
+    if !args.allow_compacted_topic {
+        refuse_compacted(&settings, &args.connection.topics()).await?;
+    }
     let created = admin::create_topics(&settings, &specs).await?;
     if let Some(partitions) = grows {
         admin::grow(&settings, &args.connection.topic, partitions).await?;
     }
-
-    if !args.allow_compacted_topic {
-        let topics = args.connection.topics();
-        for topic in [topics.jobs, topics.delayed] {
-            // If the broker does not say, assume that the topic is not compacted, which is how we
-            // create it.
-            if admin::is_compacted(&settings, &topic).await.unwrap_or_default() {
-                return Err(KafkaError::Compacted(topic).into());
-            }
-        }
+    if !args.allow_compacted_topic && !created.is_empty() {
+        // The broker's own default for new topics may be compaction.
+        refuse_compacted(&settings, &args.connection.topics()).await?;
     }
 
     drop(notice);
@@ -138,6 +135,17 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         });
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Fails if a topic from which workers read jobs is compacted. If the broker does not say, as of a
+/// topic that does not exist, it is not.
+async fn refuse_compacted(settings: &Settings, topics: &Topics) -> Result<(), CliError> {
+    for topic in [&topics.jobs, &topics.delayed] {
+        if admin::is_compacted(settings, topic).await.unwrap_or_default() {
+            return Err(KafkaError::Compacted(topic.clone()).into());
+        }
+    }
+    Ok(())
 }
 
 /// What to do about the number of partitions of a topic.
