@@ -5,9 +5,15 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
-use fleet_job::event::JobState;
+use fleet_job::{
+    event::{JobEvent, JobState},
+    topics::Topics,
+};
 use fleet_tests::{
     Env, Fleet, Oracle,
     chaos::{
@@ -16,7 +22,7 @@ use fleet_tests::{
     },
     fleet::{LARGE_FILE, ServerOptions, Service},
     http, on_every_broker,
-    topics::Outgoing,
+    topics::{self, Outgoing},
     wait,
 };
 use serde_json::{Value, json};
@@ -53,6 +59,24 @@ fn wait_for_reason(fleet: &Fleet<'_>, job_id: &str, reason: &str) {
         });
         if waits { Ok(()) } else { Err(format!("{job_id}: {event:?}")) }
     });
+}
+
+/// How often each job has reported that it waits. A call that takes long although the server is
+/// away, as on a busy machine, makes its job `running` for a while; what it reports after that is
+/// not counted.
+fn reports_of_waiting(fleet: &Fleet<'_>) -> BTreeMap<String, usize> {
+    let mut reports: BTreeMap<String, usize> = BTreeMap::new();
+    let mut has_run = BTreeSet::new();
+    for record in topics::read(&fleet.env.brokers, &Topics::of(&*fleet.topic).events) {
+        let value = record.content.value.as_deref().unwrap_or_default();
+        let Ok(event) = serde_json::from_slice::<JobEvent>(value) else { continue };
+        if event.waiting.is_none() {
+            has_run.insert(event.job_id);
+        } else if !has_run.remove(&event.job_id) || !reports.contains_key(&event.job_id) {
+            *reports.entry(event.job_id).or_default() += 1;
+        }
+    }
+    reports
 }
 
 fn an_outage_of_a_hosted_server_costs_no_attempts(env: &Env) {
@@ -116,6 +140,9 @@ fn an_outage_of_a_hosted_server_costs_no_attempts(env: &Env) {
     fleet.wait_for(22);
     assert_eq!(http::get(worker, "/ready").expect("the worker's answer").0, 200);
     assert_eq!(http::metric(worker, "fleet_breaker_open"), Some(0.0));
+    for n in 0..6 {
+        wait_for_reason(&fleet, &format!("apart-{n}"), "server-unavailable");
+    }
 
     let halfway = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
     let waiting = needy.iter().filter_map(|record| {
@@ -148,6 +175,15 @@ fn an_outage_of_a_hosted_server_costs_no_attempts(env: &Env) {
         [("broken", 2)],
         "attempts were spent on outages, or not spent on other failures"
     );
+
+    // The jobs behind the first one of their key wait for that job, whatever it waits for.
+    let apart = (0..6).map(|n| format!("apart-{n}"));
+    let others = ["away-0", "refused-0", "refused-1", "later", "locked"].map(str::to_owned);
+    let waiting = reports_of_waiting(&fleet);
+    for job in apart.chain(others) {
+        assert_eq!(waiting.get(&job), Some(&1), "{job} reports once per outage: {waiting:?}");
+    }
+    assert!(waiting.values().all(|count| *count == 1), "{waiting:?}");
     drop(remote);
 }
 

@@ -1,6 +1,6 @@
-//! Children that start slowly. The limit is 6 s here, so that `initialize` is sent after 2 s of
-//! silence; the state machine's own tests show that nothing else depends on the length of the
-//! limit.
+//! Children that start slowly. The limit is 6 s in most tests here, so that `initialize` is sent
+//! after 2 s of silence; the state machine's own tests show that nothing else depends on the length
+//! of the limit.
 
 use std::path::Path;
 
@@ -48,10 +48,14 @@ fn silent() -> String {
 
 /// Hosts a server with this beginning and body, and expects one process of this revision.
 async fn check_hosting(before: &str, body: &str, version: &str) {
+    check_hosting_with(&["--handshake-timeout-ms", LIMIT], before, body, version).await;
+}
+
+/// The same with these arguments of our server.
+async fn check_hosting_with(arguments: &[&str], before: &str, body: &str, version: &str) {
     let dir = tempfile::tempdir().unwrap();
     let program = slow(dir.path(), before, body);
-    let server =
-        Server::start(&["--allow-command", &program, "--handshake-timeout-ms", LIMIT]).await;
+    let server = Server::start(&[&["--allow-command", &program], arguments].concat()).await;
     let hosted = server.initialize("x", json!({"command": program})).await;
     assert_eq!(hosted["protocolVersion"], version, "{hosted}");
     let called = server.call("x__work", json!({})).await;
@@ -78,6 +82,16 @@ async fn a_legacy_server_may_be_slow_and_refuse() {
 #[tokio::test]
 async fn a_legacy_server_may_be_slow_and_silent() {
     check_hosting("sleep 3", &silent(), "2025-06-18").await;
+}
+
+/// A third of the default limit is 10 s, which is also as long as rmcp would wait by itself.
+#[tokio::test]
+async fn a_start_may_take_longer_than_ten_seconds_by_default() {
+    let (modern, silent) = (modern_server("work", &answer()), silent());
+    tokio::join!(
+        check_hosting_with(&[], "sleep 12", &modern, "2026-07-28"),
+        check_hosting_with(&[], "sleep 12", &silent, "2025-06-18"),
+    );
 }
 
 #[tokio::test]
