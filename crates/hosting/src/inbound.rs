@@ -62,6 +62,16 @@ pub(super) struct Inbound {
     open: BTreeMap<Id, Asked>,
     /// Errors that name no request, each with the requests that were open when it came.
     nameless: Vec<(BTreeSet<Id>, ErrorData)>,
+    held: Vec<Held>,
+}
+
+/// An answer that can't be read, and may be a line of a log that quotes the answer which follows.
+#[derive(Debug)]
+struct Held {
+    /// The request that it names or, if it names none, those that it may answer.
+    suspects: BTreeSet<Id>,
+    is_named: bool,
+    problem: Unreadable,
 }
 
 impl Inbound {
@@ -83,15 +93,22 @@ impl Inbound {
         }
     }
 
-    /// What is to be passed on of a line or event; `None` if it is no JSON-RPC at all.
+    /// What is to be passed on of a line; `None` if it is no JSON-RPC at all.
+    ///
+    /// An answer that can't be read is held until the next line has been read, so that a readable
+    /// one for the same request wins. The caller calls [`Self::release`] if no line comes.
     pub(super) fn read(&mut self, bytes: &[u8]) -> Option<Vec<RxJsonRpcMessage<RoleClient>>> {
+        let held = std::mem::take(&mut self.held);
         let mut passed = Vec::new();
         let mut is_noise = false;
         for message in fleet_wire::read(bytes) {
             match message {
                 Message::Reply(Some(id), reply) => {
                     let (id, reply) = self.as_open(id, reply, bytes);
-                    passed.extend(self.answer(id, reply));
+                    passed.extend(self.answer_or_hold(id, reply));
+                }
+                Message::Reply(None, Reply::Unreadable(problem)) => {
+                    self.held.push(Held { suspects: self.suspects(), is_named: false, problem });
                 }
                 Message::Reply(None, reply) => passed.extend(self.nameless(reply)),
                 Message::Request(_, message) | Message::Notification(_, message) => {
@@ -100,7 +117,21 @@ impl Inbound {
                 Message::Noise(_) => is_noise = true,
             }
         }
-        (!is_noise || !passed.is_empty()).then_some(passed)
+        let is_garbage = is_noise && passed.is_empty() && self.held.is_empty();
+        passed.extend(held.into_iter().flat_map(|held| self.end_held(held)));
+        if is_garbage && passed.is_empty() { None } else { Some(passed) }
+    }
+
+    /// Whether an answer is held that the caller has to [`Self::release`] in time.
+    pub(super) fn holds_answers(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Passes on the answers that are held: nothing better has come.
+    #[must_use]
+    pub(super) fn release(&mut self) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        let held = std::mem::take(&mut self.held);
+        held.into_iter().flat_map(|held| self.end_held(held)).collect()
     }
 
     /// Ends the request that a line answers which is too long to be read; `None` if it is not an
@@ -122,6 +153,29 @@ impl Inbound {
         let is_answer =
             fleet_wire::read(head).iter().any(|message| matches!(message, Message::Reply(..)));
         is_answer.then(|| self.nameless(reply))
+    }
+
+    /// Holds an answer that can't be read, if a request waits for it.
+    fn answer_or_hold(&mut self, id: Id, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        let id = self.as_asked(id);
+        match reply {
+            Reply::Unreadable(problem) if self.open.contains_key(&id) => {
+                self.held.push(Held { suspects: BTreeSet::from([id]), is_named: true, problem });
+                Vec::new()
+            }
+            reply => self.answer(id, reply),
+        }
+    }
+
+    /// Ends the request that still waits for an answer which was held.
+    fn end_held(&mut self, held: Held) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        let Held { mut suspects, is_named, problem } = held;
+        suspects.retain(|id| self.open.contains_key(id));
+        match suspects.first().cloned() {
+            Some(id) if is_named => self.answer(id, Reply::Unreadable(problem)),
+            Some(_) => self.blame(suspects, unreadable_answer(&problem.why)),
+            None => Vec::new(),
+        }
     }
 
     fn answer(&mut self, id: Id, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
@@ -177,8 +231,20 @@ impl Inbound {
             Reply::Error(error) => error_data(error),
             Reply::Unreadable(problem) => unreadable_answer(&problem.why),
         };
+        self.blame(self.suspects(), error)
+    }
+
+    /// The requests that an answer without an id may belong to.
+    fn suspects(&self) -> BTreeSet<Id> {
         let open = self.open.iter().filter(|(_, asked)| **asked != Asked::Stream);
-        let suspects: BTreeSet<Id> = open.map(|(id, _)| id.clone()).collect();
+        open.map(|(id, _)| id.clone()).collect()
+    }
+
+    fn blame(
+        &mut self,
+        suspects: BTreeSet<Id>,
+        error: ErrorData,
+    ) -> Vec<RxJsonRpcMessage<RoleClient>> {
         if suspects.len() > 1 {
             let nameless = ServerJsonRpcMessage::error(error.clone(), None);
             if self.nameless.len() < MAX_NAMELESS {
@@ -325,7 +391,10 @@ mod tests {
     #[test]
     fn every_answer_ends_its_call() {
         let check = |text: &str, problem: Option<&str>| {
-            let found = ends(inbound(&[7]).read(text.as_bytes()).unwrap());
+            let mut inbound = inbound(&[7]);
+            let mut passed = inbound.read(text.as_bytes()).unwrap();
+            passed.extend(inbound.release());
+            let found = ends(passed);
             let [(7, error)] = &found[..] else { panic!("{text}: {found:?}") };
             match (error, problem) {
                 (None, None) => {}
@@ -374,6 +443,37 @@ mod tests {
         inbound.sent(&ClientJsonRpcMessage::request(ping, NumberOrString::Number(3)));
         let found = ends(inbound.read(br#"{"id":1,"result":{}}"#).unwrap());
         assert_eq!(found, [(1, None), (2, Some("boom".to_owned()))]);
+    }
+
+    #[test]
+    fn a_log_line_does_not_end_the_call_whose_answer_it_quotes() {
+        let check = |line: &str| {
+            let mut inbound = inbound(&[7]);
+            let passed = inbound.read(line.as_bytes()).unwrap_or_default();
+            assert!(passed.is_empty(), "{line}: {passed:?}");
+            let passed = inbound.read(br#"{"jsonrpc":"2.0","id":7,"result":{}}"#).unwrap();
+            assert_eq!(ends(passed), [(7, None)], "{line}");
+            assert!(!inbound.holds_answers() && inbound.release().is_empty(), "{line}");
+        };
+        check(r#"DEBUG -> {"jsonrpc":"2.0","id":7,"result":{"content":[…"#);
+        check("Sending {'jsonrpc': '2.0', 'id': 7, 'result': {}}");
+        check("{'jsonrpc': '2.0', 'id': 7, 'result': {}}");
+        check(r#"{"jsonrpc":"2.0","id":7,"result":{"content":[…"#);
+        check(r#"{"level":"debug"} {"jsonrpc":"2.0","id":7,"result":{"content":[…"#);
+        check(r#"{"jsonrpc":"2.0","result":{"content":[…"#);
+    }
+
+    #[test]
+    fn an_unreadable_answer_is_held_for_one_line() {
+        let unreadable = br#"{"id":7,"result":{"cut"#.as_slice();
+        for next in [b"INFO next".as_slice(), br#"{"method":"notifications/x"}"#, unreadable] {
+            let mut inbound = inbound(&[7]);
+            assert_eq!(ends(inbound.read(unreadable).unwrap()), []);
+            assert!(inbound.holds_answers());
+            let found = ends(inbound.read(next).unwrap());
+            assert!(matches!(&found[..], [(7, Some(error))] if error.contains("cut")), "{found:?}");
+            assert_eq!(ends(inbound.release()), [], "the call is over");
+        }
     }
 
     #[test]

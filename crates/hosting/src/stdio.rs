@@ -1,19 +1,26 @@
 //! The transport to a child: rmcp writes, and lines are read here.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use rmcp::{
     RoleClient,
     service::{RxJsonRpcMessage, TxJsonRpcMessage},
     transport::{Transport, async_rw::AsyncRwTransport},
 };
-use tokio::io::{AsyncRead, AsyncWrite, Empty};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Empty},
+    time::{Instant, timeout_at},
+};
 
 use super::{
     inbound::Inbound,
     spread::{Spread, Step},
     stdout::{Line, Lines, StdoutWatch},
 };
+
+/// How long an answer that can't be read waits for the next line, which may be the answer that it
+/// quotes.
+const HOLD: Duration = Duration::from_secs(1);
 
 /// The transport to a child, over its standard input and output.
 pub(super) struct StdioTransport<R, W: AsyncWrite> {
@@ -25,6 +32,8 @@ pub(super) struct StdioTransport<R, W: AsyncWrite> {
     spread: Spread,
     /// Messages that were read and not passed on yet.
     ready: VecDeque<RxJsonRpcMessage<RoleClient>>,
+    /// When an answer that is held is passed on.
+    release_at: Option<Instant>,
     is_over: bool,
 }
 
@@ -41,6 +50,7 @@ where
             inbound: Inbound::default(),
             spread: Spread::default(),
             ready: VecDeque::new(),
+            release_at: None,
             is_over: false,
         }
     }
@@ -72,9 +82,22 @@ where
                 return None;
             }
 
-            let line = self.lines.next().await;
-            let mut reading =
-                Reading { inbound: &mut self.inbound, watch: &self.watch, ready: &mut self.ready };
+            let next = self.lines.next();
+            let line = match self.release_at {
+                Some(release_at) => timeout_at(release_at, next).await.ok(),
+                None => Some(next.await),
+            };
+            let Some(line) = line else {
+                self.release_at = None;
+                self.ready.extend(self.inbound.release());
+                continue;
+            };
+            let mut reading = Reading {
+                inbound: &mut self.inbound,
+                watch: &self.watch,
+                ready: &mut self.ready,
+                release_at: &mut self.release_at,
+            };
             self.is_over = !reading.take_in(line, &mut self.spread);
         }
     }
@@ -89,6 +112,7 @@ struct Reading<'a> {
     inbound: &'a mut Inbound,
     watch: &'a StdoutWatch,
     ready: &'a mut VecDeque<RxJsonRpcMessage<RoleClient>>,
+    release_at: &'a mut Option<Instant>,
 }
 
 impl Reading<'_> {
@@ -108,10 +132,14 @@ impl Reading<'_> {
             }
             Line::Endless { head, limit } => {
                 self.ready.extend(self.inbound.too_long(head, &[], limit).unwrap_or_default());
+                self.ready.extend(self.inbound.release());
                 self.watch.saw_endless(limit);
                 false
             }
-            Line::End => false,
+            Line::End => {
+                self.ready.extend(self.inbound.release());
+                false
+            }
         }
     }
 
@@ -120,6 +148,8 @@ impl Reading<'_> {
             return true;
         }
         let passed = self.inbound.read(text);
+        // What was held before has been passed on.
+        *self.release_at = self.inbound.holds_answers().then(|| Instant::now() + HOLD);
         self.pass_on(passed, text)
     }
 
@@ -135,6 +165,39 @@ impl Reading<'_> {
                 true
             }
             None => self.watch.saw_garbage(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rmcp::model::{
+        CallToolRequest, CallToolRequestParams, ClientJsonRpcMessage, ClientRequest,
+        JsonRpcMessage, NumberOrString,
+    };
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// An answer that can't be read ends its call also if nothing follows, or the output ends.
+    #[tokio::test]
+    async fn what_is_held_is_passed_on_in_time() {
+        for is_closed in [false, true] {
+            let (mut child, stdout) = tokio::io::duplex(1024);
+            let mut transport =
+                StdioTransport::new(stdout, tokio::io::sink(), StdoutWatch::default());
+            let call = CallToolRequest::new(CallToolRequestParams::new("t"));
+            let call = ClientRequest::CallToolRequest(call);
+            let call = ClientJsonRpcMessage::request(call, NumberOrString::Number(7));
+            transport.send(call).await.unwrap();
+
+            let line = b"{'jsonrpc': '2.0', 'id': 7, 'result': {}}\n\n";
+            child.write_all(line).await.unwrap();
+            let _open = (!is_closed).then_some(child);
+            let begun = Instant::now();
+            let passed = transport.receive().await.unwrap();
+            assert!(matches!(passed, JsonRpcMessage::Error(_)), "{passed:?}");
+            assert_eq!(begun.elapsed() >= HOLD, !is_closed, "{:?}", begun.elapsed());
         }
     }
 }

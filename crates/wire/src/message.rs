@@ -166,14 +166,17 @@ pub fn read(bytes: &[u8]) -> Vec<Message> {
     let (values, rest) = values_in_a_row(&mended);
     if !values.is_empty() {
         let mut messages: Vec<_> = values.into_iter().flat_map(read_value).collect();
-        messages.extend(answers_within(rest));
+        messages.extend(match rest.trim_start().starts_with('{') {
+            true => read_broken(rest, &problem),
+            false => answers_within(rest),
+        });
         return messages;
     }
     or_noise(read_broken(&mended, &problem))
 }
 
 /// The answer that a text would be if it were JSON.
-pub(crate) fn read_broken(text: &str, problem: &serde_json::Error) -> Vec<Message> {
+fn read_broken(text: &str, problem: &serde_json::Error) -> Vec<Message> {
     let outline = outline(text);
     let is_answer = outline.has_answer && !outline.has_method && text.trim_start().starts_with('{');
     if !is_answer {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use serde_json::{Deserializer, Value};
 
-use crate::message::{Message, read_broken, read_value};
+use crate::message::{Message, read_value};
 
 /// At how many places of a text an answer is looked for.
 const MAX_STARTS: usize = 16;
@@ -52,8 +52,9 @@ pub(crate) fn values_in_a_row(text: &str) -> (Vec<Value>, &str) {
     (values, text.get(end..).unwrap_or_default())
 }
 
-/// The answers in a text that is not JSON. Nothing else of it is a message: a log quotes requests,
-/// too. An answer must say that it is JSON-RPC here.
+/// The answers at the end of a line of a text that is not JSON. Nothing else of it is a message: a
+/// log quotes requests and the texts of third parties, and cuts answers that are still to come. So
+/// an answer must be whole, be the end of its line, and say that it is JSON-RPC.
 pub(crate) fn answers_within(text: &str) -> Vec<Message> {
     let mut rest = text;
     for _ in 0..MAX_STARTS {
@@ -61,19 +62,18 @@ pub(crate) fn answers_within(text: &str) -> Vec<Message> {
         rest = &rest[start..];
 
         let mut row = Deserializer::from_str(rest).into_iter::<Value>();
-        let (found, passed) = match row.next() {
-            Some(Ok(value)) if value.get("jsonrpc").is_some() => {
-                (read_value(value), row.byte_offset())
-            }
-            Some(Ok(_)) => (Vec::new(), row.byte_offset()),
-            Some(Err(problem)) if rest.contains("jsonrpc") => (read_broken(rest, &problem), 1),
-            Some(Err(_)) | None => (Vec::new(), 1),
+        let Some(Ok(value)) = row.next() else {
+            rest = &rest[1..];
+            continue;
         };
-        let answers: Vec<_> = found.into_iter().filter(names_its_request).collect();
+        rest = rest.get(row.byte_offset()..).unwrap_or_default();
+        if value.get("jsonrpc").is_none() || !begins_with_line_end(rest) {
+            continue;
+        }
+        let answers: Vec<_> = read_value(value).into_iter().filter(names_its_request).collect();
         if !answers.is_empty() {
             return answers;
         }
-        rest = rest.get(passed..).unwrap_or_default();
     }
     Vec::new()
 }
@@ -82,9 +82,23 @@ fn names_its_request(message: &Message) -> bool {
     matches!(message, Message::Reply(Some(_), _))
 }
 
+/// Whether nothing that can be seen follows on the same line. Logs in colour end with a sequence
+/// that resets the terminal.
+fn begins_with_line_end(text: &str) -> bool {
+    let mut rest = text.split('\n').next().unwrap_or_default().trim();
+    while let Some(sequence) = rest.strip_prefix("\u{1b}[") {
+        let behind = sequence.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+        let Some(behind) = behind.strip_prefix(|c: char| c.is_ascii_alphabetic()) else {
+            return false;
+        };
+        rest = behind.trim();
+    }
+    rest.is_empty()
+}
+
 fn start_of_object(text: &str) -> Option<usize> {
     text.match_indices('{').map(|(at, _)| at).find(|at| {
-        text.get(at + 1..).is_some_and(|behind| behind.trim_start().starts_with(['"', '\'']))
+        text.get(at + 1..).is_some_and(|behind| behind.trim_start().starts_with('"'))
     })
 }
 
@@ -164,8 +178,22 @@ mod tests {
             assert!(found.iter().any(unreadable), "{}: {found:?}", quote(text, 100));
         };
         check(r"{'jsonrpc': '2.0', 'id': 7, 'result': {'content': [], 'isError': False}}");
-        check(r#"INFO called {"jsonrpc":"2.0","id":7,"result":{"cut"#);
         check(r#"{"method":"a"}{"jsonrpc":"2.0","id":7,"result":{"cut"#);
+    }
+
+    /// The answer itself may stand on the next line.
+    #[test]
+    fn what_a_log_line_quotes_or_cuts_is_no_answer() {
+        let check = |text: &str| {
+            let found = read(text.as_bytes());
+            assert!(matches!(found[..], [Message::Noise(_)]), "{text}: {found:?}");
+        };
+        check(r#"DEBUG -> {"jsonrpc":"2.0","id":7,"result":{"content":[…"#);
+        check(r#"INFO called {"jsonrpc":"2.0","id":7,"result":{"cut"#);
+        check("Sending {'jsonrpc': '2.0', 'id': 7, 'result': {}}");
+        check(&format!("fetched {ANSWER} in 3 ms"));
+        check(&format!("fetched '{ANSWER}'"));
+        check(&format!(r#"DEBUG {{"cut": [{ANSWER}, …"#));
     }
 
     #[test]

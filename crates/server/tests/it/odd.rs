@@ -37,6 +37,14 @@ async fn an_unreadable_answer_ends_its_call_at_once() {
         ),
         answers("pretty", r#"{\n  "jsonrpc": "2.0",\n  "id": %s,\n  "result": {\n    "content": []\n  }\n}"#),
         answers("logged", r#"2026-11-27 INFO called {"jsonrpc":"2.0","id":%s,"result":{"content":[]}}"#),
+        // Debug lines on stdout, before the answer that they quote.
+        format!(
+            "*'\"quoted\"'*) {}; {}; {}; printf '{}\\n' \"$id\" ;;\n",
+            r#"printf 'DEBUG -> {"jsonrpc":"2.0","id":%s,"result":{"content":[...\n' "$id""#,
+            r#"printf 'Sending {\047id\047: %s, \047jsonrpc\047: \0472.0\047, \047result\047: {}}\n' "$id""#,
+            r#"printf '{\047jsonrpc\047: \0472.0\047, \047id\047: %s, \047result\047: {}}\n' "$id""#,
+            result(""),
+        ),
         answers("python", r"{\047jsonrpc\047: \0472.0\047, \047id\047: %s, \047result\047: {}}"),
         answers("bare", r#"{"jsonrpc":"2.0","id":%s,"result":"done"}"#),
         answers("nobody", r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32603,"message":"boom"}}"#),
@@ -59,6 +67,7 @@ async fn an_unreadable_answer_ends_its_call_at_once() {
         ("glued", json!([])),
         ("pretty", json!([])),
         ("logged", json!([])),
+        ("quoted", json!([])),
         ("latin1", text("caf\u{fffd}")),
         ("surrogate", text("cut \u{fffd}")),
         ("video", json!([{"type": "text", "text": "fine"}, {"type": "video", "url": "x"}])),
