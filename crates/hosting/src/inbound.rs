@@ -99,12 +99,17 @@ impl Inbound {
     /// one for the same request wins. The caller calls [`Self::release`] if no line comes.
     pub(super) fn read(&mut self, bytes: &[u8]) -> Option<Vec<RxJsonRpcMessage<RoleClient>>> {
         let held = std::mem::take(&mut self.held);
+        let messages = fleet_wire::read(bytes);
+        let is_alone = messages.len() == 1;
         let mut passed = Vec::new();
         let mut is_noise = false;
-        for message in fleet_wire::read(bytes) {
+        for message in messages {
             match message {
                 Message::Reply(Some(id), reply) => {
-                    let (id, reply) = self.as_open(id, reply, bytes);
+                    let (id, reply) = match is_alone {
+                        true => self.as_open(id, reply, bytes),
+                        false => (id, reply),
+                    };
                     passed.extend(self.answer_or_hold(id, reply));
                 }
                 Message::Reply(None, Reply::Unreadable(problem)) => {
@@ -180,14 +185,17 @@ impl Inbound {
 
     fn answer(&mut self, id: Id, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
         let id = self.as_asked(id);
-        let asked = self.open.remove(&id).unwrap_or(Asked::Other);
-        let mut passed = vec![answer(request_id(&id), asked, reply)];
-        passed.extend(self.attribute());
+        let asked = self.open.remove(&id);
+        let mut passed = vec![answer(request_id(&id), asked.unwrap_or(Asked::Other), reply)];
+        if asked.is_some() {
+            passed.extend(self.attribute());
+        }
         passed
     }
 
     /// An answer that names a second request, which is not open, is the answer to the open one, and
-    /// nobody can tell what else it has twice.
+    /// nobody can tell what else it has twice. Reads all of `written`, so this is for a text that is
+    /// one message.
     fn as_open(&self, id: Id, reply: Reply, written: &[u8]) -> (Id, Reply) {
         if self.open.contains_key(&self.as_asked(id.clone())) {
             return (id, reply);
@@ -474,6 +482,23 @@ mod tests {
             assert!(matches!(&found[..], [(7, Some(error))] if error.contains("cut")), "{found:?}");
             assert_eq!(ends(inbound.release()), [], "the call is over");
         }
+    }
+
+    /// The other replies of a text name requests of their own.
+    #[test]
+    fn the_servers_own_request_does_not_end_the_call_of_its_id() {
+        let mut inbound = inbound(&[7]);
+        let text = br#"{"id":7,"method":"ping"}{"id":99,"result":{}}"#;
+        assert_eq!(ends(inbound.read(text).unwrap()), [(99, None)]);
+        assert_eq!(ends(inbound.read(br#"{"id":7,"result":{}}"#).unwrap()), [(7, None)]);
+    }
+
+    /// If each reply were looked for in all of the text, this would not end in an hour.
+    #[test]
+    fn a_text_of_many_foreign_replies_is_read_once() {
+        let replies = vec![r#"{"id":1,"result":{}}"#; 200_000].join(",");
+        let passed = inbound(&[7]).read(format!("[{replies}]").as_bytes()).unwrap();
+        assert_eq!(passed.len(), 200_000);
     }
 
     #[test]
