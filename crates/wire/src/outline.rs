@@ -51,6 +51,9 @@ pub(crate) fn outline(text: &str) -> Outline {
                 let value = text.get(at + 1..).unwrap_or_default();
                 let end = value.find([',', '}', ']', '{', '[', '"', '\'']).unwrap_or(value.len());
                 outline.note(key, value.get(..end).unwrap_or_default());
+                // Behind it: a text of nothing but colons would be searched to its end for each.
+                at += 1 + end;
+                continue;
             }
             b',' if depth == 1 => key = None,
             _ => {}
@@ -139,6 +142,14 @@ mod tests {
         assert!(outline(r#"{"id":7,"method":"x""#).has_method);
         assert!(outline(r#"{"id":7,"error":"#).has_answer);
         assert!(!outline(r#"{"level":"info"}"#).has_answer);
+    }
+
+    /// If every colon were looked at with all that follows, this would take hours.
+    #[test]
+    fn a_text_of_colons_is_read_once() {
+        let colons = ":".repeat(2 << 20);
+        assert_eq!(outline(&format!("{{{colons}")), Outline::default());
+        assert_eq!(outline(&format!("{{\"id\":7,\"a\"{colons}")).id(), number(7).as_ref());
     }
 
     #[test]
