@@ -37,7 +37,8 @@ impl Start {
     }
 }
 
-/// An event that is no message, where an answer is waited for.
+/// An event that is no message, where an answer is waited for. It counts only as long as no other
+/// event has come behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Odd {
     /// What has come.
@@ -47,7 +48,7 @@ pub struct Odd {
 }
 
 /// What an event without a message means to a call; `None` if it is of no interest, as events of
-/// other kinds are.
+/// other kinds are, and texts that can't be meant as an answer, such as `ping`.
 #[must_use]
 pub fn odd(event: &Event) -> Option<Odd> {
     let is_error = event.name == "error" && !event.data.is_empty();
@@ -56,6 +57,9 @@ pub fn odd(event: &Event) -> Option<Odd> {
     }
 
     let text = String::from_utf8_lossy(&event.data);
+    if !is_error && !text.trim_start().starts_with(['{', '[', '<']) {
+        return None;
+    }
     let kind = if is_error { "an event `error`" } else { "an event that is no message" };
     let why = format!("the server sent {kind}: {}", quote(&text, SHOWN));
     let is_broken = text.trim_start().starts_with(['{', '['])
@@ -78,7 +82,10 @@ mod tests {
         };
         check("error", "overloaded", Some(true));
         check("", "{broken", Some(true));
-        check("message", "Internal Server Error", Some(false));
+        check("message", "<html>Internal Server Error</html>", Some(false));
+        check("message", "Internal Server Error", None);
+        check("", "ping", None);
+        check("", "", None);
         check("", r#"{"level":"info"}"#, Some(false));
         check("", r#"{"method":"x","params":{broken"#, Some(false));
         check("ping", "1", None);

@@ -122,8 +122,12 @@ impl Reader {
             true => messages_in(&event.data, request),
             false => request.and_then(|id| answer_elsewhere(&event.data, id)).into_iter().collect(),
         };
-        if messages.is_empty() && !event.data.is_empty() {
-            self.note_odd(&event);
+        if !event.data.is_empty() {
+            // Only what comes last stands in the place of an answer.
+            self.odd = None;
+            if messages.is_empty() {
+                self.note_odd(&event);
+            }
         }
         self.pass_on(messages);
 
@@ -263,7 +267,7 @@ mod tests {
         };
         check("data: {broken\n\n", "{broken").await;
         check("event: error\ndata: overloaded\n\n", "overloaded").await;
-        check("data: Internal Server Error\n\n: bye\n\n", "Internal Server Error").await;
+        check("data: <p>Internal Server Error</p>\n\n: bye\n\n", "Internal Server Error").await;
         check("data: {\"jsonrpc\":\"2.0\",\"result\":{}}\n\n", "which request").await;
         check("data: {\"id\":8,\"result\":{}}\n\n", "another request").await;
         check("<html>login</html>", "<html>").await;
@@ -290,7 +294,15 @@ mod tests {
 
     #[tokio::test]
     async fn an_end_without_an_answer_is_rmcps() {
-        for text in [": hi\n\n", "", "event: ping\ndata: 1\n\n", "id: 1\ndata: soon\n\n"] {
+        for text in [
+            ": hi\n\n",
+            "",
+            "event: ping\ndata: 1\n\n",
+            "id: 1\ndata: soon\n\n",
+            "data: ping\n\n",
+            "data: {\"level\":\"info\"}\n\ndata: ping\n\n",
+            "data: {\"id\":8,\"result\":{}}\n\nevent: ping\ndata: 1\n\n",
+        ] {
             let found = read(&[text.as_bytes()], None).await;
             assert!(found.iter().all(|event| event.as_ref().unwrap().data.is_none()), "{found:?}");
         }

@@ -124,7 +124,7 @@ async fn answers_that_are_not_mcp() {
         || json_text(r#"[{"jsonrpc":"2.0"}]"#),
         || json_text(r#"{"jsonrpc":"2.0","id":"#),
         || json_text(""),
-        || events("data: garbage\n\n"),
+        || events("data: <p>garbage</p>\n\n"),
         || events("data: {broken\n\n"),
         || events("event: error\ndata: overloaded\n\n"),
         || events("data: {\"jsonrpc\":\"2.0\",\"id\":999,\"result\":{}}\n\n"),
@@ -144,8 +144,17 @@ async fn answers_that_are_not_mcp() {
         assert_eq!(server.count("tools/call"), 1, "{failure:?}");
     }
     // A stream that has an end and no answer is like a connection that was lost.
-    let server = modern(|_| events(": hi\n\n")).await;
-    expect(&client(&[server.url], |_| {}), Retry, ErrorKind::ConnectionLost).await;
+    // Events that can't be meant as the answer, or have others behind them, are none.
+    let rows: [Answer; 4] = [
+        || events(": hi\n\n"),
+        || events("data: ping\n\n"),
+        || events("data: garbage\n\n"),
+        || events("data: {\"level\":\"info\"}\n\nevent: ping\ndata: 1\n\n"),
+    ];
+    for answer in rows {
+        let server = modern(move |_| answer()).await;
+        expect(&client(&[server.url], |_| {}), Retry, ErrorKind::ConnectionLost).await;
+    }
     // Answers to the very call: the tool may have run.
     for answer in [r#""result":3"#, r#""error":{"code":"x"}"#, r#""outcome":1"#] {
         let server = modern(move |seen| {
