@@ -18,7 +18,7 @@ pub(crate) fn forgive(result: &mut Map<String, Value>) {
     forgive_capabilities(result, &mut remarks);
     forgive_info(result, &mut remarks);
     forgive_instructions(result);
-    remove_unreadable::<InitializeResult>(result, &MINIMUM, "", &mut remarks);
+    remove_unreadable::<InitializeResult>(result, stand_in_result(), "", &mut remarks);
 
     if !remarks.is_empty() {
         let named = result["serverInfo"]["name"].as_str().unwrap_or_default();
@@ -41,7 +41,18 @@ pub(crate) fn forgive_handshake(result: &mut Map<String, Value>) {
 }
 
 /// What a result of `initialize` must have.
-const MINIMUM: [&str; 3] = ["protocolVersion", "capabilities", "serverInfo"];
+fn stand_in_result() -> Value {
+    json!({
+        "protocolVersion": ProtocolVersion::LATEST_WITH_INITIALIZE,
+        "capabilities": {},
+        "serverInfo": stand_in_info(),
+    })
+}
+
+/// What a server must say of its program.
+fn stand_in_info() -> Value {
+    json!({"name": "unnamed", "version": "unknown"})
+}
 
 /// A server that does not say which revision it speaks has been asked in this one.
 fn forgive_version(result: &mut Map<String, Value>, remarks: &mut Vec<String>) {
@@ -108,7 +119,7 @@ fn forgive_info(result: &mut Map<String, Value>, remarks: &mut Vec<String>) {
         };
         info.insert(key.to_owned(), found.into());
     }
-    remove_unreadable::<Implementation>(info, &["name", "version"], "serverInfo.", remarks);
+    remove_unreadable::<Implementation>(info, stand_in_info(), "serverInfo.", remarks);
 }
 
 /// Some servers write their instructions as a list of lines.
@@ -122,28 +133,26 @@ fn forgive_instructions(result: &mut Map<String, Value>) {
     }
 }
 
-/// Removes the members beside those of `needed` with which a `T` can't be read.
+/// Removes the members with which a `T` can't be read. Each is tried beside `stand_in`, the least
+/// that a `T` must have, because the server's own members may be large.
 fn remove_unreadable<T: DeserializeOwned>(
     members: &mut Map<String, Value>,
-    needed: &[&str],
+    stand_in: Value,
     path: &str,
     remarks: &mut Vec<String>,
 ) {
-    let least: Map<String, Value> =
-        needed.iter().filter_map(|key| members.get_key_value(*key)).map(own).collect();
+    if is_readable::<T>(members.clone().into()) {
+        return;
+    }
     members.retain(|key, value| {
-        let mut tried = least.clone();
-        tried.insert(key.clone(), value.clone());
-        let is_readable = is_readable::<T>(tried.into());
+        let mut tried = stand_in.clone();
+        tried[key] = value.clone();
+        let is_readable = is_readable::<T>(tried);
         if !is_readable {
             remarks.push(format!("`{path}{key}` is {}", shown(value)));
         }
         is_readable
     });
-}
-
-fn own((key, value): (&String, &Value)) -> (String, Value) {
-    (key.clone(), value.clone())
 }
 
 fn is_readable<T: DeserializeOwned>(value: Value) -> bool {
@@ -208,6 +217,21 @@ mod tests {
         check(json!({"serverInfo": {"name": 7}}), "/serverInfo/name", json!("7"));
         check(json!({"_meta": "x"}), "/_meta", Value::Null);
         check(json!({"novel": [1]}), "/novel", json!([1]));
+    }
+
+    /// If the server's own capabilities were read again for each member, this would not end in an
+    /// hour.
+    #[test]
+    fn many_members_beside_large_ones_are_read_once_each() {
+        let large: Map<String, Value> =
+            (0..20_000).map(|number| (format!("a{number}"), json!({"b": "c"}))).collect();
+        let mut changes = json!({"_meta": "x", "capabilities": {"experimental": large}});
+        for number in 0..20_000 {
+            changes[format!("m{number}")] = json!(number);
+        }
+        let found = forgiven(&changes);
+        assert_eq!((found.get("_meta"), &found["m19999"]), (None, &json!(19_999)));
+        assert_eq!(found["capabilities"]["experimental"]["a19999"], json!({"b": "c"}));
     }
 
     #[test]
