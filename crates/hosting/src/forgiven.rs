@@ -7,12 +7,18 @@ use rmcp::model::{Implementation, InitializeResult, ProtocolVersion, ServerCapab
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
+use crate::secrets::Secrets;
+
 /// How much of a member that can't be read is quoted.
 const SHOWN: usize = 80;
+/// How much of a name is shown.
+const SHOWN_NAME: usize = 40;
+/// How many remarks are logged.
+const MAX_REMARKS: usize = 8;
 
 /// Fills in what the result of a handshake should say of the server and nobody needs, and removes
-/// what can't be read. The log says what was removed.
-pub(crate) fn forgive(result: &mut Map<String, Value>) {
+/// what can't be read. The log says what was removed, without the values of `secrets`.
+pub(crate) fn forgive(result: &mut Map<String, Value>, secrets: &Secrets) {
     let mut remarks = Vec::new();
     forgive_version(result, &mut remarks);
     forgive_capabilities(result, &mut remarks);
@@ -21,22 +27,31 @@ pub(crate) fn forgive(result: &mut Map<String, Value>) {
     remove_unreadable::<InitializeResult>(result, stand_in_result(), "", &mut remarks);
 
     if !remarks.is_empty() {
-        let named = result["serverInfo"]["name"].as_str().unwrap_or_default();
-        let remarks = remarks.join("; ");
+        let named = quote(result["serverInfo"]["name"].as_str().unwrap_or_default(), SHOWN_NAME);
+        let (named, remarks) = (secrets.hide(named), secrets.hide(summary(&remarks)));
         tracing::warn!(
-            named,
-            remarks,
+            named = &*named,
+            remarks = &*remarks,
             "a hosted server's answer to `initialize` has something odd in it"
         );
     }
 }
 
 /// Forgives a result that is a handshake's, by its looks.
-pub(crate) fn forgive_handshake(result: &mut Map<String, Value>) {
+pub(crate) fn forgive_handshake(result: &mut Map<String, Value>, secrets: &Secrets) {
     let has = |key: &str| result.contains_key(key);
     let is_handshake = has("serverInfo") || has("protocolVersion") && has("capabilities");
     if is_handshake && !has("supportedVersions") {
-        forgive(result);
+        forgive(result, secrets);
+    }
+}
+
+/// The first remarks, and how many more there are.
+fn summary(remarks: &[String]) -> String {
+    let shown = remarks[..remarks.len().min(MAX_REMARKS)].join("; ");
+    match remarks.len().saturating_sub(MAX_REMARKS) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
     }
 }
 
@@ -93,6 +108,7 @@ fn forgive_capabilities(result: &mut Map<String, Value>, remarks: &mut Vec<Strin
             continue;
         }
         if *value != Value::Bool(true) {
+            let name = quote(name, SHOWN_NAME);
             remarks.push(format!("`capabilities.{name}` is {}", shown(value)));
         }
         *value = json!({});
@@ -149,6 +165,7 @@ fn remove_unreadable<T: DeserializeOwned>(
         tried[key] = value.clone();
         let is_readable = is_readable::<T>(tried);
         if !is_readable {
+            let key = quote(key, SHOWN_NAME);
             remarks.push(format!("`{path}{key}` is {}", shown(value)));
         }
         is_readable
@@ -178,7 +195,7 @@ mod tests {
             }
         }
         let Value::Object(mut result) = result else { panic!("no object") };
-        forgive(&mut result);
+        forgive(&mut result, &Secrets::default());
         let found = number::read::<InitializeResult>(result.clone().into());
         assert!(found.is_ok(), "{result:?}: {found:?}");
         result.into()
@@ -235,10 +252,17 @@ mod tests {
     }
 
     #[test]
+    fn remarks_are_few_and_short() {
+        let remarks = vec!["odd".to_owned(); 10];
+        assert_eq!(summary(&remarks[..2]), "odd; odd");
+        assert!(summary(&remarks).ends_with("; odd; and 2 more"));
+    }
+
+    #[test]
     fn only_a_handshake_is_forgiven() {
         let check = |result: Value, is_changed: bool| {
             let Value::Object(mut found) = result.clone() else { panic!("no object") };
-            forgive_handshake(&mut found);
+            forgive_handshake(&mut found, &Secrets::default());
             assert_eq!(result != Value::Object(found), is_changed, "{result}");
         };
         check(json!({"serverInfo": {"name": "s"}}), true);

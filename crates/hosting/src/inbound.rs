@@ -19,7 +19,7 @@ use rmcp::{
 };
 use serde_json::{Map, Value};
 
-use super::{forgiven::forgive, unreadable::unreadable_answer};
+use super::{forgiven::forgive, secrets::Secrets, unreadable::unreadable_answer};
 
 /// How many answers without an id are kept for requests that they may belong to.
 const MAX_NAMELESS: usize = 16;
@@ -57,8 +57,10 @@ impl Asked {
 }
 
 /// The requests that wait for an answer on one connection.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Inbound {
+    /// What the log must not show.
+    secrets: Secrets,
     open: BTreeMap<Id, Asked>,
     /// Errors that name no request, each with the requests that were open when it came.
     nameless: Vec<(BTreeSet<Id>, ErrorData)>,
@@ -75,6 +77,10 @@ struct Held {
 }
 
 impl Inbound {
+    pub(super) fn new(secrets: Secrets) -> Self {
+        Self { secrets, ..Self::default() }
+    }
+
     /// Notes what is sent.
     pub(super) fn sent(&mut self, message: &ClientJsonRpcMessage) {
         match message {
@@ -186,7 +192,8 @@ impl Inbound {
     fn answer(&mut self, id: Id, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
         let id = self.as_asked(id);
         let asked = self.open.remove(&id);
-        let mut passed = vec![answer(request_id(&id), asked.unwrap_or(Asked::Other), reply)];
+        let reading = asked.unwrap_or(Asked::Other);
+        let mut passed = vec![answer(request_id(&id), reading, reply, &self.secrets)];
         if asked.is_some() {
             passed.extend(self.attribute());
         }
@@ -282,9 +289,9 @@ impl Inbound {
 }
 
 /// The answer to a request in rmcp's terms.
-fn answer(id: RequestId, asked: Asked, reply: Reply) -> ServerJsonRpcMessage {
+fn answer(id: RequestId, asked: Asked, reply: Reply, secrets: &Secrets) -> ServerJsonRpcMessage {
     let result = match reply {
-        Reply::Result(result) => read_result(asked, result),
+        Reply::Result(result) => read_result(asked, result, secrets),
         Reply::Error(error) => Err(error_data(error)),
         Reply::Unreadable(problem) => Err(unreadable_answer(&problem.why)),
     };
@@ -294,10 +301,14 @@ fn answer(id: RequestId, asked: Asked, reply: Reply) -> ServerJsonRpcMessage {
     }
 }
 
-fn read_result(asked: Asked, mut result: Map<String, Value>) -> Result<ServerResult, ErrorData> {
+fn read_result(
+    asked: Asked,
+    mut result: Map<String, Value>,
+    secrets: &Secrets,
+) -> Result<ServerResult, ErrorData> {
     match asked {
         Asked::Raw => return Ok(ServerResult::CustomResult(CustomResult(result.into()))),
-        Asked::Initialize => forgive(&mut result),
+        Asked::Initialize => forgive(&mut result, secrets),
         Asked::Stream | Asked::Other => {}
     }
     let shown = quote(&Value::from(result.clone()).to_string(), SHOWN);
@@ -532,7 +543,7 @@ mod tests {
     fn a_server_need_not_say_its_version() {
         let result = json!({"protocolVersion": "2025-06-18", "capabilities": null, "serverInfo": {"name": "s"}});
         let Value::Object(map) = result else { panic!("no object") };
-        let found = read_result(Asked::Initialize, map).unwrap();
+        let found = read_result(Asked::Initialize, map, &Secrets::default()).unwrap();
         assert!(matches!(found, ServerResult::InitializeResult(_)), "{found:?}");
     }
 }

@@ -40,7 +40,8 @@ pub(super) fn transport(
     let config = StreamableHttpClientTransportConfig::with_uri(spec.url.as_str())
         .custom_headers(spec.headers.iter().cloned().collect())
         .max_concurrent_requests(CONCURRENCY);
-    let line = Line::new(fleet_egress::client(&spec.url, policy)?, spec.url.clone());
+    let client = fleet_egress::client(&spec.url, policy)?;
+    let line = Line::new(client, spec.url.clone(), spec.secrets.clone());
     let (client, over) = SessionClient::new(line, DISCOVER_PATIENCE.min(limit / 3), news);
     Ok((StreamableHttpClientTransport::with_client(client, config), over))
 }

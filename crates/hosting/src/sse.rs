@@ -252,7 +252,7 @@ async fn take_event(
         endpoint.send_replace(Endpoint::Known(url));
     } else if event.is_message() {
         // What rmcp does not know even so is nothing that is waited for.
-        let messages = messages_in(&event.data, None).into_iter();
+        let messages = messages_in(&event.data, None, &spec.secrets).into_iter();
         for message in messages.filter_map(|message| number::read(message).ok()) {
             if queue.send(message).await.is_err() {
                 return Ok(Listener::Gone);

@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     inbound::Inbound,
+    secrets::Secrets,
     spread::{Spread, Step},
     stdout::{Line, Lines, StdoutWatch},
 };
@@ -42,12 +43,13 @@ where
     R: AsyncRead + Send + Unpin,
     W: AsyncWrite + Send + Unpin + 'static,
 {
-    pub(super) fn new(stdout: R, stdin: W, watch: StdoutWatch) -> Self {
+    /// The log does not show the values of `secrets`.
+    pub(super) fn new(stdout: R, stdin: W, watch: StdoutWatch, secrets: Secrets) -> Self {
         Self {
             writer: AsyncRwTransport::new_client(tokio::io::empty(), stdin),
             lines: Lines::new(stdout),
             watch,
-            inbound: Inbound::default(),
+            inbound: Inbound::new(secrets),
             spread: Spread::default(),
             ready: VecDeque::new(),
             release_at: None,
@@ -184,8 +186,9 @@ mod tests {
     async fn what_is_held_is_passed_on_in_time() {
         for is_closed in [false, true] {
             let (mut child, stdout) = tokio::io::duplex(1024);
+            let watch = StdoutWatch::default();
             let mut transport =
-                StdioTransport::new(stdout, tokio::io::sink(), StdoutWatch::default());
+                StdioTransport::new(stdout, tokio::io::sink(), watch, Secrets::default());
             let call = CallToolRequest::new(CallToolRequestParams::new("t"));
             let call = ClientRequest::CallToolRequest(call);
             let call = ClientJsonRpcMessage::request(call, NumberOrString::Number(7));

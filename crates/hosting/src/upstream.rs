@@ -279,7 +279,8 @@ impl Start<'_> {
         self.attempt.has_child(child.stderr.clone());
 
         let news = News::default();
-        let transport = StdioTransport::new(stdout, stdin, child.stdout.clone());
+        let transport =
+            StdioTransport::new(stdout, stdin, child.stdout.clone(), spec.secrets.clone());
         let client =
             Client::of_child(self.server, transport, opening, self.attempt.clone(), news.clone());
         self.finish(client, Some(child), news).await

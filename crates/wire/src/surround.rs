@@ -97,9 +97,9 @@ fn begins_with_line_end(text: &str) -> bool {
 }
 
 fn start_of_object(text: &str) -> Option<usize> {
-    text.match_indices('{').map(|(at, _)| at).find(|at| {
-        text.get(at + 1..).is_some_and(|behind| behind.trim_start().starts_with('"'))
-    })
+    text.match_indices('{')
+        .map(|(at, _)| at)
+        .find(|at| text.get(at + 1..).is_some_and(|behind| behind.trim_start().starts_with('"')))
 }
 
 #[cfg(test)]

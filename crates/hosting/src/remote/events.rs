@@ -23,18 +23,20 @@ use super::{
     exchange::{Body, MAX_ANSWER, SHOWN},
     messages::{answer_elsewhere, error_json, messages_in},
 };
-use crate::unreadable::unreadable_answer;
+use crate::{secrets::Secrets, unreadable::unreadable_answer};
 
 /// Events as rmcp takes them.
 pub(super) type Events = BoxStream<'static, Result<Sse, SseError>>;
 
 /// The events of a body, which answers `request` if there is one. If the body can't be read to the
 /// answer, or ends with something else in its place, an error is the answer, except when the
-/// connection is lost: rmcp may resume the stream then.
-pub(super) fn events(body: Body, request: Option<RequestId>) -> Events {
+/// connection is lost: rmcp may resume the stream then. The log does not show the values of
+/// `secrets`.
+pub(super) fn events(body: Body, request: Option<RequestId>, secrets: Secrets) -> Events {
     let source = Some((body, Decoder::new(MAX_ANSWER)));
     let reader = Reader {
         source,
+        secrets,
         chunk: Bytes::new(),
         request,
         ready: VecDeque::new(),
@@ -49,6 +51,7 @@ pub(super) fn events(body: Body, request: Option<RequestId>) -> Events {
 struct Reader {
     /// Nothing more is read if it is gone.
     source: Option<(Body, Decoder)>,
+    secrets: Secrets,
     /// What came of the body and is still to be decoded, one event at a time.
     chunk: Bytes,
     request: Option<RequestId>,
@@ -119,8 +122,11 @@ impl Reader {
     fn take(&mut self, event: Event) {
         let request = self.request.as_ref();
         let messages = match event.is_message() {
-            true => messages_in(&event.data, request),
-            false => request.and_then(|id| answer_elsewhere(&event.data, id)).into_iter().collect(),
+            true => messages_in(&event.data, request, &self.secrets),
+            false => request
+                .and_then(|id| answer_elsewhere(&event.data, id, &self.secrets))
+                .into_iter()
+                .collect(),
         };
         if !event.data.is_empty() {
             // Only what comes last stands in the place of an answer.
@@ -173,7 +179,7 @@ impl Reader {
     fn end(&mut self) {
         let Some(request) = self.request.clone() else { return };
         if let Start::Text(text) = std::mem::replace(&mut self.start, Start::Events) {
-            self.pass_on(messages_in(&text, Some(&request)));
+            self.pass_on(messages_in(&text, Some(&request), &self.secrets));
             let shown = quote(&String::from_utf8_lossy(&text), SHOWN);
             self.odd.get_or_insert(format!("it is not the answer to this request: {shown}"));
         }
@@ -223,7 +229,7 @@ mod tests {
     async fn read(chunks: &[&[u8]], encoding: Option<&str>) -> Vec<Result<Sse, SseError>> {
         let chunks: Vec<_> = chunks.iter().map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
         let body = Body::new(stream::iter(chunks).boxed(), encoding, None, MAX_ANSWER).unwrap();
-        events(body, Some(NumberOrString::Number(7))).collect().await
+        events(body, Some(NumberOrString::Number(7)), Secrets::default()).collect().await
     }
 
     fn message(event: &Result<Sse, SseError>) -> Value {

@@ -32,6 +32,7 @@ use super::{
 use crate::{
     away::Away,
     inbound::{error_data, id_of},
+    secrets::Secrets,
     unreadable::unreadable_answer,
 };
 
@@ -203,11 +204,13 @@ pub(crate) async fn discard(response: Response) {
 pub(super) struct Line {
     client: reqwest::Client,
     url: Url,
+    /// What the log must not show.
+    secrets: Secrets,
 }
 
 impl Line {
-    pub(super) fn new(client: reqwest::Client, url: Url) -> Self {
-        Self { client, url }
+    pub(super) fn new(client: reqwest::Client, url: Url, secrets: Secrets) -> Self {
+        Self { client, url, secrets }
     }
 
     /// Posts a message.
@@ -223,13 +226,13 @@ impl Line {
 
         let id = request_id(message);
         if !response.status().is_success() {
-            return Ok(read_rejection(response, id).await.map_or_else(
+            return Ok(read_rejection(response, id, &self.secrets).await.map_or_else(
                 |result| Answer::Message(result, None),
                 |rejected| Answer::Rejected(Box::new(rejected)),
             ));
         }
         match id {
-            Some(id) => read_answer(response, id).await,
+            Some(id) => read_answer(response, id, &self.secrets).await,
             None => {
                 // Whatever is said to a notification or an answer.
                 let status = response.status();
@@ -252,13 +255,13 @@ impl Line {
         let response = self.send(|url| self.client.get(url).headers(headers.clone())).await?;
 
         if !response.status().is_success() {
-            return match read_rejection(response, None).await {
+            return match read_rejection(response, None, &self.secrets).await {
                 Ok(rejected) => Err(HttpFailure::Rejected(Arc::new(rejected))),
                 Err(_) => Err(HttpFailure::Unreadable("it is not an event stream".to_owned())),
             };
         }
         match media(&response) {
-            Media::EventStream => Ok(events(body_of(response)?, None)),
+            Media::EventStream => Ok(events(body_of(response)?, None, self.secrets.clone())),
             other => Err(unexpected(&other)),
         }
     }
@@ -279,12 +282,17 @@ impl Line {
 }
 
 /// Reads the answer to a request.
-async fn read_answer(response: Response, id: &RequestId) -> Result<Answer, HttpFailure> {
+async fn read_answer(
+    response: Response,
+    id: &RequestId,
+    secrets: &Secrets,
+) -> Result<Answer, HttpFailure> {
     let (status, media, is_framed) = (response.status(), media(&response), is_framed(&response));
     let session = text(&response, SESSION_ID).map(Arc::from);
     let mut body = body_of(response)?;
     if media == Media::EventStream {
-        return Ok(Answer::Stream(events(body, Some(id.clone())), session));
+        let events = events(body, Some(id.clone()), secrets.clone());
+        return Ok(Answer::Stream(events, session));
     }
 
     let answer = |message| Ok(Answer::Message(Box::new(message), session));
@@ -311,7 +319,7 @@ async fn read_answer(response: Response, id: &RequestId) -> Result<Answer, HttpF
 
     let shown = || quote(&String::from_utf8_lossy(&text), SHOWN);
     match answer_in(&text, &id_of(id)) {
-        Some(Found::Result(result)) => answer(response_of(id.clone(), result)),
+        Some(Found::Result(result)) => answer(response_of(id.clone(), result, secrets)),
         Some(Found::Unreadable(why)) => answer(unreadable(&why)),
         Some(Found::Error { error, addressed }) if labelled || addressed => {
             Ok(Answer::Rejected(Box::new(Rejected::by(RpcRefusal::new(error, addressed), status))))
@@ -340,6 +348,7 @@ async fn read_answer(response: Response, id: &RequestId) -> Result<Answer, HttpF
 async fn read_rejection(
     response: Response,
     id: Option<&RequestId>,
+    secrets: &Secrets,
 ) -> Result<Rejected, Box<ServerJsonRpcMessage>> {
     let (status, media) = (response.status(), media(&response));
     let max = if media == Media::Json { MAX_ANSWER } else { MAX_ERROR_BODY };
@@ -355,7 +364,7 @@ async fn read_rejection(
     if let Some(id) = id
         && let Some(Found::Result(result)) = answer_in(&body, &id_of(id))
     {
-        return Err(Box::new(response_of(id.clone(), result)));
+        return Err(Box::new(response_of(id.clone(), result, secrets)));
     }
     let error = error_in(&body, id);
     let text = match media.is_page() {

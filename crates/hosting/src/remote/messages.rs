@@ -11,12 +11,17 @@ use serde_json::{Map, Value};
 use crate::{
     forgiven::forgive_handshake,
     inbound::{SHOWN, error_data, id_of, not_a_result, unread},
+    secrets::Secrets,
     unreadable::unreadable_answer,
 };
 
-/// A result in rmcp's terms.
-pub(super) fn response(id: RequestId, mut result: Map<String, Value>) -> ServerJsonRpcMessage {
-    forgive_handshake(&mut result);
+/// A result in rmcp's terms. The log does not show the values of `secrets`, here and below.
+pub(super) fn response(
+    id: RequestId,
+    mut result: Map<String, Value>,
+    secrets: &Secrets,
+) -> ServerJsonRpcMessage {
+    forgive_handshake(&mut result, secrets);
     let result = Value::Object(unread(result));
     let shown = quote(&result.to_string(), SHOWN);
     match number::read(result) {
@@ -27,9 +32,13 @@ pub(super) fn response(id: RequestId, mut result: Map<String, Value>) -> ServerJ
 
 /// The answer to `request` that stands in an event which is not called a message, as JSON that rmcp
 /// reads.
-pub(super) fn answer_elsewhere(data: &[u8], request: &RequestId) -> Option<Value> {
+pub(super) fn answer_elsewhere(
+    data: &[u8],
+    request: &RequestId,
+    secrets: &Secrets,
+) -> Option<Value> {
     match fleet_wire::answer_in(data, &id_of(request))? {
-        Answer::Result(result) => Some(result_json(request, result)),
+        Answer::Result(result) => Some(result_json(request, result, secrets)),
         Answer::Error { error, addressed: true } => Some(error_json(request, &error_data(error))),
         Answer::Unreadable(why) => Some(error_json(request, &unreadable_answer(&why))),
         Answer::Error { .. } | Answer::Malformed(_) => None,
@@ -38,11 +47,16 @@ pub(super) fn answer_elsewhere(data: &[u8], request: &RequestId) -> Option<Value
 
 /// The messages in the data of an event, as JSON that rmcp reads. If the event stands in the answer
 /// to `request`, an error that names no request is about that one.
-pub(crate) fn messages_in(data: &[u8], request: Option<&RequestId>) -> Vec<Value> {
-    fleet_wire::read(data).into_iter().filter_map(|message| as_json(message, request)).collect()
+pub(crate) fn messages_in(
+    data: &[u8],
+    request: Option<&RequestId>,
+    secrets: &Secrets,
+) -> Vec<Value> {
+    let messages = fleet_wire::read(data).into_iter();
+    messages.filter_map(|message| as_json(message, request, secrets)).collect()
 }
 
-fn as_json(message: Message, request: Option<&RequestId>) -> Option<Value> {
+fn as_json(message: Message, request: Option<&RequestId>, secrets: &Secrets) -> Option<Value> {
     let message = match message {
         Message::Request(_, message) | Message::Notification(_, message) => return Some(message),
         Message::Noise(why) => {
@@ -51,33 +65,33 @@ fn as_json(message: Message, request: Option<&RequestId>) -> Option<Value> {
         }
         reply @ Message::Reply(..) => reply,
     };
-    let Some(request) = request else { return foreign(message) };
+    let Some(request) = request else { return foreign(message, secrets) };
     match message.answer_to(&id_of(request)) {
-        Ok(Answer::Result(result)) => Some(result_json(request, result)),
+        Ok(Answer::Result(result)) => Some(result_json(request, result, secrets)),
         Ok(Answer::Error { error, .. }) => Some(error_json(request, &error_data(error))),
         Ok(Answer::Unreadable(why) | Answer::Malformed(why)) => {
             Some(error_json(request, &unreadable_answer(&why)))
         }
-        Err(other) => foreign(other),
+        Err(other) => foreign(other, secrets),
     }
 }
 
 /// An answer to a request that is known by its id only.
-fn foreign(message: Message) -> Option<Value> {
+fn foreign(message: Message, secrets: &Secrets) -> Option<Value> {
     let Message::Reply(Some(id), reply) = message else { return None };
     let id = match id {
         Id::Number(number) => NumberOrString::Number(number),
         Id::Text(text) => NumberOrString::String(text.into()),
     };
     Some(match reply {
-        Reply::Result(result) => result_json(&id, result),
+        Reply::Result(result) => result_json(&id, result, secrets),
         Reply::Error(error) => error_json(&id, &error_data(error)),
         Reply::Unreadable(Unreadable { why, .. }) => error_json(&id, &unreadable_answer(&why)),
     })
 }
 
-fn result_json(id: &RequestId, mut result: Map<String, Value>) -> Value {
-    forgive_handshake(&mut result);
+fn result_json(id: &RequestId, mut result: Map<String, Value>, secrets: &Secrets) -> Value {
+    forgive_handshake(&mut result, secrets);
     reply_json(id, "result", Value::Object(unread(result)))
 }
 
@@ -102,6 +116,10 @@ mod tests {
 
     use super::*;
     use crate::inbound::raw;
+
+    fn messages_in(data: &[u8], request: Option<&RequestId>) -> Vec<Value> {
+        super::messages_in(data, request, &Secrets::default())
+    }
 
     const SEVEN: RequestId = NumberOrString::Number(7);
 
@@ -163,7 +181,7 @@ mod tests {
             else {
                 panic!("{text}")
             };
-            assert_eq!(read(response(SEVEN, answer)), result);
+            assert_eq!(read(response(SEVEN, answer, &Secrets::default())), result);
         };
         let numbers = "[1e+400,12345678901234567890123,1.10,-0,0.00001]";
         check(&format!(
@@ -182,7 +200,7 @@ mod tests {
             let result =
                 json!({"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": info});
             let Value::Object(result) = result else { panic!("no object") };
-            let message = response(SEVEN, result);
+            let message = response(SEVEN, result, &Secrets::default());
             assert!(format!("{message:?}").contains("InitializeResult("), "{message:?}");
         }
     }
