@@ -1,42 +1,104 @@
 //! Values of the server's own environment that went into a configuration. Texts that others may
 //! read, such as the end of a child's standard error, show the name of the variable in their place.
+//!
+//! Such texts often quote JSON, on one line and up to a limit. So a value is also found if it is
+//! escaped, if its white space has become blanks, and if all that is left of it is the part before
+//! the sign that something was cut off.
 
 use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, sync::Arc};
 
+use fleet_wire::quote;
+
 /// A shorter value is left alone: it says nothing, and would turn up in the middle of words.
 const SHORTEST: usize = 4;
+/// What [`quote`] writes where it cuts.
+const CUT: char = '…';
 
 /// The values to hide. Clones share them. Has no `Debug`.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secrets {
-    /// Name and value, the longest value first, since it may contain a shorter one.
-    variables: Arc<[(String, String)]>,
+    /// The name of a variable and a form of its value, the longest form first, since it may contain
+    /// a shorter one.
+    forms: Arc<[(String, String)]>,
 }
 
 impl Secrets {
     /// The values of these variables.
     pub fn new(variables: BTreeMap<String, String>) -> Self {
-        let mut variables: Vec<_> =
-            variables.into_iter().filter(|(_, value)| value.len() >= SHORTEST).collect();
-        variables.sort_by_key(|(_, value)| Reverse(value.len()));
-        Self { variables: variables.into() }
+        let with_name = |(name, value): (String, String)| {
+            let is_long = value.len() >= SHORTEST;
+            let forms = if is_long { forms_of(&value) } else { Vec::new() };
+            forms.into_iter().map(move |form| (name.clone(), form))
+        };
+        let mut forms: Vec<_> = variables.into_iter().flat_map(with_name).collect();
+        forms.sort_by_key(|(_, form)| Reverse(form.len()));
+        Self { forms: forms.into() }
     }
 
-    /// The text with every value replaced by `${NAME}`.
+    /// The text with every value replaced by `${NAME}`, also one that was cut in the middle.
     pub fn hide<'a>(&self, text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {
         let mut text = text.into();
-        for (name, value) in &*self.variables {
-            if text.contains(value.as_str()) {
-                text = text.replace(value.as_str(), &format!("${{{name}}}")).into();
+        for (name, form) in &*self.forms {
+            if text.contains(form.as_str()) {
+                text = text.replace(form.as_str(), &format!("${{{name}}}")).into();
             }
         }
-        text
+        if text.contains(CUT) { self.hide_cut(&text).into() } else { text }
+    }
+
+    /// The text with `${NAME}` for every beginning of a value that a cut follows.
+    fn hide_cut(&self, text: &str) -> String {
+        let mut parts = text.split(CUT);
+        let end = parts.next_back().unwrap_or_default();
+        let mut hidden = String::with_capacity(text.len());
+        for part in parts {
+            match self.value_at_end(part) {
+                Some((name, length)) => {
+                    hidden.push_str(&part[..part.len() - length]);
+                    hidden.push_str(&format!("${{{name}}}"));
+                }
+                None => hidden.push_str(part),
+            }
+            hidden.push(CUT);
+        }
+        hidden.push_str(end);
+        hidden
+    }
+
+    /// The variable with whose value's beginning a text ends, and how long that beginning is.
+    fn value_at_end(&self, text: &str) -> Option<(&str, usize)> {
+        let found = self.forms.iter().filter_map(|(name, form)| {
+            let lengths = (SHORTEST..form.len()).rev();
+            let is_end = |length: &usize| form.get(..*length).is_some_and(|it| text.ends_with(it));
+            lengths.clone().find(is_end).map(|length| (name.as_str(), length))
+        });
+        found.max_by_key(|(_, length)| *length)
     }
 
     /// How many bytes at the beginning of a text that was cut off there may be the rest of a value.
     pub fn longest(&self) -> usize {
-        self.variables.first().map_or(0, |(_, value)| value.len())
+        self.forms.first().map_or(0, |(_, form)| form.len())
     }
+}
+
+/// A value as it stands in texts: itself, in a JSON string, in one within another, and each of them
+/// as [`quote`] shows it.
+fn forms_of(value: &str) -> Vec<String> {
+    let once = escape(value);
+    let plain = [escape(&once), once, value.to_owned()];
+    let quoted = plain.each_ref().map(|form| quote(form, usize::MAX));
+
+    let mut forms: Vec<_> = plain.into_iter().chain(quoted).collect();
+    forms.retain(|form| form.len() >= SHORTEST);
+    forms.sort();
+    forms.dedup();
+    forms
+}
+
+/// A text as it stands between the quotes of a JSON string.
+fn escape(text: &str) -> String {
+    let quoted = serde_json::Value::from(text).to_string();
+    quoted[1..quoted.len() - 1].to_owned()
 }
 
 #[cfg(test)]
@@ -50,5 +112,32 @@ mod tests {
             Secrets::new(variables.map(|(name, value)| (name.into(), value.into())).into());
         assert_eq!(secrets.hide("a hunter2-more, hunter2 1"), "a ${LONG}, ${KEY} 1");
         assert!(matches!(secrets.hide("nothing"), Cow::Borrowed("nothing")));
+    }
+
+    #[test]
+    fn values_are_found_in_quoted_json() {
+        let value = "pass \"word\"\\ one\n two";
+        let secrets = Secrets::new([("KEY".to_owned(), value.to_owned())].into());
+        let json = serde_json::json!({"text": value}).to_string();
+        let nested = serde_json::json!({"text": json}).to_string();
+        for text in [value, &json, &nested, &quote(value, 200), &quote(&json, 200)] {
+            let hidden = secrets.hide(text);
+            assert!(hidden.contains("${KEY}") && !hidden.contains("word"), "{text}: {hidden}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_was_cut_is_hidden() {
+        let value = "correct horse battery staple";
+        let secrets = Secrets::new([("KEY".to_owned(), value.to_owned())].into());
+        let text = format!("it says {value}, {value}");
+        for max in 12..text.len() - 4 {
+            let hidden = secrets.hide(quote(&text, max)).into_owned();
+            assert!(!hidden.contains("corr"), "{max}: {hidden}");
+        }
+        let blanks = " ".repeat(70);
+        let hidden = secrets.hide(quote(&format!("it says{blanks}{value}"), 22)).into_owned();
+        assert_eq!(hidden, "it says ${KEY}…");
+        assert_eq!(secrets.hide("corr… horse… cor…"), "${KEY}… horse… cor…");
     }
 }

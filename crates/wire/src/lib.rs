@@ -23,19 +23,21 @@ pub use message::{
 pub fn quote(text: &str, max: usize) -> String {
     let mut quoted = String::new();
     // Bounded before it is cleaned: the text may be megabytes of blanks.
-    let start =
-        text.char_indices().nth(max.saturating_mul(4)).map_or(text, |(end, _)| &text[..end]);
-    for word in
-        start.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty())
-    {
+    let end = text.char_indices().nth(max.saturating_mul(4)).map_or(text.len(), |(end, _)| end);
+    let (start, rest) = text.split_at(end);
+    let is_gap = |c: char| c.is_whitespace() || c.is_control();
+    for word in start.split(is_gap).filter(|word| !word.is_empty()) {
         if !quoted.is_empty() {
             quoted.push(' ');
         }
         quoted.push_str(word);
     }
 
-    if let Some((end, _)) = quoted.char_indices().nth(max) {
+    let too_long = quoted.char_indices().nth(max).map(|(end, _)| end);
+    if let Some(end) = too_long {
         quoted.truncate(end);
+    }
+    if too_long.is_some() || !rest.trim_matches(is_gap).is_empty() {
         quoted.push('…');
     }
     quoted
