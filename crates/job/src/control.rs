@@ -85,16 +85,10 @@ impl Cancelled {
         Self { max, jobs: HashMap::new(), by_time: BTreeSet::new() }
     }
 
-    /// Takes up a record of the control topic.
-    ///
-    /// A reason stays if the same cancellation is asked for again without one.
-    pub fn add(&mut self, mut control: Control) {
+    /// Takes up a record of the control topic, in the place of what there was of its id: that may
+    /// have been another job.
+    pub fn add(&mut self, control: Control) {
         let key = (control.time, control.job_id.clone());
-        if control.reason.is_none()
-            && let Some(before) = self.jobs.get(&control.job_id)
-        {
-            control.reason.clone_from(&before.reason);
-        }
         if let Some(before) = self.jobs.insert(control.job_id.clone(), control) {
             self.by_time.remove(&(before.time, before.job_id));
         }
@@ -121,6 +115,12 @@ impl Cancelled {
             .get(job_id)
             .filter(|control| written.is_none_or(|written| written <= control.until))
     }
+
+    /// Why the job of this id that was submitted at `submitted_at` was cancelled, if it was. If
+    /// nobody knows when it was submitted, what was said may be about another job of its id.
+    pub fn reason_for(&self, job_id: &str, submitted_at: Option<Timestamp>) -> Option<&str> {
+        self.get(job_id, Some(submitted_at?))?.reason.as_deref()
+    }
 }
 
 #[cfg(test)]
@@ -142,15 +142,21 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_stays_until_there_is_another() {
+    fn a_reason_is_that_of_the_newest_record() {
         let mut cancelled = Cancelled::new(10);
-        for (time, reason, expected) in
-            [(1, Some("first"), "first"), (2, None, "first"), (3, Some("other"), "other")]
-        {
+        for (time, reason) in [(1, Some("first")), (2, None), (3, Some("other"))] {
             cancelled.add(Control::cancel("j", None, at(time), reason));
-            let control = cancelled.get("j", None).unwrap();
-            assert_eq!(control.reason.as_deref(), Some(expected));
+            assert_eq!(cancelled.get("j", None).unwrap().reason.as_deref(), reason);
         }
+    }
+
+    #[test]
+    fn a_reason_is_kept_for_the_same_job_only() {
+        let mut cancelled = Cancelled::new(10);
+        cancelled.add(Control::cancel("j", Some(at(50)), at(100), Some("not needed")));
+        assert_eq!(cancelled.reason_for("j", Some(at(50))), Some("not needed"));
+        assert_eq!(cancelled.reason_for("j", Some(at(101))), None);
+        assert_eq!(cancelled.reason_for("j", None), None);
     }
 
     #[test]

@@ -435,8 +435,9 @@ impl Jobs {
         submitted_at: Option<Timestamp>,
         reason: Option<&str>,
     ) -> Result<(), JobsError> {
-        // The topic is compacted, so a second record must say what the first one said.
-        let before = self.inner.cancelled().get(job_id, None).and_then(|told| told.reason.clone());
+        // The topic is compacted, so a second record about the same job must say what the first one
+        // said.
+        let before = self.inner.cancelled().reason_for(job_id, submitted_at).map(str::to_owned);
         let reason = reason.or(before.as_deref());
         let control = Control::cancel(job_id, submitted_at, fleet_ops::clock::now(), reason);
         let record = Outgoing {
