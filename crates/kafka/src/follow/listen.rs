@@ -214,6 +214,8 @@ impl FollowThread {
             if topic.at_end() && told != Some(asked) {
                 listener.caught_up(asked)?;
                 told = Some(asked);
+                // More may have been asked for meanwhile, and that should not wait for a record.
+                continue;
             }
 
             let records = next_records(&mut topic).map_err(L::Error::from)?;
