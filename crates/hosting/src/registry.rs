@@ -51,7 +51,11 @@ pub trait Registry: Debug + Send + Sync {
 
     /// All records, and from then on all changes, for as long as the stream is there. There is one
     /// at a time.
-    fn watch(&self) -> BoxStream<'static, Change>;
+    ///
+    /// # Errors
+    ///
+    /// If the records can't be followed at all.
+    fn watch(&self) -> Result<BoxStream<'static, Change>, RegistryError>;
 
     /// Asks for a [`Change::CaughtUp`] with the number that is given back, or a later one, once the
     /// stream has told of everything that was there at this moment.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use fleet_codes as codes;
+use fleet_hosting::registry::RegistryError;
 use fleet_jobs::JobsError;
 use fleet_kafka::KafkaError;
 use fleet_ops::config::ConfigError;
@@ -57,6 +58,9 @@ pub enum ServerError {
     /// The jobs can't be followed.
     #[error(transparent)]
     Jobs(#[from] JobsError),
+    /// The registry can't be followed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// A setting of Kafka is not acceptable.
     #[error(transparent)]
     Kafka(#[from] KafkaError),

@@ -73,7 +73,7 @@ pub async fn run_until(
 
     let mut links = Links { links: Vec::new(), compression: config.compression };
     let shared = share_fleet(&config, &fleet, &mut links)?;
-    shared.follow(stop.clone());
+    shared.follow(stop.clone())?;
     let jobs = start_jobs(&config, &mut links, stop.clone()).await?;
 
     let mut providers = more;

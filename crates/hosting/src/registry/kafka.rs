@@ -71,16 +71,11 @@ impl Registry for KafkaRegistry {
         self.write(name, None).boxed()
     }
 
-    fn watch(&self) -> BoxStream<'static, Change> {
+    fn watch(&self) -> Result<BoxStream<'static, Change>, RegistryError> {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let guard = self.follow(sender).inspect_err(|error| {
-            tracing::error!(
-                error = chain(error),
-                "could not start the thread that reads the registry"
-            );
-        });
+        let guard = self.follow(sender)?;
         // The guard lives as long as the stream.
-        ReceiverStream::new(receiver).inspect(move |_| _ = &guard).boxed()
+        Ok(ReceiverStream::new(receiver).inspect(move |_| _ = &guard).boxed())
     }
 
     fn catch_up(&self) -> u64 {

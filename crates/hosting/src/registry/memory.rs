@@ -57,13 +57,13 @@ impl Registry for MemoryRegistry {
         futures::future::ready(Ok(())).boxed()
     }
 
-    fn watch(&self) -> BoxStream<'static, Change> {
+    fn watch(&self) -> Result<BoxStream<'static, Change>, RegistryError> {
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut state = self.lock();
         state.watcher = Some(sender);
         state.records.values().for_each(|record| state.tell(Change::Put(record.clone())));
         state.tell(Change::CaughtUp(state.asked));
-        UnboundedReceiverStream::new(receiver).boxed()
+        Ok(UnboundedReceiverStream::new(receiver).boxed())
     }
 
     fn catch_up(&self) -> u64 {

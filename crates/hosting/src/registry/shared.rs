@@ -164,9 +164,14 @@ impl Shared {
     }
 
     /// Follows the registry until `stop`.
-    pub fn follow(self: &Arc<Self>, stop: CancellationToken) {
+    ///
+    /// # Errors
+    ///
+    /// If it can't be followed at all, so that [`Self::ready`] would wait for ever.
+    pub fn follow(self: &Arc<Self>, stop: CancellationToken) -> Result<(), RegistryError> {
+        let mut changes = self.registry.watch()?;
         self.count_writes();
-        let (this, mut changes) = (self.clone(), self.registry.watch());
+        let this = self.clone();
         tokio::spawn(async move {
             let follow = async {
                 // At the start only what is left in the end is done.
@@ -179,6 +184,7 @@ impl Shared {
                 () = stop.cancelled() => {}
             }
         });
+        Ok(())
     }
 
     /// Waits until the registry has been read to where its end was at the start.

@@ -38,7 +38,7 @@ async fn what_policy_refuses_is_shown_and_goes_with_its_record() {
     let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
     let shared = Shared::new(fleet, registry.clone(), Plain::default());
     let stop = CancellationToken::new();
-    shared.follow(stop.clone());
+    shared.follow(stop.clone()).unwrap();
     shared.ready().await;
     eventually("the refusal", || !shared.refused().is_empty()).await;
     let refused = shared.refused();
@@ -103,6 +103,7 @@ struct Fickle {
     asked: AtomicU64,
     answers: AtomicBool,
     takes: AtomicBool,
+    can_not_be_followed: AtomicBool,
     tries: AtomicU64,
 }
 
@@ -143,10 +144,13 @@ impl Registry for Fickle {
         self.write(Change::Removed { name: name.to_owned(), at: Some(fleet_ops::clock::now()) })
     }
 
-    fn watch(&self) -> BoxStream<'static, Change> {
+    fn watch(&self) -> Result<BoxStream<'static, Change>, RegistryError> {
+        if self.can_not_be_followed.load(Ordering::Relaxed) {
+            return Err(RegistryError::NotRead);
+        }
         let (sender, receiver) = mpsc::unbounded_channel();
         *self.watcher.lock() = Some(sender);
-        UnboundedReceiverStream::new(receiver).boxed()
+        Ok(UnboundedReceiverStream::new(receiver).boxed())
     }
 
     fn catch_up(&self) -> u64 {
@@ -158,6 +162,15 @@ impl Registry for Fickle {
     }
 }
 
+/// Nobody waits for ever for it to be read.
+#[tokio::test]
+async fn a_registry_that_can_not_be_followed_is_an_error() {
+    let registry = Fickle { can_not_be_followed: true.into(), ..Fickle::default() };
+    let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
+    let shared = Shared::new(fleet, Arc::new(registry), Plain::default());
+    assert!(shared.follow(CancellationToken::new()).is_err());
+}
+
 /// A fleet that may start nothing, following such a registry with little patience.
 fn fickle() -> (Arc<Fickle>, Arc<Shared>) {
     let registry = Arc::new(Fickle::default());
@@ -166,7 +179,7 @@ fn fickle() -> (Arc<Fickle>, Arc<Shared>) {
     let patience = Patience { catch_up: wait, write: wait };
     let shared = Shared::with_patience(fleet, registry.clone(), Plain::default(), patience);
     let shared = Arc::new(shared);
-    shared.follow(CancellationToken::new());
+    shared.follow(CancellationToken::new()).unwrap();
     (registry, shared)
 }
 
