@@ -264,8 +264,6 @@ impl Unavailable {
     }
 }
 
-/// The state as people see it: what no call gets through to does not run, whatever its connection
-/// says.
 /// The tools of a server that are not offered. Their names are the server's and may hold values of
 /// variables, like everything it sends.
 fn hidden_tools(hosted: &Hosted, state: &State, routes: &Routes) -> Vec<HiddenTool> {
@@ -275,6 +273,8 @@ fn hidden_tools(hosted: &Hosted, state: &State, routes: &Routes) -> Vec<HiddenTo
     hidden.map(|tool| HiddenTool { name: hide(&tool.name), reason: hide(&tool.reason) }).collect()
 }
 
+/// The state as people see it: what no call gets through to does not run, whatever its connection
+/// says.
 fn state_of(phase: &Phase, in_trouble: bool) -> &'static str {
     match phase {
         Phase::Running(_) if in_trouble => "failed",

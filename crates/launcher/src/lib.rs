@@ -3,9 +3,9 @@
 //! Limits must hold before the program runs and for everything that it starts, and code between
 //! fork and exec is unsafe to write. The child therefore starts as this very binary: it closes what
 //! it has inherited, lowers its own limits and privileges, enters a Landlock domain, and then
-//! executes the program under the same process id and with the same pipes. Setting limits from outside would be too late for a program that
-//! immediately starts another one. A shell's `ulimit` would need a shell, which small images lack,
-//! and the arguments would have to pass through it.
+//! executes the program under the same process id and with the same pipes. Setting limits from
+//! outside would be too late for a program that immediately starts another one. A shell's `ulimit`
+//! would need a shell, which small images lack, and the arguments would have to pass through it.
 
 use std::{
     ffi::OsString,
