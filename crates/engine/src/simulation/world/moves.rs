@@ -432,10 +432,19 @@ impl<E: Subject> World<E> {
         }
         self.job(token).terminals.push(terminal);
         self.job(token).seems_to_run = false;
-        let number = token.partition.number;
-        let taken_for = self.workers[worker].logs[&number].topic;
-        self.workers[worker].settled.insert((number, taken_for, token.offset));
+        self.remember_settled(worker, token);
         self.feed(worker, Input::Written(token));
+    }
+
+    /// The worker knows from now on that this record is settled. It knows the record by the log from
+    /// which it was read; after the topic was recreated, that is one which nobody reads again.
+    fn remember_settled(&mut self, worker: usize, token: Token) {
+        let number = token.partition.number;
+        let is_gone =
+            self.logs[number as usize].gone.contains_key(&(token.generation, token.offset));
+
+        let taken_for = if is_gone { 0 } else { self.workers[worker].logs[&number].topic };
+        self.workers[worker].settled.insert((number, taken_for, token.offset));
     }
 
     pub(crate) fn answer_commit(&mut self) {
