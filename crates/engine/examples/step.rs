@@ -19,7 +19,7 @@ use std::{
 // The names that the simulation uses, as it finds them in the crate.
 use fleet_engine::{
     Admission, Attempt, Command, Config, Engine, Input, JobSpec, Limit, Limits, Need, Status,
-    Terminal, Token,
+    Tenant, Terminal, Token,
 };
 
 #[path = "../src/simulation/world/mod.rs"]

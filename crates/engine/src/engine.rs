@@ -19,6 +19,8 @@ use fleet_group::{FinalCommit, Partition};
 use fleet_job::time::Timestamp;
 use fleet_retry::Random;
 
+use backpressure::Memory;
+
 use crate::{
     breaker::{Breaker, BreakerState},
     holds::Holds,
@@ -126,8 +128,8 @@ pub struct Engine {
     holds: Holds,
     random: Random,
     out: VecDeque<Command>,
-    /// All partitions are paused because memory is full.
-    is_full: bool,
+    /// How full memory is.
+    memory: Memory,
     /// When to look again for stalled partitions.
     stalls_due: Option<Timestamp>,
     checks: Checks,
@@ -147,7 +149,7 @@ impl Engine {
             holds: Holds::new(config.probe),
             random: Random::new(config.seed),
             out: VecDeque::new(),
-            is_full: false,
+            memory: Memory::Free,
             stalls_due: None,
             checks: Checks::default(),
             config,

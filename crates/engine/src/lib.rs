@@ -9,7 +9,7 @@
 //! A record is a slot (`slot.rs`) whose state holds what matters in that state. All changes of
 //! states go through one transition, from which all sums over states (`sums.rs`) follow.
 //!
-//! The promises I1 to I7 are those of `docs/guarantees.md`. The engine checks some of them while it
+//! The promises I1 to I8 are those of `docs/guarantees.md`. The engine checks some of them while it
 //! works ([`Invariant`]); a deterministic simulation (`src/simulation`) checks all of them over
 //! thousands of random schedules, and shows that it finds deliberate faults. To see how a schedule
 //! goes, step through it:
@@ -39,6 +39,6 @@ pub use breaker::BreakerState;
 pub use engine::{Engine, HoldStatus, PartitionStatus, Status};
 pub use invariant::Invariant;
 pub use types::{
-    Admission, Attempt, Command, Config, Input, JobSpec, Limit, Limits, Need, Ordering, Terminal,
-    Token,
+    Admission, Attempt, Command, Config, Input, JobSpec, Limit, Limits, Need, Ordering, Tenant,
+    Terminal, Token,
 };

@@ -1,37 +1,68 @@
-//! What starts next: the most urgent job whose limits leave room.
+//! What starts next: tenants take turns, and each starts its most urgent job whose limits leave
+//! room.
 //!
-//! There is one queue of jobs for each combination of limits, and a queue whose limit is reached is
-//! set aside as a whole. So neither a start nor an end ever looks at the jobs behind a full limit
-//! one by one.
+//! **Fair share (I8).** Tenants take turns by deficit round robin, counted in starts: in its turn a
+//! tenant may start as many jobs as its weight says. A job costs one start whatever it is, so a
+//! tenant that still has a job to start uses its whole turn up, and no deficit is ever carried
+//! over. A tenant that has nothing to start leaves the ring; what is left of its turn is forgotten,
+//! and it comes back at the end. So a tenant that has a job to start waits for at most one turn of
+//! each other tenant. Whatever is popped and does not start (it is stale, has to wait for room in
+//! the metadata, or needs something that is away) is charged to nobody. Jobs without a tenant are
+//! one tenant. Priority, scouts and jobs that are put back have their precedence inside their
+//! tenant.
 //!
-//! Invariant: while a limit has room and queues are set aside for it, one of its queues is in the
-//! race. A queue that leaves the race, because it is empty or set aside for its other limit,
-//! therefore wakes the next queue of every limit that has room.
+//! **Limits.** There is one queue of jobs for each combination of a tenant and limits, and a queue
+//! whose limit is reached is set aside as a whole. So neither a start nor an end ever looks at the
+//! jobs behind a full limit one by one. The *race* has the queues that may have a job to start;
+//! the tenants in the ring are those that have a queue in the race.
+//!
+//! Invariant: while queues are set aside for a limit that has room for so many more jobs, as many of
+//! its queues are at the heads of their tenants, and so get their turn within a round. A queue that
+//! ceases to be the head (because it is empty or set aside for its other limit, or because its
+//! tenant has something more urgent) therefore wakes the next queues of every limit that has room,
+//! until one of them is the head of its tenant. A queue that is woken before it is the head stays
+//! in the race until it is the head and its limit is reached again, so waking costs no more than
+//! the changes of heads that have made it necessary, however many tenants there are.
 //!
 //! When a job stops waiting for its start, its entry stays. Each entry is checked against its job
-//! when its turn comes, and dropped if it is stale.
+//! when its turn comes, and dropped if it is stale. Everything here is bounded by the entries.
+
+mod line;
+#[cfg(test)]
+mod tests;
+mod turns;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, BinaryHeap, VecDeque},
+    collections::{BTreeSet, VecDeque},
 };
 
 use crate::{
     hash::{FastMap, Seed},
-    types::{Limit, Limits, Token},
+    types::{JobSpec, Limit, Limits, Token},
 };
+use line::{Line, Rank};
+use turns::Turns;
 
 /// The groups whose limits apply to the jobs of a queue.
 type Class = [Option<u64>; 2];
-/// The rank of a job in the race: the most urgent first, and the oldest first among equals.
-type Rank = (Reverse<u8>, u64);
+/// A tenant, and the limits of some of its jobs.
+type QueueId = (u64, Class);
+
+/// The rank before all others.
+const FIRST: Rank = (Reverse(u8::MAX), 0);
+/// The queue of jobs without tenant and limits. It is kept while it is empty, because it is soon
+/// needed again.
+const PLAIN: QueueId = (0, [None; 2]);
 
 /// Jobs that may start.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
-    queues: FastMap<Class, Queue>,
-    /// The queues that may have a job to start, by the rank of their head.
-    race: BTreeSet<(Rank, Class)>,
+    queues: FastMap<QueueId, Queue>,
+    /// The queues that may have a job to start, by tenant, and then by the rank of their head.
+    race: BTreeSet<(u64, Rank, Class)>,
+    /// The tenants that have a queue in the race.
+    turns: Turns,
     groups: FastMap<u64, Group>,
     entries: usize,
     arrivals: u64,
@@ -41,69 +72,9 @@ pub(crate) struct Ready {
 struct Queue {
     line: Line,
     limits: Limits,
+    /// The weight of its tenant.
+    weight: u32,
     standing: Standing,
-}
-
-/// The jobs of a queue. Jobs of one priority arrive in the order of their ranks, so each priority
-/// is a plain queue; only jobs that are put back are ordered by their tokens.
-#[derive(Debug, Default)]
-struct Line {
-    /// The most urgent first; there are rarely more than two or three levels.
-    levels: Vec<Level>,
-}
-
-#[derive(Debug)]
-struct Level {
-    priority: Reverse<u8>,
-    again: BinaryHeap<Reverse<Token>>,
-    jobs: VecDeque<(u64, Token)>,
-}
-
-impl Line {
-    /// Arrival 0 is for jobs that are put back; others must arrive in ascending order.
-    fn push(&mut self, (priority, arrival): Rank, token: Token) {
-        let at = self.levels.partition_point(|level| level.priority < priority);
-        if self.levels.get(at).is_none_or(|level| level.priority != priority) {
-            let level = Level { priority, again: BinaryHeap::new(), jobs: VecDeque::new() };
-            self.levels.insert(at, level);
-        }
-        match arrival {
-            0 => self.levels[at].again.push(Reverse(token)),
-            _ => self.levels[at].jobs.push_back((arrival, token)),
-        }
-    }
-
-    fn pop(&mut self) -> Option<Token> {
-        let level = self.levels.iter_mut().find(|level| !level.is_empty())?;
-        match level.again.pop() {
-            Some(Reverse(token)) => Some(token),
-            None => level.jobs.pop_front().map(|(_, token)| token),
-        }
-    }
-
-    /// The rank of the job that starts next.
-    fn head(&self) -> Option<Rank> {
-        let level = self.levels.iter().find(|level| !level.is_empty())?;
-        let arrival = if level.again.is_empty() { level.jobs.front()?.0 } else { 0 };
-        Some((level.priority, arrival))
-    }
-
-    fn len(&self) -> usize {
-        self.levels.iter().map(|level| level.again.len() + level.jobs.len()).sum()
-    }
-
-    fn retain(&mut self, keep: impl Fn(&Token) -> bool) {
-        for level in &mut self.levels {
-            level.again.retain(|Reverse(token)| keep(token));
-            level.jobs.retain(|(_, token)| keep(token));
-        }
-    }
-}
-
-impl Level {
-    fn is_empty(&self) -> bool {
-        self.again.is_empty() && self.jobs.is_empty()
-    }
 }
 
 /// What a queue is doing.
@@ -113,8 +84,7 @@ enum Standing {
     Racing(Rank),
     /// It is set aside until a job of a limit ends.
     SetAside,
-    /// It is empty. Only the queue of the jobs without limits is kept like that: it is soon needed
-    /// again.
+    /// It is empty, and kept ([`PLAIN`]).
     Idle,
 }
 
@@ -122,11 +92,11 @@ enum Standing {
 #[derive(Debug, Default)]
 struct Group {
     running: u32,
-    aside: VecDeque<Class>,
+    aside: VecDeque<QueueId>,
 }
 
-fn class_of(limits: &Limits) -> Class {
-    limits.map(|limit| limit.map(|limit| limit.group))
+fn id_of(spec: &JobSpec) -> QueueId {
+    (spec.tenant.number, spec.limits.map(|limit| limit.map(|limit| limit.group)))
 }
 
 impl Ready {
@@ -140,41 +110,37 @@ impl Ready {
         }
     }
 
-    /// Puts a job behind the others of its priority.
-    pub(crate) fn push(&mut self, priority: u8, limits: Limits, token: Token) {
+    /// Puts a job behind the others of its tenant and priority.
+    pub(crate) fn push(&mut self, spec: &JobSpec, token: Token) {
         self.arrivals += 1;
-        self.insert((Reverse(priority), self.arrivals), limits, token);
+        self.insert((Reverse(spec.priority), self.arrivals), spec, token);
     }
 
-    /// Puts a job before the others of its priority, because it was started before and could not
-    /// make its call, or because it is a scout.
-    pub(crate) fn push_front(&mut self, priority: u8, limits: Limits, token: Token) {
-        self.insert((Reverse(priority), 0), limits, token);
+    /// Puts a job before the others of its tenant and priority, because it was started before and
+    /// could not make its call, or because it is a scout.
+    pub(crate) fn push_front(&mut self, spec: &JobSpec, token: Token) {
+        self.insert((Reverse(spec.priority), 0), spec, token);
     }
 
-    fn insert(&mut self, rank: Rank, limits: Limits, token: Token) {
+    fn insert(&mut self, rank: Rank, spec: &JobSpec, token: Token) {
         self.entries += 1;
-        let class = class_of(&limits);
+        let id = id_of(spec);
+        let queue = self.queues.entry(id).or_insert_with(|| Queue {
+            line: Line::default(),
+            limits: spec.limits,
+            weight: spec.tenant.weight,
+            standing: Standing::Idle,
+        });
+        queue.line.push(rank, token);
 
-        match self.queues.get_mut(&class) {
-            Some(queue) => {
-                queue.line.push(rank, token);
-                match queue.standing {
-                    Standing::Racing(before) if rank < before => {
-                        self.race.remove(&(before, class));
-                    }
-                    Standing::Idle => {}
-                    Standing::Racing(_) | Standing::SetAside => return,
-                }
-                queue.standing = Standing::Racing(rank);
-                self.race.insert((rank, class));
-            }
-            None => {
-                let mut line = Line::default();
-                line.push(rank, token);
-                self.queues.insert(class, Queue { line, limits, standing: Standing::Racing(rank) });
-                self.race.insert((rank, class));
-            }
+        let before = match queue.standing {
+            Standing::Racing(before) if rank < before => Some(before),
+            Standing::Idle => None,
+            Standing::Racing(_) | Standing::SetAside => return,
+        };
+        let displaced = self.change_rank(id, before, Some(rank));
+        if let Some(displaced) = displaced {
+            self.wake(displaced);
         }
     }
 
@@ -182,30 +148,32 @@ impl Ready {
     /// push it again.
     pub(crate) fn pop(&mut self) -> Option<Token> {
         loop {
-            let (_, class) = self.race.first().copied()?;
-            let Some(queue) = self.queues.get_mut(&class) else {
-                self.race.pop_first();
+            let tenant = self.turns.current()?;
+            let Some((rank, class)) = self.head_of(tenant) else {
+                self.turns.leave();
                 continue;
             };
+            let id = (tenant, class);
+            let Some(queue) = self.queues.get_mut(&id) else {
+                self.change_rank(id, Some(rank), None);
+                continue;
+            };
+
             if let Some(full) = self.groups.full(&queue.limits) {
-                self.race.pop_first();
-                queue.standing = Standing::SetAside;
-                let limits = queue.limits;
-                self.groups.entry(full).or_default().aside.push_back(class);
-                self.wake(&limits);
+                self.set_aside(id, rank, full);
                 continue;
             }
 
+            self.turns.begin(queue.weight);
             let token = queue.line.pop();
-            self.entries -= usize::from(token.is_some());
             let head = queue.line.head();
-            self.race.pop_first();
-            match head {
-                Some(rank) => {
-                    queue.standing = Standing::Racing(rank);
-                    self.race.insert((rank, class));
-                }
-                None => self.drop_queue(class),
+            self.entries -= usize::from(token.is_some());
+            let limits = self.change_rank(id, Some(rank), head);
+            if head.is_none() {
+                self.drop_queue(id);
+            }
+            if let Some(limits) = limits {
+                self.wake(limits);
             }
             if token.is_some() {
                 return token;
@@ -213,42 +181,97 @@ impl Ready {
         }
     }
 
-    fn drop_queue(&mut self, class: Class) {
-        if class == [None; 2] {
-            if let Some(queue) = self.queues.get_mut(&class) {
-                queue.standing = Standing::Idle;
-            }
-        } else if let Some(queue) = self.queues.remove(&class) {
-            self.wake(&queue.limits);
+    /// The queue waits until a job of this limit ends, which is reached.
+    fn set_aside(&mut self, id: QueueId, rank: Rank, full: u64) {
+        let limits = self.change_rank(id, Some(rank), None);
+        if let Some(queue) = self.queues.get_mut(&id) {
+            queue.standing = Standing::SetAside;
+        }
+        self.groups.entry(full).or_default().aside.push_back(id);
+
+        if let Some(limits) = limits {
+            self.wake(limits);
         }
     }
 
-    /// Brings back into the race one queue of every limit that has room.
-    fn wake(&mut self, limits: &Limits) {
-        for limit in limits.iter().flatten() {
-            while let Some(class) = self.groups.next_aside(limit) {
-                let Some(queue) = self.queues.get_mut(&class) else { continue };
-                let Some(rank) = queue.line.head() else {
-                    self.queues.remove(&class);
-                    continue;
-                };
+    fn drop_queue(&mut self, id: QueueId) {
+        if id != PLAIN {
+            self.queues.remove(&id);
+        } else if let Some(queue) = self.queues.get_mut(&id) {
+            queue.standing = Standing::Idle;
+        }
+    }
+
+    /// The queue of a tenant that has its next job, and the rank of that job.
+    fn head_of(&self, tenant: u64) -> Option<(Rank, Class)> {
+        let (of, rank, class) = *self.race.range((tenant, FIRST, [None; 2])..).next()?;
+        (of == tenant).then_some((rank, class))
+    }
+
+    /// A queue enters the race, leaves it, or has another rank there. Returns the limits of the
+    /// queue that was the head of its tenant and no longer is, if that has changed.
+    fn change_rank(
+        &mut self,
+        id: QueueId,
+        before: Option<Rank>,
+        after: Option<Rank>,
+    ) -> Option<Limits> {
+        let (tenant, class) = id;
+        let old_head = self.head_of(tenant);
+
+        if let Some(rank) = before {
+            self.race.remove(&(tenant, rank, class));
+        }
+        if let Some(rank) = after {
+            self.race.insert((tenant, rank, class));
+            if let Some(queue) = self.queues.get_mut(&id) {
                 queue.standing = Standing::Racing(rank);
-                self.race.insert((rank, class));
-                break;
             }
-            // Producers name tenants, so a group that nothing needs must not stay.
-            if self
-                .groups
-                .get(&limit.group)
-                .is_some_and(|group| group.running == 0 && group.aside.is_empty())
-            {
-                self.groups.remove(&limit.group);
+        }
+
+        let new_head = self.head_of(tenant);
+        match (old_head, new_head) {
+            (None, Some(_)) => self.turns.join(tenant),
+            // Only the tenant that has its turn loses a queue.
+            (Some(_), None) => self.turns.leave(),
+            _ => {}
+        }
+
+        let (_, old) = old_head?;
+        let is_same = new_head.is_some_and(|(_, new)| new == old);
+        self.queues.get(&(tenant, old)).filter(|_| !is_same).map(|queue| queue.limits)
+    }
+
+    /// A queue under these limits is no longer the head of its tenant, or a job under them has
+    /// ended: brings the next queues of every limit that has room back into the race, until one of
+    /// them is the head of its tenant.
+    fn wake(&mut self, limits: Limits) {
+        if limits == [None; 2] {
+            return;
+        }
+
+        let mut todo = vec![limits];
+        while let Some(limits) = todo.pop() {
+            for limit in limits.iter().flatten() {
+                while let Some(id) = self.groups.next_aside(limit) {
+                    let Some(rank) = self.queues.get(&id).and_then(|queue| queue.line.head())
+                    else {
+                        self.queues.remove(&id);
+                        continue;
+                    };
+                    todo.extend(self.change_rank(id, None, Some(rank)));
+                    if self.head_of(id.0) == Some((rank, id.1)) {
+                        break;
+                    }
+                }
+                self.groups.forget_unused(limit.group);
             }
         }
     }
 
-    /// A job under `limits` has started.
+    /// A job under `limits` has started, the one that was popped last.
     pub(crate) fn started(&mut self, limits: &Limits) {
+        self.turns.charge();
         for limit in limits.iter().flatten() {
             self.groups.entry(limit.group).or_default().running += 1;
         }
@@ -261,7 +284,7 @@ impl Ready {
                 group.running = group.running.saturating_sub(1);
             }
         }
-        self.wake(limits);
+        self.wake(*limits);
     }
 
     /// The number of entries, stale ones included.
@@ -281,11 +304,41 @@ impl Ready {
     }
 }
 
+/// What the deliberate faults of the simulation do.
+#[cfg(test)]
+impl Ready {
+    /// The turn that has begun does not end.
+    pub(crate) fn prolong_turn(&mut self) {
+        self.turns.prolong();
+    }
+
+    /// It is this tenant's turn next.
+    pub(crate) fn favour(&mut self, tenant: u64) {
+        self.turns.favour(tenant);
+    }
+
+    /// The tenant whose next job is the most urgent of all, and the oldest among equals.
+    pub(crate) fn most_urgent(&self) -> Option<u64> {
+        let heads = self.turns.all().filter_map(|of| self.head_of(of).map(|(rank, _)| (rank, of)));
+        heads.min().map(|(_, tenant)| tenant)
+    }
+
+    /// The tenants of the queues that are set aside.
+    pub(crate) fn set_aside_tenants(&self) -> Vec<u64> {
+        let aside = self.queues.iter().filter(|(_, queue)| queue.standing == Standing::SetAside);
+        let mut tenants: Vec<_> = aside.map(|((tenant, _), _)| *tenant).collect();
+        tenants.sort_unstable();
+        tenants
+    }
+}
+
 trait Groups {
     /// A group among these whose limit is reached.
     fn full(&self, limits: &Limits) -> Option<u64>;
     /// The next queue that was set aside for a limit, if the limit has room.
-    fn next_aside(&mut self, limit: &Limit) -> Option<Class>;
+    fn next_aside(&mut self, limit: &Limit) -> Option<QueueId>;
+    /// Producers name tenants, so a group that nothing needs must not stay.
+    fn forget_unused(&mut self, group: u64);
 }
 
 impl Groups for FastMap<u64, Group> {
@@ -295,117 +348,13 @@ impl Groups for FastMap<u64, Group> {
         limits.find(|limit| running(limit.group) >= limit.max).map(|limit| limit.group)
     }
 
-    fn next_aside(&mut self, limit: &Limit) -> Option<Class> {
+    fn next_aside(&mut self, limit: &Limit) -> Option<QueueId> {
         self.get_mut(&limit.group).filter(|group| group.running < limit.max)?.aside.pop_front()
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use fleet_group::Partition;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn token(offset: i64) -> Token {
-        Token { partition: Partition { topic: 0, number: 0 }, offset, generation: 0 }
-    }
-
-    fn limit(group: u64, max: u32) -> Option<Limit> {
-        Some(Limit { group, max })
-    }
-
-    fn offsets(ready: &mut Ready) -> Vec<i64> {
-        std::iter::from_fn(|| ready.pop()).map(|token| token.offset).collect()
-    }
-
-    #[test]
-    fn the_most_urgent_and_then_the_oldest_goes_first() {
-        let mut ready = Ready::default();
-        for (offset, priority) in [(1, 5), (2, 9), (3, 5), (4, 0)] {
-            ready.push(priority, [None; 2], token(offset));
-        }
-        ready.push_front(5, [None; 2], token(9));
-        assert_eq!(offsets(&mut ready), [2, 9, 1, 3, 4]);
-        assert!(ready.is_empty());
-    }
-
-    #[test]
-    fn a_full_limit_lets_others_pass() {
-        let mut ready = Ready::default();
-        let slow = [limit(1, 1), None];
-        for offset in [1, 2, 3] {
-            ready.push(5, slow, token(offset));
-        }
-        ready.push(5, [None; 2], token(4));
-        assert_eq!(ready.pop(), Some(token(1)));
-        ready.started(&slow);
-        assert_eq!(offsets(&mut ready), [4]);
-        ready.ended(&slow);
-        assert_eq!(ready.pop(), Some(token(2)));
-    }
-
-    #[test]
-    fn a_stale_entry_does_not_swallow_the_turn_of_another_queue() {
-        let mut ready = Ready::default();
-        let (one, two) = ([limit(1, 1), limit(10, 9)], [limit(1, 1), limit(20, 9)]);
-        ready.push(5, one, token(0));
-        assert_eq!(ready.pop(), Some(token(0)));
-        ready.started(&one);
-        ready.push(5, one, token(1));
-        ready.push(5, two, token(2));
-        assert_eq!(ready.pop(), None);
-        ready.ended(&one);
-        // The first is stale: its owner does not start it. The second must come up all the same.
-        assert_eq!(offsets(&mut ready), [1, 2]);
-        assert!(ready.groups.is_empty() && ready.queues.is_empty(), "{ready:?}");
-    }
-
-    proptest! {
-        /// Whatever starts, ends and is dropped: nothing runs over a limit, and nothing is left
-        /// that could run.
-        #[test]
-        fn limits_hold_and_nobody_is_forgotten(moves in prop::collection::vec((0u8..5, 0u64..3, 0u64..3, 0u8..3), 1..120)) {
-            let mut ready = Ready::default();
-            let mut running: Vec<(Limits, i64)> = Vec::new();
-            let mut waiting: HashMap<i64, Limits> = HashMap::new();
-            let mut next = 0;
-            for (kind, tool, tenant, priority) in moves {
-                match kind {
-                    0..=2 => {
-                        let limits = [limit(tool, 1 + tool as u32), limit(100 + tenant, 2)];
-                        ready.push(priority, limits, token(next));
-                        waiting.insert(next, limits);
-                        next += 1;
-                    }
-                    3 if !running.is_empty() => {
-                        let (limits, _) = running.swap_remove(usize::from(priority) % running.len());
-                        ready.ended(&limits);
-                    }
-                    _ => {
-                        let keep = i64::from(priority);
-                        ready.retain(|token| token.offset % 7 != keep);
-                        waiting.retain(|offset, _| offset % 7 != keep);
-                    }
-                }
-                while let Some(token) = ready.pop() {
-                    let limits = waiting.remove(&token.offset).unwrap();
-                    // Some turn out to be stale.
-                    if token.offset % 5 != 4 {
-                        ready.started(&limits);
-                        running.push((limits, token.offset));
-                    }
-                }
-                let count = |group| running.iter().filter(|(limits, _)| class_of(limits).contains(&Some(group))).count() as u32;
-                let room = |limits: &Limits| limits.iter().flatten().all(|limit| count(limit.group) < limit.max);
-                for limit in running.iter().flat_map(|(limits, _)| limits.iter().flatten()) {
-                    prop_assert!(count(limit.group) <= limit.max);
-                }
-                prop_assert!(!waiting.values().any(room), "{:?} could start", waiting);
-                prop_assert_eq!(ready.len(), waiting.len());
-            }
+    fn forget_unused(&mut self, group: u64) {
+        if self.get(&group).is_some_and(|group| group.running == 0 && group.aside.is_empty()) {
+            self.remove(&group);
         }
     }
 }

@@ -29,6 +29,20 @@ pub struct Limit {
     pub max: u32,
 }
 
+/// Who a job is for. Tenants share the slots of a worker by their weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tenant {
+    /// The shell maps tenants to numbers.
+    pub number: u64,
+    /// How many jobs the tenant may start in its turn; at least 1.
+    pub weight: u32,
+}
+
+impl Tenant {
+    /// The tenant of all jobs that name none.
+    pub const UNNAMED: Self = Self { number: 0, weight: 1 };
+}
+
 /// The limits that apply to a job.
 pub type Limits = [Option<Limit>; 2];
 
@@ -47,7 +61,9 @@ pub struct JobSpec {
     /// A hash of the ordering key; `None` for a job without one. Two keys with the same hash wait
     /// for each other, and nothing worse.
     pub key: Option<u64>,
-    /// 0 (last) to 9 (first).
+    /// Who the job is for.
+    pub tenant: Tenant,
+    /// 0 (last) to 9 (first), among the jobs of the same tenant.
     pub priority: u8,
     /// The job must not start before this time.
     pub not_before: Option<Timestamp>,
@@ -75,12 +91,13 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
-    /// A job of normal priority that has no key, no limits and no dates, and calls no hosted
-    /// server.
+    /// A job of normal priority that has no tenant, no key, no limits and no dates, and calls no
+    /// hosted server.
     #[must_use]
     pub const fn new(max_attempts: u32) -> Self {
         Self {
             key: None,
+            tenant: Tenant::UNNAMED,
             priority: 4,
             not_before: None,
             deadline: None,
@@ -285,9 +302,10 @@ pub struct Config {
     pub ordering: Ordering,
     /// The most attempts under way at once; at least 1.
     pub max_in_flight: usize,
-    /// Fetching pauses at this many unsettled records in memory, and resumes at half of it.
+    /// Fetching pauses at this many unsettled records in memory, and resumes at three quarters of
+    /// it. From half of it on, each partition pauses at its share.
     pub max_buffered: usize,
-    /// Fetching pauses when unsettled records occupy this many bytes, and resumes at half of it.
+    /// The same for the bytes that unsettled records occupy.
     pub max_buffered_bytes: usize,
     /// The least time between two commits of a partition.
     pub commit_interval: Duration,
@@ -314,7 +332,7 @@ impl Default for Config {
         Self {
             ordering: Ordering::Key,
             max_in_flight: 16,
-            max_buffered: 5_000,
+            max_buffered: 25_000,
             max_buffered_bytes: 64 << 20,
             commit_interval: ms(1_000),
             urgent_commit_interval: ms(50),

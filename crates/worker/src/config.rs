@@ -11,7 +11,7 @@ use fleet_job::{
 use fleet_kafka::compression::Compression;
 use fleet_ops::config::{parse_bytes, parse_duration};
 
-use crate::limits::{JobLimits, ToolLimit};
+use crate::limits::{JobLimits, TenantWeights, ToolLimit};
 
 // The groups of `--help`.
 const KAFKA: &str = "Kafka";
@@ -167,6 +167,17 @@ pub struct Args {
     #[arg(long, env = "MCP_TENANT_LIMIT", value_name = "NUMBER", help_heading = CONCURRENCY)]
     pub tenant_limit: Option<NonZeroU32>,
 
+    /// How many jobs a tenant may start in its turn, while jobs of several tenants wait for a slot:
+    /// TENANT=WEIGHT, comma-separated, from 1 to 1000. All other tenants, and the jobs without one
+    /// together, have the weight 1.
+    #[arg(
+        long,
+        env = "MCP_TENANT_WEIGHTS",
+        value_name = "TENANT=WEIGHT",
+        help_heading = CONCURRENCY
+    )]
+    pub tenant_weights: Option<TenantWeights>,
+
     /// The order in which jobs may start.
     #[arg(
         long,
@@ -255,11 +266,12 @@ pub struct Args {
     )]
     pub drain_timeout: Duration,
 
-    /// Jobs held in memory before fetching pauses.
+    /// Jobs held in memory before fetching pauses. Beyond half of it, each partition pauses at its
+    /// share.
     #[arg(
         long,
         env = "MCP_MAX_BUFFERED",
-        default_value_t = 5_000,
+        default_value_t = 25_000,
         value_parser = clap::value_parser!(u32).range(2..),
         help_heading = SIZES
     )]
@@ -398,7 +410,11 @@ impl Args {
 
     /// The limits per tool and tenant.
     pub(crate) fn limits(&self) -> JobLimits {
-        JobLimits { tools: self.tool_limits.clone(), tenant: self.tenant_limit }
+        JobLimits {
+            tools: self.tool_limits.clone(),
+            tenant: self.tenant_limit,
+            weights: self.tenant_weights.clone().unwrap_or_default(),
+        }
     }
 
     /// The engine's configuration. Without a delayed topic, all jobs wait in memory.

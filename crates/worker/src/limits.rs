@@ -1,12 +1,13 @@
-//! How many jobs of a tool or a tenant may run at once in a worker. Pure.
+//! How many jobs of a tool or a tenant may run at once in a worker, and how tenants share its slots.
+//! Pure.
 
 use std::{
-    collections::hash_map::DefaultHasher,
+    collections::{HashMap, hash_map::DefaultHasher},
     hash::{Hash as _, Hasher as _},
     num::NonZeroU32,
 };
 
-use fleet_engine::Limit;
+use fleet_engine::{Limit, Tenant};
 use fleet_job::{envelope::Envelope, glob::Glob};
 
 use crate::call_plan::Plan;
@@ -18,6 +19,8 @@ pub(crate) struct JobLimits {
     pub(crate) tools: Vec<ToolLimit>,
     /// The limit of each tenant.
     pub(crate) tenant: Option<NonZeroU32>,
+    /// How tenants share the slots.
+    pub(crate) weights: TenantWeights,
 }
 
 /// A limit that all tools matching its pattern share.
@@ -47,6 +50,42 @@ impl std::str::FromStr for ToolLimit {
     }
 }
 
+/// How many jobs each tenant may start in its turn. Tenants that are not listed weigh 1.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TenantWeights(HashMap<String, u32>);
+
+/// The largest weight. A tenant waits while each other one starts as many jobs as it weighs.
+const MAX_WEIGHT: u32 = 1_000;
+
+impl std::str::FromStr for TenantWeights {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut weights = HashMap::new();
+
+        for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let (tenant, weight) = parse_weight(entry)?;
+            if weights.insert(tenant.to_owned(), weight).is_some() {
+                return Err(format!("tenant `{tenant}` is listed twice"));
+            }
+        }
+        Ok(Self(weights))
+    }
+}
+
+fn parse_weight(entry: &str) -> Result<(&str, u32), String> {
+    let (tenant, weight) = entry
+        .rsplit_once('=')
+        .map(|(tenant, weight)| (tenant.trim(), weight.trim()))
+        .filter(|(tenant, _)| !tenant.is_empty())
+        .ok_or_else(|| format!("`{entry}`: expected TENANT=WEIGHT, such as gold=4"))?;
+
+    match weight.parse() {
+        Ok(number @ 1..=MAX_WEIGHT) => Ok((tenant, number)),
+        _ => Err(format!("`{weight}` is not an integer from 1 to {MAX_WEIGHT}")),
+    }
+}
+
 impl ToolLimit {
     fn matches_tool(&self, tool: &str) -> bool {
         self.glob.matches(tool)
@@ -72,13 +111,21 @@ impl JobLimits {
         Some(Limit { group: limit_group("tool", &narrowest.pattern), max: narrowest.max.get() })
     }
 
+    /// The tenant of a job, with its weight.
+    pub(crate) fn tenant_of(&self, envelope: &Envelope) -> Tenant {
+        let Some(name) = envelope.tenant.as_deref() else { return Tenant::UNNAMED };
+        let weight = self.weights.0.get(name).copied().unwrap_or(Tenant::UNNAMED.weight);
+        Tenant { number: limit_group("tenant", name), weight }
+    }
+
     fn tenant_limit_of(&self, tenant: Option<&str>) -> Option<Limit> {
         let (tenant, max) = (tenant?, self.tenant?);
         Some(Limit { group: limit_group("tenant", tenant), max: max.get() })
     }
 }
 
-/// The engine's number for a limit. Two names with one number share a limit, which does no harm.
+/// The engine's number for a limit or a tenant. Two names with one number share a limit or a turn,
+/// which does no harm.
 fn limit_group(sort: &str, name: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     (sort, name).hash(&mut hasher);
@@ -96,6 +143,7 @@ mod tests {
         JobLimits {
             tools: tools.split(',').map(|text| text.parse().unwrap()).collect(),
             tenant: NonZeroU32::new(tenant),
+            weights: TenantWeights::default(),
         }
     }
 
@@ -131,6 +179,36 @@ mod tests {
         check("*__search=2", "docs__search_all", false);
         check("q?=2", "q1", true);
         check("**=2", "anything", true);
+    }
+
+    #[test]
+    fn weights_that_make_no_sense_are_refused() {
+        for (bad, why) in [
+            ("gold", "`gold`: expected TENANT=WEIGHT, such as gold=4"),
+            ("gold=4, =4", "`=4`: expected TENANT=WEIGHT, such as gold=4"),
+            ("gold=0", "`0` is not an integer from 1 to 1000"),
+            ("gold=1001", "`1001` is not an integer from 1 to 1000"),
+            ("gold=much", "`much` is not an integer from 1 to 1000"),
+            ("gold=4,free=1,gold=2", "tenant `gold` is listed twice"),
+        ] {
+            assert_eq!(bad.parse::<TenantWeights>(), Err(why.to_owned()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn each_tenant_has_its_weight_and_those_without_a_name_are_one() {
+        let weights = "gold = 4, a=b=2,".parse().unwrap();
+        let limits = JobLimits { weights, ..JobLimits::default() };
+        let of = |tenant: Option<&str>| {
+            let work = Work::ToolCall(call("t"));
+            let tenant = tenant.map(str::to_owned);
+            limits.tenant_of(&Envelope { tenant, ..Envelope::new("j", work) })
+        };
+
+        assert_eq!(of(None), Tenant::UNNAMED);
+        assert_eq!((of(Some("gold")).weight, of(Some("a=b")).weight), (4, 2));
+        assert_eq!(of(Some("free")).weight, 1);
+        assert_ne!(of(Some("free")).number, of(Some("gold")).number);
     }
 
     #[test]

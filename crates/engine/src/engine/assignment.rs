@@ -2,7 +2,7 @@
 
 use fleet_group::Partition;
 
-use super::Engine;
+use super::{Engine, backpressure::Memory};
 use crate::{
     partition::PartitionState,
     slot::{Slot, State},
@@ -14,7 +14,7 @@ impl Engine {
         self.remove(&[partition]);
         self.partitions.assign(partition, state);
 
-        if self.is_full {
+        if self.memory == Memory::Full {
             let share = self.share();
             self.apply_pause(partition, share);
         }

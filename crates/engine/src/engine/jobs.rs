@@ -171,19 +171,19 @@ impl Engine {
         self.timers.set(at, token, Alarm::Eligible);
     }
 
-    /// The job may start as soon as there is a free slot.
+    /// The job may start as soon as there is a free slot and its tenant has its turn.
     pub(super) fn make_ready(&mut self, token: Token) {
         self.transition(token, |slot| slot.wait_for(Wait::Start));
-        if let Some(job) = self.slot(token).and_then(Slot::job) {
-            self.ready.push(job.spec.priority, job.spec.limits, token);
+        if let Some(spec) = self.slot(token).and_then(Slot::job).map(|job| job.spec) {
+            self.ready.push(&spec, token);
         }
     }
 
-    /// The job goes first among those of its priority when jobs may start.
+    /// The job goes first among those of its tenant and priority when jobs may start.
     pub(super) fn make_first(&mut self, token: Token) {
         self.transition(token, |slot| slot.wait_for(Wait::Start));
-        if let Some(job) = self.slot(token).and_then(Slot::job) {
-            self.ready.push_front(job.spec.priority, job.spec.limits, token);
+        if let Some(spec) = self.slot(token).and_then(Slot::job).map(|job| job.spec) {
+            self.ready.push_front(&spec, token);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::{
     simulation::{Fault, Subject},
     slot::{Slot, State, Wait},
     sums::Sums,
-    types::{Admission, Attempt, Command, Config, Input, JobSpec, Need, Terminal, Token},
+    types::{Admission, Attempt, Command, Config, Input, JobSpec, Need, Tenant, Terminal, Token},
 };
 
 /// The engine, perhaps with a mistake.
@@ -68,6 +68,10 @@ impl Subject for Mutant {
 
     fn status(&self) -> Status {
         self.engine.status()
+    }
+
+    fn startable(&self) -> Vec<Token> {
+        self.engine.startable()
     }
 }
 
@@ -160,6 +164,15 @@ impl Mutant {
                 }
             }
             (Fault::HoldIgnoresDeadline, Cause::Held(token)) => engine.forget_deadline(token),
+            (Fault::UrgentTenantFirst, _) => {
+                let urgent = engine.ready.most_urgent();
+                urgent.into_iter().for_each(|tenant| engine.ready.favour(tenant));
+            }
+            (Fault::TurnNeverEnds, _) => engine.ready.prolong_turn(),
+            (Fault::SetAsideKeepsTurn, _) => {
+                let tenants = engine.ready.set_aside_tenants();
+                tenants.into_iter().for_each(|tenant| engine.ready.favour(tenant));
+            }
             _ => {}
         }
     }
@@ -243,6 +256,7 @@ fn distort_admission(fault: Fault, admission: Admission) -> Admission {
         Fault::DeadlineIgnored => JobSpec { deadline: None, ..spec },
         Fault::DeferredAttemptsForgotten => JobSpec { spent: 0, ..spec },
         Fault::LimitsIgnored => JobSpec { limits: [None; 2], ..spec },
+        Fault::TenantsIgnored => JobSpec { tenant: Tenant::UNNAMED, ..spec },
         _ => spec,
     })
 }
@@ -264,6 +278,20 @@ impl Engine {
         let mut all: Vec<_> = all.collect();
         all.sort_unstable();
         all
+    }
+
+    /// The jobs that wait for nothing but a slot, a limit and the turn of their tenant.
+    fn startable(&self) -> Vec<Token> {
+        let mut ready = self.tokens(|slot| slot.wait() == Some(Wait::Start));
+        ready.retain(|token| {
+            let state = self.partitions.get(token.partition);
+            let has_room =
+                state.is_some_and(|state| !state.draining && state.has_room(token.offset));
+            let job = self.slot(*token).and_then(Slot::job);
+            let needs = job.map(|job| job.spec.needs());
+            has_room && needs.is_some_and(|needs| self.holds.obstacle(needs, *token).is_none())
+        });
+        ready
     }
 
     fn forget_deadline(&mut self, token: Token) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fleet_group::Partition;
 use fleet_job::time::Timestamp;
 
-use super::{Engine, holding::missing_need};
+use super::{Engine, backpressure::Memory, holding::missing_need};
 use crate::{partition::PartitionState, slot::Slot};
 
 /// How often to look for stalled partitions while something is unavailable. A look goes through all
@@ -65,12 +65,12 @@ impl Engine {
 
         let jobs: usize = stuck.iter().map(|(_, _, stuck)| stuck.jobs).sum();
         let bytes: usize = stuck.iter().map(|(_, _, stuck)| stuck.bytes).sum();
-        let fills_memory = self.is_full
-            && (jobs > self.config.max_buffered / 2 || bytes > self.config.max_buffered_bytes / 2);
+        let keeps_memory_full = self.memory == Memory::Full && self.exceeds(3, jobs, bytes);
+        let keeps_memory_tight = self.memory != Memory::Free && self.exceeds(1, jobs, bytes);
 
         let share = self.share();
         let is_stalled = |(_, state, stuck): &(Partition, &PartitionState, Stuck)| {
-            state.paused && (fills_memory || stuck.jobs > share / 2)
+            state.paused && (keeps_memory_full || (keeps_memory_tight && stuck.jobs > share / 2))
         };
         stuck.into_iter().filter(is_stalled).map(|(partition, ..)| partition).collect()
     }

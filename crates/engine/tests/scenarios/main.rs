@@ -3,6 +3,7 @@
 //! move.
 #![expect(clippy::unwrap_used, reason = "test code: a panic is the report")]
 
+mod fair_share;
 mod outages;
 mod story;
 

@@ -156,6 +156,7 @@ impl Shell {
         let waiting = delayed.and_then(|delayed| delayed.waiting.as_ref());
         JobSpec {
             key,
+            tenant: self.limits.tenant_of(envelope),
             priority: envelope.priority.unwrap_or(DEFAULT_PRIORITY),
             not_before: envelope.not_before.max(delayed.map(|delayed| delayed.until)),
             deadline: envelope.deadline,

@@ -89,11 +89,19 @@ pub(crate) enum Fault {
     EndsNotRestated,
     /// A record that ends without being run does so before earlier jobs of its key have ended (I5).
     EndsOutOfTurn,
+    /// All jobs are of one tenant (I8).
+    TenantsIgnored,
+    /// The tenant with the most urgent job has its turn (I8).
+    UrgentTenantFirst,
+    /// A tenant that has its turn keeps it while it has a job to start (I8).
+    TurnNeverEnds,
+    /// A tenant that has jobs which are set aside for a limit keeps its turn meanwhile (I8).
+    SetAsideKeepsTurn,
 }
 
 impl Fault {
     /// All faults, in the order of `regressions.txt`.
-    pub(crate) const ALL: [Self; 39] = [
+    pub(crate) const ALL: [Self; 43] = [
         Self::CommitPastGap,
         Self::SettleBeforeWritten,
         Self::WriteFailureIgnored,
@@ -133,5 +141,9 @@ impl Fault {
         Self::NewestWordStands,
         Self::EndsNotRestated,
         Self::EndsOutOfTurn,
+        Self::TenantsIgnored,
+        Self::UrgentTenantFirst,
+        Self::TurnNeverEnds,
+        Self::SetAsideKeepsTurn,
     ];
 }

@@ -23,6 +23,7 @@ impl<E: Subject> World<E> {
             ends: HashMap::new(),
             logs: HashMap::new(),
             gone: Vec::new(),
+            passed: BTreeMap::new(),
             told: None,
         });
         self.rebalance();

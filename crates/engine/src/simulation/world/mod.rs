@@ -3,6 +3,7 @@
 //! the moves, and `oracles` checks the promises.
 
 mod events;
+mod fairness;
 mod fault;
 mod members;
 mod moves;
@@ -16,6 +17,7 @@ use std::{
 };
 
 use events::{Events, Word};
+use fairness::tenant_of;
 pub(crate) use fault::Fault;
 use fleet_group::{
     Contact, FinalCommit, Partition, Patience, Progress, Sample,
@@ -27,8 +29,8 @@ pub(crate) use narration::Listener;
 pub(crate) use subject::Subject;
 
 use crate::{
-    Admission, Attempt, Command, Config, Input, JobSpec, Limit, Limits, Need, Status, Terminal,
-    Token,
+    Admission, Attempt, Command, Config, Input, JobSpec, Limit, Limits, Need, Status, Tenant,
+    Terminal, Token,
 };
 
 /// Moves of a schedule, before everything is left to come to its end.
@@ -186,6 +188,8 @@ struct Worker<E> {
     /// Partitions that the group has taken away while the worker was frozen, which does not know it
     /// yet.
     gone: Vec<i32>,
+    /// How many jobs of others it has started while a tenant had a job that could start.
+    passed: BTreeMap<u64, u32>,
     /// Its engine's status when the listener was last told.
     told: Option<Status>,
 }
@@ -293,6 +297,7 @@ impl<E: Subject> World<E> {
         let now = self.time();
         self.workers[worker].engine.handle(now, input);
         self.drain(worker);
+        self.forget_served_tenants(worker);
         self.tell_changes(worker);
     }
 

@@ -280,6 +280,7 @@ impl<E: Subject> World<E> {
             _ => {
                 let spec = JobSpec {
                     key: job.key,
+                    tenant: tenant_of(job.id),
                     spent: job.spent,
                     limits: job.limits,
                     returned: job.spent > 0 || job.passed_on,

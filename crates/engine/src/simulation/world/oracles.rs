@@ -1,4 +1,5 @@
-//! Carrying out commands, and the oracles for I1 and I3 to I7 that check every one of them.
+//! Carrying out commands, and the oracles for I1 and I3 to I7 that check every one of them. The one
+//! for I8 is in `fairness`.
 
 use super::*;
 
@@ -84,6 +85,7 @@ impl<E: Subject> World<E> {
             return None;
         }
         if std::mem::take(&mut worker.has_old_commands) {
+            worker.passed.clear();
             worker.engine.handle(now, Input::ContactRegained);
         }
         worker.engine.poll()
@@ -113,6 +115,7 @@ impl<E: Subject> World<E> {
         let hosted = job.hosted.filter(|_| job.is_known);
         self.workers[worker].running.push((token, attempt));
         self.check_limits(worker, token);
+        self.check_fair_share(worker, token);
         let asked = hosted.and_then(|server| self.workers[worker].held_until.get(&server).copied());
         ensure!(
             asked.is_none_or(|until| until <= now),
@@ -160,16 +163,26 @@ impl<E: Subject> World<E> {
     fn check_limits(&mut self, worker: usize, token: Token) {
         let limits = self.job(token).limits;
         for limit in limits.iter().flatten() {
-            let running = &self.workers[worker].running;
-            let under = running.iter().filter(|(token, _)| {
-                let log = &self.logs[token.partition.number as usize];
-                let gone = log.gone.get(&(token.generation, token.offset));
-                let job = gone.unwrap_or_else(|| &log.jobs[&token.offset]);
-                job.limits.iter().flatten().any(|other| other.group == limit.group)
-            });
-            let under = under.count();
+            let under = self.running_under(worker, limit.group);
             ensure!(under <= limit.max as usize, "{under} jobs run under {limit:?}");
         }
+    }
+
+    /// How many jobs of a worker run under a limit.
+    pub(super) fn running_under(&self, worker: usize, group: u64) -> usize {
+        let running = self.workers[worker].running.iter();
+        let under = running.filter(|(token, _)| {
+            let limits = self.known_job(*token).map(|job| job.limits).unwrap_or_default();
+            limits.iter().flatten().any(|limit| limit.group == group)
+        });
+        under.count()
+    }
+
+    /// The job of a token, also if its topic was recreated meanwhile.
+    pub(super) fn known_job(&self, token: Token) -> Option<&Job> {
+        let log = &self.logs[token.partition.number as usize];
+        let gone = log.gone.get(&(token.generation, token.offset));
+        gone.or_else(|| log.jobs.get(&token.offset))
     }
 
     pub(crate) fn commit(&mut self, commit: &FinalCommit) {

@@ -19,6 +19,12 @@ pub(crate) trait Subject {
     fn token(&self, partition: Partition, offset: i64) -> Option<Token>;
 
     fn status(&self) -> Status;
+
+    /// The jobs that wait for nothing but a slot, a limit and the turn of their tenant, as far as
+    /// that is known.
+    fn startable(&self) -> Vec<Token> {
+        Vec::new()
+    }
 }
 
 impl Subject for Engine {
