@@ -1,20 +1,25 @@
 //! Head-of-line blocking, in simulated time: how long jobs wait for their start when one in a
-//! hundred is slow.
+//! hundred is slow, and how long the one job of a tenant waits behind 10,000 of another.
 //!
 //! `cargo bench -p fleet-engine --bench head_of_line`. Jobs of 200 keys, drawn by Zipf, arrive at
 //! random (Poisson); each takes 5 ms, and in the second run one in a hundred takes 5 s. A job
 //! counts when its key was free of slow jobs, and of what had piled up behind them, at its arrival:
 //! the others wait by order. The same jobs are compared in both runs. Time is simulated, so the
 //! figures are exact and the same on every machine.
+//!
+//! For the tenants, all jobs are in one of the partitions, in which that one job is last, and each
+//! takes 100 ms. They are fetched in no time, unless the engine pauses the partition.
 
 #![expect(clippy::print_stdout, reason = "the report of a benchmark")]
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, VecDeque},
 };
 
-use fleet_engine::{Admission, Attempt, Command, Config, Engine, Input, JobSpec, Ordering, Token};
+use fleet_engine::{
+    Admission, Attempt, Command, Config, Engine, Input, JobSpec, Ordering, Tenant, Token,
+};
 use fleet_group::{Partition, log::LogName};
 use fleet_job::time::Timestamp;
 
@@ -165,6 +170,97 @@ fn run(arrivals: &[Arrival], ordering: Ordering, has_slow: bool) -> Run {
     run
 }
 
+/// How many jobs of the busy tenant are before the one of the other.
+const BUSY: i64 = 10_000;
+/// How many jobs of the tenants run at once, and how long each takes.
+const SLOTS: usize = 16;
+const TAKES: i64 = 100 * UNITS_PER_MS;
+
+/// What becomes of the one job behind those of the busy tenant.
+struct Behind {
+    waits: i64,
+    /// How many jobs of the busy tenant start before it.
+    passed_over: usize,
+    /// When the last job of all has ended.
+    ends: i64,
+}
+
+/// Runs the jobs of `tenants`, first all of the first one and then one of the second.
+fn run_behind(tenants: [Tenant; 2], max_buffered: usize) -> Behind {
+    let time = |at| Timestamp::from_millis(at).unwrap_or_default();
+    let config = Config { max_in_flight: SLOTS, max_buffered, ..Config::default() };
+    let mut engine = Engine::new(config);
+    for number in 0..PARTITIONS {
+        let partition = Partition { topic: 0, number };
+        engine.handle(
+            time(0),
+            Input::Assigned { partition, generation: 1, log: LogName::UNKNOWN, progress: None },
+        );
+    }
+
+    let partition = Partition { topic: 0, number: 0 };
+    let (mut now, mut next, mut is_paused) = (0, 0, false);
+    let mut running: VecDeque<(i64, Token)> = VecDeque::new();
+    let mut behind = Behind { waits: 0, passed_over: 0, ends: 0 };
+    let mut has_started = false;
+    while next <= BUSY || !running.is_empty() {
+        if next <= BUSY && !is_paused {
+            let [busy, other] = tenants;
+            let tenant = if next < BUSY { busy } else { other };
+            let admission = Admission::Job(JobSpec { tenant, ..JobSpec::new(1) });
+            engine.handle(
+                time(now),
+                Input::Record { partition, offset: next, bytes: 300, admission },
+            );
+            next += 1;
+        } else if let Some((at, token)) = running.pop_front() {
+            now = at;
+            engine.handle(time(now), Input::Finished(token, Attempt::Succeeded));
+        }
+
+        while let Some(command) = engine.poll() {
+            match command {
+                Command::Start(token, _) => {
+                    running.push_back((now + TAKES, token));
+                    if token.offset == BUSY {
+                        (behind.waits, has_started) = (now, true);
+                    }
+                    behind.passed_over += usize::from(!has_started);
+                }
+                Command::Settle(token, ..) => engine.handle(time(now), Input::Written(token)),
+                Command::Commit(commit) => {
+                    let (partition, generation) = (commit.partition, commit.generation);
+                    engine.handle(time(now), Input::Committed { partition, generation, ok: true });
+                }
+                Command::Pause(..) => is_paused = true,
+                Command::Resume(..) => is_paused = false,
+                _ => {}
+            }
+        }
+    }
+    behind.ends = now;
+    behind
+}
+
+fn report_tenants() {
+    println!("{BUSY} jobs of a tenant, then one of another, {SLOTS} in flight:");
+    let (busy, other) = (Tenant { number: 1, weight: 1 }, Tenant { number: 2, weight: 1 });
+    let window = Config::default().max_buffered;
+    for (name, tenants, window) in [
+        ("no tenants", [Tenant::UNNAMED; 2], window),
+        ("a window of 416 records", [busy, other], 2 * 416),
+        ("as it is", [busy, other], window),
+    ] {
+        let Behind { waits, passed_over, ends } = run_behind(tenants, window);
+        let seconds = |at| at as f64 / UNITS_PER_MS as f64 / 1000.0;
+        println!(
+            "{name:23}: waits {:.1} s, while {passed_over} others start; all have ended after {:.1} s",
+            seconds(waits),
+            seconds(ends)
+        );
+    }
+}
+
 /// The wait that so many in a thousand do not exceed.
 fn quantile(waits: &mut [i64], rank: usize) -> i64 {
     waits.sort_unstable();
@@ -175,6 +271,8 @@ fn quantile(waits: &mut [i64], rank: usize) -> i64 {
 }
 
 fn main() {
+    report_tenants();
+    println!();
     println!(
         "{JOBS} jobs, {KEYS} keys (Zipf), {ARRIVALS_PER_SECOND}/s, {IN_FLIGHT} in flight, {PARTITIONS} partitions"
     );
