@@ -41,8 +41,8 @@ struct Cli {
 const EXAMPLES: &str = "Examples:
   scripts/bench                                     # everything, five runs each, and the report
   scripts/bench --runs 1 --only throughput          # one run of one scenario
-  target/release/fleet-bench run --only fleet-key   # only what has this in its name
-  target/release/fleet-bench report                 # writes the report from the runs that there are";
+  target/dist/fleet-bench run --only fleet-key   # only what has this in its name
+  target/dist/fleet-bench report                 # writes the report from the runs that there are";
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {

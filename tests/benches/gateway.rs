@@ -1,10 +1,10 @@
 //! The cost of the gateway: the same tool of the same HTTP server is called directly and through the
 //! gateway, in turns.
 //!
-//! `cargo build --release -p mcp-server && cargo bench -p fleet-tests --bench gateway`. Everything
-//! runs on loopback on one machine, so client, gateway and upstream share its cores. Every call has
-//! different arguments, and no results are remembered. The client is that of the workers; its cost is
-//! in both figures.
+//! `cargo build --profile dist -p mcp-server && cargo bench --profile dist -p fleet-tests --bench
+//! gateway`. Everything runs on loopback on one machine, so client, gateway and upstream share its
+//! cores. Every call has different arguments, and no results are remembered. The client is that of
+//! the workers; its cost is in both figures.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a benchmark")]
 #![expect(clippy::print_stdout, reason = "the report of a benchmark")]

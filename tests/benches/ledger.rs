@@ -1,7 +1,7 @@
 //! A million jobs in the ledger: the time to read them, their memory, and the latency of
 //! `GET /jobs/{id}`, with the ledger in memory and in a file, when idle and while events arrive.
 //!
-//! `cargo build --release -p mcp-server && FLEET_BIN_DIR=target/release cargo bench -p fleet-tests
+//! `cargo build --profile dist -p mcp-server && cargo bench --profile dist -p fleet-tests
 //! --bench ledger`. Broker, server and clients share one machine. `FLEET_LEDGER_JOBS` sets another
 //! number of jobs.
 

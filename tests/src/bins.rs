@@ -19,12 +19,21 @@ pub fn bin(name: &str) -> PathBuf {
         path.is_file(),
         "{} is not there. Build the binaries first: {BUILD}{}",
         path.display(),
-        if directory.ends_with("release") { " --release" } else { "" }
+        profile_flag(&directory)
     );
     path
 }
 
-/// `target/debug` or `target/release`: the test itself is in `deps` below it.
+/// What cargo has to be told to build into `directory`.
+fn profile_flag(directory: &Path) -> &'static str {
+    match directory.file_name().and_then(|name| name.to_str()) {
+        Some("release") => " --release",
+        Some("dist") => " --profile dist",
+        _ => "",
+    }
+}
+
+/// `target/debug`, `target/release` or `target/dist`: the test itself is in `deps` below it.
 fn profile_directory() -> PathBuf {
     let test = env::current_exe().expect("the test's own path");
     let deps = test.parent().expect("the directory of the test");

@@ -50,11 +50,16 @@ fn problems(text: &str, program: &str) -> Vec<String> {
             .push(format!("the dependencies are built differently than the program: {builds:?}"));
     }
     if !builds.iter().all(|build| {
-        build.contains("--release --locked")
+        build.contains("--profile dist --locked")
             && build.contains(&format!("-p {program} --bin {program}"))
     }) {
         problems.push(format!("it builds something else: {builds:?}"));
     }
+    let shipped = format!("scripts/image-root /image target/dist/{program} ");
+    if !all.iter().any(|instruction| instruction.contains(&shipped)) {
+        problems.push("it ships another build".into());
+    }
+
     let last =
         all.iter().rposition(|instruction| instruction.starts_with("FROM ")).expect("a stage");
     let end = &all[last..];
@@ -116,6 +121,7 @@ fn every_rule_finds_its_violations() {
     let good = file("Dockerfile.worker");
     for (from, to) in [
         ("FROM rust:1.95-bookworm", "FROM rust:latest"),
+        ("image target/dist/", "image target/release/"),
         ("COPY --from=manifests", "COPY --from=manifest"),
         ("-p kafka-worker --bin kafka-worker\nCOPY", "-p kafka-worker\nCOPY"),
         ("USER 65532:65532", "USER nonroot"),

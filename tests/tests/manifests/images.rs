@@ -21,6 +21,11 @@ fn a_program_runs_in_its_image_which_has_nothing_else() {
         root.join("etc/ssl/certs/ca-certificates.crt").metadata().expect("certificates").len()
             > 10_000
     );
+    let size = |path: &std::path::Path| path.metadata().expect("a program").len();
+    assert!(
+        size(&root.join("usr/local/bin/kafka-worker")) < size(&bins::bin("kafka-worker")),
+        "it is there with its symbols"
+    );
     assert_eq!(root.join("tmp").metadata().expect("/tmp").permissions().mode() & 0o7777, 0o1777);
 
     for shell in ["bin/sh", "bin/bash", "usr/bin/sh"] {
