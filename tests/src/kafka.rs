@@ -11,7 +11,9 @@ use std::{
 };
 
 use crate::{
-    bins, cache, is_set, loud, process,
+    bins, cache, is_set, loud,
+    node::fingerprint,
+    process,
     process::Process,
     proxy::{Network, Proxy},
     topics, wait,
@@ -282,14 +284,28 @@ fn java_as<'a>(
 
 fn jars() -> PathBuf {
     let pom = pom();
-    cache::once(&format!("kafka-{}", version()), |directory| {
+    let digests = bins::repository().join("tests/kafka/jars.sha256");
+    let entry = format!("kafka-{}-{}-{}", version(), fingerprint(&pom), fingerprint(&digests));
+
+    cache::once(&entry, |directory| {
         let output = format!("-DoutputDirectory={}", directory.display());
-        cache::run(Command::new("mvn").args(["-q", "-B", "-f"]).arg(&pom).args([
-            "dependency:copy-dependencies",
-            "-DincludeScope=runtime",
-            &output,
-        ]));
+        let mut maven = Command::new("mvn");
+        maven.args(["--quiet", "--batch-mode", "--strict-checksums", "--file"]).arg(&pom);
+        maven.args(["dependency:copy-dependencies", "-DincludeScope=runtime", &output]);
+        cache::run(&mut maven);
+        check_digests(directory, &digests);
     })
+}
+
+/// Checks that `directory` has the files of the list `digests` and no others.
+fn check_digests(directory: &Path, digests: &Path) {
+    let mut sha256sum = Command::new("sha256sum");
+    sha256sum.args(["--check", "--strict", "--quiet"]).arg(digests).current_dir(directory);
+    cache::run(&mut sha256sum);
+
+    let listed = fs::read_to_string(digests).expect("the list of digests").lines().count();
+    let found = fs::read_dir(directory).expect("the directory of jars").count();
+    assert_eq!(found, listed, "{} has jars that {} lacks", directory.display(), digests.display());
 }
 
 fn pom() -> PathBuf {

@@ -53,6 +53,7 @@ impl Python {
                     "--quiet",
                     "--disable-pip-version-check",
                     "--no-deps",
+                    "--require-hashes",
                 ];
                 let mut command = Command::new(self.interpreter());
                 cache::run(command.args(pip).arg("--dest").arg(directory).arg("-r").arg(list));
@@ -63,9 +64,9 @@ impl Python {
     fn with(requirements: &str) -> Option<Self> {
         if !cache::works(
             "python3",
-            &["-c", "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))"],
+            &["-c", "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"],
         ) {
-            return skip("python3 (3.10 or newer, with venv)");
+            return skip("python3 (3.11 or newer, with venv)");
         }
         let requirements = bins::repository().join("tests/python").join(requirements);
 
@@ -81,6 +82,7 @@ impl Python {
                     "--quiet",
                     "--disable-pip-version-check",
                     "--no-deps",
+                    "--require-hashes",
                     "-r",
                 ];
                 cache::run(Command::new(directory.join("bin/python")).args(pip).arg(&requirements));

@@ -20,17 +20,29 @@ fn instructions(text: &str) -> Vec<String> {
     lines.filter(|line| !line.is_empty()).collect()
 }
 
+/// Whether an image is named by a version, for people, and by a digest, which decides.
+fn is_pinned(image: &str) -> bool {
+    let Some((name, digest)) = image.split_once("@sha256:") else { return false };
+    let is_digest = digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_digest && name.rsplit_once(':').is_some_and(|(_, tag)| tag != "latest")
+}
+
 /// The problems of the Dockerfile `text` for the image of `program`.
 fn problems(text: &str, program: &str) -> Vec<String> {
     let all = instructions(text);
     let mut problems = vec![];
     let mut stages = vec![];
+
+    let syntax = text.lines().next().and_then(|line| line.strip_prefix("# syntax="));
+    if !syntax.is_some_and(is_pinned) {
+        problems.push(format!("the frontend has no version with a digest: {syntax:?}"));
+    }
+
     for instruction in all.iter().filter(|instruction| instruction.starts_with("FROM ")) {
         let words: Vec<_> = instruction.split(' ').collect();
         let image = words[1];
-        let versioned = image.rsplit_once(':').is_some_and(|(_, tag)| tag != "latest");
-        if image != "scratch" && !versioned && !stages.contains(&image) {
-            problems.push(format!("{instruction}: no version"));
+        if image != "scratch" && !is_pinned(image) && !stages.contains(&image) {
+            problems.push(format!("{instruction}: no version with a digest"));
         }
         stages.extend(words.get(3));
     }
@@ -121,6 +133,9 @@ fn every_rule_finds_its_violations() {
     let good = file("Dockerfile.worker");
     for (from, to) in [
         ("FROM rust:1.95-bookworm", "FROM rust:latest"),
+        ("rust:1.95-bookworm@sha256:", "rust:1.95-bookworm@sha256:0"),
+        ("rust:1.95-bookworm@", "rust@"),
+        ("dockerfile:1.7@sha256:", "dockerfile:1.7@"),
         ("image target/dist/", "image target/release/"),
         ("COPY --from=manifests", "COPY --from=manifest"),
         ("-p kafka-worker --bin kafka-worker\nCOPY", "-p kafka-worker\nCOPY"),
@@ -154,11 +169,10 @@ fn hadolint_finds_no_problems() {
     }
 
     let path = bins::scratch("hadolint").join("Dockerfile");
-    std::fs::write(
-        &path,
-        file("Dockerfile.cli").replace("FROM rust:1.95-bookworm", "FROM rust:latest"),
-    )
-    .expect("a file");
+    let text = file("Dockerfile.cli");
+    let (_, image) = text.split_once("FROM ").expect("an image");
+    let (image, _) = image.split_once(' ').expect("the image's end");
+    std::fs::write(&path, text.replace(image, "rust:latest")).expect("a file");
     assert!(!lint(&path).0, "hadolint takes anything");
 }
 
