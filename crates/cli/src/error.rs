@@ -13,7 +13,7 @@ pub(crate) enum CliError {
     Config(#[from] fleet_ops::config::ConfigError),
     #[cfg(feature = "embedded-broker")]
     #[error(transparent)]
-    Broker(#[from] crate::broker::BrokerError),
+    Broker(#[from] mcp_fleet_broker::BrokerError),
     #[cfg(feature = "embedded-broker")]
     #[error(
         "the embedded broker failed ({0}); if it has a --data-dir, everything it acknowledged is there"

@@ -5,8 +5,6 @@
 //! `demo`, `dev` and `broker` are absent; without `fleet`, `server` and `worker` are absent too.
 //! What remains is the operator's tool that container images contain.
 
-#[cfg(feature = "embedded-broker")]
-mod broker;
 mod completions;
 mod connection;
 #[cfg(feature = "embedded-broker")]

@@ -13,15 +13,10 @@ use fleet_job::{
 };
 use fleet_kafka::{admin, settings::Settings};
 use fleet_mcp_client::{ClientConfig, McpClient, ToolCall};
+use mcp_fleet_broker::{Broker, BrokerConfig};
 use serde_json::{Map, json};
 
-use crate::{
-    broker::{Broker, BrokerConfig},
-    connection,
-    error::CliError,
-    supervise::Process,
-    wait_notice::WaitNotice,
-};
+use crate::{connection, error::CliError, supervise::Process, wait_notice::WaitNotice};
 
 /// The server name under which the files of the current directory are hosted.
 pub(crate) const FILES: &str = "files";

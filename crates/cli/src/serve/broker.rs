@@ -5,11 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use fleet_ops::{http, shutdown, telemetry};
 
 use super::ChildArgs;
-use crate::{
-    broker::{Broker, BrokerConfig},
-    error::CliError,
-    output,
-};
+use mcp_fleet_broker::{Broker, BrokerConfig};
+
+use crate::{error::CliError, output};
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet broker

@@ -56,17 +56,17 @@ const MAX_REQUEST: usize = 4 * 1024 * 1024 + 64 * 1024;
 
 /// The broker's address and data directory.
 #[derive(Clone, Debug)]
-pub(crate) struct BrokerConfig {
+pub struct BrokerConfig {
     /// The address to bind. Port 0 takes any free port.
-    pub(crate) listen: SocketAddr,
+    pub listen: SocketAddr,
     /// The directory that outlives the broker; `None` uses a temporary directory, which is deleted
     /// at the end.
-    pub(crate) data_dir: Option<PathBuf>,
+    pub data_dir: Option<PathBuf>,
 }
 
 /// Why the broker could not start.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BrokerError {
+pub enum BrokerError {
     /// The address is in use or not local.
     #[error(
         "the embedded broker cannot listen on {address}; choose another port with --listen [{code}]",
@@ -119,7 +119,7 @@ impl From<tansu_storage::Error> for BrokerError {
 
 /// A running broker. Dropping it stops it without waiting; [`Broker::stop`] waits.
 #[derive(Debug)]
-pub(crate) struct Broker {
+pub struct Broker {
     /// The broker's own threads, which keep its load and log lines apart from the rest of the
     /// process.
     runtime: Option<Runtime>,
@@ -132,7 +132,7 @@ pub(crate) struct Broker {
 
 impl Broker {
     /// Starts a broker and returns once it has answered a client's first two requests.
-    pub(crate) async fn start(config: BrokerConfig) -> Result<Self, BrokerError> {
+    pub async fn start(config: BrokerConfig) -> Result<Self, BrokerError> {
         let address = config.listen;
         let listener = TcpListener::bind(address)
             .await
@@ -178,13 +178,13 @@ impl Broker {
     }
 
     /// Returns the value for clients' `bootstrap.servers`.
-    pub(crate) fn bootstrap(&self) -> String {
+    pub fn bootstrap(&self) -> String {
         self.bootstrap.clone()
     }
 
     /// Returns when the broker has failed on its own, with the reason. Its address then refuses
     /// connections for good, so the process that runs it should exit.
-    pub(crate) fn failed(&self) -> impl Future<Output = String> + Send + use<> {
+    pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
         let mut failure = self.failure.clone();
         async move {
             let reason =
@@ -194,7 +194,7 @@ impl Broker {
     }
 
     /// Stops the broker and waits, within a limit, for pending writes.
-    pub(crate) async fn stop(mut self) {
+    pub async fn stop(mut self) {
         if let Some(runtime) = self.runtime.take() {
             let stopped =
                 tokio::task::spawn_blocking(move || runtime.shutdown_timeout(STOP_DEADLINE)).await;
@@ -312,7 +312,7 @@ async fn read_frame(stream: &mut TcpStream, limit: usize) -> io::Result<bytes::B
 }
 
 /// Sends the first two requests of every client: the supported versions, and the brokers.
-pub(crate) async fn send_first_requests(address: SocketAddr) -> io::Result<()> {
+pub async fn send_first_requests(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(address).await?;
     // The oldest versions have the fewest fields.
     let asked: [(i16, i16, Body); 2] = [

@@ -11,18 +11,15 @@ use fleet_kafka::{
     admin,
     producer::{Outgoing, Producer},
     reader::{From, Reader},
+    settings::Settings,
 };
-
 use tansu_sans_io::Compression;
 use tansu_storage::{Storage as _, Topition};
 
 use crate::{
-    broker::{
-        Broker, BrokerConfig,
-        batches::tests::{batch, raw},
-        storage::Storage,
-    },
-    connection,
+    Broker, BrokerConfig,
+    batches::tests::{batch, raw},
+    storage::Storage,
 };
 
 const LONG: Duration = Duration::from_secs(20);
@@ -30,11 +27,15 @@ const LONG: Duration = Duration::from_secs(20);
 const SOON: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(50);
 
+fn client_settings(broker: &Broker) -> Settings {
+    Settings { brokers: broker.bootstrap(), properties: Default::default() }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_end_of_an_idle_topic_is_found_at_once() {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let broker = Broker::start(BrokerConfig { listen, data_dir: None }).await.unwrap();
-    let settings = connection::settings(&broker.bootstrap()).unwrap();
+    let settings = client_settings(&broker);
     let topics = Topics::of("idle");
     admin::create_topics(&settings, &admin::fleet_topics(&topics, 12, 1)).await.unwrap();
 
@@ -87,13 +88,13 @@ async fn an_unreadable_batch_hides_no_other_partition() {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let config = || BrokerConfig { listen, data_dir: Some(directory.path().to_path_buf()) };
     let broker = Broker::start(config()).await.unwrap();
-    let settings = connection::settings(&broker.bootstrap()).unwrap();
+    let settings = client_settings(&broker);
 
     let spec = admin::TopicSpec {
         name: "mixed".to_owned(),
         partitions: 2,
         replication: 1,
-        properties: Vec::new(),
+        properties: Default::default(),
     };
 
     admin::create_topics(&settings, &[spec]).await.unwrap();
@@ -121,7 +122,7 @@ async fn an_unreadable_batch_hides_no_other_partition() {
     tokio::task::spawn_blocking(write).await.unwrap();
 
     let broker = Broker::start(config()).await.unwrap();
-    let settings = connection::settings(&broker.bootstrap()).unwrap();
+    let settings = client_settings(&broker);
     let read = move || {
         let mut reader = Reader::open(&settings, "mixed", From::Start, LONG).unwrap();
         reader.next(SOON).unwrap()
