@@ -9,7 +9,7 @@ use std::{
 
 /// Overrides the directory of the binaries.
 const OVERRIDE: &str = "FLEET_BIN_DIR";
-const BUILD: &str = "cargo build -p mcp-server -p kafka-worker -p mcp-fleet";
+const BUILD: &str = "cargo build -p mcp-server -p kafka-worker -p mcp-fleet -p mcp-fleet-broker";
 
 /// The path of one of our binaries.
 pub fn bin(name: &str) -> PathBuf {

@@ -85,8 +85,8 @@ impl Env {
 /// Returns its address.
 pub fn start_embedded(directory: &Path, listen: &str) -> (Process, String) {
     let ready = directory.join(bins::unique("ready"));
-    let mut command = Command::new(bins::bin("mcp-fleet"));
-    command.args(["broker", "--listen", listen, "--ready-file"]).arg(&ready).arg("--data-dir");
+    let mut command = Command::new(bins::bin("mcp-fleet-broker"));
+    command.args(["--listen", listen, "--ready-file"]).arg(&ready).arg("--data-dir");
     command.arg(directory.join("data"));
     let mut process = Process::start("mcp-fleet-broker", directory, command);
     let brokers = process.wait_until("the ready file", START, || fs::read_to_string(&ready).ok());

@@ -43,3 +43,28 @@ fn the_demo_accounts_for_every_job() {
     assert!(number("dead_lettered") >= 3.0, "{report}");
     assert!(number("jobs_per_second") > 0.0 && number("elapsed_ms") > 0.0, "{report}");
 }
+
+#[test]
+fn a_missing_broker_is_an_error_that_says_what_to_do() {
+    let directory = bins::scratch("no-broker");
+    process::remove_at_exit(&directory);
+    let program = directory.join("mcp-fleet");
+    let original = bins::bin("mcp-fleet");
+    fs::hard_link(&original, &program)
+        .or_else(|_| fs::copy(&original, &program).map(|_| ()))
+        .expect("the program without its neighbours");
+
+    for command in ["demo", "dev", "broker"] {
+        let output = Command::new(&program)
+            .arg(command)
+            .current_dir(&directory)
+            .env("PATH", "/nowhere")
+            .env_remove("KAFKA_BROKERS")
+            .output()
+            .expect("mcp-fleet");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{command}");
+        assert!(stderr.contains("FLEET-BROKER-MISSING"), "{command}: {stderr}");
+        assert!(stderr.contains(directory.to_str().expect("a path")), "{command}: {stderr}");
+    }
+}

@@ -4,7 +4,7 @@
 
 use std::{fs, net::TcpStream, path::Path, process::Command, time::Duration};
 
-use fleet_tests::{Oracle, bins, process, process::Process, topics, topics::Outgoing};
+use fleet_tests::{Oracle, bins, process, process::Process, topics, topics::Outgoing, wait};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -62,6 +62,26 @@ fn nothing_is_lost_when_parts_of_dev_are_killed() {
     assert_eq!(Oracle::new("mcp-jobs", &submitted).repeats(JOBS).read(&brokers).ended(), JOBS);
     again.signal(Signal::SIGINT);
     assert!(again.wait(DEADLINE).success(), "{}", again.log());
+}
+
+#[test]
+fn no_process_outlives_a_killed_dev() {
+    let directory = bins::scratch("killed-dev");
+    process::remove_at_exit(&directory);
+    let work = directory.join("work");
+    fs::create_dir_all(&work).expect("a directory");
+
+    let mut dev = start(&directory, &work);
+    let parts = ["broker", "mcp-server", "kafka-worker-1", "kafka-worker-2"];
+    let pids = parts.map(|name| (name, pid(&dev, name)));
+    dev.kill();
+
+    for (name, pid) in pids {
+        // A process that nobody has waited for yet has no program any more.
+        let program = format!("/proc/{pid}/exe");
+        let what = format!("{name} to end");
+        wait::poll_until(&what, DEADLINE, || fs::read_link(&program).err());
+    }
 }
 
 fn start(directory: &Path, work: &Path) -> Process {

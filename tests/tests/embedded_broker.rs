@@ -3,7 +3,7 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use fleet_tests::{
     bins,
@@ -115,6 +115,22 @@ fn records_of_every_codec_are_served() {
         assert_eq!(of_codec, 3, "{codec}: {} records in all", texts.len());
     }
     assert_still_there(&mut broker);
+    assert!(broker.stop(TIMEOUT).success());
+}
+
+/// `mcp-fleet broker` was the only way to start the broker, and scripts use it.
+#[test]
+fn the_command_becomes_the_program() {
+    let directory = scratch();
+    let ready = directory.join("ready");
+    let mut command = Command::new(bins::bin("mcp-fleet"));
+    command.args(["broker", "--listen", "127.0.0.1:0", "--ready-file"]).arg(&ready);
+    let mut broker = Process::start("mcp-fleet", &directory, command);
+    let brokers = broker.wait_until("the ready file", TIMEOUT, || fs::read_to_string(&ready).ok());
+
+    topics::create(brokers.trim(), &[("by-command", 1)]);
+    let program = fs::read_link(format!("/proc/{}/exe", broker.pid())).expect("a program");
+    assert_eq!(program, bins::bin("mcp-fleet-broker"));
     assert!(broker.stop(TIMEOUT).success());
 }
 

@@ -35,9 +35,12 @@ fn as_ordinary_user(program: &str) -> Command {
 #[test]
 fn processes_of_the_same_user_can_not_read_an_environment() {
     let ports = ["--host", "127.0.0.1", "--port", "0"];
-    let broker = ["broker", "--listen", "127.0.0.1:0"];
-    let programs: [(&str, &[&str]); 3] =
-        [("mcp-server", &ports), ("kafka-worker", &ports), ("mcp-fleet", &broker)];
+    let programs: [(&str, &[&str]); 4] = [
+        ("mcp-server", &ports),
+        ("kafka-worker", &ports),
+        ("mcp-fleet", &["events"]),
+        ("mcp-fleet-broker", &["--listen", "127.0.0.1:0"]),
+    ];
 
     for (name, arguments) in programs {
         let mut command = as_ordinary_user(bin(name).to_str().expect("a path"));

@@ -1,15 +1,16 @@
 //! The embedded Kafka-compatible broker, for people and tests without a Kafka.
 //!
 //! `tansu-broker` provides storage, produce, fetch and topic administration on an SQLite file. This
-//! module fills the gaps that the evaluation (`docs/broker-evaluation.md`) found: consumer groups
+//! crate fills the gaps that the evaluation (`docs/broker-evaluation.md`) found: consumer groups
 //! ([`groups`]), commit metadata ([`offsets`]), producers that raise their own epoch
 //! ([`producers`]), codecs that the storage cannot serve ([`batches`]), and waiting for records
 //! instead of polling ([`router`]).
 //!
-//! This module and its children are the only code in the project that knows which broker is
-//! embedded, and the production binaries contain nothing of it. The broker is meant for one
-//! machine: it has no replication, no authentication and no retention (nothing is ever deleted or
-//! compacted), and its file survives `kill -9` but not necessarily a power failure.
+//! This crate is the only code in the project that knows which broker is embedded, and no other
+//! program links it: `mcp-fleet demo` and `mcp-fleet dev` start the binary `mcp-fleet-broker`. The
+//! broker is meant for one machine: it has no replication, no authentication and no retention
+//! (nothing is ever deleted or compacted), and its file survives `kill -9` but not necessarily a
+//! power failure.
 
 mod apart;
 mod batches;
@@ -19,6 +20,7 @@ mod offsets;
 mod producers;
 mod quiet;
 mod router;
+mod run;
 mod storage;
 mod topic_names;
 
@@ -41,6 +43,8 @@ use tokio::{
 };
 use tracing::{Dispatch, subscriber::NoSubscriber};
 
+pub use run::{Args, EXAMPLES, RunError, run};
+
 use quiet::LastFetch;
 use router::{Reply, Router};
 use storage::Storage;
@@ -56,12 +60,12 @@ const MAX_REQUEST: usize = 4 * 1024 * 1024 + 64 * 1024;
 
 /// The broker's address and data directory.
 #[derive(Clone, Debug)]
-pub struct BrokerConfig {
+pub(crate) struct BrokerConfig {
     /// The address to bind. Port 0 takes any free port.
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// The directory that outlives the broker; `None` uses a temporary directory, which is deleted
     /// at the end.
-    pub data_dir: Option<PathBuf>,
+    pub(crate) data_dir: Option<PathBuf>,
 }
 
 /// Why the broker could not start.
@@ -119,11 +123,11 @@ impl From<tansu_storage::Error> for BrokerError {
 
 /// A running broker. Dropping it stops it without waiting; [`Broker::stop`] waits.
 #[derive(Debug)]
-pub struct Broker {
+pub(crate) struct Broker {
     /// The broker's own threads, which keep its load and log lines apart from the rest of the
     /// process.
     runtime: Option<Runtime>,
-    bootstrap: String,
+    address: SocketAddr,
     /// Why the broker failed, once it has.
     failure: watch::Receiver<Option<String>>,
     /// Declared last: a temporary directory must outlive the threads that write to it.
@@ -132,7 +136,7 @@ pub struct Broker {
 
 impl Broker {
     /// Starts a broker and returns once it has answered a client's first two requests.
-    pub async fn start(config: BrokerConfig) -> Result<Self, BrokerError> {
+    pub(crate) async fn start(config: BrokerConfig) -> Result<Self, BrokerError> {
         let address = config.listen;
         let listener = TcpListener::bind(address)
             .await
@@ -159,7 +163,7 @@ impl Broker {
 
         let broker = Self {
             failure,
-            bootstrap: advertised.to_string(),
+            address: advertised,
             _storage: Arc::clone(&storage),
             runtime: Some(runtime),
         };
@@ -177,14 +181,14 @@ impl Broker {
         Ok(broker)
     }
 
-    /// Returns the value for clients' `bootstrap.servers`.
-    pub fn bootstrap(&self) -> String {
-        self.bootstrap.clone()
+    /// Returns the address that clients are told.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Returns when the broker has failed on its own, with the reason. Its address then refuses
     /// connections for good, so the process that runs it should exit.
-    pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
+    pub(crate) fn failed(&self) -> impl Future<Output = String> + Send + use<> {
         let mut failure = self.failure.clone();
         async move {
             let reason =
@@ -194,7 +198,7 @@ impl Broker {
     }
 
     /// Stops the broker and waits, within a limit, for pending writes.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         if let Some(runtime) = self.runtime.take() {
             let stopped =
                 tokio::task::spawn_blocking(move || runtime.shutdown_timeout(STOP_DEADLINE)).await;
@@ -312,7 +316,7 @@ async fn read_frame(stream: &mut TcpStream, limit: usize) -> io::Result<bytes::B
 }
 
 /// Sends the first two requests of every client: the supported versions, and the brokers.
-pub async fn send_first_requests(address: SocketAddr) -> io::Result<()> {
+async fn send_first_requests(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(address).await?;
     // The oldest versions have the fewest fields.
     let asked: [(i16, i16, Body); 2] = [

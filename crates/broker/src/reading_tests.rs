@@ -28,7 +28,7 @@ const SOON: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(50);
 
 fn client_settings(broker: &Broker) -> Settings {
-    Settings { brokers: broker.bootstrap(), properties: Default::default() }
+    Settings { brokers: broker.address().to_string(), properties: Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

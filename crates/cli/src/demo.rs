@@ -102,7 +102,6 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
             brokers: args.brokers.clone(),
             broker_port: 0,
             server_port: 0,
-            data_dir: None,
             run_dir: run_dir.path().to_owned(),
             root: root.clone(),
             group: format!("{topic}-workers"),

@@ -6,6 +6,7 @@
 
 mod advice;
 mod fleet;
+mod kafka_probe;
 mod role;
 mod supervisor;
 
@@ -89,7 +90,6 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         brokers: args.brokers,
         broker_port: args.broker_port,
         server_port: args.server_port,
-        data_dir: None,
         run_dir,
         root,
         topic: args.topic,

@@ -11,14 +11,17 @@ pub(crate) enum CliError {
     Kafka(#[from] KafkaError),
     #[error("invalid configuration")]
     Config(#[from] fleet_ops::config::ConfigError),
-    #[cfg(feature = "embedded-broker")]
-    #[error(transparent)]
-    Broker(#[from] mcp_fleet_broker::BrokerError),
-    #[cfg(feature = "embedded-broker")]
+    #[cfg(feature = "fleet")]
     #[error(
-        "the embedded broker failed ({0}); if it has a --data-dir, everything it acknowledged is there"
+        "cannot find the embedded broker, the program mcp-fleet-broker, in {} or on PATH; build it \
+         with `cargo build -p mcp-fleet-broker`, or copy it to that directory [{code}]",
+        directory.display(),
+        code = fleet_codes::BROKER_MISSING
     )]
-    BrokerDied(String),
+    NoBroker { directory: PathBuf },
+    #[cfg(feature = "fleet")]
+    #[error("the embedded broker {how}; the end of its log:\n{log}")]
+    BrokerDied { how: String, log: String },
     #[cfg(feature = "fleet")]
     #[error(transparent)]
     Worker(#[from] kafka_worker::WorkerError),
@@ -44,10 +47,10 @@ pub(crate) enum CliError {
     Lost(#[from] fleet_ops::blocking::WorkLost),
     #[error("{0}")]
     Usage(String),
-    #[cfg(feature = "embedded-broker")]
+    #[cfg(feature = "fleet")]
     #[error("{name} exited before it was ready; the end of its log:\n{log}")]
     EarlyEnd { name: String, log: String },
-    #[cfg(feature = "embedded-broker")]
+    #[cfg(feature = "fleet")]
     #[error("{name} was not ready within {seconds} s; the end of its log:\n{log}")]
     Slow { name: String, seconds: u64, log: String },
 }

@@ -1,15 +1,17 @@
 //! The binary `mcp-fleet`: a whole fleet on one laptop, and the operator's tool for any Kafka.
 //!
 //! Each command is one module. `server` and `worker` are the production binaries, included so that
-//! `demo` and `dev` need only this one file. Without the feature `embedded-broker`, the commands
-//! `demo`, `dev` and `broker` are absent; without `fleet`, `server` and `worker` are absent too.
-//! What remains is the operator's tool that container images contain.
+//! `demo` and `dev` need only one program beside this one, the embedded broker. Without the feature
+//! `fleet`, the commands `demo`, `dev`, `broker`, `server` and `worker` are absent. What remains is
+//! the operator's tool that container images contain.
 
+#[cfg(feature = "fleet")]
+mod broker;
 mod completions;
 mod connection;
-#[cfg(feature = "embedded-broker")]
+#[cfg(feature = "fleet")]
 mod demo;
-#[cfg(feature = "embedded-broker")]
+#[cfg(feature = "fleet")]
 mod dev;
 mod dlq;
 #[cfg(test)]
@@ -24,12 +26,12 @@ mod output;
 mod pending;
 #[cfg(feature = "fleet")]
 mod serve;
-#[cfg(feature = "embedded-broker")]
+#[cfg(feature = "fleet")]
 mod stack;
 mod submit;
-#[cfg(feature = "embedded-broker")]
+#[cfg(feature = "fleet")]
 mod supervise;
-#[cfg(feature = "embedded-broker")]
+#[cfg(feature = "fleet")]
 mod tally;
 mod topics;
 mod wait_notice;
@@ -45,11 +47,11 @@ use error::CliError;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Examples for commands that only some builds have.
-#[cfg(feature = "embedded-broker")]
+#[cfg(feature = "fleet")]
 const LAPTOP_EXAMPLES: &str = "
   mcp-fleet demo --jobs 200 --workers 3
   mcp-fleet dev --data-dir .fleet";
-#[cfg(not(feature = "embedded-broker"))]
+#[cfg(not(feature = "fleet"))]
 const LAPTOP_EXAMPLES: &str = "";
 
 const EXAMPLES: &str = "
@@ -73,10 +75,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    #[cfg(feature = "embedded-broker")]
+    #[cfg(feature = "fleet")]
     /// Run a whole fleet and some jobs over the files of this directory, and report on each job
     Demo(demo::Args),
-    #[cfg(feature = "embedded-broker")]
+    #[cfg(feature = "fleet")]
     /// Run a whole fleet (broker, server and workers) until Ctrl-C
     Dev(dev::Args),
     /// Submit jobs to the jobs topic
@@ -100,9 +102,9 @@ enum Command {
         #[command(subcommand)]
         command: topics::Command,
     },
-    #[cfg(feature = "embedded-broker")]
-    /// Run only the embedded broker
-    Broker(serve::BrokerArgs),
+    #[cfg(feature = "fleet")]
+    /// Run only the embedded broker, the program mcp-fleet-broker
+    Broker(broker::Args),
     #[cfg(feature = "fleet")]
     /// Run the MCP server (the same as the binary mcp-server)
     Server(serve::ServerArgs),
@@ -144,9 +146,9 @@ fn main() -> ExitCode {
 
 async fn run(command: Command) -> Result<ExitCode, CliError> {
     match command {
-        #[cfg(feature = "embedded-broker")]
+        #[cfg(feature = "fleet")]
         Command::Demo(args) => demo::run(args).await,
-        #[cfg(feature = "embedded-broker")]
+        #[cfg(feature = "fleet")]
         Command::Dev(args) => dev::run(args).await,
         Command::Submit(args) => submit::run(args).await,
         Command::Events(args) => events::run(args).await,
@@ -154,8 +156,8 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Dlq { command } => dlq::run(command).await,
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
-        #[cfg(feature = "embedded-broker")]
-        Command::Broker(args) => serve::broker(args).await,
+        #[cfg(feature = "fleet")]
+        Command::Broker(args) => broker::exec(args),
         #[cfg(feature = "fleet")]
         Command::Server(args) => serve::server(args).await,
         #[cfg(feature = "fleet")]

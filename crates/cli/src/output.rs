@@ -16,13 +16,13 @@ fn write_line(mut to: impl Write, text: impl std::fmt::Display) {
 
 /// Prints messages for people: on standard output, or on standard error if `json` reserves standard
 /// output for data.
-#[cfg(feature = "embedded-broker")]
+#[cfg(feature = "fleet")]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Messages {
     pub(crate) json: bool,
 }
 
-#[cfg(feature = "embedded-broker")]
+#[cfg(feature = "fleet")]
 impl Messages {
     pub(crate) fn print(self, text: impl std::fmt::Display) {
         if self.json {

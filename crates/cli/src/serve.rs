@@ -1,19 +1,11 @@
-//! The parts of a fleet, each run on its own: `mcp-fleet broker`, `server` and `worker`.
+//! The parts of a fleet that this binary contains, each run on its own: `mcp-fleet server` and
+//! `worker`.
 
-use std::{os::unix::process::parent_id, process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
-use fleet_ops::{telemetry, trace};
+use fleet_ops::{parent, telemetry, trace};
 
 use crate::error::CliError;
-
-#[cfg(feature = "embedded-broker")]
-mod broker;
-
-#[cfg(feature = "embedded-broker")]
-pub(crate) use broker::{BrokerArgs, broker};
-
-/// How often a child checks that its parent still exists.
-const WATCH: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServerArgs {
@@ -48,31 +40,18 @@ pub(crate) struct ChildArgs {
 }
 
 impl ChildArgs {
-    /// Shuts this process down when its parent ends. Otherwise a killed `dev` would leave its
-    /// workers running.
-    fn watch(&self) {
-        if !self.exit_with_parent {
-            return;
+    /// Does what the flags ask for.
+    fn apply(&self) {
+        if self.exit_with_parent {
+            parent::shut_down_with_parent();
         }
-
-        let parent = parent_id();
-        tokio::spawn(async move {
-            while parent_id() == parent {
-                tokio::time::sleep(WATCH).await;
-            }
-            tracing::warn!("the parent process has ended; shutting down");
-            // The signal handlers are in place, so this starts the usual drain.
-            if nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).is_err() {
-                std::process::exit(1);
-            }
-        });
     }
 }
 
 pub(crate) async fn server(args: ServerArgs) -> Result<ExitCode, CliError> {
     telemetry::init("mcp-server");
     let _exporting = trace::init("mcp-server", env!("CARGO_PKG_VERSION"));
-    args.child.watch();
+    args.child.apply();
     mcp_server::run(args.server).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -80,7 +59,7 @@ pub(crate) async fn server(args: ServerArgs) -> Result<ExitCode, CliError> {
 pub(crate) async fn worker(args: WorkerArgs) -> Result<ExitCode, CliError> {
     telemetry::init("kafka-worker");
     let _exporting = trace::init("kafka-worker", env!("CARGO_PKG_VERSION"));
-    args.child.watch();
+    args.child.apply();
     kafka_worker::run(args.worker).await?;
     Ok(ExitCode::SUCCESS)
 }

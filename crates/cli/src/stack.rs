@@ -1,7 +1,6 @@
 //! A whole fleet on one machine: broker, topics, server and workers.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,10 +12,15 @@ use fleet_job::{
 };
 use fleet_kafka::{admin, settings::Settings};
 use fleet_mcp_client::{ClientConfig, McpClient, ToolCall};
-use mcp_fleet_broker::{Broker, BrokerConfig};
 use serde_json::{Map, json};
 
-use crate::{connection, error::CliError, supervise::Process, wait_notice::WaitNotice};
+use crate::{
+    broker::RunningBroker,
+    connection,
+    error::CliError,
+    supervise::{Process, own_program},
+    wait_notice::WaitNotice,
+};
 
 /// The server name under which the files of the current directory are hosted.
 pub(crate) const FILES: &str = "files";
@@ -36,8 +40,7 @@ pub(crate) struct StackConfig {
     pub(crate) brokers: Option<String>,
     pub(crate) broker_port: u16,
     pub(crate) server_port: u16,
-    pub(crate) data_dir: Option<PathBuf>,
-    /// The directory for logs and the policy file.
+    /// The directory for logs, the policy file, and the data of a broker that is not to outlive us.
     pub(crate) run_dir: PathBuf,
     /// The directory whose files are hosted.
     pub(crate) root: PathBuf,
@@ -52,7 +55,7 @@ pub(crate) struct StackConfig {
 /// A running fleet.
 #[derive(Debug)]
 pub(crate) struct Stack {
-    broker: Option<Broker>,
+    broker: Option<RunningBroker>,
     pub(crate) settings: Settings,
     pub(crate) topics: Topics,
     pub(crate) server: Option<Process>,
@@ -73,17 +76,14 @@ impl Stack {
         let broker = match &config.brokers {
             Some(_) => None,
             None => {
-                let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, config.broker_port));
-                Some(
-                    Broker::start(BrokerConfig { listen, data_dir: config.data_dir.clone() })
-                        .await?,
-                )
+                let data_dir = config.run_dir.join("broker");
+                Some(RunningBroker::start(&config.run_dir, &data_dir, config.broker_port).await?)
             }
         };
 
         let brokers = broker
             .as_ref()
-            .map(Broker::bootstrap)
+            .map(|broker| broker.address().to_string())
             .or_else(|| config.brokers.clone())
             .unwrap_or_default();
         let settings = connection::settings(&brokers)?;
@@ -137,10 +137,10 @@ impl Stack {
 
     /// Returns once the embedded broker has failed; never returns if there is none.
     pub(crate) fn broker_died(&self) -> impl Future<Output = CliError> + Send + use<> {
-        let failed = self.broker.as_ref().map(Broker::failed);
+        let died = self.broker.as_ref().map(RunningBroker::died);
         async move {
-            match failed {
-                Some(failed) => CliError::BrokerDied(failed.await),
+            match died {
+                Some(died) => died.await,
                 None => std::future::pending().await,
             }
         }
@@ -199,16 +199,6 @@ pub(crate) async fn host_files(server_url: &str, root: &Path) -> Result<(), CliE
     }
 }
 
-/// Starts an embedded broker as a separate process with its data in `data_dir`.
-pub(crate) fn start_broker(config: &StackConfig, data_dir: &Path) -> Result<Process, CliError> {
-    let args = [
-        "broker".to_owned(),
-        format!("--listen=127.0.0.1:{}", config.broker_port),
-        format!("--data-dir={}", data_dir.display()),
-    ];
-    Process::start("broker", &config.run_dir, &args, &[])
-}
-
 /// Starts worker `number` without waiting for it. It listens on `port`, or on any free port if that
 /// is 0.
 pub(crate) fn start_worker(
@@ -238,7 +228,7 @@ pub(crate) fn start_worker(
     ];
     let env: Vec<_> =
         quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
-    Process::start(&name, &config.run_dir, &args, &env)
+    Process::start(&own_program()?, &name, &config.run_dir, &args, &env)
 }
 
 /// Starts the server without waiting for it.
@@ -268,7 +258,7 @@ pub(crate) fn start_server(
         args.push("--kafka-brokers=".to_owned());
     }
 
-    Process::start("mcp-server", &config.run_dir, &args, &[])
+    Process::start(&own_program()?, "mcp-server", &config.run_dir, &args, &[])
 }
 
 /// Returns the command and the arguments that host the files of `root`.
@@ -280,8 +270,7 @@ fn files_command(root: &Path) -> Result<(String, Vec<String>), CliError> {
 
 /// Returns the command line of the stdio server that offers the files of `root`.
 fn files_argv(root: &Path) -> Result<Vec<String>, CliError> {
-    let exe = std::env::current_exe()
-        .map_err(|error| CliError::Io("could not find this program", error))?;
+    let exe = own_program()?;
     let text = |path: &Path| {
         path.to_str().map(str::to_owned).ok_or_else(|| {
             CliError::Usage(format!("the path `{}` is not valid UTF-8; rename it", path.display()))

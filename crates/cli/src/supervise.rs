@@ -35,9 +35,9 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts this very binary with `args`. The command must accept `--ready-file` and
-    /// `--exit-with-parent`.
+    /// Starts `program` with `args`. It must accept `--ready-file` and `--exit-with-parent`.
     pub(crate) fn start(
+        program: &Path,
         name: &str,
         directory: &Path,
         args: &[String],
@@ -46,8 +46,6 @@ impl Process {
         let file =
             |what, path: &Path, source| CliError::File { what, path: path.to_owned(), source };
 
-        let exe = std::env::current_exe()
-            .map_err(|error| CliError::Io("could not find this program", error))?;
         let log = directory.join(format!("{name}.log"));
         let ready_file = directory.join(format!("{name}.ready"));
 
@@ -62,7 +60,7 @@ impl Process {
         let output = output.map_err(|error| file("could not write", &log, error))?;
         let errors = output.try_clone().map_err(|error| file("could not write", &log, error))?;
 
-        let child = Command::new(&exe)
+        let child = Command::new(program)
             .args(args)
             .arg("--exit-with-parent")
             .arg("--ready-file")
@@ -74,7 +72,7 @@ impl Process {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| file("could not start", &exe, error))?;
+            .map_err(|error| file("could not start", program, error))?;
 
         Ok(Self { name: name.to_owned(), child, log, ready_file })
     }
@@ -143,6 +141,11 @@ impl Process {
     pub(crate) fn tail(&self) -> String {
         tail(&self.log)
     }
+}
+
+/// Returns the path of this very program.
+pub(crate) fn own_program() -> Result<PathBuf, CliError> {
+    std::env::current_exe().map_err(|error| CliError::Io("could not find this program", error))
 }
 
 /// Returns the last lines of a log file.

@@ -258,6 +258,12 @@ table! {
             "Another process uses the port, or this one has no permission for it.",
             "Choose another port with `--port` or `PORT`, or stop the other process.";
     }
+    "A fleet on one machine" {
+        BROKER_MISSING = "FLEET-BROKER-MISSING":
+            "`mcp-fleet` cannot find the embedded broker, the program `mcp-fleet-broker`.",
+            "It was not built, or was not copied together with `mcp-fleet`.",
+            "Build it with `cargo build -p mcp-fleet-broker` and put it into the directory of `mcp-fleet` or one on `PATH`, or name a Kafka with `--brokers`.";
+    }
     "API" {
         NO_SERVER = "FLEET-NO-SERVER":
             "No mcp-server responds at the URL.",

@@ -14,6 +14,7 @@ pub mod http;
 pub mod inspection;
 pub mod invariant;
 pub mod metrics;
+pub mod parent;
 pub mod shutdown;
 pub mod telemetry;
 pub mod trace;

@@ -17,7 +17,7 @@ use super::{
     supervisor::{Input, Order, Role, Supervisor},
 };
 use crate::{
-    connection,
+    broker, connection,
     error::CliError,
     output,
     stack::{self, StackConfig},
@@ -115,6 +115,10 @@ impl Fleet {
     /// `broker_dir`.
     pub(super) fn new(config: StackConfig, broker_dir: PathBuf) -> Result<Self, CliError> {
         check_ports(&config)?;
+        if config.brokers.is_none() {
+            // Later, it would be tried again and again.
+            broker::find()?;
+        }
         let file = |what, path, source| CliError::File { what, path, source };
         std::fs::create_dir_all(&config.run_dir).map_err(|source| {
             file("could not create the directory", config.run_dir.clone(), source)
@@ -224,7 +228,9 @@ impl Fleet {
     fn start(&mut self, role: Role) {
         let duty = self.members[role].duty;
         let process = match duty {
-            Duty::Broker => stack::start_broker(&self.config, &self.broker_dir),
+            Duty::Broker => {
+                broker::start(&self.config.run_dir, &self.broker_dir, self.config.broker_port)
+            }
             Duty::Server => {
                 let port = self.config.server_port;
                 stack::start_server(&self.config, &self.brokers, &self.policy, port)

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 use nix::sys::signal::Signal;
 use tokio::{sync::mpsc, time::timeout};
 
-use super::supervisor::Role;
+use super::{kafka_probe, supervisor::Role};
 use crate::supervise::{self, Process};
 
 /// How often a process is probed, and how long it may take to respond.
@@ -116,7 +116,7 @@ async fn wait_for_address(ready_file: &Path) -> SocketAddr {
 /// Returns whether a process responds to a probe.
 async fn probe_process(address: SocketAddr, probe: Probe) -> bool {
     match probe {
-        Probe::Kafka => mcp_fleet_broker::send_first_requests(address).await.is_ok(),
+        Probe::Kafka => kafka_probe::send_first_requests(address).await.is_ok(),
         Probe::Http => {
             let Ok(client) = reqwest::Client::builder().no_proxy().build() else { return false };
             let answer = client.get(format!("http://{address}/health")).send().await;
