@@ -3,6 +3,8 @@
 //! The file can be deleted at any time, because the topic still holds everything in it. Writes are
 //! therefore consistent but need not be durable when they return.
 
+mod listing;
+
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use async_trait::async_trait;
@@ -11,15 +13,15 @@ use fleet_job::{
     state::{Standing, Verdict},
     time::Timestamp,
 };
-use libsql::{Connection, Row, Value, params, params_from_iter};
-use tokio::{runtime::Handle, sync::Mutex};
+use parking_lot::Mutex;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 
 use crate::{
-    query::{Cursor, Page, Query},
+    query::{Page, Query},
     retention::{Forgotten, Retention},
     store::{
         Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update,
-        state_number, strip_details, submitted_at,
+        state_number, submitted_at,
     },
 };
 
@@ -33,8 +35,6 @@ const OVERHEAD: i64 = 650;
 const FIRST_TERMINAL: usize = 3;
 /// How many jobs to delete in one transaction.
 const DELETE_BATCH: i64 = 1_000;
-/// The most jobs that one page may examine.
-const MAX_SCANNED: usize = 20_000;
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS positions (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL);
@@ -51,6 +51,10 @@ const TABLES: &str = "
     CREATE INDEX IF NOT EXISTS by_tenant ON jobs (tenant, submitted, id) WHERE tenant IS NOT NULL;
     CREATE INDEX IF NOT EXISTS by_end ON jobs (time) WHERE state >= 3;
     CREATE INDEX IF NOT EXISTS by_overtaken ON jobs (id) WHERE overtaken = 1;";
+
+/// Removes all jobs and positions.
+const EMPTY: &str =
+    "DELETE FROM jobs; DELETE FROM positions; UPDATE totals SET jobs = 0, bytes = 0;";
 
 /// A ledger in an SQLite file.
 #[derive(Clone)]
@@ -85,37 +89,32 @@ impl SqliteStore {
         topic: &str,
         retention: Retention,
     ) -> Result<Self, StoreError> {
+        let (directory, topic) = (directory.to_owned(), topic.to_owned());
+        run_on_blocking_thread(move || Self::open_file(&directory, &topic, retention)).await
+    }
+
+    fn open_file(directory: &Path, topic: &str, retention: Retention) -> Result<Self, StoreError> {
         std::fs::create_dir_all(directory).map_err(StoreError::Directory)?;
-        let database = libsql::Builder::new_local(directory.join(FILE_NAME)).build().await?;
+        let file = directory.join(FILE_NAME);
 
-        let writer = database.connect()?;
-        writer
-            .execute_batch(
-                "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768;",
-            )
-            .await?;
+        let writer = connect(&file)?;
+        writer.execute_batch(
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768;",
+        )?;
+        prepare_tables(&writer)?;
 
-        let version = first_number(&writer, "PRAGMA user_version").await?;
-        if version != Some(SCHEMA_VERSION) {
-            writer
-                .execute_batch(
-                    "DROP TABLE IF EXISTS jobs; DROP TABLE IF EXISTS positions; DROP TABLE IF EXISTS totals;
-                     DROP TABLE IF EXISTS topic;",
-                )
-                .await?;
-            writer.execute_batch(&format!("PRAGMA user_version={SCHEMA_VERSION};")).await?;
+        let known: Option<String> =
+            writer.query_row("SELECT name FROM topic", (), |row| row.get(0)).optional()?;
+        if known.as_deref() != Some(topic) {
+            writer.execute_batch(EMPTY)?;
+            writer.execute("DELETE FROM topic", ())?;
+            writer.execute("INSERT INTO topic VALUES (?1)", [topic])?;
         }
 
-        writer.execute_batch(TABLES).await?;
-        writer.execute_batch("CREATE TABLE IF NOT EXISTS topic (name TEXT NOT NULL);").await?;
-        let mut rows = writer.query("SELECT name FROM topic", ()).await?;
-        let known: Option<String> = rows.next().await?.map(|row| row.get(0)).transpose()?;
-        drop(rows);
-
-        let reader = database.connect()?;
-        reader.execute_batch("PRAGMA query_only=1; PRAGMA cache_size=-32768;").await?;
-        let lister = database.connect()?;
-        lister.execute_batch("PRAGMA query_only=1; PRAGMA cache_size=-8192;").await?;
+        let reader = connect(&file)?;
+        reader.execute_batch("PRAGMA query_only=1; PRAGMA cache_size=-32768;")?;
+        let lister = connect(&file)?;
+        lister.execute_batch("PRAGMA query_only=1; PRAGMA cache_size=-8192;")?;
 
         let inner = Inner {
             writer: Mutex::new(writer),
@@ -123,130 +122,131 @@ impl SqliteStore {
             lister: Mutex::new(lister),
             evicted: Mutex::default(),
         };
-        let store = Self { retention, inner: Arc::new(inner) };
-
-        if known.as_deref() != Some(topic) {
-            store.reset().await?;
-            let writer = store.inner.writer.lock().await;
-            writer.execute("DELETE FROM topic", ()).await?;
-            writer.execute("INSERT INTO topic VALUES (?1)", [topic]).await?;
-        }
-        Ok(store)
+        Ok(Self { retention, inner: Arc::new(inner) })
     }
 
-    /// Runs blocking work on a thread of the blocking pool.
-    async fn run_blocking<T, F, W>(&self, work: W) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, StoreError>>,
-        W: FnOnce(Self) -> F + Send + 'static,
-    {
+    /// Runs `work` on a thread of the blocking pool.
+    async fn run_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let store = self.clone();
-
-        let runtime = Handle::current();
-        let worker = tokio::task::spawn_blocking(move || runtime.block_on(work(store)));
-        worker.await.map_err(|_| StoreError::Worker)?
+        run_on_blocking_thread(move || work(&store)).await
     }
 
-    async fn apply_batch(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError> {
-        let writer = self.inner.writer.lock().await;
-        let transaction = writer.transaction().await?;
+    fn apply_batch(&self, batch: &Batch) -> Result<Vec<Verdict>, StoreError> {
+        let mut writer = self.inner.writer.lock();
+        let transaction = writer.transaction()?;
 
-        let mut totals = Totals::read(&transaction).await?;
+        let mut totals = Totals::read(&transaction)?;
         let mut verdicts = Vec::with_capacity(batch.updates.len());
-        let positions = read_positions(&transaction).await?;
+        let positions = read_positions(&transaction)?;
 
         for update in &batch.updates {
             if update.was_applied(&positions) {
                 verdicts.push(Verdict::Again);
                 continue;
             }
-            verdicts.push(apply_update(&transaction, update, &mut totals).await?);
+            verdicts.push(apply_update(&transaction, update, &mut totals)?);
         }
 
-        for (partition, next) in &batch.positions {
+        for position in &batch.positions {
             transaction
-                .execute("INSERT OR REPLACE INTO positions VALUES (?1, ?2)", (*partition, *next))
-                .await?;
+                .prepare_cached("INSERT OR REPLACE INTO positions VALUES (?1, ?2)")?
+                .execute(position)?;
         }
 
-        let forgotten = enforce_bounds(&transaction, &self.retention, &mut totals).await?;
-        totals.write(&transaction).await?;
-        transaction.commit().await?;
-        *self.inner.evicted.lock().await += forgotten;
+        let forgotten = enforce_bounds(&transaction, &self.retention, &mut totals)?;
+        totals.write(&transaction)?;
+        transaction.commit()?;
+        *self.inner.evicted.lock() += forgotten;
         Ok(verdicts)
     }
 
-    async fn find_overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
-        let reader = self.inner.reader.lock().await;
-        let sql = "SELECT id, partition, event, standing FROM jobs WHERE overtaken = 1 LIMIT ?1";
+    fn find_overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
+        let reader = self.inner.reader.lock();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
 
-        let mut rows = reader.query(sql, [i64::try_from(limit).unwrap_or(i64::MAX)]).await?;
-        let mut overtaken = Vec::new();
-
-        while let Some(row) = rows.next().await? {
+        let mut find = reader.prepare_cached(
+            "SELECT id, partition, event, standing FROM jobs WHERE overtaken = 1 LIMIT ?1",
+        )?;
+        let overtaken = find.query_and_then([limit], |row| {
             let (job_id, standing): (String, String) = (row.get(0)?, row.get(3)?);
             let standing = read_standing(&job_id, &standing)?;
-            overtaken.push(Overtaken {
-                job_id,
-                partition: row.get(1)?,
-                value: row.get(2)?,
-                standing,
-            });
-        }
-        Ok(overtaken)
+            Ok(Overtaken { job_id, partition: row.get(1)?, value: row.get(2)?, standing })
+        })?;
+        overtaken.collect()
     }
 
-    async fn find_job(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
-        let reader = self.inner.reader.lock().await;
+    fn find_job(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
+        let reader = self.inner.reader.lock();
 
-        let statement =
-            reader.prepare("SELECT partition, offset, event, id FROM jobs WHERE id = ?1").await?;
-        let mut rows = statement.query([job_id]).await?;
-        rows.next().await?.map(|row| read_job(&row)).transpose()
+        let mut find =
+            reader.prepare_cached("SELECT partition, offset, event, id FROM jobs WHERE id = ?1")?;
+        let mut found = find.query([job_id])?;
+        found.next()?.map(read_job).transpose()
     }
 
-    async fn read_page(&self, query: &Query) -> Result<Page, StoreError> {
-        let (sql, values) = build_list_query(query);
-        let limit = query.bounded_limit();
+    fn count_states(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
+        let lister = self.inner.lister.lock();
+        let mut counts: BTreeMap<_, _> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
 
-        let reader = self.inner.lister.lock().await;
-        let mut rows = reader.query(&sql, params_from_iter(values)).await?;
-        let mut page = Page::default();
-        let mut examined = 0;
-        let mut last = None;
-
-        while let Some(row) = rows.next().await? {
-            if page.jobs.len() == limit || examined == MAX_SCANNED {
-                page.next = last;
-                break;
+        let mut count = lister.prepare_cached("SELECT state, count(*) FROM jobs GROUP BY state")?;
+        let mut rows = count.query(())?;
+        while let Some(row) = rows.next()? {
+            let (state, count): (i64, i64) = (row.get(0)?, row.get(1)?);
+            let state = usize::try_from(state).ok().and_then(|state| STATES.get(state));
+            if let Some(state) = state {
+                counts.insert(state.as_str(), u64::try_from(count).unwrap_or_default());
             }
-            examined += 1;
-            let (job_id, submitted): (String, i64) = (row.get(3)?, row.get(4)?);
-            let submitted_at = Timestamp::from_millis_clamped(submitted);
-            let owner: Option<String> = row.get(5)?;
-            if query.may_see(owner.as_deref()) {
-                let known = read_job(&row)?;
-                page.jobs.push(Known { event: strip_details(known.event), ..known });
-            }
-            last = Some(Cursor { submitted_at, job_id });
         }
-        Ok(page)
+        Ok(counts)
     }
 
-    async fn forget_ended(&self, oldest: i64) -> Result<u64, StoreError> {
-        let writer = self.inner.writer.lock().await;
-        let transaction = writer.transaction().await?;
-        let mut totals = Totals::read(&transaction).await?;
+    fn forget_ended(&self, oldest: i64) -> Result<u64, StoreError> {
+        let mut writer = self.inner.writer.lock();
+        let transaction = writer.transaction()?;
+        let mut totals = Totals::read(&transaction)?;
         let which = format!(
             "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} AND time < {oldest} ORDER BY time LIMIT {DELETE_BATCH}"
         );
 
-        let forgotten = delete_jobs(&transaction, &which, &mut totals).await?;
-        totals.write(&transaction).await?;
-        transaction.commit().await?;
+        let forgotten = delete_jobs(&transaction, &which, &mut totals)?;
+        totals.write(&transaction)?;
+        transaction.commit()?;
         Ok(forgotten)
     }
+}
+
+/// Runs `work` on a thread of the blocking pool.
+async fn run_on_blocking_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Worker)?
+}
+
+/// Opens a connection to the file, which is created if necessary. Its name is never read as a URI.
+fn connect(file: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Ok(Connection::open_with_flags(file, flags)?)
+}
+
+/// Creates the tables. Those of another version of the schema are dropped before.
+fn prepare_tables(writer: &Connection) -> Result<(), StoreError> {
+    let version: i64 = writer.query_row("PRAGMA user_version", (), |row| row.get(0))?;
+    if version != SCHEMA_VERSION {
+        writer.execute_batch(
+            "DROP TABLE IF EXISTS jobs; DROP TABLE IF EXISTS positions; DROP TABLE IF EXISTS totals;
+             DROP TABLE IF EXISTS topic;",
+        )?;
+        writer.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    }
+
+    writer.execute_batch(TABLES)?;
+    writer.execute_batch("CREATE TABLE IF NOT EXISTS topic (name TEXT NOT NULL);")?;
+    Ok(())
 }
 
 /// The number and total size of all jobs, maintained incrementally to avoid counting.
@@ -265,45 +265,39 @@ impl Totals {
         }
     }
 
-    async fn read(connection: &Connection) -> Result<Self, StoreError> {
-        let mut rows = connection.query("SELECT jobs, bytes FROM totals", ()).await?;
-        Ok(match rows.next().await? {
-            Some(row) => Self { jobs: row.get(0)?, bytes: row.get(1)? },
-            None => Self { jobs: 0, bytes: 0 },
-        })
+    fn read(connection: &Connection) -> Result<Self, StoreError> {
+        let mut find = connection.prepare_cached("SELECT jobs, bytes FROM totals")?;
+        let found = find
+            .query_row((), |row| Ok(Self { jobs: row.get(0)?, bytes: row.get(1)? }))
+            .optional()?;
+        Ok(found.unwrap_or(Self { jobs: 0, bytes: 0 }))
     }
 
-    async fn write(self, connection: &Connection) -> Result<(), StoreError> {
-        let sql = "UPDATE totals SET jobs = ?1, bytes = ?2";
-        connection.execute(sql, (self.jobs, self.bytes)).await?;
+    fn write(self, connection: &Connection) -> Result<(), StoreError> {
+        let mut change = connection.prepare_cached("UPDATE totals SET jobs = ?1, bytes = ?2")?;
+        change.execute((self.jobs, self.bytes))?;
         Ok(())
     }
 }
 
-async fn read_positions(connection: &Connection) -> Result<Positions, StoreError> {
-    let mut rows = connection.query("SELECT partition, next FROM positions", ()).await?;
-    let mut positions = Positions::new();
-    while let Some(row) = rows.next().await? {
-        positions.insert(row.get(0)?, row.get(1)?);
-    }
-    Ok(positions)
+fn read_positions(connection: &Connection) -> Result<Positions, StoreError> {
+    let mut find = connection.prepare_cached("SELECT partition, next FROM positions")?;
+    let positions = find.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(positions.collect::<Result<_, _>>()?)
 }
 
 /// Applies one record.
-async fn apply_update(
+fn apply_update(
     connection: &Connection,
     update: &Update,
     totals: &mut Totals,
 ) -> Result<Verdict, StoreError> {
     let id = update.job_id.as_str();
 
-    let find = connection
-        .prepare("SELECT partition, standing, length(event) FROM jobs WHERE id = ?1")
-        .await?;
-    let known: Option<(i32, String, i64)> = match find.query([id]).await?.next().await? {
-        Some(row) => Some((row.get(0)?, row.get(1)?, row.get(2)?)),
-        None => None,
-    };
+    let mut find = connection
+        .prepare_cached("SELECT partition, standing, length(event) FROM jobs WHERE id = ?1")?;
+    let known: Option<(i32, String, i64)> =
+        find.query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()?;
     let bytes = known.as_ref().map(|(.., bytes)| *bytes);
     let standing = match known.filter(|(partition, ..)| *partition == update.partition) {
         Some((_, text, _)) => Some(read_standing(id, &text)?),
@@ -313,11 +307,11 @@ async fn apply_update(
     let Some(logged) = &update.event else {
         if let Some(mut newer) = standing.filter(|standing| standing.seen() >= update.offset) {
             newer.forget_older();
-            write_standing(connection, id, &newer).await?;
+            write_standing(connection, id, &newer)?;
             return Ok(Verdict::Stale);
         }
         totals.remove(bytes);
-        connection.execute("DELETE FROM jobs WHERE id = ?1", [id]).await?;
+        connection.prepare_cached("DELETE FROM jobs WHERE id = ?1")?.execute([id])?;
         return Ok(Verdict::State);
     };
 
@@ -332,14 +326,14 @@ async fn apply_update(
 
     if verdict == Verdict::State {
         totals.remove(bytes);
-        insert_job(connection, update, logged, &standing, totals).await?;
+        insert_job(connection, update, logged, &standing, totals)?;
     } else {
-        write_standing(connection, id, &standing).await?;
+        write_standing(connection, id, &standing)?;
     }
     Ok(verdict)
 }
 
-async fn insert_job(
+fn insert_job(
     connection: &Connection,
     update: &Update,
     logged: &LoggedEvent,
@@ -350,31 +344,27 @@ async fn insert_job(
     totals.jobs += 1;
     totals.bytes += i64::try_from(bytes.len()).unwrap_or(i64::MAX) + OVERHEAD;
 
-    let insert = connection
-        .prepare(
-            "INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
-        )
-        .await?;
+    let mut insert = connection.prepare_cached(
+        "INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+    )?;
 
     // There are seven states.
     let state = state_number(event.state) as i64;
-    insert
-        .execute(params![
-            update.job_id.as_str(),
-            update.partition,
-            standing.offset(),
-            state,
-            event.job_type.as_deref(),
-            event.tool.as_deref(),
-            event.tenant.as_deref(),
-            event.owner.as_deref(),
-            submitted_at(event).as_millis(),
-            event.time.as_millis(),
-            bytes.clone(),
-            standing_text(standing),
-            standing.is_overtaken()
-        ])
-        .await?;
+    insert.execute(params![
+        update.job_id.as_str(),
+        update.partition,
+        standing.offset(),
+        state,
+        event.job_type.as_deref(),
+        event.tool.as_deref(),
+        event.tenant.as_deref(),
+        event.owner.as_deref(),
+        submitted_at(event).as_millis(),
+        event.time.as_millis(),
+        bytes,
+        standing_text(standing),
+        standing.is_overtaken()
+    ])?;
     Ok(())
 }
 
@@ -383,14 +373,14 @@ fn read_standing(job_id: &str, text: &str) -> Result<Standing, StoreError> {
         .map_err(|source| StoreError::Event { job_id: job_id.to_owned(), source })
 }
 
-async fn write_standing(
+fn write_standing(
     connection: &Connection,
     id: &str,
     standing: &Standing,
 ) -> Result<(), StoreError> {
-    let change =
-        connection.prepare("UPDATE jobs SET standing = ?2, overtaken = ?3 WHERE id = ?1").await?;
-    change.execute(params![id, standing_text(standing), standing.is_overtaken()]).await?;
+    let mut change =
+        connection.prepare_cached("UPDATE jobs SET standing = ?2, overtaken = ?3 WHERE id = ?1")?;
+    change.execute(params![id, standing_text(standing), standing.is_overtaken()])?;
     Ok(())
 }
 
@@ -400,7 +390,7 @@ fn standing_text(standing: &Standing) -> String {
 }
 
 /// Deletes jobs until the store is within its bounds, ended jobs first.
-async fn enforce_bounds(
+fn enforce_bounds(
     connection: &Connection,
     retention: &Retention,
     totals: &mut Totals,
@@ -414,11 +404,11 @@ async fn enforce_bounds(
         let ended = format!(
             "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} ORDER BY time, id LIMIT {portion}"
         );
-        let deleted = delete_jobs(connection, &ended, totals).await?;
+        let deleted = delete_jobs(connection, &ended, totals)?;
         forgotten.ended += deleted;
         if deleted == 0 {
             let open = format!("SELECT id FROM jobs ORDER BY submitted, id LIMIT {portion}");
-            let deleted = delete_jobs(connection, &open, totals).await?;
+            let deleted = delete_jobs(connection, &open, totals)?;
             forgotten.open += deleted;
             if deleted == 0 {
                 break;
@@ -428,26 +418,22 @@ async fn enforce_bounds(
     Ok(forgotten)
 }
 
-async fn delete_jobs(
+fn delete_jobs(
     connection: &Connection,
     which: &str,
     totals: &mut Totals,
 ) -> Result<u64, StoreError> {
     let sql = format!("DELETE FROM jobs WHERE id IN ({which}) RETURNING length(event)");
-    let mut rows = connection.query(&sql, ()).await?;
+    let mut delete = connection.prepare(&sql)?;
+    let mut rows = delete.query(())?;
 
     let mut deleted = 0;
-    while let Some(row) = rows.next().await? {
+    while let Some(row) = rows.next()? {
         totals.jobs -= 1;
-        totals.bytes -= row.get::<i64>(0)? + OVERHEAD;
+        totals.bytes -= row.get::<_, i64>(0)? + OVERHEAD;
         deleted += 1;
     }
     Ok(deleted)
-}
-
-async fn first_number(connection: &Connection, sql: &str) -> Result<Option<i64>, StoreError> {
-    let mut rows = connection.query(sql, ()).await?;
-    Ok(rows.next().await?.map(|row| row.get(0)).transpose()?)
 }
 
 fn read_job(row: &Row) -> Result<Known, StoreError> {
@@ -460,130 +446,46 @@ fn read_job(row: &Row) -> Result<Known, StoreError> {
     Ok(Known { partition: row.get(0)?, offset: row.get(1)?, event })
 }
 
-/// Builds the SQL for a list query. Ownership is checked afterwards, in one place for all stores.
-fn build_list_query(query: &Query) -> (String, Vec<Value>) {
-    let mut conditions = vec!["1".to_owned()];
-    let mut values: Vec<Value> = Vec::new();
-    let mut with = |condition: &str, value: Value| {
-        values.push(value);
-        conditions.push(format!("{condition} ?{}", values.len()));
-    };
-
-    let texts = [
-        ("type =", &query.filter.job_type),
-        ("tool =", &query.filter.tool),
-        ("tenant =", &query.filter.tenant),
-    ];
-    for (condition, value) in texts {
-        if let Some(value) = value {
-            with(condition, value.clone().into());
-        }
-    }
-
-    if let Some(since) = query.filter.since {
-        with("submitted >=", since.as_millis().into());
-    }
-    if let Some(until) = query.filter.until {
-        with("submitted <", until.as_millis().into());
-    }
-
-    if let Some(cursor) = &query.after {
-        values.push(cursor.submitted_at.as_millis().into());
-        values.push(cursor.job_id.clone().into());
-        let n = values.len();
-        conditions.push(format!("(submitted, id) < (?{}, ?{n})", n - 1));
-    }
-
-    if !query.filter.states.is_empty() {
-        let states: Vec<String> =
-            query.filter.states.iter().map(|state| state_number(*state).to_string()).collect();
-        conditions.push(match &states[..] {
-            [state] => format!("state = {state}"),
-            states => format!("state IN ({})", states.join(",")),
-        });
-    }
-
-    let limit = MAX_SCANNED + 1;
-    let sql = format!(
-        "SELECT partition, offset, event, id, submitted, owner FROM jobs WHERE {} \
-         ORDER BY submitted DESC, id DESC LIMIT {limit}",
-        conditions.join(" AND ")
-    );
-    (sql, values)
-}
-
 #[async_trait]
 impl Store for SqliteStore {
     async fn apply(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError> {
-        self.run_blocking(move |store| async move { store.apply_batch(batch).await }).await
+        self.run_blocking(move |store| store.apply_batch(&batch)).await
     }
 
     async fn overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
-        self.run_blocking(move |store| async move { store.find_overtaken(limit).await }).await
+        self.run_blocking(move |store| store.find_overtaken(limit)).await
     }
 
     async fn positions(&self) -> Result<Positions, StoreError> {
-        self.run_blocking(|store| async move {
-            let reader = store.inner.reader.lock().await;
-            read_positions(&reader).await
-        })
-        .await
+        self.run_blocking(|store| read_positions(&store.inner.reader.lock())).await
     }
 
     async fn reset(&self) -> Result<(), StoreError> {
-        self.run_blocking(|store| async move {
-            let writer = store.inner.writer.lock().await;
-            writer
-                .execute_batch(
-                    "DELETE FROM jobs; DELETE FROM positions; UPDATE totals SET jobs = 0, bytes = 0;",
-                )
-                .await?;
-            Ok(())
-        })
-        .await
+        self.run_blocking(|store| Ok(store.inner.writer.lock().execute_batch(EMPTY)?)).await
     }
 
     async fn get(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
         let job_id = job_id.to_owned();
-        self.run_blocking(move |store| async move { store.find_job(&job_id).await }).await
+        self.run_blocking(move |store| store.find_job(&job_id)).await
     }
 
     async fn list(&self, query: &Query) -> Result<Page, StoreError> {
         let query = query.clone();
-        self.run_blocking(move |store| async move { store.read_page(&query).await }).await
+        self.run_blocking(move |store| listing::read_page(&store.inner.lister.lock(), &query)).await
     }
 
     async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
-        self.run_blocking(|store| async move {
-            let reader = store.inner.lister.lock().await;
-
-            let mut rows =
-                reader.query("SELECT state, count(*) FROM jobs GROUP BY state", ()).await?;
-            let mut counts: BTreeMap<_, _> =
-                STATES.iter().map(|state| (state.as_str(), 0)).collect();
-
-            while let Some(row) = rows.next().await? {
-                let (state, count): (u64, u64) = (row.get(0)?, row.get(1)?);
-                if let Some(state) = usize::try_from(state).ok().and_then(|state| STATES.get(state))
-                {
-                    counts.insert(state.as_str(), count);
-                }
-            }
-            Ok(counts)
-        })
-        .await
+        self.run_blocking(Self::count_states).await
     }
 
     async fn forget(&self, now: Timestamp) -> Result<Forgotten, StoreError> {
         let age = i64::try_from(self.retention.max_age.as_millis()).unwrap_or(i64::MAX);
         let oldest = now.as_millis().saturating_sub(age);
 
-        let mut forgotten = std::mem::take(&mut *self.inner.evicted.lock().await);
+        let mut forgotten = std::mem::take(&mut *self.inner.evicted.lock());
         loop {
             // One batch at a time, so that other work can run in between.
-            let deleted = self
-                .run_blocking(move |store| async move { store.forget_ended(oldest).await })
-                .await?;
+            let deleted = self.run_blocking(move |store| store.forget_ended(oldest)).await?;
             forgotten.ended += deleted;
             if deleted == 0 {
                 return Ok(forgotten);

@@ -193,7 +193,7 @@ pub(crate) fn state_number(state: JobState) -> usize {
 pub enum StoreError {
     /// The ledger file cannot be used.
     #[error("could not use the ledger file: {0}")]
-    File(#[from] libsql::Error),
+    File(#[from] rusqlite::Error),
     /// The ledger directory could not be created.
     #[error("could not create the ledger directory")]
     Directory(#[source] std::io::Error),

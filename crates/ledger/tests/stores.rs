@@ -3,8 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fs::File, io, path::Path, time::Duration};
 
+use flate2::read::GzDecoder;
 use fleet_job::{
     event::{JobEvent, JobState, Source},
     filter::JobFilter,
@@ -391,5 +392,46 @@ fn a_file_is_reopened_and_emptied_if_the_topic_differs() {
         let store = open("u").await.unwrap();
         assert!(store.positions().await.unwrap().is_empty());
         assert_eq!(store.get("job-1").await.unwrap(), None);
+    });
+}
+
+/// Unpacks a file that the previous version of this crate, with libsql, left behind when its process
+/// was killed: all jobs are in the write-ahead log.
+fn unpack_file_of_libsql(directory: &Path) {
+    let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libsql");
+    for name in ["ledger.sqlite", "ledger.sqlite-wal"] {
+        let mut packed = GzDecoder::new(File::open(packed.join(format!("{name}.gz"))).unwrap());
+        let mut file = File::create(directory.join(name)).unwrap();
+        io::copy(&mut packed, &mut file).unwrap();
+    }
+}
+
+#[test]
+fn a_file_of_libsql_is_opened_with_its_jobs() {
+    let directory = tempfile::tempdir().unwrap();
+    unpack_file_of_libsql(directory.path());
+
+    run(async {
+        let topic = "127.0.0.1:19492 mcp-jobs.events";
+        let store = SqliteStore::open(directory.path(), topic, unbounded()).await.unwrap();
+        assert_eq!(store.positions().await.unwrap(), BTreeMap::from([(0, 6)]));
+
+        let query = Query { limit: MAX_LIMIT, ..Query::default() };
+        let page = store.list(&query).await.unwrap();
+        let jobs: Vec<_> = page
+            .jobs
+            .iter()
+            .map(|known| (known.offset, known.event.state, known.event.tool.as_deref()))
+            .collect();
+        let expected = [
+            (5, JobState::Failed, Some("files__no_such_tool")),
+            (2, JobState::Succeeded, Some("files__file_digest")),
+        ];
+        assert_eq!(jobs, expected);
+
+        // It is written on, too.
+        let updates = vec![ended(9, JobState::Succeeded)];
+        store.apply(Batch { updates, positions: BTreeMap::new() }).await.unwrap();
+        assert_eq!(store.counts().await.unwrap()["succeeded"], 2);
     });
 }
