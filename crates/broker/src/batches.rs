@@ -4,13 +4,14 @@
 //! The engine stores each record with its batch's codec and compresses it again for every fetch. It
 //! cannot write snappy, and a fetch that reads one such record fails for all requested partitions.
 //! It can read snappy from librdkafka, but in the framing of Java and Python clients only batches
-//! of a single block. This module therefore decodes snappy and stores the records uncompressed. A
-//! batch that cannot be decoded is rejected, whatever its codec.
+//! of a single block. It writes lz4 in blocks that depend on each other, which Kafka's Java client
+//! rejects. This module therefore decodes both and stores the records uncompressed. A batch that
+//! cannot be decoded is rejected, whatever its codec.
 
 use bytes::Bytes;
 use tansu_sans_io::{
     BatchAttribute, Compression, ErrorCode,
-    record::{Record, deflated::Batch},
+    record::{Record, deflated::Batch, inflated},
 };
 
 /// The maximum decoded size of a snappy batch.
@@ -40,6 +41,11 @@ pub(super) fn make_servable(batch: &mut Batch) -> Result<(), ErrorCode> {
         batch.batch_length = shift(batch.batch_length).ok_or(ErrorCode::MessageTooLarge)?;
         batch.attributes = attributes.compression(Compression::None).into();
         batch.record_data = decoded;
+    } else if attributes.compression == Compression::Lz4 {
+        let mut plain =
+            inflated::Batch::try_from(&*batch).map_err(|_| ErrorCode::CorruptMessage)?;
+        plain.attributes = attributes.compression(Compression::None).into();
+        *batch = Batch::try_from(plain).map_err(|_| ErrorCode::CorruptMessage)?;
     }
 
     // The engine would also fail here, and with it the whole request, whose other partitions may be
@@ -81,8 +87,6 @@ fn decode_block(block: &[u8], decoded: &mut Vec<u8>) -> Option<()> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use tansu_sans_io::record::inflated;
-
     use super::*;
 
     pub(in super::super) fn raw(data: &[u8]) -> Vec<u8> {
@@ -133,6 +137,19 @@ pub(super) mod tests {
             assert_eq!((batch.attributes, &batch.record_data), (0, &plain.record_data));
             assert_eq!(batch.batch_length, plain.batch_length);
         }
+    }
+
+    #[test]
+    fn lz4_is_kept_uncompressed() {
+        let plain = batch(Compression::None, <[u8]>::to_vec);
+        let mut packed = inflated::Batch::try_from(&plain).unwrap();
+        packed.attributes = BatchAttribute::default().compression(Compression::Lz4).into();
+        let mut batch = Batch::try_from(packed).unwrap();
+        assert_ne!(batch.record_data, plain.record_data);
+
+        assert_eq!(make_servable(&mut batch), Ok(()));
+        assert_eq!((batch.attributes, &batch.record_data), (0, &plain.record_data));
+        assert_eq!(batch.batch_length, plain.batch_length);
     }
 
     #[test]

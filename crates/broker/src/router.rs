@@ -63,6 +63,9 @@ const SERVED: &[i16] = &[
     DescribeTopicPartitionsRequest::KEY,
 ];
 
+/// The newest version of `ApiVersions` that the codec knows.
+const NEWEST_API_VERSIONS: i16 = 4;
+
 /// What to do with the connection that a request came from.
 pub(super) enum Reply {
     /// Send this response.
@@ -152,6 +155,9 @@ impl Router {
         peer: SocketAddr,
         last: &mut LastFetch,
     ) -> Result<Reply, tansu_broker::Error> {
+        if let Some(correlation_id) = newer_api_versions(&request) {
+            return self.list_versions(correlation_id).await;
+        }
         let request = Frame::request_from_bytes(request)?;
         let (key, version) = (request.api_key()?, request.api_version()?);
         let correlation_id = request.correlation_id()?;
@@ -228,6 +234,24 @@ impl Router {
         };
 
         let response = Frame::response(Header::Response { correlation_id }, body, key, version)?;
+        Ok(Reply::Bytes(response))
+    }
+}
+
+impl Router {
+    /// Answers a client that asks for the versions in a version that is not known here: in version
+    /// 0, with an error and what is supported, so that the client asks again (KIP-511).
+    async fn list_versions(&self, correlation_id: i32) -> Result<Reply, tansu_broker::Error> {
+        let key = ApiVersionsRequest::KEY;
+        let header =
+            Header::Request { api_key: key, api_version: 0, correlation_id, client_id: None };
+        let body = ApiVersionsRequest::default().into();
+        let mut body = only_served(self.shared.serve_by_engine(header, body).await?);
+        if let Body::ApiVersionsResponse(versions) = &mut body {
+            versions.error_code = ErrorCode::UnsupportedVersion.into();
+        }
+
+        let response = Frame::response(Header::Response { correlation_id }, body, key, 0)?;
         Ok(Reply::Bytes(response))
     }
 }
@@ -347,6 +371,19 @@ impl Shared {
             _ => Ok(apart::join(answers)),
         }
     }
+}
+
+/// Returns the correlation id of an `ApiVersions` request in a version that the codec does not know.
+/// All versions of all requests begin alike: length, API key, version and correlation id.
+fn newer_api_versions(request: &[u8]) -> Option<i32> {
+    let (_, rest) = request.split_first_chunk::<4>()?;
+    let (key, rest) = rest.split_first_chunk::<2>()?;
+    let (version, rest) = rest.split_first_chunk::<2>()?;
+    let (correlation_id, _) = rest.split_first_chunk::<4>()?;
+
+    let is_newer = i16::from_be_bytes(*key) == ApiVersionsRequest::KEY
+        && i16::from_be_bytes(*version) > NEWEST_API_VERSIONS;
+    is_newer.then(|| i32::from_be_bytes(*correlation_id))
 }
 
 /// Removes unserved APIs from the list of versions.
