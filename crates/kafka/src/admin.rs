@@ -1,5 +1,4 @@
-//! Making the topics, asking whether they are there and how far a group has come, and deleting
-//! records.
+//! Creating topics, describing topics and groups, and deleting records.
 
 use std::time::Duration;
 
@@ -17,36 +16,38 @@ use rdkafka::{
 use crate::{error::KafkaError, moved::ask_where_it_went, settings::Settings};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a broker may take to say what a topic's properties are.
+/// How long a broker may take to describe a topic.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How a topic is made.
+/// A topic to create.
 #[derive(Debug, Clone)]
 pub struct TopicSpec {
-    /// Its name.
+    /// The name of the topic.
     pub name: String,
-    /// How many partitions; at least 1.
+    /// The number of partitions, at least 1.
     pub partitions: i32,
-    /// How many replicas; -1 leaves it to the broker.
+    /// The number of replicas; -1 leaves it to the broker.
     pub replication: i32,
     /// Topic properties, such as `cleanup.policy`.
     pub properties: Vec<(&'static str, &'static str)>,
 }
 
-/// How many lengths of waiting the delayed topic has: one for each of its partitions.
+/// The number of partitions of the delayed topic: one for each tier of delays.
 pub const DELAY_TIERS: i32 = 6;
 
-/// How many partitions of jobs there are to one of events. Jobs have as many as there may be
-/// workers; events need only what the brokers need to take them, and every worker writes to all of
-/// theirs: the fewer there are, the more events go into one request.
+/// The number of jobs partitions for each partition of events. Jobs need as many partitions as
+/// there may be workers; events need only enough for the brokers to keep up. Every worker writes to
+/// all partitions of events, so the fewer there are, the more events go into one request.
 const JOBS_TO_EVENTS: i32 = 12;
 
-/// The topics of a fleet: jobs with `partitions` partitions, events (compacted), dead letters (kept
-/// until somebody looks), delayed jobs. A record stays in the delayed topic for days at most before
-/// it is written on, so what is older is only what was written on already; a fleet that stands
-/// still for a month loses what waits. Jobs may be larger than a worker takes, so that an oversized
-/// one ends as a dead letter that can be looked at and not as a producer's error; a dead letter
-/// needs room for its headers on top.
+/// Returns the topics of a fleet: jobs with `partitions` partitions, events (compacted), dead
+/// letters (kept forever), delayed jobs, control and claims.
+///
+/// A record stays in the delayed topic for days at most before it is relayed, so older records have
+/// been relayed already; but if all workers are down for a month, waiting jobs are lost. The jobs
+/// topic accepts larger records than a worker does, so that an oversized job ends as a dead letter
+/// that can be inspected instead of failing in the producer. A dead letter needs additional room
+/// for its headers.
 pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<TopicSpec> {
     let spec = |name: &str, partitions, properties: &[(&'static str, &'static str)]| TopicSpec {
         name: name.to_owned(),
@@ -54,6 +55,7 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
         replication,
         properties: properties.to_vec(),
     };
+
     vec![
         spec(&topics.jobs, partitions, &[("max.message.bytes", "4194304")]),
         spec(
@@ -71,8 +73,8 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
             DELAY_TIERS,
             &[("retention.ms", "2592000000"), ("max.message.bytes", "5242880")],
         ),
-        // Jobs that were cancelled while they wait must be known for as long as a job can wait in
-        // the delayed topic.
+        // The cancellation of a waiting job must be remembered for as long as a job may wait in the
+        // delayed topic.
         spec(
             &topics.control,
             1,
@@ -82,30 +84,32 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
     ]
 }
 
-/// The topic of claims: one partition, so that all servers see one order. A claim is of no use
-/// after a few minutes.
+/// Returns the topic of claims. It has one partition, so that all servers see the claims in the
+/// same order. Claims expire within minutes.
 pub fn claims_topic(topics: &Topics, replication: i32) -> TopicSpec {
     let properties = vec![("retention.ms", "3600000")];
     TopicSpec { name: topics.claims.clone(), partitions: 1, replication, properties }
 }
 
-/// A topic for replies: like events in size, and kept for as long as the broker keeps records.
+/// Returns a topic for replies: the same record size as events, and the broker's default retention.
 pub fn reply_topic(name: &str, replication: i32) -> TopicSpec {
     let properties = vec![("max.message.bytes", "4194304")];
     TopicSpec { name: name.to_owned(), partitions: 3, replication, properties }
 }
 
-/// Creates those of `specs` that do not exist; the names of the ones that were created.
+/// Creates those of `specs` that do not exist, and returns the names of the created topics.
 ///
 /// # Errors
-/// [`KafkaError::CreateTopic`] with the broker's reason, [`KafkaError::Request`] when no broker
-/// answers.
+///
+/// Returns [`KafkaError::CreateTopic`] if the broker refuses, and [`KafkaError::Unreachable`] if
+/// none answers.
 pub async fn create_topics(
     settings: &Settings,
     specs: &[TopicSpec],
 ) -> Result<Vec<String>, KafkaError> {
     let admin: AdminClient<DefaultClientContext> =
         settings.admin().create().map_err(KafkaError::client)?;
+
     let new: Vec<_> = specs
         .iter()
         .map(|spec| {
@@ -116,13 +120,16 @@ pub async fn create_topics(
             )
         })
         .collect();
+
     let options =
         AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
     let results = admin
         .create_topics(&new, &options)
         .await
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+
     let mut created = Vec::new();
+
     for result in results {
         match result {
             Ok(topic) => created.push(topic),
@@ -132,45 +139,56 @@ pub async fn create_topics(
             }
         }
     }
+
     Ok(created)
 }
 
-/// Gives `topic` more partitions, `partitions` in all.
+/// Increases the number of partitions of `topic` to `partitions`.
 ///
 /// # Errors
-/// [`KafkaError::CreateTopic`] with the broker's reason, [`KafkaError::Unreachable`] when no broker
-/// answers.
+///
+/// Returns [`KafkaError::CreateTopic`] if the broker refuses, and [`KafkaError::Unreachable`] if
+/// none answers.
 pub async fn grow(settings: &Settings, topic: &str, partitions: i32) -> Result<(), KafkaError> {
     let admin: AdminClient<DefaultClientContext> =
         settings.admin().create().map_err(KafkaError::client)?;
     let options =
         AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
+
     let new = NewPartitions::new(topic, usize::try_from(partitions).unwrap_or_default());
+
     let results = admin
         .create_partitions(&[new], &options)
         .await
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+
     for result in results {
         result
             .map_err(|(topic, code)| KafkaError::CreateTopic { topic, reason: code.to_string() })?;
     }
+
     Ok(())
 }
 
-/// Whether `topic` is compacted, if the broker says so. Of a compacted topic the broker keeps the
-/// newest record of each key only, whatever a worker has made of the others.
+/// Returns whether `topic` is compacted, as far as the broker tells. In a compacted topic the
+/// broker keeps only the newest record of each key, whether or not a worker has processed the
+/// others.
 ///
 /// # Errors
-/// [`KafkaError::Client`] or [`KafkaError::Request`].
+///
+/// Returns [`KafkaError::Client`] or [`KafkaError::Request`].
 pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, KafkaError> {
-    let request = |source| KafkaError::Request { what: "asking for a topic's properties", source };
+    let request = |source| KafkaError::Request { what: "describing a topic", source };
+
     let admin: AdminClient<DefaultClientContext> =
         settings.admin().create().map_err(KafkaError::client)?;
     let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
+
     let described = admin
         .describe_configs(&[ResourceSpecifier::Topic(topic)], &options)
         .await
         .map_err(request)?;
+
     let found = described
         .into_iter()
         .flatten()
@@ -178,10 +196,11 @@ pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, Kafk
     Ok(found.is_some_and(|policy| policy.contains("compact")))
 }
 
-/// Whether `group` has members. Blocks the thread for at most `timeout`.
+/// Returns whether `group` has members. Blocks the thread for at most `timeout`.
 ///
 /// # Errors
-/// [`KafkaError::Client`] or [`KafkaError::Unreachable`].
+///
+/// Returns [`KafkaError::Client`] or [`KafkaError::Unreachable`].
 pub fn has_members(
     settings: &Settings,
     group: &str,
@@ -191,14 +210,17 @@ pub fn has_members(
     let groups = client
         .fetch_group_list(Some(group), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+
     let found = groups.groups().iter().find(|found| found.name() == group);
     Ok(found.is_some_and(|found| !found.members().is_empty()))
 }
 
-/// Whether `group` has settled with `members` members. Blocks the thread for at most `timeout`.
+/// Returns whether `group` is stable with exactly `members` members. Blocks the thread for at most
+/// `timeout`.
 ///
 /// # Errors
-/// [`KafkaError::Unreachable`] when no broker answers.
+///
+/// Returns [`KafkaError::Client`] or [`KafkaError::Unreachable`].
 pub fn is_stable(
     settings: &Settings,
     group: &str,
@@ -209,72 +231,80 @@ pub fn is_stable(
     let groups = client
         .fetch_group_list(Some(group), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+
     let found = groups.groups().iter().find(|found| found.name() == group);
     Ok(found.is_some_and(|found| found.state() == "Stable" && found.members().len() == members))
 }
 
-/// The number of partitions of `topic`. Blocks the thread for at most `timeout`.
+/// Returns the number of partitions of `topic`. Blocks the thread for at most `timeout`.
 ///
 /// # Errors
-/// [`KafkaError::Unreachable`], [`KafkaError::Request`], or [`KafkaError::NoTopic`] where there is
-/// none.
+///
+/// Returns [`KafkaError::NoTopic`] if the topic does not exist, and otherwise
+/// [`KafkaError::Unreachable`] or [`KafkaError::Request`].
 pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+
     let found = metadata.topics().iter().find(|found| found.name() == topic);
-    // Only this one answer says that there is no such topic; in the middle of an election there are
-    // others.
+
+    // Only this error means that the topic does not exist; during an election there are others.
     if let Some(error) = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from)
         && error != RDKafkaErrorCode::UnknownTopicOrPartition
     {
         let source = Native::MetadataFetch(error);
-        return Err(KafkaError::Request { what: "asking for a topic's partitions", source });
+        return Err(KafkaError::Request { what: "fetching the partitions of a topic", source });
     }
+
     match found.map_or(0, |found| found.partitions().len()) {
         0 => Err(KafkaError::NoTopic(topic.to_owned())),
         n => Ok(i32::try_from(n).unwrap_or(i32::MAX)),
     }
 }
 
-/// How many replicas `topic` has; those of its first partition. Blocks the thread for at most
+/// Returns the number of replicas of `topic`'s first partition. Blocks the thread for at most
 /// `timeout`.
 ///
 /// # Errors
-/// [`KafkaError::Unreachable`] or [`KafkaError::NoTopic`].
+///
+/// Returns [`KafkaError::Unreachable`] or [`KafkaError::NoTopic`].
 pub fn replication(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::Client)?;
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+
     let found =
         metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
     let first = found.and_then(|found| found.partitions().first());
     let replicas = first.ok_or_else(|| KafkaError::NoTopic(topic.to_owned()))?.replicas().len();
+
     Ok(i32::try_from(replicas).unwrap_or(i32::MAX))
 }
 
-/// How far a group has come on one partition.
+/// The position of a group in one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupPosition {
-    /// The partition.
+    /// The number of the partition.
     pub partition: i32,
-    /// The first offset that is still there.
+    /// The first offset that still exists.
     pub start: i64,
-    /// One past the last record.
+    /// The offset after the last record.
     pub end: i64,
-    /// The committed offset; none where the group has committed nothing.
+    /// The committed offset; `None` if the group has committed none.
     pub committed: Option<i64>,
-    /// What was committed with it.
+    /// The metadata of the commit.
     pub metadata: String,
 }
 
-/// How far `group` has come on each partition of `topic`. Does not join the group, so it may be
-/// asked while it works. Blocks the thread, at most `timeout` for each of its requests.
+/// Fetches the position of `group` in each partition of `topic`. Does not join the group, so it can
+/// be called while the group works. Blocks the thread for at most `timeout` per request.
 ///
 /// # Errors
-/// [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
+///
+/// Returns [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
 pub fn group_positions(
     settings: &Settings,
     group: &str,
@@ -285,78 +315,89 @@ pub fn group_positions(
     let partitions = partitions(settings, topic, timeout)?;
     let client: BaseConsumer =
         settings.admin().set("group.id", group).create().map_err(KafkaError::client)?;
+
     let mut asked = TopicPartitionList::new();
     asked.add_partition_range(topic, 0, partitions - 1);
     let committed =
         ask_where_it_went(timeout, |timeout| client.committed_offsets(asked.clone(), timeout))
-            .map_err(request("asking for the committed offsets"))?;
+            .map_err(request("fetching the committed offsets"))?;
+
     let mut positions = Vec::new();
     for partition in 0..partitions {
-        // The end is asked for after the commit, or it could lie before it.
+        // Fetch the end after the commit, or it could lie below the commit.
         let (start, end) = ask_where_it_went(timeout, |timeout| {
             client.fetch_watermarks(topic, partition, timeout)
         })
-        .map_err(request("asking for the end of a partition"))?;
+        .map_err(request("fetching the end of a partition"))?;
+
         let found = committed.find_partition(topic, partition);
         let found = found.and_then(|found| match found.offset() {
             Offset::Offset(offset) if offset >= 0 => Some((offset, found.metadata().to_owned())),
             _ => None,
         });
+
         let (committed, metadata) =
             found.map_or((None, String::new()), |(at, text)| (Some(at), text));
+
         positions.push(GroupPosition { partition, start, end, committed, metadata });
     }
+
     Ok(positions)
 }
 
-/// The records of one partition from `start` up to `end`.
+/// The records of one partition from `start` up to, but not including, `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
-    /// The partition.
+    /// The number of the partition.
     pub partition: i32,
-    /// The first offset that is still there.
+    /// The first offset that still exists.
     pub start: i64,
-    /// One past the last offset meant.
+    /// The offset after the last record of the span.
     pub end: i64,
 }
 
-/// All records of these topics, asked of one client. A topic that does not exist has none. Blocks
-/// the thread.
+/// Fetches the spans of all records of these topics with one client. A topic that does not exist
+/// has no spans. Blocks the thread.
 ///
 /// # Errors
-/// [`KafkaError::Unreachable`] or [`KafkaError::Request`].
+///
+/// Returns [`KafkaError::Client`], [`KafkaError::Unreachable`] or [`KafkaError::Request`].
 pub fn spans_of<const N: usize>(
     settings: &Settings,
     topics: [&str; N],
     timeout: Duration,
 ) -> Result<[Vec<Span>; N], KafkaError> {
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+
     let mut all = [const { Vec::new() }; N];
     for (topic, spans) in topics.into_iter().zip(&mut all) {
         let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|source| {
             KafkaError::Unreachable { brokers: settings.brokers.clone(), source }
         })?;
+
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         for partition in found.map_or(&[][..], |found| found.partitions()) {
             let (start, end) = ask_where_it_went(timeout, |timeout| {
                 client.fetch_watermarks(topic, partition.id(), timeout)
             })
             .map_err(|source| KafkaError::Request {
-                what: "asking for the end of a partition",
+                what: "fetching the end of a partition",
                 source,
             })?;
             spans.push(Span { partition: partition.id(), start, end });
         }
     }
+
     Ok(all)
 }
 
-/// The records of `topic` that were written before `before`, or all that are there. Where
-/// timestamps are out of order, a span ends at the first record that is not older. Blocks the
-/// thread.
+/// Fetches the spans of the records of `topic` that were written before `before`, or of all its
+/// records. If timestamps are out of order, a span ends at the first record that is not older.
+/// Blocks the thread.
 ///
 /// # Errors
-/// [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
+///
+/// Returns [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
 pub fn spans(
     settings: &Settings,
     topic: &str,
@@ -366,49 +407,57 @@ pub fn spans(
     let request = |what| move |source| KafkaError::Request { what, source };
     let partitions = partitions(settings, topic, timeout)?;
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+
     let mut spans = Vec::new();
     for partition in 0..partitions {
         let (start, end) = ask_where_it_went(timeout, |timeout| {
             client.fetch_watermarks(topic, partition, timeout)
         })
-        .map_err(request("asking for the end of a partition"))?;
+        .map_err(request("fetching the end of a partition"))?;
         spans.push(Span { partition, start, end });
     }
+
     let Some(before) = before else { return Ok(spans) };
+
     let mut asked = TopicPartitionList::new();
     for span in &spans {
         asked
             .add_partition_offset(topic, span.partition, Offset::Offset(before.as_millis()))
-            .map_err(request("asking for the offsets of a time"))?;
+            .map_err(request("fetching offsets by time"))?;
     }
+
     let found =
         ask_where_it_went(timeout, |timeout| client.offsets_for_times(asked.clone(), timeout))
-            .map_err(request("asking for the offsets of a time"))?;
+            .map_err(request("fetching offsets by time"))?;
+
     for span in &mut spans {
-        // No record that is as new: the offset is `End`, and the whole partition is older.
+        // If no record is as new as `before`, the offset is `End` and the span stays whole.
         if let Some(Offset::Offset(first)) =
             found.find_partition(topic, span.partition).map(|e| e.offset())
         {
             span.end = first.clamp(span.start, span.end);
         }
     }
+
     Ok(spans)
 }
 
-/// The cluster's id, where the brokers tell it. Blocks the thread for at most `timeout`.
+/// Fetches the cluster's id, if the brokers reveal it. Blocks the thread for at most `timeout`.
 ///
 /// # Errors
-/// [`KafkaError::Client`].
+///
+/// Returns [`KafkaError::Client`].
 pub fn cluster_id(settings: &Settings, timeout: Duration) -> Result<Option<String>, KafkaError> {
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
     Ok(client.client().fetch_cluster_id(timeout))
 }
 
-/// Deletes the records of `spans` for good.
+/// Deletes the records of `spans` permanently.
 ///
 /// # Errors
-/// [`KafkaError::Request`] with the broker's reason; partitions before the one that failed may be
-/// done.
+///
+/// Returns [`KafkaError::Request`] with the broker's reason. Records of other partitions may have
+/// been deleted by then.
 pub async fn delete_records(
     settings: &Settings,
     topic: &str,
@@ -417,15 +466,18 @@ pub async fn delete_records(
     let request = |source| KafkaError::Request { what: "deleting records", source };
     let admin: AdminClient<DefaultClientContext> =
         settings.admin().create().map_err(KafkaError::client)?;
+
     let mut offsets = TopicPartitionList::new();
     for span in spans.iter().filter(|span| span.end > span.start) {
         offsets
             .add_partition_offset(topic, span.partition, Offset::Offset(span.end))
             .map_err(request)?;
     }
+
     if offsets.count() == 0 {
         return Ok(());
     }
+
     let options =
         AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
     let deleted = admin.delete_records(&offsets, &options).await.map_err(request)?;

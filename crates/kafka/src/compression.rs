@@ -1,29 +1,29 @@
-//! How the records that a process writes are compressed.
+//! How records are compressed when they are written.
 
 use std::{fmt, str::FromStr};
 
-/// A codec of Kafka's producers.
+/// A compression codec of Kafka's producers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     None,
-    /// Every client in use reads it without further libraries. Its cheapest level is used, which
-    /// makes JSON about as small as lz4 does and costs some 6 µs more a record, on librdkafka's
+    /// Readable by every common client without further libraries. We use its fastest level, which
+    /// makes JSON about as small as lz4 does and costs about 6 µs more per record, on librdkafka's
     /// thread.
     #[default]
     Gzip,
-    /// Node's kafkajs and others need a library for it.
+    /// Needs an extra library in some clients, such as Node's kafkajs.
     Snappy,
-    /// The same.
+    /// Needs an extra library in some clients, such as Node's kafkajs.
     Lz4,
-    /// The same.
+    /// Needs an extra library in some clients, such as Node's kafkajs.
     Zstd,
 }
 
 impl Compression {
     const ALL: [Self; 5] = [Self::None, Self::Gzip, Self::Snappy, Self::Lz4, Self::Zstd];
 
-    /// librdkafka's name for it.
+    /// Returns librdkafka's name for the codec.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",

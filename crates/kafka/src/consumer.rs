@@ -1,22 +1,22 @@
-//! Consuming: one OS thread polls, another one commits, and both speak with the engine through
-//! channels.
+//! Consuming as members of a consumer group.
 //!
-//! What the threads meet becomes an [`Event`]; what the engine wants becomes an order. `poll` is
-//! the first thread, `commits` the second, `context` what librdkafka calls back into on the first.
+//! One OS thread polls and another one commits. What they learn becomes an [`Event`] for the
+//! engine; what the engine wants becomes an order for them. `poll` is the first thread, `commits`
+//! the second; `context` and `rebalance` are called by librdkafka on the first.
 //!
-//! Each topic has a member of the group of its own (`member`), with a client and threads of its
-//! own. cooperative-sticky balances how many partitions a member has, whatever their topic: a
-//! member that follows two topics can be given partitions of one of them only.
+//! Each topic has its own member of the group (`member`), with its own client and threads. The
+//! assignor cooperative-sticky balances the number of partitions per member without regard to their
+//! topic, so a member that followed two topics might get partitions of only one.
 //!
-//! All commits are synchronous, many partitions at a time, and no two at once: so they can't
-//! overtake each other, and none is sent for a partition that has gone. (rdkafka 0.39 asks for no
-//! answer to asynchronous ones, so nobody would learn what became of them.) They have a thread of
-//! their own because the coordinator answers what comes over one connection in order: a commit that
-//! follows a request to join waits until all members have joined, and polling would wait with it.
-//! Orders name the generation of their assignment; those that come too late are dropped.
+//! All commits are synchronous, cover many partitions at once, and never run concurrently. So
+//! commits cannot overtake each other, and none is sent for a partition that was given up. (rdkafka
+//! 0.39 does not request answers to asynchronous commits, so their outcome would be unknown.)
+//! Commits have their own thread because the coordinator answers the requests on one connection in
+//! order: a commit behind a request to join waits until all members have joined, and polling would
+//! wait with it. Orders name the generation of their assignment; outdated orders are dropped.
 //!
-//! After a gap in contact with the coordinator (`membership`) the thread that commits repeats what
-//! stands committed until that is accepted, and commits nothing else before.
+//! After a gap in contact with the coordinator (`membership`), the commit thread repeats the last
+//! successful commit until the coordinator accepts it, and commits nothing else before that.
 
 mod commits;
 mod context;
@@ -50,20 +50,20 @@ pub use unreadable::Stuck;
 
 /// librdkafka's own default of `max.poll.interval.ms`.
 const MAX_POLL_INTERVAL: &str = "300000";
-/// What a revoke waits beyond the drain, for a busy machine.
+/// How much longer than the drain a revoke waits for the engine, in case the machine is busy.
 const REPLY_MARGIN: Duration = Duration::from_secs(5);
 /// How long leaving the group may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a consumer is made from.
+/// The settings of a consumer.
 #[derive(Debug, Clone)]
 pub struct ConsumerConfig {
-    /// Brokers and properties.
+    /// Brokers and librdkafka properties.
     pub settings: Settings,
     /// The consumer group.
     pub group: String,
-    /// The topics, each followed by a member of its own; a [`Partition`]'s topic is an index into
-    /// them.
+    /// The topics, each followed by its own member. The topic of a [`Partition`] is an index into
+    /// this list.
     pub topics: Vec<Followed>,
     /// How long a revoke waits for running jobs. Must be well below `max.poll.interval.ms`.
     pub drain: Duration,
@@ -74,23 +74,23 @@ pub struct ConsumerConfig {
 pub struct Followed {
     /// The topic's name.
     pub topic: String,
-    /// Tells the member apart from the other members of this process.
+    /// The member's role, which tells it apart from the other members of this process.
     pub role: Role,
 }
 
-/// What a member of the group is for.
+/// The role of a member of the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Follows the topic that carries the load.
+    /// Follows the topic with the main load.
     Main,
-    /// Follows a topic of which few records are read ahead, so its fetch buffers are small. As a
-    /// static member it is called `<group.instance.id>-<name>`.
+    /// Follows a topic that needs only small fetch buffers. A static member gets the id
+    /// `<group.instance.id>-<name>`.
     Side(&'static str),
 }
 
 impl ConsumerConfig {
-    /// A drain holds up polling; one that is too long would cost the membership that it is meant to
-    /// hand over.
+    /// Refuses a drain that is so long that it would cost the membership: polling stops while jobs
+    /// drain.
     fn check_drain(&self) -> Result<(), KafkaError> {
         let name = "max.poll.interval.ms";
         let value = self
@@ -100,99 +100,103 @@ impl ConsumerConfig {
             .cloned()
             .unwrap_or_else(|| MAX_POLL_INTERVAL.to_owned());
         let longest = value.parse().map(Duration::from_millis).unwrap_or(Duration::MAX);
+
         if self.drain + REPLY_MARGIN < longest {
             return Ok(());
         }
+
         let reason = format!(
-            "it must be longer than MCP_DRAIN_TIMEOUT ({:?}) and {REPLY_MARGIN:?}",
+            "it must be longer than MCP_DRAIN_TIMEOUT ({:?}) plus {REPLY_MARGIN:?}",
             self.drain
         );
         Err(KafkaError::Property { name: name.to_owned(), value, reason })
     }
 }
 
-/// What a partition starts from.
+/// A newly assigned partition.
 #[derive(Debug, Clone)]
 pub struct Assigned {
-    /// Which.
+    /// The partition.
     pub partition: Partition,
-    /// The number of this assignment; orders have to name it.
+    /// The generation of this assignment, which orders must name.
     pub generation: u64,
-    /// The log that it is a part of.
+    /// The log that the partition belongs to.
     pub log: LogIdentity,
-    /// Where it is read from, and why.
+    /// Where reading starts, and why.
     pub start: Start,
 }
 
-/// What has happened on the poll thread.
+/// Something that happened on the poll thread or the commit thread.
 #[derive(Debug)]
 pub enum Event {
-    /// The group gave us partitions.
+    /// The group assigned partitions to us.
     Assigned(Vec<Assigned>),
     /// A record was read.
     Record(Partition, RawRecord),
-    /// All that there is of a partition below this offset has been read.
+    /// Everything below this offset of a partition has been read.
     End(Partition, i64),
-    /// The group wants partitions back. The poll thread waits for the commits, until the deadline.
+    /// The group revokes partitions. The poll thread waits for their last commits until the
+    /// deadline.
     Revoking(Vec<Partition>, Instant, mpsc::SyncSender<Vec<FinalCommit>>),
-    /// These partitions have another log than before: their topic was made again, or a log has lost
-    /// its end. The poll thread waits for the answer, until the deadline, and commits nothing of
-    /// it. Then they are assigned anew.
+    /// The log of these partitions was replaced: their topic was created again, or the log was
+    /// truncated. The poll thread waits for an answer until the deadline, commits none of it, and
+    /// then assigns the partitions anew.
     LogReplaced(Vec<Partition>, Instant, mpsc::SyncSender<Vec<FinalCommit>>),
-    /// Partitions were lost without notice: another worker may have them already.
+    /// Partitions were lost without notice; another worker may already own them.
     Lost(Vec<Partition>),
-    /// A commit of this generation has ended; `true` when the broker has taken it.
+    /// A commit of this generation has ended; `true` if the broker accepted it.
     Committed(Partition, u64, bool),
-    /// How far the partitions lag behind the end of their topic.
+    /// How far the group lags behind the end of each partition.
     Lag(Vec<(Partition, i64)>),
-    /// What is in reach of the member that follows the topic of this number, every few seconds.
+    /// What the member for this topic can reach; sent every few seconds.
     Reach(u16, Reach),
-    /// The topic of this number does not exist any more (`false`), or exists again.
+    /// The topic of this number no longer exists (`false`), or exists again (`true`).
     Topic(u16, bool),
-    /// Partitions of the topic of this number can't be read on, or can again. The others go on.
+    /// The set of partitions of this topic that cannot be read has changed. The others are not
+    /// affected.
     Unreadable(u16, Stuck),
-    /// The consumer can't go on.
+    /// The consumer has failed and ended.
     Failed(KafkaError),
 }
 
-/// What librdkafka says is in reach.
+/// What a member can reach, according to librdkafka.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reach {
-    /// A broker.
+    /// Whether a broker is connected.
     pub broker: bool,
-    /// The group, which has said which partitions are ours, none among them.
+    /// Whether the member has joined the group and knows its partitions, possibly none.
     pub group: bool,
 }
 
-/// What has happened on the poll thread, in order.
+/// The stream of events from all members.
 #[derive(Debug)]
 pub struct Events {
     receiver: events::UnboundedReceiver<Event>,
-    /// The weight of the records in the channel. The poll thread waits when it is [`MAX_QUEUED`].
+    /// The weight of the records in the channel. The poll threads pause at [`MAX_QUEUED`].
     queued: Arc<AtomicUsize>,
 }
 
-/// With records of so much weight handed over and not taken, polling waits for the other side.
+/// The weight of queued records at which polling pauses until the engine has caught up.
 const MAX_QUEUED: usize = 32 << 20;
-/// How many records have that weight, however small they are. What follows them in the channel
-/// waits for them: a revoke that stands behind tens of thousands of small records is heard when the
-/// group has gone on without its last commit.
+/// The number of records that reaches [`MAX_QUEUED`] however small they are. Events wait in the
+/// channel behind records: a revoke behind tens of thousands of small records would be handled only
+/// after the group had gone on without the last commit.
 const MAX_QUEUED_RECORDS: usize = 512;
 
-/// What a record counts in the channel: its bytes, and its share of the number that may be there.
+/// Returns the weight of a record in the channel: its bytes plus its share of the record limit.
 fn weight(record: &RawRecord) -> usize {
     record.size() + MAX_QUEUED / MAX_QUEUED_RECORDS
 }
 
 impl Events {
-    /// The next event; `None` when the poll thread has ended.
+    /// Waits for the next event; `None` once all poll threads have ended.
     pub async fn recv(&mut self) -> Option<Event> {
         let event = self.receiver.recv().await?;
         self.taken(&event);
         Some(event)
     }
 
-    /// The next event, if there is one already.
+    /// Returns the next event if there is one already.
     pub fn try_recv(&mut self) -> Option<Event> {
         let event = self.receiver.try_recv().ok()?;
         self.taken(&event);
@@ -206,7 +210,7 @@ impl Events {
     }
 }
 
-/// What the engine wants of the poll thread.
+/// An order of the engine to a poll thread.
 #[derive(Debug)]
 enum Order {
     Commit(FinalCommit),
@@ -215,19 +219,19 @@ enum Order {
     Close(Vec<FinalCommit>, oneshot::Sender<Result<(), KafkaError>>),
 }
 
-/// The engine's end of all members.
+/// A handle to all members, held by the engine.
 #[derive(Debug)]
 pub struct Consumer {
-    /// In the order of the topics.
+    /// One member per topic, in the order of the topics.
     members: Vec<Member>,
 }
 
 impl Consumer {
-    /// Joins the group with one member per topic. What all of them meet comes through the same
-    /// [`Events`].
+    /// Joins the group with one member per topic. The events of all members arrive in one stream.
     ///
     /// # Errors
-    /// [`KafkaError::Property`], [`KafkaError::Client`] or [`KafkaError::Request`].
+    ///
+    /// Returns [`KafkaError::Property`], [`KafkaError::Client`] or [`KafkaError::Request`].
     pub fn start(config: ConsumerConfig) -> Result<(Self, Events), KafkaError> {
         config.settings.check()?;
         config.check_drain()?;
@@ -238,13 +242,13 @@ impl Consumer {
         let numbered = (0..).zip(&config.topics);
         let members =
             numbered.map(|(number, followed)| Member::start(&config, number, followed, &channel));
-        // If one can't start, the others leave the group when they are dropped.
+        // If one cannot start, the others are dropped and leave the group.
         let members = members.collect::<Result<_, _>>()?;
 
         Ok((Self { members }, Events { receiver, queued }))
     }
 
-    /// Whether this process can still count on being in the group.
+    /// Returns a view of whether this process can still count on being in the group.
     pub fn contact(&self) -> GroupContact {
         GroupContact {
             members: self.members.iter().map(|member| member.membership.clone()).collect(),
@@ -254,13 +258,15 @@ impl Consumer {
     fn order(&self, partition: Partition, order: Order) {
         match self.members.get(usize::from(partition.topic)) {
             Some(member) => member.order(order),
-            // Partitions come from the members in the first place.
-            None => tracing::error!(?partition, "no member of the group follows this topic"),
+            // All partitions come from the members.
+            None => {
+                tracing::error!(?partition, "no group member follows this topic; ignoring an order")
+            }
         }
     }
 
-    /// Commits without waiting; [`Event::Committed`] tells how it went, unless the partition has
-    /// gone.
+    /// Orders a commit. [`Event::Committed`] reports its outcome, unless the partition is given up
+    /// before.
     pub fn commit(&self, commit: FinalCommit) {
         self.order(commit.partition, Order::Commit(commit));
     }
@@ -270,18 +276,19 @@ impl Consumer {
         self.order(partition, Order::Pause(partition, generation));
     }
 
-    /// Fetches a partition again.
+    /// Resumes fetching a partition.
     pub fn resume(&self, partition: Partition, generation: u64) {
         self.order(partition, Order::Resume(partition, generation));
     }
 
-    /// Commits `commits`, leaves the group with all members and ends their threads. Meanwhile
-    /// [`Event::Revoking`] must still be answered.
+    /// Makes these commits, leaves the group with all members and ends their threads. Keep
+    /// answering [`Event::Revoking`] in the meantime.
     ///
     /// # Errors
-    /// The first member's error, if any: [`KafkaError::Request`] when its last commit fails,
-    /// [`KafkaError::PollThread`] when its thread has ended before or does not end in time. The
-    /// group is left all the same, or will notice.
+    ///
+    /// Returns the first member's error, if any: [`KafkaError::Request`] if its last commit failed,
+    /// or [`KafkaError::PollThread`] if its thread ended early or did not end in time. In either
+    /// case the group notices that the member has left.
     pub async fn close(self, commits: Vec<FinalCommit>) -> Result<(), KafkaError> {
         let deadline = tokio::time::Instant::now() + CLOSE_TIMEOUT;
         let mut closing = Vec::new();

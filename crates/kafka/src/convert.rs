@@ -1,4 +1,4 @@
-//! Between librdkafka's messages and the contract's plain records.
+//! Conversion between librdkafka's messages and the records of `fleet-job`.
 
 use fleet_job::{
     record::{Header, Position, RawRecord},
@@ -9,7 +9,7 @@ use rdkafka::{
     message::{BorrowedMessage, Headers, OwnedHeaders},
 };
 
-/// A copy of everything in `message`.
+/// Copies everything in `message`.
 pub(crate) fn to_record(message: &BorrowedMessage<'_>) -> RawRecord {
     let headers = message.headers().map_or_else(Vec::new, |headers| {
         headers

@@ -1,114 +1,114 @@
-//! What can go wrong with Kafka, in words for people.
+//! Errors of the Kafka clients.
 
 use fleet_codes as codes;
 use rdkafka::error::{KafkaError as Native, RDKafkaErrorCode};
 
-/// An error from Kafka or from the way we were told to talk to it.
+/// An error from Kafka, or in the settings for it.
 #[derive(Debug, thiserror::Error)]
 pub enum KafkaError {
-    /// A property that would break a promise, or that librdkafka does not know.
+    /// The property would break a guarantee, or librdkafka rejects it.
     #[error(
-        "Kafka property `{name}` can't be set to `{value}`: {reason} [{code}]",
+        "cannot set Kafka property `{name}` to `{value}`: {reason} [{code}]",
         code = codes::KAFKA_PROPERTY
     )]
     Property {
-        /// The property.
+        /// The name of the property.
         name: String,
-        /// The refused value; never a secret, since no secret is refused.
+        /// The refused value, or `…` if it might be a secret.
         value: String,
-        /// Why.
+        /// Why the value is refused.
         reason: String,
     },
-    /// This is not the address of a broker.
+    /// A broker address is invalid.
     #[error(
-        "KAFKA_BROKERS: `{0}` is not the address of a broker; expected host:port, such as kafka:9092 [{code}]",
+        "KAFKA_BROKERS: `{0}` is not a broker address; expected host:port, such as kafka:9092 [{code}]",
         code = codes::SETTING
     )]
     Brokers(String),
-    /// The client could not be made from its properties.
-    #[error("the Kafka client could not be started")]
+    /// librdkafka could not create a client.
+    #[error("could not create the Kafka client")]
     Client(#[source] Native),
     /// No broker answered in time.
     #[error(
-        "no Kafka broker answers at `{brokers}`: check KAFKA_BROKERS, and that the broker is up [{code}]",
+        "no Kafka broker answered at `{brokers}`; check KAFKA_BROKERS and that the broker is running [{code}]",
         code = codes::KAFKA_UNREACHABLE
     )]
     Unreachable {
-        /// Where we looked.
+        /// The configured brokers.
         brokers: String,
-        /// What librdkafka says.
+        /// librdkafka's error.
         #[source]
         source: Native,
     },
     /// A topic does not exist.
     #[error(
-        "topic `{0}` does not exist: create it with `mcp-fleet topics create` [{code}]",
+        "topic `{0}` does not exist; create it with `mcp-fleet topics create` [{code}]",
         code = codes::NO_TOPIC
     )]
     NoTopic(String),
-    /// Records are to be compacted away before their jobs have ended.
+    /// The topic is compacted, so jobs may be deleted before they have run.
     #[error(
-        "topic `{0}` is compacted (cleanup.policy): of jobs with one key the broker keeps only the newest, so the others \
-         are lost before they run; set cleanup.policy=delete, or allow it with MCP_ALLOW_COMPACTED_TOPIC=true \
-         (--allow-compacted-topic) [{code}]",
+        "topic `{0}` is compacted (cleanup.policy): Kafka keeps only the newest of the jobs that share a key, so the \
+         others may be lost before they run; set cleanup.policy=delete, or accept the loss with \
+         MCP_ALLOW_COMPACTED_TOPIC=true (--allow-compacted-topic) [{code}]",
         code = codes::COMPACTED_TOPIC
     )]
     Compacted(String),
-    /// A topic ends before a place that it had been read to: it was made again.
+    /// The topic ends before an offset that was already read, so it was deleted and created again.
     #[error(
-        "topic `{0}` ends before the place that it had been read to: it was made again [{code}]",
+        "topic `{0}` ends before the offset that was already read: it was deleted and created again [{code}]",
         code = codes::LOG_RESET
     )]
     LogReset(String),
-    /// A topic could not be created.
+    /// The topic could not be created or enlarged.
     #[error(
-        "topic `{topic}` could not be created: {reason} [{code}]",
+        "could not create or enlarge topic `{topic}`: {reason} [{code}]",
         code = codes::TOPIC_NOT_CREATED
     )]
     CreateTopic {
-        /// Its name.
+        /// The name of the topic.
         topic: String,
-        /// The broker's word.
+        /// The broker's reason.
         reason: String,
     },
     /// A record could not be written.
     #[error(
-        "a record for topic `{topic}` could not be written [{code}]",
+        "could not write a record to topic `{topic}` [{code}]",
         code = codes::KAFKA_REFUSED
     )]
     Produce {
-        /// Where it should have gone.
+        /// The topic of the record.
         topic: String,
-        /// What librdkafka says.
+        /// librdkafka's error.
         #[source]
         source: Native,
     },
-    /// A record was not handed over, because there is no contact with the consumer group.
+    /// A record was not written, because there is no contact with the consumer group.
     #[error(
-        "no contact with the consumer group: the record for topic `{topic}` is held back [{code}]",
+        "no contact with the consumer group; not writing a record to topic `{topic}` [{code}]",
         code = codes::NO_CONTACT
     )]
     OutOfContact {
-        /// Where it should have gone.
+        /// The topic of the record.
         topic: String,
     },
-    /// The thread that polls has failed us.
-    #[error("the Kafka poll thread can't be used: {0}")]
+    /// The poll thread, or the commit thread on its behalf, has failed.
+    #[error("the Kafka poll thread failed: {0}")]
     PollThread(&'static str),
-    /// Anything else that was asked of a broker.
+    /// Any other request to a broker failed.
     #[error("{what} failed [{code}]", code = codes::KAFKA_REFUSED)]
     Request {
-        /// What we wanted.
+        /// The request, such as `reading`.
         what: &'static str,
-        /// What librdkafka says.
+        /// librdkafka's error.
         #[source]
         source: Native,
     },
 }
 
 impl KafkaError {
-    /// A client could not be made. librdkafka's complaint about a property repeats the property's
-    /// value, which can be a secret under a mistyped name.
+    /// Wraps an error from the creation of a client. librdkafka's message about a property repeats
+    /// its value, which may be a secret if the name is mistyped, so the value is removed.
     pub(crate) fn client(error: Native) -> Self {
         match error {
             Native::ClientConfig(_, reason, name, value) => {
@@ -119,25 +119,25 @@ impl KafkaError {
         }
     }
 
-    /// Whether librdkafka's own queue had no room for a record: hand it over again a little later.
+    /// Returns whether librdkafka's queue had no room for the record. Retry a little later.
     pub fn is_queue_full(&self) -> bool {
         matches!(self, Self::Produce { source, .. }
             if source.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull))
     }
 
-    /// Whether the record is larger than the client or the topic takes.
+    /// Returns whether the record is larger than the client or the topic allows.
     pub fn is_too_large(&self) -> bool {
         matches!(self, Self::Produce { source, .. }
             if source.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge))
     }
 
-    /// Whether the topic does not have the partition that was asked for.
+    /// Returns whether the topic does not have the requested partition.
     pub fn is_unknown_partition(&self) -> bool {
         matches!(self, Self::Produce { source, .. }
             if source.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition))
     }
 
-    /// Whether the same request may succeed later without anybody changing anything.
+    /// Returns whether the same request may succeed later without a change to settings or topics.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Property { .. }

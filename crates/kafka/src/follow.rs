@@ -1,12 +1,12 @@
-//! Following topics for as long as a process lives: one librdkafka client and one thread for all of
-//! them.
+//! Following topics without a group for as long as a process lives, with one librdkafka client and
+//! one thread for all of them.
 //!
-//! A [`Listener`] says what is done with the records of a topic, and [`Following`] starts the thread
-//! that tells it of them. The topic is first read to its end by a [`Reader`] with a client of its
-//! own, at full speed and without holding up other topics, and from there on by the shared client
-//! of the [`Follower`]. A thread that falls too far behind goes back to a reader of its own. Nothing
-//! polls: the shared thread sleeps in librdkafka until a record comes, and the thread of a topic
-//! sleeps until its mailbox is filled or woken.
+//! A [`Listener`] decides what happens to the records of a topic, and [`Following`] starts the
+//! thread that calls it. The topic is first read to its end by a [`Reader`] with a client of its
+//! own, at full speed and without delaying other topics, and from then on by the shared client of
+//! the [`Follower`]. A thread that falls too far behind switches back to its own reader. Nothing
+//! polls in a loop: the shared thread sleeps in librdkafka until a record arrives, and the thread
+//! of a topic sleeps until its mailbox receives a record or is woken.
 
 mod hub;
 mod listen;
@@ -31,10 +31,10 @@ use crate::{
 pub use listen::{FollowGuard, Following, Interrupted, Listener, Opener, Unneeded};
 use mailbox::{Mailbox, Received};
 
-/// How long a reader is waited for before looking whether the mailbox was woken.
+/// How long one poll of a reader lasts before the mailbox is checked for a wakeup.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Follows topics of one cluster. Clones share the client, which is made for the first topic and
+/// Follows topics of one cluster. Clones share the client, which is created for the first topic and
 /// connects then.
 #[derive(Clone)]
 pub struct Follower {
@@ -57,28 +57,29 @@ impl std::fmt::Debug for Follower {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is under these locks is replaced as a whole.
+    // The values under these locks are only ever replaced as a whole.
     mutex.lock()
 }
 
 impl Follower {
-    /// A follower for these brokers. Nothing is connected yet.
+    /// Creates a follower for these brokers, which connects when it is first used.
     pub fn new(settings: Settings) -> Self {
         Self {
             shared: Arc::new(Shared { settings, hub: Mutex::default(), asker: Mutex::default() }),
         }
     }
 
-    /// What the client is configured from.
+    /// Returns the settings of the client.
     pub fn settings(&self) -> &Settings {
         &self.shared.settings
     }
 
-    /// Opens `topic`, whose records will arrive in `mailbox`. A mailbox is for one topic at a time,
-    /// and a topic can be followed once. Blocks the thread.
+    /// Opens `topic` and delivers its records to `mailbox`. A mailbox serves one topic at a time,
+    /// and a topic can be followed only once. Blocks the thread.
     ///
     /// # Errors
-    /// As [`Reader::open`].
+    ///
+    /// Returns the errors of [`Reader::open`].
     fn open(
         &self,
         topic: &str,
@@ -94,11 +95,12 @@ impl Follower {
         ))
     }
 
-    /// Opens `topic` at these offsets, and at the start of partitions that have none. Blocks the
-    /// thread.
+    /// Opens `topic` at these offsets. Partitions without an offset are read from their start.
+    /// Blocks the thread.
     ///
     /// # Errors
-    /// As [`Reader::open_at`].
+    ///
+    /// Returns the errors of [`Reader::open_at`].
     fn open_at(
         &self,
         topic: &str,
@@ -130,6 +132,7 @@ impl Follower {
         }
     }
 
+    /// Returns the shared client, and creates it if there is none or the last one has failed.
     fn hub(&self) -> Result<Arc<Hub>, KafkaError> {
         let mut hub = lock(&self.shared.hub);
         if let Some(hub) = hub.as_ref().filter(|hub| hub.is_usable()) {
@@ -141,7 +144,7 @@ impl Follower {
         Ok(fresh)
     }
 
-    /// Asks where a topic ends, over connections of its own: on those of the shared client the
+    /// Fetches where a topic ends, over separate connections: on those of the shared client the
     /// answer would wait behind a fetch that the broker holds back.
     fn look_for_end(
         &self,
@@ -155,14 +158,14 @@ impl Follower {
             None => Asker::new(&self.shared.settings)?,
         };
 
-        // One that has failed is not kept.
+        // A client that has failed is not kept.
         ready.look_for_end(topic, ends, timeout)?;
         *asker = Some(ready);
         Ok(())
     }
 }
 
-/// A topic that is followed. Dropping it ends that.
+/// A followed topic. Dropping it stops following.
 #[derive(Debug)]
 pub struct FollowedTopic {
     follower: Follower,
@@ -172,21 +175,23 @@ pub struct FollowedTopic {
     source: Source,
 }
 
-/// Where the records come from.
+/// The source of the records.
 #[derive(Debug)]
 enum Source {
-    /// Everything that was there when the topic was opened, or the follower had fallen behind.
+    /// Reads what was on the topic when it was opened, or what a slow thread has missed.
     Reading(Box<Reader>),
-    /// What comes from now on, through the shared client.
+    /// Receives new records through the shared client.
     Following { hub: Arc<Hub>, subscription: u64, ends: Ends },
 }
 
 impl FollowedTopic {
-    /// The next record, waiting for it at most `timeout`; `None` after that, or when the mailbox
-    /// was woken.
+    /// Waits for the next record for at most `timeout`. Returns `None` on a timeout or when the
+    /// mailbox is woken.
     ///
     /// # Errors
-    /// [`KafkaError`] for what librdkafka can't mend by itself: the topic has to be opened again.
+    ///
+    /// Returns the errors that librdkafka cannot recover from. The topic has to be opened again
+    /// then.
     fn next(&mut self, timeout: Duration) -> Result<Option<RawRecord>, KafkaError> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -197,6 +202,7 @@ impl FollowedTopic {
                     if let Some(record) = reader.next(left.min(STEP))? {
                         return Ok(Some(record));
                     }
+
                     if reader.at_end() || self.mailbox.was_woken() || Instant::now() >= deadline {
                         return Ok(None);
                     }
@@ -214,7 +220,7 @@ impl FollowedTopic {
         }
     }
 
-    /// Goes on with the shared client once everything was read that was there.
+    /// Switches to the shared client once everything that was there has been read.
     fn follow_at_end(&mut self) -> Result<(), KafkaError> {
         let Source::Reading(reader) = &self.source else { return Ok(()) };
         if !reader.at_end() {
@@ -226,22 +232,24 @@ impl FollowedTopic {
         let subscription = hub.subscribe(&self.topic, &ends.positions(), &self.mailbox)?;
         let following = Source::Following { hub, subscription, ends };
         let reader = std::mem::replace(&mut self.source, following);
-        // Closing a client takes a moment in which nothing would be read.
+
+        // Closing the reader's client takes a moment, during which nothing would be read.
         thread::spawn(move || drop(reader));
         Ok(())
     }
 
-    /// Reads what came while nobody took it.
+    /// Switches back to a reader for the records that did not fit into the mailbox.
     fn read_again(&mut self) -> Result<(), KafkaError> {
         let topic = &self.topic;
-        tracing::debug!(topic, "too many records wait: reading them with a client of their own");
+        tracing::debug!(topic, "too many records are waiting; reading them with a separate client");
+
         let settings = self.follower.settings();
         let reader = Reader::open_at(settings, topic, &self.positions(), self.timeout)?;
         self.source = Source::Reading(Box::new(reader));
         Ok(())
     }
 
-    /// The offset to read next, by partition.
+    /// Returns the next offset to read of each partition.
     pub fn positions(&self) -> BTreeMap<i32, i64> {
         match &self.source {
             Source::Reading(reader) => reader.positions(),
@@ -249,8 +257,8 @@ impl FollowedTopic {
         }
     }
 
-    /// Whether everything has been read that was there when the topic was opened, or at the last
-    /// [`FollowedTopic::look_for_end`].
+    /// Returns whether everything has been read that was there when the topic was opened, or at the
+    /// last call of [`FollowedTopic::look_for_end`].
     fn at_end(&self) -> bool {
         match &self.source {
             Source::Reading(reader) => reader.at_end(),
@@ -258,10 +266,11 @@ impl FollowedTopic {
         }
     }
 
-    /// Looks again where the topic ends.
+    /// Fetches where the topic ends now.
     ///
     /// # Errors
-    /// [`KafkaError::Request`].
+    ///
+    /// Returns [`KafkaError::Request`].
     fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
         match &mut self.source {
             Source::Reading(reader) => reader.look_for_end(timeout),

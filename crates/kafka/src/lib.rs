@@ -1,9 +1,11 @@
-//! The thin shell on librdkafka: the only crate of the fleet that knows it.
+//! The thin shell on librdkafka, and the only crate that uses it directly besides `fleet-topic-id`.
 //!
-//! [`consumer`] runs the poll thread and turns its callbacks into events; [`producer`] writes and
-//! waits for the acknowledgement; [`admin`] makes topics; [`reader`] reads topics without a group,
-//! up to their end, and [`follow`] for as long as a process lives; [`settings`] holds what all of
-//! them are configured from.
+//! - [`consumer`]: reads as a member of a consumer group, for the workers.
+//! - [`reader`]: reads a topic without a group, up to its end.
+//! - [`follow`]: follows topics without a group for as long as a process lives.
+//! - [`producer`]: writes records and reports their acknowledgement.
+//! - [`admin`]: creates, describes and trims topics.
+//! - [`settings`]: what all of these clients are configured from.
 
 pub mod admin;
 pub mod compression;

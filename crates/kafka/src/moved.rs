@@ -1,4 +1,4 @@
-//! Questions for a broker that may just have handed over what is asked about.
+//! Retrying requests about a partition or group that is moving to another broker.
 
 use std::{
     thread,
@@ -7,14 +7,15 @@ use std::{
 
 use rdkafka::error::{KafkaError as Native, RDKafkaErrorCode as Code};
 
-/// How long to wait before the same question is asked again.
+/// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Asks, and asks again for at most `timeout` if a partition or a group is moving to another
-/// broker. `ask` gets the time that one answer may take. Blocks the thread.
+/// Makes a request, and repeats it for at most `timeout` while the partition or group is moving to
+/// another broker. `ask` gets the timeout for one try. Blocks the thread.
 ///
 /// # Errors
-/// The last error of `ask`.
+///
+/// Returns the last error of `ask`.
 pub(crate) fn ask_where_it_went<T>(
     timeout: Duration,
     mut ask: impl FnMut(Duration) -> Result<T, Native>,
@@ -30,7 +31,7 @@ pub(crate) fn ask_where_it_went<T>(
     }
 }
 
-/// Whether the broker says that another one is responsible, or that nobody is yet.
+/// Returns whether a broker says that another one is responsible, or that none is yet.
 fn is_moving(error: &Native) -> bool {
     matches!(
         error.rdkafka_error_code(),

@@ -1,4 +1,4 @@
-//! Writing records and knowing that they are written.
+//! Writing records and learning whether they were written.
 
 use std::{
     sync::{
@@ -21,39 +21,39 @@ use tokio::sync::oneshot;
 
 use crate::{consumer::GroupContact, convert, error::KafkaError, settings::Settings};
 
-/// How soon to look again whether librdkafka's own queue has room.
+/// The pause before librdkafka's queue is tried again after it was full.
 const QUEUE_RETRY: Duration = Duration::from_millis(20);
 
 /// A record to write.
 #[derive(Debug, Clone, Default)]
 pub struct Outgoing {
-    /// The topic.
+    /// The topic to write to.
     pub topic: String,
-    /// The partition, where it is not left to the key.
+    /// The partition; `None` leaves the choice to the key.
     pub partition: Option<i32>,
-    /// The record key; it chooses the partition.
+    /// The record key, which selects the partition.
     pub key: Option<Vec<u8>>,
-    /// The value.
+    /// The value; `None` writes a tombstone.
     pub value: Option<Vec<u8>>,
     /// The headers, in order.
     pub headers: Vec<Header>,
-    /// The record's time; the producer's clock says where it is not set. A topic may put the
-    /// broker's in its place.
+    /// The record's timestamp; `None` means the current time. The broker replaces it if the topic
+    /// is configured to do so.
     pub timestamp: Option<Timestamp>,
 }
 
-/// Where a record was written.
+/// The position at which a record was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Delivered {
-    /// The partition.
+    /// The partition that the record was written to.
     pub partition: i32,
-    /// The offset.
+    /// The record's offset in that partition.
     pub offset: i64,
 }
 
 type OnDelivery = Box<dyn FnOnce(Result<Delivered, KafkaError>) + Send + Sync>;
 
-/// What is to happen when it is known whether a record was written. It happens at most once.
+/// A callback for the outcome of a write, which is called at most once.
 struct Report(Option<OnDelivery>);
 
 impl Report {
@@ -70,7 +70,7 @@ impl Drop for Report {
     }
 }
 
-/// Hands on what librdkafka reports, on the thread that polls it.
+/// Passes librdkafka's delivery reports to the callbacks, on the thread that polls.
 struct Deliveries;
 
 impl ClientContext for Deliveries {}
@@ -91,11 +91,12 @@ impl ProducerContext for Deliveries {
     }
 }
 
-/// How long a poll lasts. It takes reports as they come; rdkafka spins through the last millisecond
-/// of each poll, so they are long. The thread outlives its client by as much.
+/// The timeout of a poll. Reports are handled as they arrive in any case. Since rdkafka spins
+/// through the last millisecond of each poll, the timeout is long; the thread outlives its client
+/// by as much.
 const POLL: Duration = Duration::from_secs(5);
 
-/// A client and the thread that hears of its writes.
+/// A client and the thread that polls it for delivery reports.
 struct Polled {
     client: Arc<BaseProducer<Deliveries>>,
     is_dropped: Arc<AtomicBool>,
@@ -107,6 +108,7 @@ impl Polled {
             settings.producer().create_with_context(Deliveries)?;
         let (client, is_dropped) = (Arc::new(client), Arc::new(AtomicBool::new(false)));
         let (polled, end) = (client.clone(), is_dropped.clone());
+
         thread::Builder::new()
             .name("kafka-produce".to_owned())
             .spawn(move || {
@@ -115,11 +117,12 @@ impl Polled {
                 }
             })
             .map_err(|error| Native::ClientCreation(error.to_string()))?;
+
         Ok(Self { client, is_dropped })
     }
 
-    /// Gives up everything that is not written yet. Does not wait for the broker's threads, which
-    /// may wait for a name to be resolved.
+    /// Discards everything that has not been written yet. Does not wait for librdkafka's broker
+    /// threads, which may be blocked resolving a host name.
     fn give_up(&self) {
         self.client.purge(PurgeConfig::default().queue().inflight().non_blocking());
     }
@@ -134,13 +137,13 @@ impl Drop for Polled {
 
 type Inner = Arc<Polled>;
 
-/// A producer whose writes are acknowledged by all in-sync replicas. Records of one key keep their
-/// order.
+/// A producer whose writes are acknowledged by all in-sync replicas. Records with the same key keep
+/// their order.
 pub struct Producer {
     settings: Settings,
-    /// While this is lost, nothing is handed over.
+    /// While contact is lost, records are refused.
     contact: GroupContact,
-    /// An idempotent producer that met a fatal error has to be replaced by a new one.
+    /// The current client. After a fatal error, an idempotent producer has to be replaced.
     current: Mutex<Inner>,
 }
 
@@ -151,10 +154,11 @@ impl std::fmt::Debug for Producer {
 }
 
 impl Producer {
-    /// A producer for these brokers. Nothing is connected yet.
+    /// Creates a producer for these brokers, which connects when it is first used.
     ///
     /// # Errors
-    /// [`KafkaError::Property`] or [`KafkaError::Client`].
+    ///
+    /// Returns [`KafkaError::Property`] or [`KafkaError::Client`].
     pub fn new(settings: &Settings) -> Result<Self, KafkaError> {
         settings.check()?;
         Ok(Self {
@@ -164,19 +168,20 @@ impl Producer {
         })
     }
 
-    /// A producer that hands nothing over while `contact` is lost: what a process says of jobs that
-    /// another one may have could stand behind their end for ever.
+    /// Makes the producer refuse records while `contact` is lost: events for a job that another
+    /// process may own would end up behind that job's terminal event.
     #[must_use]
     pub fn bound_to(mut self, contact: GroupContact) -> Self {
         self.contact = contact;
         self
     }
 
-    /// Another producer for the same brokers, bound to the same group, so that one can forget what
-    /// the other one goes on writing.
+    /// Creates another producer with the same settings and contact, so that the pending records of
+    /// one can be discarded while the other keeps writing.
     ///
     /// # Errors
-    /// As [`Producer::new`].
+    ///
+    /// Returns the errors of [`Producer::new`].
     pub fn sibling(&self) -> Result<Self, KafkaError> {
         Ok(Self::new(&self.settings)?.bound_to(self.contact.clone()))
     }
@@ -186,22 +191,24 @@ impl Producer {
     }
 
     fn current(&self) -> Inner {
-        // A panic while the lock is held can only come from the clone, which leaves the producer
-        // whole.
+        // Only the clone could panic while the lock is held, and it would leave the producer
+        // intact.
         self.current.lock().clone()
     }
 
-    /// Hands `record` over, without waiting, and calls `then` when the broker has acknowledged it,
-    /// or when librdkafka has given up. In the latter case the record may have been written all the
-    /// same, where only the acknowledgement was lost. Records of one key are written in the order
-    /// of these calls.
+    /// Queues `record` without waiting. Calls `then` once the broker has acknowledged the record or
+    /// librdkafka has given up. In the latter case the record may have been written nevertheless,
+    /// if only its acknowledgement was lost. Records with the same key are written in the order of
+    /// these calls.
     ///
-    /// `then` runs on the thread that hears of all writes, which must not be held up. It is not
-    /// called where an error is returned.
+    /// `then` runs on the thread that handles all delivery reports and must not block it. It is not
+    /// called if this method returns an error.
     ///
     /// # Errors
-    /// [`KafkaError::Produce`] at once when librdkafka's queue is full or the record is too large;
-    /// [`KafkaError::OutOfContact`] after [`Producer::bound_to`].
+    ///
+    /// Returns [`KafkaError::Produce`] if librdkafka's queue is full or the record is too large,
+    /// and [`KafkaError::OutOfContact`] if contact with the group is lost (see
+    /// [`Producer::bound_to`]).
     pub fn enqueue_then(
         &self,
         record: &Outgoing,
@@ -229,28 +236,33 @@ impl Producer {
         })
     }
 
-    /// As [`Producer::enqueue_then`], with a future that ends when it is known whether the record
-    /// was written.
+    /// Queues `record` without waiting. Returns a future that completes when it is known whether
+    /// the record was written.
     ///
     /// # Errors
-    /// As [`Producer::enqueue_then`]; from the future after librdkafka's own retries.
+    ///
+    /// Returns the errors of [`Producer::enqueue_then`]. The future fails once librdkafka's own
+    /// retries are exhausted.
     pub fn enqueue(
         &self,
         record: &Outgoing,
     ) -> Result<impl Future<Output = Result<Delivered, KafkaError>> + use<>, KafkaError> {
         let (sender, receiver) = oneshot::channel();
-        // Whoever does not wait any more is not told.
+        // A receiver that was dropped does not need the result.
         self.enqueue_then(record, move |result| drop(sender.send(result)))?;
+
         let topic = record.topic.clone();
+
         Ok(async move {
             receiver.await.unwrap_or(Err(KafkaError::Produce { topic, source: Native::Canceled }))
         })
     }
 
-    /// As [`Producer::enqueue`], but waits for room where librdkafka's queue is full.
+    /// Does the same as [`Producer::enqueue`], but waits while librdkafka's queue is full.
     ///
     /// # Errors
-    /// As [`Producer::enqueue`].
+    ///
+    /// Returns the errors of [`Producer::enqueue`].
     pub async fn enqueue_patiently(
         &self,
         record: &Outgoing,
@@ -263,15 +275,16 @@ impl Producer {
         }
     }
 
-    /// Writes `record`, waiting for room where librdkafka's queue is full, and for the
-    /// acknowledgement.
+    /// Writes `record`: waits for room in librdkafka's queue and for the acknowledgement.
     ///
     /// # Errors
-    /// As [`Producer::enqueue`].
+    ///
+    /// Returns the errors of [`Producer::enqueue`].
     pub async fn send(&self, record: &Outgoing) -> Result<Delivered, KafkaError> {
         self.enqueue_patiently(record).await?.await
     }
 
+    /// Replaces the client if `error` is fatal for it.
     fn replace_after_fatal(&self, failed: &Inner, error: &Native) {
         let fatal = error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
             || failed.client.client().fatal_error().is_some();
@@ -281,35 +294,38 @@ impl Producer {
         self.replace(failed.clone());
     }
 
-    /// Drops everything that was handed over and is not written yet; each of those sends fails. For
-    /// a member of the group that has lost its partitions: whatever it still had to say of their
-    /// jobs would come after what their new owner says.
+    /// Discards all records that have not been written yet; their writes fail. Call this when
+    /// partitions were lost: events for their jobs would arrive after those of the new owner.
     ///
-    /// What is on its way to the broker at this moment can't be called back.
+    /// Records that are being sent at this moment cannot be recalled.
     pub fn forget(&self) {
         self.replace(self.current());
     }
 
-    /// Puts a new producer in the place of `old`, unless that has been done already: many sends
-    /// fail at once.
+    /// Replaces `old` by a new client, unless that has already been done: many writes fail at once.
     fn replace(&self, old: Inner) {
         let mut current = self.current.lock();
         if Arc::ptr_eq(&current, &old) {
             match Self::create(&self.settings) {
                 Ok(fresh) => *current = fresh,
-                Err(error) => tracing::error!(%error, "the Kafka producer can't be replaced"),
+                Err(error) => {
+                    tracing::error!(%error, "could not replace the Kafka producer after a failure")
+                }
             }
         }
         drop(current);
-        // Somebody else may be about to hand it a record, and so keep it for a moment.
+
+        // Another thread may still be handing a record to the old client and keep it alive for a
+        // moment.
         old.give_up();
     }
 
-    /// Waits until everything handed over is acknowledged or has failed, at most `timeout`. Blocks
-    /// the thread.
+    /// Waits for at most `timeout` until every queued record has been acknowledged or has failed.
+    /// Blocks the thread.
     ///
     /// # Errors
-    /// [`KafkaError::Request`] when the time did not suffice.
+    ///
+    /// Returns [`KafkaError::Request`] on a timeout.
     pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
         self.current()
             .client

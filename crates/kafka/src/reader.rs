@@ -1,5 +1,5 @@
-//! Reading a topic without a group: from the start or from now on, up to the end or on and on. What
-//! follows topics for as long as it lives uses [`crate::follow`].
+//! Reading a topic without a group, up to its end or beyond. Processes that follow a topic for as
+//! long as they live use [`crate::follow`] instead.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -16,23 +16,23 @@ use rdkafka::{
 
 use crate::{admin, convert, error::KafkaError, moved::ask_where_it_went, settings::Settings};
 
-/// The least that a poll can wait.
+/// The shortest timeout of a poll.
 const LEAST_POLL: Duration = Duration::from_millis(1);
 
-/// What is left until `deadline`, rounded up to what librdkafka counts in. rdkafka asks again and
-/// again, without waiting, through a part of a millisecond.
+/// Returns the time until `deadline`, rounded up to librdkafka's unit. rdkafka would spin through a
+/// fraction of a millisecond.
 fn whole_millis_until(deadline: Instant) -> Duration {
     let left = deadline.saturating_duration_since(Instant::now());
     let millis = left.as_micros().div_ceil(1000);
     Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)).max(LEAST_POLL)
 }
 
-/// Where to begin.
+/// Where reading starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
-    /// At the first record that is still there.
+    /// At the first record that still exists.
     Start,
-    /// With the next record that is written.
+    /// After the last record that exists now.
     Now,
 }
 
@@ -40,84 +40,86 @@ pub enum From {
 pub struct Reader {
     consumer: BaseConsumer<Quiet>,
     settings: Settings,
-    /// Made when somebody asks where the topic ends.
+    /// Created when the end of the topic is first requested.
     asker: Option<Asker>,
     topic: String,
     ends: Ends,
-    /// Whether an end has been looked for since the reader was opened. What librdkafka says about
-    /// ends may be older.
+    /// Whether the end was requested since the reader was opened. librdkafka's reports of reached
+    /// ends may be older than that request.
     looked: bool,
     is_out_of_reach: bool,
 }
 
-/// Says nothing of the ends of partitions, which librdkafka reports as errors.
+/// A context that does not log the reached end of a partition, which librdkafka reports as an
+/// error.
 #[derive(Debug)]
 pub(crate) struct Quiet;
 
 impl ClientContext for Quiet {
     fn error(&self, error: Native, reason: &str) {
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
-            tracing::warn!(%error, reason, "Kafka");
+            tracing::warn!(%error, reason, "Kafka error");
         }
     }
 }
 
 impl ConsumerContext for Quiet {
-    /// Everything comes through the queue that is polled, so nothing has to interrupt the wait for
-    /// it.
+    /// All messages arrive in the queue that is being polled, so the wait need not be interrupted
+    /// for another queue.
     fn main_queue_min_poll_interval(&self) -> Timeout {
         Timeout::Never
     }
 }
 
-/// How far a topic has been read, and how far there is to read, per partition.
+/// How far a topic has been read, and where it ends, per partition.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ends(Vec<End>);
 
 #[derive(Debug, Clone)]
 struct End {
     partition: i32,
-    /// One past the last record that was there when somebody looked.
+    /// The offset after the last record when the end was last requested.
     end: i64,
     /// The offset to read next.
     next: i64,
 }
 
 impl Ends {
-    /// Everything before `next` has been read.
+    /// Records that everything before `next` has been read.
     pub(crate) fn reached(&mut self, partition: i32, next: i64) {
         for end in self.0.iter_mut().filter(|end| end.partition == partition) {
             end.next = end.next.max(next);
         }
     }
 
-    /// Nothing is left before the end, though the last offsets there may hold no record.
+    /// Records that the partition was read to its end, even if its last offsets hold no record.
     fn reached_end(&mut self, partition: i32) {
         for end in self.0.iter_mut().filter(|end| end.partition == partition) {
             end.next = end.next.max(end.end);
         }
     }
 
+    /// Records where a partition ends.
     fn ends_at(&mut self, partition: i32, high: i64) {
         for end in self.0.iter_mut().filter(|end| end.partition == partition) {
             end.end = end.end.max(high);
         }
     }
 
-    /// The offset to read next, by partition.
+    /// Returns the next offset to read of each partition.
     pub(crate) fn positions(&self) -> BTreeMap<i32, i64> {
         self.0.iter().map(|end| (end.partition, end.next)).collect()
     }
 
-    /// Whether everything has been read that was there when somebody looked.
+    /// Returns whether everything has been read that was there when the ends were last requested.
     pub(crate) fn at_end(&self) -> bool {
         self.0.iter().all(|end| end.next >= end.end)
     }
 }
 
-/// Asks where topics end, over connections of its own. On those of a client that reads, every
-/// answer waits behind a fetch, which a broker holds back while there is nothing to read: half a
-/// second for each question.
+/// Fetches the ends of topics over separate connections. On the connections of a client that reads,
+/// an answer waits behind a fetch that the broker holds back while there is nothing to read: half a
+/// second for each request.
 pub(crate) struct Asker(BaseConsumer<Quiet>);
 
 impl Asker {
@@ -125,17 +127,16 @@ impl Asker {
         settings.reader().create_with_context(Quiet).map(Self).map_err(KafkaError::client)
     }
 
-    /// Notes where the partitions of `topic` end now.
+    /// Fetches where the partitions of `topic` end now.
     pub(crate) fn look_for_end(
         &self,
         topic: &str,
         ends: &mut Ends,
         timeout: Duration,
     ) -> Result<(), KafkaError> {
-        let request =
-            |source| KafkaError::Request { what: "asking for the end of a topic", source };
-        // All partitions in one question. In place of a time, `End` asks for the offset that comes
-        // next.
+        let request = |source| KafkaError::Request { what: "fetching the end of a topic", source };
+        // One request for all partitions. Instead of a time, `End` requests the next offset to be
+        // written.
         let mut question = TopicPartitionList::new();
         for end in &ends.0 {
             question.add_partition_offset(topic, end.partition, Offset::End).map_err(request)?;
@@ -159,10 +160,12 @@ impl std::fmt::Debug for Reader {
 }
 
 impl Reader {
-    /// Opens `topic`. With [`From::Now`], what is written after this call has returned is read.
+    /// Opens `topic`. With [`From::Now`], every record that is written after this call returns is
+    /// read.
     ///
     /// # Errors
-    /// [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
+    ///
+    /// Returns [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
     pub fn open(
         settings: &Settings,
         topic: &str,
@@ -175,12 +178,13 @@ impl Reader {
         })
     }
 
-    /// Opens `topic` where a reader before had stopped: at these offsets, and at the start of
-    /// partitions that have none. What is not there any more is passed over.
+    /// Opens `topic` where an earlier reader stopped: at these offsets. Partitions without an
+    /// offset are read from their start. Records that no longer exist are skipped.
     ///
     /// # Errors
-    /// As [`Reader::open`], and [`KafkaError::LogReset`] where the topic ends before one of the
-    /// offsets.
+    ///
+    /// Returns the errors of [`Reader::open`], and [`KafkaError::LogReset`] if the topic ends
+    /// before one of the offsets.
     pub fn open_at(
         settings: &Settings,
         topic: &str,
@@ -205,21 +209,26 @@ impl Reader {
         let partitions = admin::partitions(settings, topic, timeout)?;
         let consumer: BaseConsumer<Quiet> =
             settings.reader().create_with_context(Quiet).map_err(KafkaError::client)?;
+
         let mut assignment = TopicPartitionList::new();
         let mut ends = Ends::default();
         let request = |what| move |source| KafkaError::Request { what, source };
+
         for partition in 0..partitions {
             let (low, high) = ask_where_it_went(timeout, |timeout| {
                 consumer.fetch_watermarks(topic, partition, timeout)
             })
-            .map_err(request("asking for the end of a partition"))?;
+            .map_err(request("fetching the end of a partition"))?;
+
             let (offset, next) = place(partition, low, high)?;
             assignment
                 .add_partition_offset(topic, partition, offset)
-                .map_err(request("choosing where to read"))?;
+                .map_err(request("selecting where to read"))?;
             ends.0.push(End { partition, end: high, next });
         }
-        consumer.assign(&assignment).map_err(request("choosing what to read"))?;
+
+        consumer.assign(&assignment).map_err(request("selecting what to read"))?;
+
         let settings = settings.clone();
         Ok(Self {
             consumer,
@@ -232,10 +241,11 @@ impl Reader {
         })
     }
 
-    /// The next record, waiting for it at most `timeout`.
+    /// Waits for the next record for at most `timeout`.
     ///
     /// # Errors
-    /// [`KafkaError::Request`] for what librdkafka can't mend by itself.
+    ///
+    /// Returns [`KafkaError::Request`] for errors that librdkafka cannot recover from.
     pub fn next(&mut self, timeout: Duration) -> Result<Option<RawRecord>, KafkaError> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -259,22 +269,24 @@ impl Reader {
                 Some(Err(error)) => {
                     self.is_out_of_reach |=
                         error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
-                    tracing::debug!(%error, "reading continues after an error");
+                    tracing::debug!(%error, "an error while reading; librdkafka retries");
                 }
                 None => {}
             }
+
             if Instant::now() >= deadline || self.at_end() {
                 return Ok(None);
             }
         }
     }
 
-    /// Whether all connections to brokers were lost, and no broker has answered a fetch since.
+    /// Returns whether all connections to brokers were lost and no broker has answered a fetch
+    /// since.
     pub fn is_out_of_reach(&self) -> bool {
         self.is_out_of_reach
     }
 
-    /// The offset to read next, by partition.
+    /// Returns the next offset to read of each partition.
     pub fn positions(&self) -> BTreeMap<i32, i64> {
         self.ends.positions()
     }
@@ -283,17 +295,18 @@ impl Reader {
         self.ends.clone()
     }
 
-    /// Whether everything has been read that was there when the reader was opened, or at the last
-    /// [`Reader::look_for_end`].
+    /// Returns whether everything has been read that was there when the reader was opened, or at
+    /// the last call of [`Reader::look_for_end`].
     pub fn at_end(&self) -> bool {
         self.ends.at_end()
     }
 
-    /// Looks again where the topic ends. A topic that ends in anything but a record (markers of
-    /// transactions) is then never read to its end.
+    /// Fetches where the topic ends now. A topic that ends in something other than a record (such
+    /// as a transaction marker) is then never read to its end.
     ///
     /// # Errors
-    /// [`KafkaError::Request`].
+    ///
+    /// Returns [`KafkaError::Request`].
     pub fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
         let asker = match self.asker.take() {
             Some(asker) => asker,
@@ -307,12 +320,12 @@ impl Reader {
     }
 }
 
-/// Looks through the records that were written at `since` or later, until `found` says that there
-/// is no need to go on or the end is reached. Blocks the thread; `false` where `timeout` did not
-/// suffice.
+/// Reads the records that were written at or after `since` until `found` returns `true` or the end
+/// is reached. Blocks the thread. Returns `false` on a timeout.
 ///
 /// # Errors
-/// As [`Reader::open`].
+///
+/// Returns the errors of [`Reader::open`].
 pub fn search(
     settings: &Settings,
     topic: &str,
@@ -325,38 +338,43 @@ pub fn search(
     let partitions = admin::partitions(settings, topic, timeout)?;
     let consumer: BaseConsumer<Quiet> =
         settings.reader().create_with_context(Quiet).map_err(KafkaError::client)?;
+
     let mut times = TopicPartitionList::new();
     for partition in 0..partitions {
         let time = Offset::Offset(since.as_millis());
         times
             .add_partition_offset(topic, partition, time)
-            .map_err(request("choosing where to look"))?;
+            .map_err(request("selecting where to search"))?;
     }
-    let starts = consumer
-        .offsets_for_times(times, timeout)
-        .map_err(request("asking for offsets by time"))?;
+
+    let starts =
+        consumer.offsets_for_times(times, timeout).map_err(request("fetching offsets by time"))?;
+
     let mut assignment = TopicPartitionList::new();
     let mut open = HashSet::new();
+
     for start in starts.elements() {
-        start.error().map_err(request("asking for offsets by time"))?;
-        // Partitions without a record of that time or later have nothing to look through.
+        start.error().map_err(request("fetching offsets by time"))?;
+        // A partition without a record of that time or later has nothing to search.
         if let offset @ Offset::Offset(_) = start.offset() {
             assignment
                 .add_partition_offset(topic, start.partition(), offset)
-                .map_err(request("choosing where to look"))?;
+                .map_err(request("selecting where to search"))?;
             open.insert(start.partition());
         }
     }
+
     let bounds = Bounds { deadline, bytes: usize::MAX };
     look_through(&consumer, &assignment, open, bounds, found)
 }
 
-/// Looks through the records that `group` has not come to yet, until `found` says that there is no
-/// need to go on or the end is reached. Blocks the thread; `false` where the bounds did not
-/// suffice.
+/// Reads the records beyond the committed offsets of `group` until `found` returns `true` or the
+/// end is reached. Blocks the thread. Returns `false` if `timeout` or `max_bytes` was reached
+/// first.
 ///
 /// # Errors
-/// As [`Reader::open`].
+///
+/// Returns the errors of [`Reader::open`].
 pub fn search_backlog(
     settings: &Settings,
     topic: &str,
@@ -368,12 +386,16 @@ pub fn search_backlog(
     let deadline = Instant::now() + timeout;
     let mut assignment = TopicPartitionList::new();
     let mut open = HashSet::new();
+
     for position in admin::group_positions(settings, group, topic, timeout)? {
         let start = position.committed.unwrap_or_default().max(position.start);
         if start < position.end {
             assignment
                 .add_partition_offset(topic, position.partition, Offset::Offset(start))
-                .map_err(|source| KafkaError::Request { what: "choosing where to look", source })?;
+                .map_err(|source| KafkaError::Request {
+                    what: "selecting where to search",
+                    source,
+                })?;
             open.insert(position.partition);
         }
     }
@@ -382,20 +404,20 @@ pub fn search_backlog(
     }
 
     let mut config = settings.reader();
-    // Little more than what may be looked at.
+    // Barely more than may be read.
     config.set("queued.max.messages.kbytes", "4096");
     let consumer: BaseConsumer<Quiet> =
         config.create_with_context(Quiet).map_err(KafkaError::client)?;
     look_through(&consumer, &assignment, open, Bounds { deadline, bytes: max_bytes }, found)
 }
 
-/// How much is looked through.
+/// The bounds of a search.
 struct Bounds {
     deadline: Instant,
     bytes: usize,
 }
 
-/// Reads from these places on to the end of the partitions that are `open`.
+/// Searches from the assigned offsets to the end of the partitions in `open`.
 fn look_through(
     consumer: &BaseConsumer<Quiet>,
     assignment: &TopicPartitionList,
@@ -405,11 +427,13 @@ fn look_through(
 ) -> Result<bool, KafkaError> {
     consumer
         .assign(assignment)
-        .map_err(|source| KafkaError::Request { what: "choosing where to look", source })?;
+        .map_err(|source| KafkaError::Request { what: "selecting where to search", source })?;
+
     while !open.is_empty() {
         if Instant::now() >= bounds.deadline {
             return Ok(false);
         }
+
         match consumer.poll(whole_millis_until(bounds.deadline)) {
             Some(Ok(message)) => {
                 let record = convert::to_record(&message);
@@ -423,18 +447,22 @@ fn look_through(
             Some(Err(source @ Native::MessageConsumptionFatal(_))) => {
                 return Err(KafkaError::Request { what: "reading", source });
             }
-            Some(Err(error)) => tracing::debug!(%error, "reading continues after an error"),
+            Some(Err(error)) => {
+                tracing::debug!(%error, "an error while searching; librdkafka retries")
+            }
             None => {}
         }
     }
+
     Ok(true)
 }
 
-/// The first record at or after an offset, for each partition of `from` that has one. Blocks the
-/// thread for at most `timeout`; what was not found by then is left out.
+/// Fetches the first record at or after an offset for each partition in `from`. Blocks the thread
+/// for at most `timeout`; partitions whose record was not found by then are left out.
 ///
 /// # Errors
-/// [`KafkaError::Client`] or [`KafkaError::Request`].
+///
+/// Returns [`KafkaError::Client`] or [`KafkaError::Request`].
 pub fn first_records(
     settings: &Settings,
     topic: &str,
@@ -447,18 +475,21 @@ pub fn first_records(
     if open.is_empty() {
         return Ok(found);
     }
+
     let mut config = settings.reader();
-    // One record of each partition is wanted, and not what librdkafka would fetch ahead.
+    // Only one record of each partition is wanted, so nothing should be fetched ahead.
     config.set("queued.min.messages", "1");
     let consumer: BaseConsumer<Quiet> =
         config.create_with_context(Quiet).map_err(KafkaError::client)?;
+
     let mut assignment = TopicPartitionList::new();
     for (partition, offset) in from {
         assignment
             .add_partition_offset(topic, *partition, Offset::Offset(*offset))
-            .map_err(request("choosing where to read"))?;
+            .map_err(request("selecting where to read"))?;
     }
-    consumer.assign(&assignment).map_err(request("choosing what to read"))?;
+    consumer.assign(&assignment).map_err(request("selecting what to read"))?;
+
     let deadline = Instant::now() + timeout;
     while !open.is_empty() && Instant::now() < deadline {
         let ended = match consumer.poll(whole_millis_until(deadline)) {
@@ -473,11 +504,12 @@ pub fn first_records(
                 return Err(KafkaError::Request { what: "reading", source });
             }
             Some(Err(error)) => {
-                tracing::debug!(%error, "reading continues after an error");
+                tracing::debug!(%error, "an error while reading; librdkafka retries");
                 continue;
             }
             None => continue,
         };
+
         if open.contains(&ended) {
             open.retain(|partition| *partition != ended);
             let mut done = TopicPartitionList::new();
@@ -485,5 +517,6 @@ pub fn first_records(
             consumer.pause(&done).map_err(request("pausing a partition"))?;
         }
     }
+
     Ok(found)
 }

@@ -1,8 +1,8 @@
-//! The id of a topic, which tells it from an earlier one of the same name.
+//! The id of a topic, which distinguishes it from an earlier topic of the same name.
 //!
-//! librdkafka has a call for it (`DescribeTopics`), rdkafka 0.39 has none. This crate makes that
-//! one call, over the connections of a client that exists, and is the only one of the workspace
-//! with `unsafe` in it.
+//! librdkafka has a call for it (`DescribeTopics`), but rdkafka 0.39 does not expose it. This crate
+//! makes that one call over the connections of an existing client. It is the only crate of the
+//! workspace that contains `unsafe` code.
 
 use std::{
     ffi::{CStr, CString},
@@ -12,29 +12,29 @@ use std::{
 
 use rdkafka::{ClientContext, bindings as native, client::Client, error::RDKafkaErrorCode};
 
-/// How much longer we wait for librdkafka than it waits for the broker.
+/// How much longer we wait for librdkafka than librdkafka waits for the broker.
 const MARGIN_MS: i32 = 1_000;
 
-/// Why a topic's id could not be had.
+/// Why a topic's id could not be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TopicIdError {
-    /// There is no topic of this name.
-    #[error("there is no such topic")]
+    /// No topic has this name.
+    #[error("the topic does not exist")]
     NoTopic,
-    /// The request failed, or nobody has answered in time.
+    /// The request failed or timed out.
     #[error("the request for the topic's id failed: {0}")]
     Request(RDKafkaErrorCode),
 }
 
-/// A native object of ours, and the function that frees it.
+/// A native object that we own, and the function that frees it.
 struct Owned<T> {
     object: NonNull<T>,
     free: unsafe extern "C" fn(*mut T),
 }
 
 impl<T> Owned<T> {
-    /// `None` for a null pointer. The caller hands over `object`, which `free` must be the function
-    /// to free.
+    /// Takes ownership of `object`, which must be freed by `free`. Returns `None` for a null
+    /// pointer.
     fn new(object: *mut T, free: unsafe extern "C" fn(*mut T)) -> Option<Self> {
         Some(Self { object: NonNull::new(object)?, free })
     }
@@ -46,18 +46,19 @@ impl<T> Owned<T> {
 
 impl<T> Drop for Owned<T> {
     fn drop(&mut self) {
-        // SAFETY: `new` got the object together with its function, nobody else frees it, and this
-        // runs once.
+        // SAFETY: `new` received the object together with its function, nothing else frees it, and
+        // `drop` runs once.
         unsafe { (self.free)(self.object.as_ptr()) }
     }
 }
 
-/// Asks for the id of `topic`, over the connections of `client`, as librdkafka prints it (22
-/// characters of base64). `None` where the brokers give topics no ids. Blocks the thread for little
-/// more than `timeout`.
+/// Fetches the id of `topic` over the connections of `client`, in librdkafka's notation (22
+/// characters of base64). Returns `None` if the brokers do not assign ids to topics. Blocks the
+/// thread for little more than `timeout`.
 ///
 /// # Errors
-/// [`TopicIdError`].
+///
+/// Returns an error if the topic does not exist or the request fails.
 pub fn topic_id<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
@@ -70,10 +71,11 @@ pub fn topic_id<C: ClientContext>(
     let rk = client.native_ptr();
     let op = native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
 
-    // SAFETY: `client` keeps `rk` alive for all of this function.
+    // SAFETY: `client` keeps `rk` alive for the whole function.
     let options = unsafe { native::rd_kafka_AdminOptions_new(rk, op) };
     let options = Owned::new(options, native::rd_kafka_AdminOptions_destroy).ok_or_else(failed)?;
-    // SAFETY: the options are alive; without a buffer (its size is 0) no error text is written.
+
+    // SAFETY: the options are alive. The error buffer has size 0, so no text is written to it.
     unsafe {
         native::rd_kafka_AdminOptions_set_request_timeout(
             options.get(),
@@ -82,17 +84,20 @@ pub fn topic_id<C: ClientContext>(
             0,
         );
     }
-    // SAFETY: one name is said to be there and one is; it ends with a zero byte and is copied by
-    // the call.
+
+    // SAFETY: the array holds one name, as the count says. The name ends with a zero byte and is
+    // copied by the call.
     let names = unsafe { native::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1) };
     let names = Owned::new(names, native::rd_kafka_TopicCollection_destroy).ok_or_else(failed)?;
+
     // SAFETY: `rk` is alive, as above.
     let queue = unsafe { native::rd_kafka_queue_new(rk) };
     let queue = Owned::new(queue, native::rd_kafka_queue_destroy).ok_or_else(failed)?;
 
-    // SAFETY: all four are alive. The call copies names and options, and keeps a reference of its
-    // own to the queue.
+    // SAFETY: all four are alive. The call copies names and options, and keeps its own reference to
+    // the queue.
     unsafe { native::rd_kafka_DescribeTopics(rk, names.get(), options.get(), queue.get()) };
+
     // SAFETY: the queue is alive, and only this thread reads it. The event is ours to free.
     let event =
         unsafe { native::rd_kafka_queue_poll(queue.get(), timeout.saturating_add(MARGIN_MS)) };
@@ -106,11 +111,14 @@ fn id_in(event: &Owned<native::rd_kafka_event_t>) -> Result<Option<String>, Topi
     let failed = TopicIdError::Request(RDKafkaErrorCode::Fail);
     // SAFETY: the event is alive.
     check(unsafe { native::rd_kafka_event_error(event.get()) })?;
-    // SAFETY: the event is alive; for one of another kind the answer is null, which is looked for.
+
+    // SAFETY: the event is alive. For an event of another kind the result is null, which is
+    // checked.
     let result = unsafe { native::rd_kafka_event_DescribeTopics_result(event.get()) };
     if result.is_null() {
         return Err(failed);
     }
+
     let mut count = 0;
     // SAFETY: the result is not null and lives as long as the event; `count` is written before the
     // call returns.
@@ -118,23 +126,29 @@ fn id_in(event: &Owned<native::rd_kafka_event_t>) -> Result<Option<String>, Topi
     if topics.is_null() || count != 1 {
         return Err(failed);
     }
+
     // SAFETY: the array has `count` elements, which is one, and lives as long as the event.
     let topic = unsafe { *topics };
+
     // SAFETY: the element is a description that lives as long as the event.
     let error = unsafe { native::rd_kafka_TopicDescription_error(topic) };
-    // SAFETY: a null pointer, which means no error, is allowed here.
+    // SAFETY: a null pointer is allowed here and means no error.
     check(unsafe { native::rd_kafka_error_code(error) })?;
-    // SAFETY: the description lives as long as the event, and its id as long as it.
+
+    // SAFETY: the description lives as long as the event, and the id as long as the description.
     let id = unsafe { native::rd_kafka_TopicDescription_topic_id(topic) };
-    // SAFETY: the id is alive. The text is kept inside of it, and ends with a zero byte.
+
+    // SAFETY: the id is alive. It contains the text, which ends with a zero byte.
     let text = unsafe { native::rd_kafka_Uuid_base64str(id) };
     if text.is_null() {
         return Err(failed);
     }
-    // SAFETY: not null, ends with a zero byte, and lives as long as the event; it is copied before
-    // that is freed.
+
+    // SAFETY: the text is not null, ends with a zero byte, lives as long as the event, and is
+    // copied before the event is freed.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
-    // All zeros is what there is in an answer without ids.
+
+    // Brokers that assign no ids answer with all zeros.
     Ok((!text.bytes().all(|byte| byte == b'A')).then_some(text))
 }
 

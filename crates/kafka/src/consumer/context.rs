@@ -1,5 +1,5 @@
-//! What librdkafka calls back into, on the poll thread: rebalances, statistics, errors. And how
-//! commits are made.
+//! The consumer's context: librdkafka's callbacks for rebalances, statistics and errors, which run
+//! on the poll thread, and the state that the member's threads share.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,12 +32,13 @@ use super::{
     wakeup::Wakeup,
 };
 
-/// How long the broker may take to say what is committed.
+/// How long a broker may take to return the committed offsets.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is asked before we go on without. Nothing can be fetched meanwhile either.
+/// How often the committed offsets are requested before the assignment goes on without them.
+/// Nothing is fetched in the meantime.
 const COMMITTED_TRIES: usize = 9;
-/// How often the last commit of a partition is tried, and how long apart: while a group rebalances,
-/// the coordinator refuses commits for a moment.
+/// How often the last commit of a partition is tried, and the pause between two tries: while a
+/// group rebalances, the coordinator briefly refuses commits.
 pub(super) const LAST_COMMIT_TRIES: usize = 25;
 pub(super) const LAST_COMMIT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -46,36 +47,37 @@ pub(super) struct Context {
     pub(super) membership: Arc<Membership>,
     /// Wakes the poll thread.
     pub(super) wakeup: Arc<Wakeup>,
-    /// librdkafka has called back since this was last cleared, which a poll does not say.
+    /// Set by every callback. A poll that ran only callbacks returns nothing, as an empty one does.
     pub(super) called_back: AtomicBool,
-    /// The group is being left: nobody is to be asked any more.
+    /// Set once the member is leaving the group; rebalances are ignored from then on.
     pub(super) closing: AtomicBool,
-    /// The topic that this member follows, and the number that its partitions carry.
+    /// The topic that this member follows.
     pub(super) topic: String,
+    /// The index of that topic, which its partitions carry.
     number: u16,
     pub(super) drain: Duration,
-    /// The log behind the topic's name.
+    /// The log that currently has the topic's name.
     identity: Mutex<LogIdentity>,
-    /// The topic's id has changed.
+    /// Set when the topic may have been deleted and created again.
     pub(super) remade: AtomicBool,
-    /// The topic did not exist when a broker was last asked for its id.
+    /// Set if the topic did not exist when a broker was last asked for its id.
     is_missing: AtomicBool,
-    /// A record was read since this was last cleared.
+    /// Set whenever a record is read; the watch thread clears it.
     pub(super) has_read: AtomicBool,
-    /// The last offset that was read of each partition under its assignment.
+    /// The last offset read of each partition under its current assignment.
     last_read: Mutex<HashMap<Partition, i64>>,
-    /// Where the partitions end that were read to their end.
+    /// The known ends of the partitions.
     ends: Mutex<Ends>,
-    /// One of those is to be made sure of.
+    /// Set when one of those ends has to be verified.
     pub(super) has_doubtful_end: AtomicBool,
-    /// Which partitions can't be read on.
+    /// The partitions that cannot be read.
     unreadable: Mutex<Unreadable>,
-    /// Partitions of which nothing was committed when they were assigned.
+    /// The partitions that had no committed offset when they were assigned.
     without_commit: Mutex<HashSet<Partition>>,
-    /// Assignments so far.
+    /// The number of assignments so far.
     generations: AtomicU64,
-    /// Held while commits are under way, so that none overtakes another, and none of a partition
-    /// follows its last one.
+    /// Held during commits, so that no commit overtakes another and none follows a partition's last
+    /// one.
     committing: Mutex<()>,
 }
 
@@ -112,31 +114,35 @@ impl Context {
     }
 
     pub(super) fn emit(&self, event: Event) {
-        // The receiver goes only when the worker ends.
+        // The receiver is dropped only when the worker ends.
         if self.channel.sender.send(event).is_err() {
-            tracing::debug!("nobody listens to the poll thread any more");
+            tracing::debug!("dropped an event of the poll thread: its receiver is gone");
         }
     }
 
-    /// Waits for the commit that is under way, if there is one, and keeps others from beginning.
+    /// Waits for the commit under way, if any, and prevents others from starting.
     pub(super) fn alone(&self) -> MutexGuard<'_, ()> {
         self.committing.lock()
     }
 
-    /// Begins an assignment of a partition.
+    /// Begins a new assignment of a partition and returns its generation.
     pub(super) fn own(&self, partition: Partition, committed: Option<(i64, String)>) -> u64 {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
+
         self.known_ends().begin(partition, committed.as_ref().map(|(offset, _)| *offset));
         let has_commit = committed.is_some();
         self.membership.own(partition, generation, self.identity().name(), committed);
+
         let mut without_commit = self.without_commit();
         match has_commit {
             true => without_commit.remove(&partition),
             false => without_commit.insert(partition),
         };
         drop(without_commit);
+
         self.last_read().remove(&partition);
         self.unreadable().set_paused(partition, false);
+
         generation
     }
 
@@ -148,12 +154,12 @@ impl Context {
         *self.identity.lock() = log;
     }
 
-    /// Whether the topic did not exist when a broker was last asked for its id.
+    /// Returns whether the topic did not exist when a broker was last asked for its id.
     pub(super) fn is_topic_missing(&self) -> bool {
         self.is_missing.load(Ordering::Relaxed)
     }
 
-    /// Takes note of whether the topic exists, and tells of a change.
+    /// Records whether the topic exists, and reports a change.
     pub(super) fn note_topic(&self, exists: bool) {
         if self.is_missing.swap(!exists, Ordering::Relaxed) == exists {
             self.emit(Event::Topic(self.number, exists));
@@ -176,39 +182,42 @@ impl Context {
         self.unreadable.lock()
     }
 
-    /// Says which of our partitions can't be read on, if that has changed.
+    /// Reports which of this member's partitions cannot be read, if that has changed.
     fn tell_unreadable(&self, statistics: &Statistics) {
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
+
         let owned = self.membership.all_owned();
         let samples = topic.partitions.values().filter_map(|sample| {
             let partition = self.partition(&self.topic, sample.partition)?;
             owned.contains(&partition).then_some((partition, sample))
         });
+
         let stuck = self.unreadable().sampled(samples);
         if let Some(stuck) = stuck {
             self.emit(Event::Unreadable(self.number, stuck));
         }
     }
 
-    /// Nothing of a partition has been read under its assignment.
+    /// Returns whether nothing of a partition has been read under its current assignment.
     pub(super) fn is_at_start(&self, partition: Partition) -> bool {
         !self.last_read().contains_key(&partition)
     }
 
-    /// Takes note of a record that was read. The last offset before it, if this one does not lie
-    /// behind that.
+    /// Records that an offset was read. Returns the offset read before it, unless that one is
+    /// lower.
     pub(super) fn went_back(&self, partition: Partition, offset: i64) -> Option<i64> {
         self.last_read().insert(partition, offset).filter(|last| *last >= offset)
     }
 
-    /// Takes note that nothing below `end` comes any more. What does come all the same shows that
-    /// the log has lost its end.
+    /// Records that nothing below `end` is left to read. A later record below `end` shows that the
+    /// log was truncated.
     pub(super) fn passed(&self, partition: Partition, end: i64) {
         let mut read = self.last_read();
         let last = read.entry(partition).or_insert(end - 1);
         *last = (*last).max(end - 1);
     }
 
+    /// Returns the partition with this number, if this member follows `topic`.
     pub(super) fn partition(&self, topic: &str, number: i32) -> Option<Partition> {
         (topic == self.topic).then_some(Partition { topic: self.number, number })
     }
@@ -235,9 +244,9 @@ impl Context {
         let mut list = TopicPartitionList::new();
         for commit in commits {
             let mut element = list.add_partition(&self.topic, commit.partition.number);
-            // Offsets are not negative, which is all that librdkafka could object to.
+            // librdkafka rejects only negative offsets, and ours never are.
             if let Err(error) = element.set_offset(Offset::Offset(commit.offset)) {
-                tracing::error!(%error, offset = commit.offset, "an impossible offset was to be committed");
+                tracing::error!(%error, offset = commit.offset, "invalid offset in a commit; leaving the offset out");
             }
             if !commit.metadata.is_empty() {
                 element.set_metadata(&commit.metadata);
@@ -246,13 +255,14 @@ impl Context {
         list
     }
 
-    /// Commits for all these partitions; an error when one of them fails.
+    /// Commits all these partitions in one request. Returns an error if one of them fails.
     pub(super) fn commit_together(
         &self,
         consumer: &BaseConsumer<Self>,
         commits: &[FinalCommit],
     ) -> KafkaResult<()> {
         let sent = self.membership.now();
+
         match consumer.commit(&self.list(commits), CommitMode::Sync) {
             Ok(()) => {
                 self.membership.accepted(sent, commits);
@@ -265,7 +275,7 @@ impl Context {
         }
     }
 
-    /// Repeats a commit that stands, which the coordinator accepts from members only.
+    /// Repeats a commit that is already in place, which the coordinator accepts from members only.
     pub(super) fn prove(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
         match self.membership.standing() {
             Some(standing) => self.commit_alone(consumer, &standing),
@@ -273,13 +283,14 @@ impl Context {
         }
     }
 
-    /// Proves the membership if there was a gap in contact: nothing new is committed before.
+    /// Proves the membership if there was a gap in contact, after which nothing new may be
+    /// committed without a proof.
     pub(super) fn prove_after_gap(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
         if self.membership.is_out_of_contact() { self.prove(consumer) } else { Ok(()) }
     }
 
-    /// Commits for one partition; without the metadata where the broker does not take so much of
-    /// it. The offset alone costs repeats at worst, and no commit at all would cost more of them.
+    /// Commits one partition. If the metadata is too large for the broker, commits the offset
+    /// alone: at worst that repeats jobs, and without any commit more of them would repeat.
     pub(super) fn commit_alone(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -290,7 +301,8 @@ impl Context {
                 if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) =>
             {
                 tracing::error!(
-                    "the broker's offset.metadata.max.bytes is below 4096: attempts are not durable"
+                    "the broker's offset.metadata.max.bytes is below 4096; committing the offset alone, so attempts \
+                     are not counted across restarts"
                 );
                 let bare = FinalCommit { metadata: String::new(), ..commit.clone() };
                 self.commit_together(consumer, &[bare])
@@ -299,7 +311,7 @@ impl Context {
         }
     }
 
-    /// Commits one by one, and leaves in `open` what failed.
+    /// Commits one by one and leaves in `open` the commits that failed.
     pub(super) fn commit_each(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -308,6 +320,7 @@ impl Context {
         if !open.is_empty() {
             self.prove_after_gap(consumer)?;
         }
+
         let mut result = Ok(());
         open.retain(|commit| match self.commit_alone(consumer, commit) {
             Ok(()) => false,
@@ -319,7 +332,7 @@ impl Context {
         result
     }
 
-    /// The last commit before partitions are given back: there is no later one to mend it.
+    /// Makes the last commit before partitions are given up; no later commit could make up for it.
     fn commit_before_revoke(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -340,22 +353,25 @@ impl Context {
         if partitions.is_empty() {
             return;
         }
+
         let committed = (1..=COMMITTED_TRIES).find_map(|attempt| {
             match consumer
                 .committed_offsets(self.positions(partitions.iter().copied()), COMMITTED_TIMEOUT)
             {
                 Ok(committed) => Some(committed),
                 Err(error) => {
-                    tracing::warn!(%error, attempt, "the broker does not say what is committed");
+                    tracing::warn!(%error, attempt, "could not fetch the committed offsets; trying again");
                     None
                 }
             }
         });
+
         if committed.is_none() {
             tracing::error!(
-                "going on without commit metadata: settled jobs beyond the frontier may run again"
+                "going on without commit metadata; settled jobs beyond the frontier may run again"
             );
         }
+
         let elements = committed.iter().flat_map(TopicPartitionList::elements);
         let commits = elements.filter_map(|element| match element.offset() {
             Offset::Offset(offset) if offset >= 0 => {
@@ -365,21 +381,25 @@ impl Context {
             _ => None,
         });
         let commits: Commits = commits.collect();
+
         let starts = self.starts(consumer, list, &partitions, &commits).into_iter();
         let assigned = starts.map(|(partition, start)| {
             let standing = commits.get(&partition).filter(|_| start.progress.is_some());
             let generation = self.own(partition, standing.cloned());
-            // librdkafka begins at the committed offset, which only we don't know: it is not to be
-            // set back to the beginning.
+            // Without an answer, librdkafka still starts at the committed offset, but we do not
+            // know that offset, so reading must not be reset to the beginning of the log.
+
             let is_known = committed.as_ref().is_some_and(|list| {
                 let asked = list.elements_for_topic(&self.topic);
                 asked.iter().any(|element| {
                     element.partition() == partition.number && element.error().is_ok()
                 })
             });
+
             if !is_known {
                 self.known_ends().forget(partition);
             }
+
             Assigned { partition, generation, log: self.identity(), start }
         });
         self.emit(Event::Assigned(assigned.collect()));
@@ -390,31 +410,32 @@ impl Context {
         if partitions.is_empty() {
             return;
         }
+
         if consumer.assignment_lost() {
             self.emit(Event::Lost(partitions.clone()));
-            // A commit that begins after the group was joined again would be taken, over that of
-            // the new owner.
+            // A commit that starts after this member has joined again would be accepted and
+            // overwrite the new owner's.
             let _alone = self.alone();
             self.membership.disown(&partitions);
             return;
         }
+
         let (reply, commits) = mpsc::sync_channel(1);
         self.emit(Event::Revoking(partitions.clone(), Instant::now() + self.drain, reply));
-        // The engine keeps the deadline.
+        // The engine answers by the deadline.
         let commits = self.membership.excused(|| commits.recv_timeout(self.drain + REPLY_MARGIN));
+
         let _alone = self.alone();
         match commits.map(|commits| self.commit_before_revoke(consumer, commits)) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the commit before giving partitions back failed: their jobs may repeat");
+                tracing::warn!(%error, "the last commit before giving up partitions failed; jobs may repeat");
             }
             Err(_) => {
-                tracing::warn!(
-                    "partitions are given back without a last commit: their jobs may repeat"
-                )
+                tracing::warn!("no last commit before giving up partitions; jobs may repeat")
             }
         }
-        // Commits that were ordered before this moment may still wait to be made.
+        // Discard commits that were ordered earlier but not made yet.
         self.membership.disown(&partitions);
     }
 }
@@ -423,6 +444,7 @@ impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
         self.called_back.store(true, Ordering::Relaxed);
         self.membership.sampled(&statistics);
+
         let lag = statistics.topics.values().flat_map(|topic| {
             topic.partitions.values().filter_map(|stats| {
                 let partition = self.partition(&topic.topic, stats.partition)?;
@@ -434,8 +456,10 @@ impl ClientContext for Context {
         if !lag.is_empty() {
             self.emit(Event::Lag(lag));
         }
+
         self.sample_ends(&statistics);
         self.tell_unreadable(&statistics);
+
         let group = statistics
             .cgrp
             .is_some_and(|group| group.state == "up" && group.join_state == "steady");
@@ -446,9 +470,11 @@ impl ClientContext for Context {
     fn error(&self, error: Native, reason: &str) {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::PartitionEOF) => {}
-            // Comes again and again, and is told of once, with its partition.
-            Some(code) if Unreadable::is_cause(code) => tracing::debug!(%error, reason, "Kafka"),
-            _ => tracing::warn!(%error, reason, "Kafka"),
+            // Repeats endlessly; reported once per partition by `report_unreadable`.
+            Some(code) if Unreadable::is_cause(code) => {
+                tracing::debug!(%error, reason, "Kafka error")
+            }
+            _ => tracing::warn!(%error, reason, "Kafka error"),
         }
     }
 
@@ -456,8 +482,7 @@ impl ClientContext for Context {
         &self,
         _: Option<&str>,
     ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
-        Err("set sasl.oauthbearer.method=oidc and its endpoint: tokens from elsewhere are not supported"
-            .into())
+        Err("only sasl.oauthbearer.method=oidc is supported; set it together with sasl.oauthbearer.token.endpoint.url".into())
     }
 }
 
@@ -467,29 +492,30 @@ impl ConsumerContext for Context {
         if self.closing.load(Ordering::Relaxed) {
             return;
         }
+
         match rebalance {
             Rebalance::Assign(list) => {
                 self.assigned(consumer, list);
                 self.membership.joined();
             }
             Rebalance::Revoke(list) => self.revoked(consumer, list),
-            Rebalance::Error(error) => tracing::warn!(%error, "rebalance"),
+            Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed"),
         }
     }
 
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        // The engine takes a new partition for one that is fetched, whatever its last owner here
-        // had paused.
+        // The engine assumes that a new partition is being fetched, even if its previous assignment
+        // here left it paused.
         if let Rebalance::Assign(list) = rebalance
             && let Err(error) = consumer.resume(list)
         {
-            tracing::warn!(%error, "a new partition could not be resumed");
+            tracing::warn!(%error, "could not resume newly assigned partitions");
         }
     }
 }
 
-/// How far a partition lags behind its end, if that is known. librdkafka does not say it of a
-/// partition without a commit: all of its records are ahead of the group.
+/// Returns how far the group lags behind the end of a partition, if that is known. librdkafka does
+/// not report the lag of a partition without a commit, where all records are still to be read.
 fn lag(stats: &statistics::Partition, is_without_commit: bool) -> Option<i64> {
     if stats.consumer_lag >= 0 {
         return Some(stats.consumer_lag);
@@ -524,11 +550,11 @@ mod tests {
         check(7, (0, 10), 3, false, Some(3));
         check(7, (0, 10), 3, true, Some(3));
         check(UNKNOWN, (2, 10), -1, true, Some(8));
-        // The committed offset has not been fetched yet, or the ends have not.
+        // Either the committed offset or the ends have not been fetched yet.
         check(UNKNOWN, (2, 10), -1, false, None);
         check(UNKNOWN, (UNKNOWN, 10), -1, true, None);
         check(UNKNOWN, (0, UNKNOWN), -1, true, None);
-        // The end is older than the commit.
+        // The reported end is older than the commit.
         check(12, (0, 10), -1, true, None);
     }
 }

@@ -1,8 +1,9 @@
-//! Which logs the topics are. A topic that is deleted and made again keeps its name, and the group
-//! may keep the offset that was committed for the old one; only the topic's id tells the two apart.
+//! The identity of the log behind a topic's name. A topic that is deleted and created again keeps
+//! its name, and the group may keep the offset committed for the old one; only the topic's id tells
+//! the two apart.
 //!
-//! The id is looked up when partitions are assigned, and every few seconds from then on (`watch`).
-//! What is to be believed of a commit is decided by [`fleet_group::log::start`].
+//! The id is looked up when partitions are assigned, and every few seconds afterwards (`watch`).
+//! [`fleet_group::log::start`] decides how much of a commit to believe.
 
 use std::{collections::HashMap, sync::Arc, thread, time::Duration};
 
@@ -18,12 +19,13 @@ use rdkafka::{
 
 use super::context::Context;
 
-/// How long the broker may take to answer.
+/// The timeout of one request to a broker.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(3);
-/// How often an assignment asks for a topic's id before it goes on without.
+/// How often an assignment requests the topic's id before it goes on without it.
 const ID_TRIES: usize = 3;
-/// How often the end of a log is asked for that seems to lie below the committed offset, and how
-/// long apart: a leader that was just elected may not know yet how far its log is committed.
+/// How often the end of a log is requested again if it seems to lie below the committed offset, and
+/// the pause between requests: a newly elected leader may not know yet how far its log is
+/// committed.
 const END_TRIES: usize = 5;
 const END_PAUSE: Duration = Duration::from_millis(300);
 
@@ -37,18 +39,18 @@ pub struct LogIdentity {
 }
 
 impl LogIdentity {
-    /// What a commit says of it.
+    /// Returns the hashed form of the identity that commits carry.
     pub fn name(&self) -> LogName {
         LogName::of(self.cluster.as_deref(), self.topic.as_deref())
     }
 }
 
-/// What was committed for a partition.
+/// Committed offset and metadata by partition.
 pub(super) type Commits = HashMap<Partition, (i64, String)>;
 
 impl Context {
-    /// The log that the topic is now. Without an answer, what was known of it before. Tells if the
-    /// topic does not exist any more, or exists again.
+    /// Fetches the identity of the topic's current log. Whatever is not answered keeps its last
+    /// known value. Reports whether the topic exists.
     pub(super) fn look_up(&self, consumer: &BaseConsumer<Self>, tries: usize) -> LogIdentity {
         let before = self.identity();
         let cluster = consumer.client().fetch_cluster_id(TIMEOUT).map(Arc::from).or(before.cluster);
@@ -60,7 +62,7 @@ impl Context {
                 self.note_topic(true);
                 id.map(Arc::from)
             }
-            // Another topic of this name may come.
+            // A new topic may get this name: keep the id to tell them apart.
             Some(Err(_)) => {
                 self.note_topic(false);
                 before.topic
@@ -68,7 +70,7 @@ impl Context {
             None => {
                 tracing::warn!(
                     topic = self.topic,
-                    "the broker does not say which id the topic has"
+                    "could not fetch the topic's id; keeping the last known one"
                 );
                 before.topic
             }
@@ -77,8 +79,8 @@ impl Context {
         LogIdentity { cluster, topic }
     }
 
-    /// Where each of the assigned partitions is to be read from. Says so in `list` where librdkafka
-    /// would do otherwise.
+    /// Decides where to start reading each assigned partition. Changes `list` where librdkafka
+    /// would start elsewhere.
     pub(super) fn starts(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -102,24 +104,28 @@ impl Context {
         }
 
         for (partition, start) in &mut starts {
-            // The broker has forgotten the old topic's offsets with it, but we have not.
+            // The broker has forgotten the old topic's offsets together with the topic; we have
+            // not.
             if start.finding == Finding::Nothing && has_changed {
                 start.finding = Finding::Remade;
             }
+
             let offset = match start.finding {
                 // The first offset of every log.
                 Finding::Remade => Offset::Offset(0),
                 Finding::BeyondEnd { .. } => Offset::Beginning,
                 _ => continue,
             };
+
             let element = list.find_partition(&self.topic, partition.number);
             if let Some(Err(error)) = element.map(|mut element| element.set_offset(offset)) {
-                tracing::error!(%error, ?partition, "reading can't start at the beginning of the log");
+                tracing::error!(%error, ?partition, "could not start reading at the beginning of the log");
             }
         }
         starts
     }
 
+    /// Judges the commit of each partition by the bounds of its log.
     fn judged(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -131,6 +137,7 @@ impl Context {
             || partitions.iter().copied().filter(|partition| committed.contains_key(partition));
         let firsts = self.ends(consumer, with_commit(), Offset::Beginning);
         let ends = self.ends(consumer, with_commit(), Offset::End);
+
         let judge = |partition: &Partition| {
             let commit = committed.get(partition);
             let found = Found {
@@ -144,7 +151,8 @@ impl Context {
         partitions.iter().map(judge).collect()
     }
 
-    /// The first offset of each of these partitions, or the end. One that nobody tells is left out.
+    /// Fetches the first offset or the end of each of these partitions. Partitions without an
+    /// answer are left out.
     pub(super) fn ends(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -155,13 +163,15 @@ impl Context {
         if asked.count() == 0 || asked.set_all_offsets(which).is_err() {
             return HashMap::new();
         }
+
         let found = match consumer.offsets_for_times(asked, TIMEOUT) {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!(%error, "the broker does not say where the logs begin and end");
+                tracing::warn!(%error, "could not fetch the first and last offsets of the logs");
                 return HashMap::new();
             }
         };
+
         let elements = found.elements();
         let told =
             elements.iter().filter_map(|element| match (element.error(), element.offset()) {

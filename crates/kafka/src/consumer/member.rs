@@ -1,5 +1,5 @@
-//! One member of the group: a client that follows one topic, its poll thread, and the orders for
-//! it.
+//! One member of the group: a client that follows one topic, its threads, and the channel for
+//! orders to them.
 
 use std::{
     io,
@@ -23,15 +23,15 @@ use super::{
 };
 use crate::error::KafkaError;
 
-/// The way from the members to the engine. All members share it, and what may wait in it.
+/// The channel from the members to the engine, which all members share.
 #[derive(Debug, Clone)]
 pub(super) struct Channel {
     pub(super) sender: events::UnboundedSender<Event>,
-    /// The weight of records handed over and not taken yet.
+    /// The weight of the records in the channel.
     pub(super) queued: Arc<AtomicUsize>,
 }
 
-/// The engine's end of one member.
+/// A handle to one member, held by the engine.
 #[derive(Debug)]
 pub(super) struct Member {
     orders: mpsc::Sender<Order>,
@@ -41,11 +41,12 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Subscribes and starts the threads. Dropping the member makes it leave the group without a
-    /// commit.
+    /// Subscribes to the topic and starts the threads. A member that is dropped leaves the group
+    /// without a commit.
     ///
     /// # Errors
-    /// [`KafkaError::Client`] or [`KafkaError::Request`].
+    ///
+    /// Returns [`KafkaError::Client`] or [`KafkaError::Request`].
     pub(super) fn start(
         config: &ConsumerConfig,
         number: u16,
@@ -66,39 +67,43 @@ impl Member {
             topic,
             config.drain,
         );
+
         let mut consumer: BaseConsumer<Context> = config
             .settings
             .consumer(&config.group, followed.role)
             .create_with_context(context)
             .map_err(KafkaError::client)?;
+
         let waker = wakeup.clone();
         consumer.set_nonempty_callback(move || waker.wake());
-        consumer.subscribe(&[&followed.topic]).map_err(|source| KafkaError::Request {
-            what: "subscribing to a topic of jobs",
-            source,
-        })?;
+        consumer
+            .subscribe(&[&followed.topic])
+            .map_err(|source| KafkaError::Request { what: "subscribing to a topic", source })?;
 
         let consumer = Arc::new(consumer);
         let no_thread =
             |error: io::Error| KafkaError::Client(Native::ClientCreation(error.to_string()));
+
         let commits = CommitThread::start(consumer.clone()).map_err(no_thread)?;
         let watch = WatchThread::start(consumer.clone()).map_err(no_thread)?;
         let thread = thread::Builder::new()
             .name("kafka-poll".to_owned())
             .spawn(move || PollThread::new(consumer, inbox, commits, watch).run())
             .map_err(no_thread)?;
+
         Ok(Self { orders, wakeup, membership, thread })
     }
 
     pub(super) fn order(&self, order: Order) {
-        // The thread ends only after `Close` or a fatal error, which has been reported as an event.
+        // The thread ends only after `Close` or after a fatal error, which it has reported as an
+        // event.
         if self.orders.send(order).is_err() {
-            tracing::debug!("the poll thread has ended; the order is moot");
+            tracing::debug!("ignored an order to a poll thread that has ended");
         }
         self.wakeup.wake();
     }
 
-    /// Orders the member to commit, to leave the group and to end.
+    /// Tells the member to commit, leave the group and end.
     pub(super) fn close(self, commits: Vec<FinalCommit>) -> Closing {
         let (sender, receiver) = oneshot::channel();
         self.order(Order::Close(commits, sender));
@@ -106,8 +111,8 @@ impl Member {
     }
 }
 
-/// A member that leaves the group.
-#[must_use]
+/// A member that is leaving the group.
+#[must_use = "the member has left only when `wait` returns"]
 #[derive(Debug)]
 pub(super) struct Closing {
     receiver: oneshot::Receiver<Result<(), KafkaError>>,
@@ -118,8 +123,9 @@ impl Closing {
     /// Waits until the member has left.
     ///
     /// # Errors
-    /// [`KafkaError::Request`] when the last commit fails, [`KafkaError::PollThread`] when the
-    /// thread has ended before or does not end by `deadline`.
+    ///
+    /// Returns [`KafkaError::Request`] if the last commit failed, and [`KafkaError::PollThread`] if
+    /// the thread ended early or did not end by `deadline`.
     pub(super) async fn wait(self, deadline: Instant) -> Result<(), KafkaError> {
         let Ok(answer) = tokio::time::timeout_at(deadline, self.receiver).await else {
             return Err(KafkaError::PollThread("it did not leave the group in time"));

@@ -1,4 +1,4 @@
-//! What one member has of its group: the partitions, and whether it can still count on having them.
+//! The partitions that one member owns, and whether it can still count on owning them.
 
 use std::{
     collections::HashMap,
@@ -10,20 +10,21 @@ use fleet_group::{Contact, FinalCommit, Partition, Patience, Progress, Sample, l
 use parking_lot::{Mutex, MutexGuard};
 use rdkafka::{Statistics, error::RDKafkaErrorCode};
 
-/// The poll thread turns at least this often.
+/// The longest that the poll thread sleeps in one turn.
 const LONGEST_PARK: Duration = Duration::from_secs(3);
-/// How often to look again whether contact is back.
+/// How often to check whether contact has been regained.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// A member proves its membership in good time before a gap if it looks so many times within one.
+/// How many times per allowed gap a member checks whether a proof is due, so that it proves its
+/// membership well before the gap is over.
 const LOOKS_PER_GAP: u32 = 8;
 
-/// No assignment has this number.
+/// A generation that no assignment has.
 const NO_GENERATION: u64 = 0;
 
-/// The membership of one member, which its threads and the engine share.
+/// The membership of one member, shared by its threads and the engine.
 #[derive(Debug)]
 pub(super) struct Membership {
-    /// Times are counted from here, a little before the client was made.
+    /// The origin of this member's clock, shortly before its client was created.
     begin: Instant,
     gap: Duration,
     state: Mutex<State>,
@@ -33,27 +34,27 @@ pub(super) struct Membership {
 struct State {
     contact: Contact,
     owned: HashMap<Partition, Owned>,
-    /// Whether the group has decided once what this member gets, be it nothing.
+    /// Whether the group has assigned partitions to this member at least once, possibly none.
     has_joined: bool,
-    /// Counts the proofs, so that they go through the partitions in turn.
+    /// The number of proofs so far, which selects the partition for the next one.
     proofs: usize,
 }
 
-/// A partition of ours.
+/// A partition that this member owns.
 #[derive(Debug)]
 struct Owned {
-    /// The number of its assignment.
+    /// The generation of its assignment.
     generation: u64,
-    /// The log that a commit is to name.
+    /// The log that its commits name.
     log: LogName,
-    /// What stands in the group as committed: offset and metadata. Before the first commit, the
-    /// first record that was read, since committing it changes nothing. `None` before that: the
-    /// partition has nothing for which it could matter.
+    /// The offset and metadata that the group has as committed. Before the first commit, the first
+    /// record read, since committing its offset changes nothing. `None` before that, when losing
+    /// the partition would do no harm.
     standing: Option<(i64, String)>,
 }
 
 impl Membership {
-    /// To be made before the client.
+    /// Creates the membership. Call this before creating the client.
     pub(super) fn new(patience: Patience) -> Self {
         let state = State {
             contact: Contact::new(patience),
@@ -64,24 +65,24 @@ impl Membership {
         Self { begin: Instant::now(), gap: patience.gap, state: Mutex::new(state) }
     }
 
-    /// The time on this member's clock.
+    /// Returns the time on this member's clock.
     pub(super) fn now(&self) -> Duration {
         self.begin.elapsed()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // No change below leaves the state torn if it panics.
+        // A panic during one of the changes below does not leave the state inconsistent.
         self.state.lock()
     }
 
     // --- Partitions -----------------------------------------------------------------------------
 
-    /// The group has decided what this member gets.
+    /// Records that the group has assigned partitions to this member, possibly none.
     pub(super) fn joined(&self) {
         self.state().has_joined = true;
     }
 
-    /// The group gave us a partition.
+    /// Records a new assignment of a partition.
     pub(super) fn own(
         &self,
         partition: Partition,
@@ -94,12 +95,12 @@ impl Membership {
         state.contact.assigned();
     }
 
-    /// Whether a partition is still under this assignment.
+    /// Returns whether a partition still has this assignment.
     pub(super) fn owns(&self, partition: Partition, generation: u64) -> bool {
         self.state().owned.get(&partition).is_some_and(|owned| owned.generation == generation)
     }
 
-    /// The commits of partitions that are still under the same assignment.
+    /// Drops commits whose partitions no longer have the same assignment.
     pub(super) fn still_owned(&self, commits: Vec<FinalCommit>) -> Vec<FinalCommit> {
         commits
             .into_iter()
@@ -107,8 +108,8 @@ impl Membership {
             .collect()
     }
 
-    /// The partitions stay ours, but what is still to be committed for them must not be: their log
-    /// is another one.
+    /// Keeps the partitions but drops their pending commits, which refer to a log that has been
+    /// replaced.
     pub(super) fn fence(&self, partitions: &[Partition]) {
         let mut state = self.state();
         for partition in partitions {
@@ -119,7 +120,7 @@ impl Membership {
         }
     }
 
-    /// The partitions are not ours any more.
+    /// Records that the partitions are no longer this member's.
     pub(super) fn disown(&self, partitions: &[Partition]) {
         let mut state = self.state();
         state.owned.retain(|partition, _| !partitions.contains(partition));
@@ -128,14 +129,14 @@ impl Membership {
         }
     }
 
-    /// The partitions that are ours, in order.
+    /// Returns the partitions that this member owns, in order.
     pub(super) fn all_owned(&self) -> Vec<Partition> {
         let mut owned: Vec<_> = self.state().owned.keys().copied().collect();
         owned.sort_unstable();
         owned
     }
 
-    /// A record was read.
+    /// Records that a record was read.
     pub(super) fn delivered(&self, partition: Partition, offset: i64) {
         if let Some(owned) = self.state().owned.get_mut(&partition) {
             let bare = || Progress::none(offset).encode(owned.log).unwrap_or_default();
@@ -145,18 +146,18 @@ impl Membership {
 
     // --- Contact --------------------------------------------------------------------------------
 
-    /// How long the poll thread may wait when nothing wakes it. A silent thread counts as a gap in
-    /// contact.
+    /// Returns how long the poll thread may sleep if nothing wakes it. A poll thread that stays
+    /// silent for longer counts as a gap in contact.
     pub(super) fn longest_park(&self) -> Duration {
         LONGEST_PARK.min(self.gap / 2)
     }
 
-    /// The poll thread turns.
+    /// Records a turn of the poll thread's loop.
     pub(super) fn turned(&self) {
         self.state().contact.turned(self.now());
     }
 
-    /// Runs `wait`, during which the poll thread waits for the engine.
+    /// Runs `wait`, while which the poll thread waits for the engine and its silence is no gap.
     pub(super) fn excused<T>(&self, wait: impl FnOnce() -> T) -> T {
         self.state().contact.excuse(true, self.now());
         let result = wait();
@@ -164,14 +165,14 @@ impl Membership {
         result
     }
 
-    /// What the client says of its connection to the coordinator.
+    /// Takes the state of the connection to the coordinator from the statistics.
     pub(super) fn sampled(&self, statistics: &Statistics) {
         if let Some(sample) = sample(statistics) {
             self.state().contact.sampled(sample);
         }
     }
 
-    /// The coordinator has accepted these commits, which were handed over at `sent`.
+    /// Records that the coordinator accepted these commits, which were sent at `sent`.
     pub(super) fn accepted(&self, sent: Duration, commits: &[FinalCommit]) {
         let mut state = self.state();
         state.contact.accepted(sent);
@@ -183,7 +184,7 @@ impl Membership {
         }
     }
 
-    /// The coordinator has refused a commit.
+    /// Records that the coordinator refused a commit.
     pub(super) fn refused(&self, code: Option<RDKafkaErrorCode>) {
         let is_stranger = matches!(
             code,
@@ -194,17 +195,17 @@ impl Membership {
         }
     }
 
-    /// Something makes the membership doubtful.
+    /// Makes the membership doubtful until it is proven.
     fn suspect(&self) {
         self.state().contact.suspect(self.now());
     }
 
-    /// Whether another member may have our partitions, as far as we have read anything of them.
+    /// Returns whether another member may own our partitions, if we have read any of their records.
     pub(super) fn is_out_of_contact(&self) -> bool {
         self.holds(|contact, now| contact.is_broken(now))
     }
 
-    /// Whether it is time to prove the membership.
+    /// Returns whether a proof of the membership is due.
     pub(super) fn wants_proof(&self) -> bool {
         self.holds(|contact, now| contact.wants_proof(now))
     }
@@ -215,11 +216,12 @@ impl Membership {
             && state.owned.values().any(|owned| owned.standing.is_some())
     }
 
-    /// A commit that changes nothing, to prove by: what stands, of one partition.
+    /// Returns a commit of one partition that changes nothing, for use as a proof.
     pub(super) fn standing(&self) -> Option<FinalCommit> {
         let mut state = self.state();
         state.proofs = state.proofs.wrapping_add(1);
         let turn = state.proofs;
+
         let mut standing: Vec<_> = state
             .owned
             .iter()
@@ -233,63 +235,66 @@ impl Membership {
                 })
             })
             .collect();
+
         standing.sort_unstable_by_key(|commit| commit.partition);
         let index = turn.checked_rem(standing.len())?;
         Some(standing.swap_remove(index))
     }
 
-    /// How long to wait before looking again whether the membership has to be proven.
+    /// Returns how long to wait before checking again whether a proof is due.
     pub(super) fn pace(&self) -> Duration {
         if self.is_out_of_contact() { LOOK_AGAIN } else { self.gap / LOOKS_PER_GAP }
     }
 }
 
-/// What the statistics say of the coordinator. Their own clock is used, since they can be read
-/// late.
+/// Returns what the statistics say about the coordinator. Times are on the statistics' own clock,
+/// since they may be read late.
 fn sample(statistics: &Statistics) -> Option<Sample> {
     let micros = |micros: i64| u64::try_from(micros).ok().map(Duration::from_micros);
     let at = micros(statistics.age)?;
-    // The only broker of a consumer that is a role and not a node.
+    // A consumer's only broker that stands for a role instead of a node.
+
     let coordinator = statistics.brokers.values().find(|broker| broker.source == "logical")?;
     let received = micros(coordinator.rxidle).map(|idle| at.saturating_sub(idle));
     let join_state = statistics.cgrp.as_ref().map_or("", |group| group.join_state.as_str());
     let is_joining = matches!(join_state, "wait-join" | "wait-sync")
         && coordinator.state == "UP"
         && coordinator.waitresp_cnt > 0;
+
     Some(Sample { at, received, is_joining })
 }
 
-/// Whether this process can still count on being in the group, with all of its members.
+/// Whether this process can still count on being in the group, across all its members.
 #[derive(Debug, Clone, Default)]
 pub struct GroupContact {
     pub(super) members: Arc<[Arc<Membership>]>,
 }
 
 impl GroupContact {
-    /// Whether another process may have partitions of ours, so that nothing must be said of their
-    /// jobs, or done for them.
+    /// Returns whether another process may own partitions of ours. While this is true, no events
+    /// may be written for their jobs, and no calls made.
     pub fn is_lost(&self) -> bool {
         self.members.iter().any(|member| member.is_out_of_contact())
     }
 
-    /// For how long nothing is known about the membership that is most doubtful.
+    /// Returns the longest time for which any member has had no evidence of its membership.
     pub fn silence(&self) -> Duration {
         let silence = |member: &Arc<Membership>| member.state().contact.silence(member.now());
         self.members.iter().map(silence).max().unwrap_or_default()
     }
 
-    /// The process may have missed what became of its partitions: the memberships have to be
-    /// proven.
+    /// Makes all memberships doubtful until they are proven. Call this when the process may have
+    /// missed a rebalance.
     pub fn suspect(&self) {
         self.members.iter().for_each(|member| member.suspect());
     }
 
-    /// Whether the group has decided what every member gets, be it nothing.
+    /// Returns whether the group has assigned partitions to every member, possibly none.
     pub fn has_joined(&self) -> bool {
         self.members.iter().all(|member| member.state().has_joined)
     }
 
-    /// Waits until contact is not lost.
+    /// Waits until contact is not (or no longer) lost.
     pub async fn regained(&self) {
         while self.is_lost() {
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -321,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_is_what_was_committed_last_or_read_first() {
+    fn a_proof_repeats_the_last_commit_or_the_first_offset_read() {
         let membership = membership();
         membership.own(partition(0), 1, LOG, Some((7, "m".into())));
         membership.own(partition(1), 2, LOG, None);
@@ -330,42 +335,52 @@ mod tests {
             all.map(|commit| (commit.partition.number, commit.offset, commit.metadata))
                 .collect::<BTreeSet<_>>()
         };
+
         assert_eq!(standing(), [(0, 7, "m".into())].into());
+
         membership.delivered(partition(0), 8);
         membership.delivered(partition(1), 3);
         membership.delivered(partition(1), 4);
         assert_eq!(standing(), [(0, 7, "m".into()), (1, 3, named(3))].into());
+
         let commit = FinalCommit {
             partition: partition(0),
             generation: 1,
             offset: 9,
             metadata: String::new(),
         };
+
         membership.accepted(membership.now(), &[commit]);
         assert_eq!(standing(), [(0, 9, String::new()), (1, 3, named(3))].into());
+
         membership.disown(&[partition(0), partition(1)]);
         assert_eq!(membership.standing(), None);
     }
 
     #[test]
-    fn who_has_read_nothing_need_prove_nothing() {
+    fn a_member_that_has_read_nothing_needs_no_proof() {
         let membership = membership();
         membership.own(partition(0), 1, LOG, None);
+
         membership.suspect();
         assert!(!membership.is_out_of_contact() && !membership.wants_proof());
+
         membership.delivered(partition(0), 3);
         assert!(membership.is_out_of_contact() && membership.wants_proof());
+
         let proof = membership.standing().unwrap();
         membership.accepted(membership.now(), &[proof]);
         assert!(!membership.is_out_of_contact());
+
         membership.refused(Some(RDKafkaErrorCode::RebalanceInProgress));
         assert!(!membership.is_out_of_contact());
+
         membership.refused(Some(RDKafkaErrorCode::UnknownMemberId));
         assert!(membership.is_out_of_contact());
     }
 
     #[test]
-    fn the_coordinator_is_heard_by_the_clock_of_the_statistics() {
+    fn contact_with_the_coordinator_is_dated_by_the_clock_of_the_statistics() {
         let seconds = |seconds: i64| seconds * 1_000_000;
         let statistics = |state: &str, rxidle, join_state: &str| {
             let coordinator = Broker {
@@ -386,6 +401,7 @@ mod tests {
                 ..Statistics::default()
             }
         };
+
         let at = Duration::from_secs(100);
         let received = Some(Duration::from_secs(97));
         for (statistics, expected) in [

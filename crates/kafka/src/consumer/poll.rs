@@ -1,5 +1,5 @@
-//! The poll thread: polls and carries out orders. It never waits for jobs, so slow ones never cost
-//! the membership, and not for commits before the last ones either.
+//! The poll thread: polls librdkafka and carries out orders. It waits neither for jobs nor for
+//! commits, except before partitions are given up, so slow jobs never cost the membership.
 
 use std::{
     sync::{Arc, atomic::Ordering, mpsc},
@@ -24,8 +24,9 @@ use super::{
 };
 use crate::{convert, error::KafkaError};
 
-/// How long a poll waits while the group is being left.
+/// The timeout of a poll while the member waits for the other threads to end.
 const POLL: Duration = Duration::from_millis(20);
+/// The pause when the channel to the engine is full.
 const QUEUED_PAUSE: Duration = Duration::from_millis(2);
 
 pub(super) struct PollThread {
@@ -45,10 +46,12 @@ impl PollThread {
         Self { consumer, inbox, commits, watch }
     }
 
+    /// Polls and carries out orders until the member is closed or fails.
     pub(super) fn run(self) {
         let context = self.consumer.context().clone();
         context.wakeup.wakes_this_thread();
         let idle = context.membership.longest_park();
+
         loop {
             context.membership.turned();
             let anew = context.begin_what_was_remade(&self.consumer);
@@ -57,6 +60,7 @@ impl PollThread {
                 Ok(is_drained) => is_drained,
                 Err(error) => return context.emit(Event::Failed(error)),
             };
+
             loop {
                 match self.inbox.try_recv() {
                     Ok(Order::Close(last, done)) => return self.close(last, done),
@@ -72,25 +76,28 @@ impl PollThread {
                         self.set_paused(partition, generation, false)
                     }
                     Err(mpsc::TryRecvError::Empty) => break,
-                    // The engine is gone without a close: it panicked. Leave, commit nothing.
+                    // The engine panicked: it is gone without an order to close. Leave without a
+                    // commit.
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
+
             if is_drained {
                 thread::park_timeout(idle);
             }
         }
     }
 
-    /// Takes one thing that librdkafka has for us; whether there was none. What comes later, and
-    /// every order, wakes the thread. (A poll that waits could be woken by librdkafka only, and
-    /// spins through the last millisecond of its wait.)
+    /// Takes one message or callback from librdkafka. Returns whether there was none, so that the
+    /// thread may sleep: later messages and every order wake it. (A poll with a timeout could be
+    /// woken by librdkafka only, and it spins through the last millisecond.)
     fn poll(&self) -> Result<bool, KafkaError> {
         let context = self.consumer.context();
         if context.channel.queued.load(Ordering::Relaxed) >= MAX_QUEUED {
             thread::sleep(QUEUED_PAUSE);
             return Ok(false);
         }
+
         context.called_back.store(false, Ordering::Relaxed);
         match self.consumer.poll(Duration::ZERO) {
             Some(Ok(message)) => {
@@ -112,14 +119,16 @@ impl PollThread {
                 return Err(KafkaError::Request { what: "consuming", source });
             }
             Some(Err(Native::PartitionEOF(number))) => context.reached_end(number),
-            // The partition shows in the next statistics.
+            // The next statistics show which partition this is.
             Some(Err(Native::MessageConsumption(code))) if context.unreadable().met(code) => {
-                tracing::debug!(%code, "a partition could not be read on");
+                tracing::debug!(%code, "a partition could not be read");
             }
-            // librdkafka mends everything else by itself and says so in its log.
-            Some(Err(error)) => tracing::warn!(%error, "consuming goes on after an error"),
-            // `None` also stands for what ended in a callback, and more may be behind it, for which
-            // nobody wakes us.
+            // librdkafka recovers from all other errors.
+            Some(Err(error)) => {
+                tracing::warn!(%error, "an error while consuming; librdkafka retries")
+            }
+            // A poll that ran only a callback also returns `None`. More may be queued behind it,
+            // for which no wakeup comes.
             None => return Ok(!context.called_back.load(Ordering::Relaxed)),
         }
         Ok(false)
@@ -130,42 +139,49 @@ impl PollThread {
         if !context.membership.owns(partition, generation) {
             return;
         }
+
         context.unreadable().set_paused(partition, paused);
         if paused {
             context.known_ends().paused(partition);
         }
+
         let list = context.positions([partition]);
         let result = if paused { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
+
         if let Err(error) = result {
-            tracing::warn!(%error, ?partition, paused, "fetching could not be paused or resumed");
+            tracing::warn!(%error, ?partition, paused, "could not pause or resume fetching");
         }
     }
 
+    /// Waits for the other threads, makes the last commit and leaves the group.
     fn close(mut self, commits: Vec<FinalCommit>, done: oneshot::Sender<Result<(), KafkaError>>) {
-        // What it still has to commit is older than what comes now.
+        // Pending commits of the commit thread are older than `commits` and must be made first.
         self.commits.finish();
         self.watch.finish();
         while !self.commits.is_finished() || !self.watch.is_finished() {
-            // Records are read again by the next owner.
+            // The next owner reads these records again.
             drop(self.consumer.poll(POLL));
         }
+
         let result = self.commit_last(commits);
+
         let consumer = self.consumer;
         consumer.context().closing.store(true, Ordering::Relaxed);
         consumer.unsubscribe();
+
         let outcome =
             result.map_err(|source| KafkaError::Request { what: "the last commit", source });
-        // Dropping the consumer leaves the group, which must have happened before we say that we
-        // are done.
+        // Dropping the consumer leaves the group, which must happen before the close is reported.
         drop(consumer);
         if done.send(outcome).is_err() {
-            tracing::debug!("nobody waits for the consumer to close");
+            tracing::debug!("the consumer closed, but nobody waits for that any more");
         }
     }
 
-    /// The last commit of all. When several workers stop at once their group rebalances, and the
-    /// coordinator refuses commits until we have joined its new generation, which takes polling.
-    /// Partitions that go meanwhile are committed as they go.
+    /// Makes the last commit before leaving. If several workers stop at once, their group
+    /// rebalances, and the coordinator refuses commits until we have joined the new generation, for
+    /// which we must keep polling. Partitions that are revoked during that are committed by the
+    /// rebalance callback.
     fn commit_last(&self, commits: Vec<FinalCommit>) -> KafkaResult<()> {
         let context = self.consumer.context();
         let mut open = commits;
@@ -174,8 +190,11 @@ impl PollThread {
             match context.commit_each(&self.consumer, &mut open) {
                 Ok(()) => break,
                 Err(error) if attempt >= LAST_COMMIT_TRIES => return Err(error),
-                Err(error) => tracing::info!(%error, attempt, "the last commit is tried again"),
+                Err(error) => {
+                    tracing::info!(%error, attempt, "the last commit failed; trying again")
+                }
             }
+
             let until = Instant::now() + LAST_COMMIT_PAUSE;
             while Instant::now() < until {
                 drop(self.consumer.poll(until.saturating_duration_since(Instant::now())));

@@ -1,17 +1,16 @@
-//! Partitions that can't be read on: the broker's answer can't be decoded, or it refuses to give
-//! one.
+//! Partitions that cannot be read, because the broker's answer cannot be decoded or because the
+//! broker refuses to give one.
 //!
-//! librdkafka keeps retrying such a partition and continues with the others. It reports each
-//! failure, but rdkafka 0.39 does not pass on of which partition. That shows in the statistics:
-//! while failures come, it is a partition that has more to read, and is not paused, and does not
-//! move.
+//! librdkafka keeps retrying such a partition and reads the others. It reports each failure, but
+//! rdkafka 0.39 does not pass on the partition. The statistics reveal it: the partition has more to
+//! read and is not paused, but its offset does not advance while failures are reported.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use fleet_group::Partition;
 use rdkafka::{error::RDKafkaErrorCode as Code, statistics};
 
-/// What keeps a partition from being read on until somebody mends it.
+/// Errors that keep a partition from being read until an operator fixes the cause.
 const CAUSES: [Code; 9] = [
     Code::BadCompression,
     Code::BadMessage,
@@ -24,34 +23,34 @@ const CAUSES: [Code; 9] = [
     Code::Unknown,
 ];
 
-/// What is known of such partitions.
+/// Detects partitions that cannot be read.
 #[derive(Debug, Default)]
 pub(super) struct Unreadable {
-    /// The failure that was met last since the last sample.
+    /// The last failure since the last statistics.
     met: Option<Code>,
     paused: BTreeSet<Partition>,
-    /// The next offset of each partition at the last sample.
+    /// The next offset of each partition in the last statistics.
     before: HashMap<Partition, i64>,
-    /// The partitions that can't be read on, and where they stand.
+    /// The partitions that cannot be read, with their next offsets.
     known: BTreeMap<Partition, i64>,
 }
 
-/// The partitions that can't be read on now, with the offset of each.
+/// The partitions that cannot be read at present.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stuck {
-    /// Which, and where they stand.
+    /// The partitions, each with the offset that cannot be read.
     pub partitions: Vec<(Partition, i64)>,
-    /// What librdkafka says of it.
+    /// librdkafka's error.
     pub why: String,
 }
 
 impl Unreadable {
-    /// Whether an error is of this kind.
+    /// Returns whether this error keeps a partition from being read.
     pub(super) fn is_cause(code: Code) -> bool {
         CAUSES.contains(&code)
     }
 
-    /// Takes note of an error; `false` if it is not of this kind.
+    /// Records an error. Returns `false` if it is not one that keeps a partition from being read.
     pub(super) fn met(&mut self, code: Code) -> bool {
         let is_cause = Self::is_cause(code);
         if is_cause {
@@ -60,7 +59,7 @@ impl Unreadable {
         is_cause
     }
 
-    /// The partition is read, or is not to be read for a while.
+    /// Records that fetching the partition was paused or resumed.
     pub(super) fn set_paused(&mut self, partition: Partition, is_paused: bool) {
         match is_paused {
             true => self.paused.insert(partition),
@@ -69,8 +68,8 @@ impl Unreadable {
         self.before.remove(&partition);
     }
 
-    /// Compares the partitions that are ours with the last sample. Which can't be read on, if that
-    /// has changed.
+    /// Compares the statistics of our partitions with the last ones. Returns all unreadable
+    /// partitions if they have changed.
     pub(super) fn sampled<'s>(
         &mut self,
         samples: impl Iterator<Item = (Partition, &'s statistics::Partition)>,
@@ -80,15 +79,18 @@ impl Unreadable {
         for (partition, sample) in samples {
             let next = sample.next_offset;
             before.insert(partition, next);
-            // Of a partition that was never read the end is not known.
+            // The end of a partition that was never read is unknown.
             let has_more = sample.ls_offset < 0 || next < sample.ls_offset;
             let stands = self.before.get(&partition) == Some(&next) && sample.fetchq_cnt == 0;
             let is_suspect = met.is_some() || self.known.get(&partition) == Some(&next);
+
             if is_suspect && stands && has_more && !self.paused.contains(&partition) {
                 known.insert(partition, next);
             }
         }
+
         self.before = before;
+
         if known == self.known {
             return None;
         }
@@ -112,22 +114,25 @@ mod tests {
     }
 
     #[test]
-    fn the_partition_that_stands_is_the_one() {
+    fn only_the_partition_that_does_not_advance_is_unreadable() {
         let mut unreadable = Unreadable::default();
         unreadable.set_paused(PAUSED, true);
+
         let look = |unreadable: &mut Unreadable, bad: i64, good: i64| {
             let samples = [(BAD, sample(bad, 9)), (GOOD, sample(good, 9)), (PAUSED, sample(3, 9))];
             let stuck =
                 unreadable.sampled(samples.iter().map(|(partition, sample)| (*partition, sample)));
             stuck.map(|stuck| stuck.partitions)
         };
+
         assert!(!unreadable.met(Code::BrokerTransportFailure));
         assert_eq!(look(&mut unreadable, 5, 0), None);
-        assert_eq!(look(&mut unreadable, 5, 0), None, "nothing has failed");
+        assert_eq!(look(&mut unreadable, 5, 0), None, "no failure was reported");
 
         assert!(unreadable.met(Code::BadCompression));
         assert_eq!(look(&mut unreadable, 5, 4), Some(vec![(BAD, 5)]));
-        assert_eq!(look(&mut unreadable, 5, 9), None, "known, and the other one is at its end");
+        assert_eq!(look(&mut unreadable, 5, 9), None, "already known; the other one is at its end");
+
         assert!(unreadable.met(Code::BadCompression));
         assert_eq!(look(&mut unreadable, 5, 9), None);
         assert_eq!(look(&mut unreadable, 6, 9), Some(Vec::new()), "readable again");

@@ -1,16 +1,16 @@
-//! Waking the poll thread, from the loop that has an order for it and from librdkafka that has
-//! something to be polled.
+//! Waking the poll thread, both when the engine has an order and when librdkafka has something to
+//! poll.
 
 use std::{sync::OnceLock, thread::Thread};
 
-/// Ends the park of one thread. Where it comes before the park, that ends at once, so none is lost.
+/// Unparks one thread. A wakeup before the thread parks is not lost: the park then returns at once.
 #[derive(Debug, Default)]
 pub(super) struct Wakeup {
     thread: OnceLock<Thread>,
 }
 
 impl Wakeup {
-    /// The calling thread is the one to be woken. Before this, nobody waits.
+    /// Makes the calling thread the one to wake. Wakeups before this call have no effect.
     pub(super) fn wakes_this_thread(&self) {
         self.thread.get_or_init(std::thread::current);
     }

@@ -1,4 +1,4 @@
-//! The shared client: one thread takes what librdkafka has and puts it into the mailboxes.
+//! The client that all followed topics share: one thread polls it and puts records into mailboxes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,20 +20,21 @@ use rdkafka::{
 use super::mailbox::Mailbox;
 use crate::{convert, error::KafkaError, reader::Quiet, settings::Settings};
 
-/// How long a poll lasts that finds nothing, and so how long the thread outlives its last follower.
-/// rdkafka spins through what is left of its timeout below a whole millisecond, which is nothing
-/// for whole seconds.
+/// The timeout of a poll, which is also how long the thread outlives its last follower. rdkafka
+/// spins through any fraction of a millisecond in a timeout, so this is in whole seconds.
 const POLL: Duration = Duration::from_secs(5);
 
+/// The shared client and the subscriptions that it serves.
 pub(super) struct Hub {
     consumer: BaseConsumer<Quiet>,
     subscriptions: Mutex<Subscriptions>,
-    /// Set when librdkafka can't go on with this client.
+    /// Set after a fatal error, when librdkafka cannot use this client any more.
     failed: AtomicBool,
 }
 
 #[derive(Default)]
 struct Subscriptions {
+    /// The number of subscriptions so far.
     made: u64,
     by_topic: HashMap<String, Subscription>,
 }
@@ -53,7 +54,7 @@ impl std::fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// Makes the client, and the thread, which ends after the last use.
+    /// Creates the client and starts its thread, which ends after the last use.
     pub(super) fn start(settings: &Settings) -> Result<Arc<Self>, KafkaError> {
         let consumer: BaseConsumer<Quiet> =
             settings.follower().create_with_context(Quiet).map_err(KafkaError::client)?;
@@ -62,11 +63,13 @@ impl Hub {
             subscriptions: Mutex::default(),
             failed: AtomicBool::new(false),
         });
+
         let weak = Arc::downgrade(&hub);
         thread::Builder::new()
             .name("kafka-follow".to_owned())
             .spawn(move || poll_while_used(&weak))
             .map_err(|error| KafkaError::Client(Native::ClientCreation(error.to_string())))?;
+
         Ok(hub)
     }
 
@@ -78,10 +81,12 @@ impl Hub {
         self.subscriptions.lock()
     }
 
-    /// Puts what comes from these offsets on into `mailbox`; the number of the subscription.
+    /// Delivers the topic's records from these offsets on to `mailbox`. Returns the number of the
+    /// subscription.
     ///
     /// # Errors
-    /// [`KafkaError::Request`] where the topic is followed already.
+    ///
+    /// Returns [`KafkaError::Request`] if the topic is already followed.
     pub(super) fn subscribe(
         &self,
         topic: &str,
@@ -99,7 +104,7 @@ impl Hub {
         let mut subscriptions = self.subscriptions();
         let number = subscriptions.made + 1;
         subscriptions.made = number;
-        // The first record can come before this returns, and waits for the lock then.
+        // The first record may arrive before this call returns; its delivery waits for the lock.
         self.consumer.incremental_assign(&partitions).map_err(request)?;
         mailbox.begin(number);
         let subscription = Subscription { number, partitions, mailbox: mailbox.clone() };
@@ -107,10 +112,11 @@ impl Hub {
         Ok(number)
     }
 
-    /// Ends a subscription, if it has not ended yet.
+    /// Ends a subscription if it is still active.
     pub(super) fn unsubscribe(&self, topic: &str, number: u64) {
         let mut subscriptions = self.subscriptions();
         let found = subscriptions.by_topic.get(topic).is_some_and(|found| found.number == number);
+
         if found && let Some(subscription) = subscriptions.by_topic.remove(topic) {
             self.unassign(topic, &subscription);
         }
@@ -118,7 +124,7 @@ impl Hub {
 
     fn unassign(&self, topic: &str, subscription: &Subscription) {
         if let Err(error) = self.consumer.incremental_unassign(&subscription.partitions) {
-            tracing::warn!(%error, topic, "a topic that nobody follows any more is still read");
+            tracing::warn!(%error, topic, "could not stop reading a topic that nobody follows");
         }
     }
 
@@ -129,8 +135,10 @@ impl Hub {
                 self.deliver(topic, record);
             }
             Some(Err(source @ Native::MessageConsumptionFatal(_))) => self.fail(&source),
-            // librdkafka mends everything else by itself.
-            Some(Err(error)) => tracing::debug!(%error, "following goes on after an error"),
+            // librdkafka recovers from all other errors.
+            Some(Err(error)) => {
+                tracing::debug!(%error, "an error while following topics; librdkafka retries")
+            }
             None => {}
         }
     }
@@ -141,14 +149,17 @@ impl Hub {
         if subscription.mailbox.put(subscription.number, record) {
             return;
         }
+
         if let Some(subscription) = subscriptions.by_topic.remove(topic) {
             self.unassign(topic, &subscription);
         }
     }
 
-    /// Everybody has to open their topic again, for which there will be a new client.
+    /// Ends all subscriptions with an error. Their topics have to be opened again, with a new
+    /// client.
     fn fail(&self, source: &Native) {
         self.failed.store(true, Ordering::Relaxed);
+
         for (_, subscription) in self.subscriptions().by_topic.drain() {
             let error = KafkaError::Request { what: "reading", source: source.clone() };
             subscription.mailbox.fail(subscription.number, error);

@@ -1,5 +1,5 @@
-//! The thread that follows a topic until nobody needs it: it opens the topic again after each
-//! failure, and tells its [`Listener`] what stands there and when everything has been told.
+//! The thread that follows a topic until it is no longer needed. It opens the topic again after
+//! each failure, hands the records to its [`Listener`], and tells it when it has caught up.
 
 use std::{
     sync::{
@@ -17,69 +17,74 @@ use rdkafka::error::{KafkaError as Native, RDKafkaErrorCode as Code};
 use super::{FollowedTopic, Follower, Mailbox};
 use crate::{error::KafkaError, reader::From as Start, settings::Settings};
 
-/// How long one question to a broker may take.
+/// The timeout of one request to a broker.
 const ASK: Duration = Duration::from_secs(10);
-/// How long to wait for a record before looking whether the listener still needs the topic.
+/// How long to wait for a record before checking whether the listener still needs the topic.
 const LOOK: Duration = Duration::from_secs(5);
-/// How many records a listener gets at once.
+/// The largest number of records that a listener gets at once.
 const BATCH: usize = 1_000;
-/// The pauses before the topic is opened again.
+/// The pauses before a topic is opened again.
 const REOPENING: Backoff =
     Backoff { base: Duration::from_millis(250), max: Duration::from_secs(10) };
 
-/// Hears what stands on a topic. All calls come from one thread, and may block it.
+/// Receives the records of a topic. All calls come from one thread and may block it.
 pub trait Listener: Send + 'static {
-    /// Why the topic could not be opened, or its records could not be taken.
+    /// Why the topic could not be opened or its records could not be processed.
     type Error: From<KafkaError>;
 
-    /// Opens the topic: at first, and again after each failure.
+    /// Opens the topic: at the start, and again after each failure.
     ///
     /// # Errors
-    /// [`Interrupted`], after which the topic is opened again or given up.
+    ///
+    /// Returns [`Interrupted`] if the topic has to be opened again or is no longer needed.
     fn open(&mut self, opener: &Opener<'_>) -> Result<FollowedTopic, Interrupted<Self::Error>>;
 
-    /// Takes records, in the order of each partition. [`FollowedTopic::positions`] are behind them.
+    /// Takes records, which are in order within each partition. [`FollowedTopic::positions`]
+    /// already lie behind them.
     ///
     /// # Errors
-    /// [`Interrupted`], after which the topic is opened again or given up.
+    ///
+    /// Returns [`Interrupted`] if the topic has to be opened again or is no longer needed.
     fn take(
         &mut self,
         records: Vec<RawRecord>,
         topic: &FollowedTopic,
     ) -> Result<(), Interrupted<Self::Error>>;
 
-    /// Everything has been told that stood on the topic when [`Following::ask`] returned this
-    /// number; for 0, when the topic was opened.
+    /// Reports that the listener has received every record that was on the topic when
+    /// [`Following::ask`] returned this number, or, for 0, when the topic was opened.
     ///
     /// # Errors
-    /// [`Interrupted`], after which the topic is opened again or given up.
+    ///
+    /// Returns [`Interrupted`] if the topic has to be opened again or is no longer needed.
     fn caught_up(&mut self, number: u64) -> Result<(), Interrupted<Self::Error>> {
         _ = number;
         Ok(())
     }
 
-    /// The topic could not be opened or followed. It is opened again after a pause.
+    /// Reports that opening or following the topic failed. The topic is opened again after a pause.
     ///
     /// # Errors
-    /// [`Unneeded`] to give the topic up.
+    ///
+    /// Returns [`Unneeded`] to stop following the topic.
     fn failed(&mut self, error: Self::Error) -> Result<(), Unneeded>;
 
-    /// Whether the topic is still needed. Asked after every wait for records.
+    /// Returns whether the topic is still needed. Called after every wait for records.
     fn is_needed(&self) -> bool {
         true
     }
 }
 
-/// Why a topic is not followed on.
+/// Why following a topic was interrupted.
 #[derive(Debug)]
 pub enum Interrupted<E> {
-    /// Nobody needs the topic any more.
+    /// The topic is no longer needed.
     Unneeded,
     /// The topic has to be opened again.
     Failed(E),
 }
 
-/// Nobody needs the topic any more.
+/// The topic is no longer needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unneeded;
 
@@ -97,7 +102,7 @@ pub struct Opener<'a> {
 }
 
 impl Opener<'_> {
-    /// What the clients are configured from.
+    /// Returns the settings of the clients.
     pub fn settings(&self) -> &Settings {
         self.follower.settings()
     }
@@ -105,15 +110,17 @@ impl Opener<'_> {
     /// Opens `topic` at its first record.
     ///
     /// # Errors
-    /// As [`Reader::open`](crate::reader::Reader::open).
+    ///
+    /// Returns the errors of [`Reader::open`](crate::reader::Reader::open).
     pub fn open(&self, topic: &str) -> Result<FollowedTopic, KafkaError> {
         self.follower.open(topic, Start::Start, ASK, self.mailbox)
     }
 
-    /// Opens `topic` at these offsets, and at the start of partitions that have none.
+    /// Opens `topic` at these offsets. Partitions without an offset are read from their start.
     ///
     /// # Errors
-    /// As [`Reader::open_at`](crate::reader::Reader::open_at).
+    ///
+    /// Returns the errors of [`Reader::open_at`](crate::reader::Reader::open_at).
     pub fn open_at(
         &self,
         topic: &str,
@@ -123,14 +130,15 @@ impl Opener<'_> {
     }
 }
 
-/// Asks the thread that follows a topic how far it has come. Clones ask the same thread.
+/// Starts the thread that follows a topic, and asks it how far it has come. Clones refer to the
+/// same thread.
 #[derive(Debug, Clone, Default)]
 pub struct Following {
     asked: Arc<AtomicU64>,
     mailbox: Mailbox,
 }
 
-/// Ends the thread that follows a topic when this is dropped, also if the thread pauses.
+/// Ends the thread that follows a topic when dropped, even while the thread pauses.
 #[must_use = "the topic is followed until this is dropped"]
 #[derive(Debug)]
 pub struct FollowGuard {
@@ -146,10 +154,11 @@ impl Drop for FollowGuard {
 }
 
 impl Following {
-    /// Starts the thread, called `name`. There can be one at a time.
+    /// Starts the thread with this name. Only one may run at a time.
     ///
     /// # Errors
-    /// [`KafkaError::Client`] if the operating system refuses the thread.
+    ///
+    /// Returns [`KafkaError::Client`] if the operating system cannot create a thread.
     pub fn start(
         &self,
         name: &str,
@@ -166,7 +175,7 @@ impl Following {
         Ok(FollowGuard { stopped, mailbox: self.mailbox.clone() })
     }
 
-    /// Asks for a [`Listener::caught_up`] with the returned number, or a later one.
+    /// Asks for a call of [`Listener::caught_up`] with the returned number or a higher one.
     pub fn ask(&self) -> u64 {
         let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         self.mailbox.wake();
@@ -198,7 +207,7 @@ impl FollowThread {
         }
     }
 
-    /// Tells the listener of everything on the topic, until that fails.
+    /// Passes the records of the topic to the listener until following is interrupted.
     fn follow<L: Listener>(
         &self,
         mut topic: FollowedTopic,
@@ -210,11 +219,12 @@ impl FollowThread {
             if told.is_some() && wanted > asked && look_for_end(&mut topic)? {
                 asked = wanted;
             }
-            // Before the wait for a record: the next one may be long in coming.
+
+            // Report before waiting for a record, which may take long.
             if topic.at_end() && told != Some(asked) {
                 listener.caught_up(asked)?;
                 told = Some(asked);
-                // More may have been asked for meanwhile, and that should not wait for a record.
+                // Check for a newer request first: it should not wait for the next record.
                 continue;
             }
 
@@ -233,20 +243,20 @@ impl FollowThread {
     }
 }
 
-/// Looks where the topic ends; whether that is known now. A topic that is gone has to be opened
-/// again.
+/// Fetches where the topic ends, and returns whether that is known now. If the topic no longer
+/// exists, it has to be opened again.
 fn look_for_end<E: From<KafkaError>>(topic: &mut FollowedTopic) -> Result<bool, Interrupted<E>> {
     match topic.look_for_end(ASK) {
         Ok(()) => Ok(true),
         Err(error) if is_gone(&error) => Err(Interrupted::Failed(error.into())),
         Err(error) => {
-            tracing::debug!(?error, "the end of a followed topic is not known; asking again");
+            tracing::debug!(?error, "could not fetch the end of a followed topic; trying again");
             Ok(false)
         }
     }
 }
 
-/// Whether the broker no longer knows the topic, or one of its partitions.
+/// Returns whether the broker no longer knows the topic or one of its partitions.
 fn is_gone(error: &KafkaError) -> bool {
     let KafkaError::Request { source, .. } = error else { return false };
     matches!(
@@ -255,7 +265,7 @@ fn is_gone(error: &KafkaError) -> bool {
     )
 }
 
-/// The records that are there, after a wait for the first of them; none if the mailbox was woken.
+/// Waits for the next record and returns it with those behind it; none if the mailbox was woken.
 fn next_records(topic: &mut FollowedTopic) -> Result<Vec<RawRecord>, KafkaError> {
     let mut records = Vec::new();
     let mut wait = LOOK;
@@ -265,6 +275,7 @@ fn next_records(topic: &mut FollowedTopic) -> Result<Vec<RawRecord>, KafkaError>
         records.push(record);
         wait = Duration::ZERO;
     }
+
     Ok(records)
 }
 
@@ -274,7 +285,7 @@ mod tests {
 
     use super::*;
 
-    /// Never opens its topic, and reports each attempt.
+    /// A listener that never opens its topic and reports each attempt.
     struct Refused(mpsc::Sender<&'static str>);
 
     impl Listener for Refused {
@@ -318,13 +329,13 @@ mod tests {
     }
 
     #[test]
-    fn every_question_has_a_number_of_its_own() {
+    fn each_question_has_its_own_number() {
         let following = Following::default();
         assert_eq!((following.ask(), following.clone().ask(), following.ask()), (1, 2, 3));
     }
 
     #[test]
-    fn a_topic_that_is_gone_is_opened_again_and_a_broker_that_is_away_is_asked_again() {
+    fn a_missing_topic_is_opened_again_but_an_unreachable_broker_is_asked_again() {
         let error =
             |code| KafkaError::Request { what: "asking", source: Native::MetadataFetch(code) };
         assert!(is_gone(&error(Code::UnknownTopicOrPartition)));

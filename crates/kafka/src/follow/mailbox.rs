@@ -1,4 +1,4 @@
-//! Where the records of a followed topic wait for whoever takes them.
+//! The queue of records between the shared client and the thread that follows a topic.
 
 use std::{
     collections::VecDeque,
@@ -14,11 +14,11 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::KafkaError;
 
-/// How many records may wait, and how many bytes. Beyond, they are read again later.
+/// How many records and bytes may wait. What does not fit is read again later.
 const MOST_RECORDS: usize = 10_000;
 const MOST_BYTES: usize = 32 << 20;
 
-/// Where the records of a followed topic arrive. Clones are the same mailbox.
+/// The queue of one followed topic. Clones refer to the same mailbox.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Mailbox {
     shared: Arc<Shared>,
@@ -32,7 +32,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whose records are taken; those of an earlier subscription come too late.
+    /// The subscription whose records are accepted; those of earlier ones arrive too late.
     subscription: Option<u64>,
     records: VecDeque<RawRecord>,
     bytes: usize,
@@ -40,20 +40,20 @@ struct State {
     end: Option<End>,
 }
 
-/// Why no more records come after those that are there.
+/// Why no more records follow those in the queue.
 #[derive(Debug)]
 enum End {
     Overflowed,
     Failed(KafkaError),
 }
 
-/// What was found in a mailbox.
+/// The result of a wait for a record.
 #[derive(Debug)]
 pub(super) enum Received {
     Record(RawRecord),
-    /// The time is over, or somebody has woken the mailbox.
+    /// The deadline has passed or the mailbox was woken.
     Nothing,
-    /// Too many records came at once: go on by reading from the last position.
+    /// The queue was full. Continue by reading from the last position.
     Overflowed,
     Failed(KafkaError),
 }
@@ -63,19 +63,19 @@ impl Mailbox {
         self.shared.state.lock()
     }
 
-    /// Ends the present wait for a record, or the next one if nobody waits.
+    /// Ends the current wait for a record, or the next one if there is none.
     pub(super) fn wake(&self) {
         self.state().woken = true;
         self.shared.changed.notify_all();
     }
 
-    /// Whether the mailbox was woken since that was last found out.
+    /// Returns whether the mailbox was woken since this was last called.
     pub(super) fn was_woken(&self) -> bool {
         std::mem::take(&mut self.state().woken)
     }
 
-    /// Waits until `deadline`, or until `stopped` is set and the mailbox woken. A wake without that
-    /// is left to the next wait for a record.
+    /// Waits until `deadline`, or until the mailbox is woken with `stopped` set. Any other wakeup
+    /// is kept for the next wait for a record.
     pub(super) fn pause(&self, deadline: Instant, stopped: &AtomicBool) {
         let mut state = self.state();
         loop {
@@ -87,14 +87,15 @@ impl Mailbox {
         }
     }
 
-    /// Empties the mailbox for the records of `subscription`.
+    /// Empties the mailbox and accepts the records of `subscription` from now on.
     pub(super) fn begin(&self, subscription: u64) {
         let mut state = self.state();
         let woken = state.woken;
         *state = State { subscription: Some(subscription), woken, ..State::default() };
     }
 
-    /// Puts a record in; `false` if there is no room for it, after which no more are taken.
+    /// Adds a record. Returns `false` if there is no room for it; no more records are accepted
+    /// then.
     pub(super) fn put(&self, subscription: u64, record: RawRecord) -> bool {
         let mut state = self.state();
         if state.subscription != Some(subscription) || state.end.is_some() {
@@ -108,12 +109,13 @@ impl Mailbox {
         } else {
             state.end = Some(End::Overflowed);
         }
+
         drop(state);
         self.shared.changed.notify_all();
         fits
     }
 
-    /// Reports an error behind the records that are there.
+    /// Adds an error behind the records in the queue.
     pub(super) fn fail(&self, subscription: u64, error: KafkaError) {
         let mut state = self.state();
         if state.subscription == Some(subscription) && state.end.is_none() {
@@ -123,7 +125,7 @@ impl Mailbox {
         self.shared.changed.notify_all();
     }
 
-    /// Takes the oldest record, waiting for it until `deadline`.
+    /// Takes the oldest record, waiting until `deadline` if there is none.
     pub(super) fn receive(&self, deadline: Instant) -> Received {
         let mut state = self.state();
         loop {
@@ -131,11 +133,13 @@ impl Mailbox {
                 state.bytes -= record.size();
                 return Received::Record(record);
             }
+
             match state.end.take() {
                 Some(End::Overflowed) => return Received::Overflowed,
                 Some(End::Failed(error)) => return Received::Failed(error),
                 None => {}
             }
+
             let left = deadline.saturating_duration_since(Instant::now());
             if std::mem::take(&mut state.woken) || left.is_zero() {
                 return Received::Nothing;
@@ -174,21 +178,22 @@ mod tests {
     }
 
     #[test]
-    fn records_come_in_order_and_those_of_an_earlier_subscription_not_at_all() {
+    fn records_keep_their_order_and_those_of_an_earlier_subscription_are_dropped() {
         let mailbox = Mailbox::default();
         mailbox.begin(1);
         assert!(mailbox.put(1, record(0, 1)));
         mailbox.begin(2);
-        assert!(mailbox.put(1, record(1, 1)), "nobody misses it, so nothing is to be read again");
+        assert!(mailbox.put(1, record(1, 1)), "nobody needs it, so it need not be read again");
         assert!(mailbox.put(2, record(2, 1)) && mailbox.put(2, record(3, 1)));
         mailbox.fail(2, KafkaError::PollThread("it has ended"));
+
         assert_eq!(offset(mailbox.receive(soon())), 2);
         assert_eq!(offset(mailbox.receive(soon())), 3);
         assert!(matches!(mailbox.receive(soon()), Received::Failed(_)));
     }
 
     #[test]
-    fn too_many_records_end_the_subscription_and_those_before_are_kept() {
+    fn an_overflow_ends_the_subscription_and_keeps_the_queued_records() {
         for (size, most) in [(1, MOST_RECORDS), (1 << 20, 32)] {
             let mailbox = Mailbox::default();
             mailbox.begin(1);
@@ -202,12 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends_when_the_mailbox_is_woken_before_or_meanwhile() {
+    fn a_wait_ends_on_a_wakeup_before_or_during_it() {
         let mailbox = Mailbox::default();
         mailbox.wake();
         assert!(matches!(mailbox.receive(soon()), Received::Nothing));
+
         let waker = mailbox.clone();
         let thread = thread::spawn(move || waker.wake());
+
         let begin = Instant::now();
         assert!(matches!(mailbox.receive(soon()), Received::Nothing));
         assert!(begin.elapsed() < Duration::from_secs(20));
@@ -215,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_ends_early_when_it_is_stopped_and_not_when_it_is_woken() {
+    fn a_pause_ends_early_when_stopped_but_not_when_merely_woken() {
         let (mailbox, stopped) = (Mailbox::default(), AtomicBool::new(false));
         let length = Duration::from_millis(50);
         mailbox.wake();
         let begin = Instant::now();
         mailbox.pause(begin + length, &stopped);
         assert!(begin.elapsed() >= length);
-        assert!(matches!(mailbox.receive(soon()), Received::Nothing), "the wake is not lost");
+        assert!(matches!(mailbox.receive(soon()), Received::Nothing), "the wakeup is kept");
 
         thread::scope(|scope| {
             scope.spawn(|| {
