@@ -25,6 +25,7 @@ mod identity;
 mod member;
 mod membership;
 mod poll;
+mod rebalance;
 mod unreadable;
 mod wakeup;
 mod watch;

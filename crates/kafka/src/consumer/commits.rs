@@ -1,5 +1,5 @@
-//! The thread that commits offsets while partitions stay assigned. The last commit before a
-//! partition is given up is made by the poll thread instead.
+//! Committing offsets: the requests, and the thread that makes them while partitions stay assigned.
+//! The last commit before a partition is given up is made by the poll thread instead.
 
 use std::{
     io,
@@ -8,7 +8,11 @@ use std::{
 };
 
 use fleet_group::FinalCommit;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer as _},
+    error::{KafkaResult, RDKafkaErrorCode},
+};
 
 use super::{Event, context::Context};
 use crate::error::KafkaError;
@@ -107,5 +111,99 @@ fn commit(consumer: &BaseConsumer<Context>, commits: Vec<FinalCommit>) {
             tracing::warn!(%error, partition = commit.partition.number, "a commit failed; it will be repeated");
         }
         context.emit(Event::Committed(commit.partition, commit.generation, result.is_ok()));
+    }
+}
+
+impl Context {
+    fn list<'a>(&self, commits: impl IntoIterator<Item = &'a FinalCommit>) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for commit in commits {
+            let mut element = list.add_partition(&self.topic, commit.partition.number);
+            // librdkafka rejects only negative offsets, and ours never are.
+            if let Err(error) = element.set_offset(Offset::Offset(commit.offset)) {
+                tracing::error!(%error, offset = commit.offset, "invalid offset in a commit; leaving the offset out");
+            }
+            if !commit.metadata.is_empty() {
+                element.set_metadata(&commit.metadata);
+            }
+        }
+        list
+    }
+
+    /// Commits all these partitions in one request. Returns an error if one of them fails.
+    pub(super) fn commit_together(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        commits: &[FinalCommit],
+    ) -> KafkaResult<()> {
+        let sent = self.membership.now();
+
+        match consumer.commit(&self.list(commits), CommitMode::Sync) {
+            Ok(()) => {
+                self.membership.accepted(sent, commits);
+                Ok(())
+            }
+            Err(error) => {
+                self.membership.refused(error.rdkafka_error_code());
+                Err(error)
+            }
+        }
+    }
+
+    /// Repeats a commit that is already in place, which the coordinator accepts from members only.
+    pub(super) fn prove(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+        match self.membership.standing() {
+            Some(standing) => self.commit_alone(consumer, &standing),
+            None => Ok(()),
+        }
+    }
+
+    /// Proves the membership if there was a gap in contact, after which nothing new may be
+    /// committed without a proof.
+    pub(super) fn prove_after_gap(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+        if self.membership.is_out_of_contact() { self.prove(consumer) } else { Ok(()) }
+    }
+
+    /// Commits one partition. If the metadata is too large for the broker, commits the offset
+    /// alone: at worst that repeats jobs, and without any commit more of them would repeat.
+    pub(super) fn commit_alone(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        commit: &FinalCommit,
+    ) -> KafkaResult<()> {
+        match self.commit_together(consumer, std::slice::from_ref(commit)) {
+            Err(error)
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) =>
+            {
+                tracing::error!(
+                    "the broker's offset.metadata.max.bytes is below 4096; committing the offset alone, so attempts \
+                     are not counted across restarts"
+                );
+                let bare = FinalCommit { metadata: String::new(), ..commit.clone() };
+                self.commit_together(consumer, &[bare])
+            }
+            other => other,
+        }
+    }
+
+    /// Commits one by one and leaves in `open` the commits that failed.
+    pub(super) fn commit_each(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        open: &mut Vec<FinalCommit>,
+    ) -> KafkaResult<()> {
+        if !open.is_empty() {
+            self.prove_after_gap(consumer)?;
+        }
+
+        let mut result = Ok(());
+        open.retain(|commit| match self.commit_alone(consumer, commit) {
+            Ok(()) => false,
+            Err(error) => {
+                result = Err(error);
+                true
+            }
+        });
+        result
     }
 }

@@ -1,46 +1,28 @@
-//! The consumer's context: librdkafka's callbacks for rebalances, statistics and errors, which run
-//! on the poll thread, and the state that the member's threads share.
+//! The consumer's context: the state that the member's threads share, and librdkafka's callbacks
+//! for statistics and errors. `rebalance` has the callbacks for rebalances.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc,
     },
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use fleet_group::{FinalCommit, Partition};
+use fleet_group::Partition;
 use parking_lot::{Mutex, MutexGuard};
 use rdkafka::{
-    ClientContext, Offset, Statistics, TopicPartitionList,
+    ClientContext, Statistics, TopicPartitionList,
     client::OAuthToken,
-    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
-    error::{KafkaError as Native, KafkaResult, RDKafkaErrorCode},
+    error::{KafkaError as Native, RDKafkaErrorCode},
     statistics,
 };
 
 use super::{
-    Assigned, Event, REPLY_MARGIN, Reach,
-    ends::Ends,
-    identity::{Commits, LogIdentity},
-    member::Channel,
-    membership::Membership,
-    unreadable::Unreadable,
-    wakeup::Wakeup,
+    Event, Reach, ends::Ends, identity::LogIdentity, member::Channel, membership::Membership,
+    unreadable::Unreadable, wakeup::Wakeup,
 };
-
-/// How long a broker may take to return the committed offsets.
-const COMMITTED_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the committed offsets are requested before the assignment goes on without them.
-/// Nothing is fetched in the meantime.
-const COMMITTED_TRIES: usize = 9;
-/// How often the last commit of a partition is tried, and the pause between two tries: while a
-/// group rebalances, the coordinator briefly refuses commits.
-pub(super) const LAST_COMMIT_TRIES: usize = 25;
-pub(super) const LAST_COMMIT_PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) struct Context {
     pub(super) channel: Channel,
@@ -222,7 +204,7 @@ impl Context {
         (topic == self.topic).then_some(Partition { topic: self.number, number })
     }
 
-    fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
+    pub(super) fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
         list.elements()
             .iter()
             .filter_map(|element| self.partition(element.topic(), element.partition()))
@@ -238,205 +220,6 @@ impl Context {
             list.add_partition(&self.topic, partition.number);
         }
         list
-    }
-
-    fn list<'a>(&self, commits: impl IntoIterator<Item = &'a FinalCommit>) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        for commit in commits {
-            let mut element = list.add_partition(&self.topic, commit.partition.number);
-            // librdkafka rejects only negative offsets, and ours never are.
-            if let Err(error) = element.set_offset(Offset::Offset(commit.offset)) {
-                tracing::error!(%error, offset = commit.offset, "invalid offset in a commit; leaving the offset out");
-            }
-            if !commit.metadata.is_empty() {
-                element.set_metadata(&commit.metadata);
-            }
-        }
-        list
-    }
-
-    /// Commits all these partitions in one request. Returns an error if one of them fails.
-    pub(super) fn commit_together(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        commits: &[FinalCommit],
-    ) -> KafkaResult<()> {
-        let sent = self.membership.now();
-
-        match consumer.commit(&self.list(commits), CommitMode::Sync) {
-            Ok(()) => {
-                self.membership.accepted(sent, commits);
-                Ok(())
-            }
-            Err(error) => {
-                self.membership.refused(error.rdkafka_error_code());
-                Err(error)
-            }
-        }
-    }
-
-    /// Repeats a commit that is already in place, which the coordinator accepts from members only.
-    pub(super) fn prove(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
-        match self.membership.standing() {
-            Some(standing) => self.commit_alone(consumer, &standing),
-            None => Ok(()),
-        }
-    }
-
-    /// Proves the membership if there was a gap in contact, after which nothing new may be
-    /// committed without a proof.
-    pub(super) fn prove_after_gap(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
-        if self.membership.is_out_of_contact() { self.prove(consumer) } else { Ok(()) }
-    }
-
-    /// Commits one partition. If the metadata is too large for the broker, commits the offset
-    /// alone: at worst that repeats jobs, and without any commit more of them would repeat.
-    pub(super) fn commit_alone(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        commit: &FinalCommit,
-    ) -> KafkaResult<()> {
-        match self.commit_together(consumer, std::slice::from_ref(commit)) {
-            Err(error)
-                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) =>
-            {
-                tracing::error!(
-                    "the broker's offset.metadata.max.bytes is below 4096; committing the offset alone, so attempts \
-                     are not counted across restarts"
-                );
-                let bare = FinalCommit { metadata: String::new(), ..commit.clone() };
-                self.commit_together(consumer, &[bare])
-            }
-            other => other,
-        }
-    }
-
-    /// Commits one by one and leaves in `open` the commits that failed.
-    pub(super) fn commit_each(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        open: &mut Vec<FinalCommit>,
-    ) -> KafkaResult<()> {
-        if !open.is_empty() {
-            self.prove_after_gap(consumer)?;
-        }
-
-        let mut result = Ok(());
-        open.retain(|commit| match self.commit_alone(consumer, commit) {
-            Ok(()) => false,
-            Err(error) => {
-                result = Err(error);
-                true
-            }
-        });
-        result
-    }
-
-    /// Makes the last commit before partitions are given up; no later commit could make up for it.
-    fn commit_before_revoke(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        mut open: Vec<FinalCommit>,
-    ) -> KafkaResult<()> {
-        for attempt in 1.. {
-            match self.commit_each(consumer, &mut open) {
-                Ok(()) => break,
-                Err(error) if attempt >= LAST_COMMIT_TRIES => return Err(error),
-                Err(_) => thread::sleep(LAST_COMMIT_PAUSE),
-            }
-        }
-        Ok(())
-    }
-
-    fn assigned(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
-        let partitions = self.partitions(list);
-        if partitions.is_empty() {
-            return;
-        }
-
-        let committed = (1..=COMMITTED_TRIES).find_map(|attempt| {
-            match consumer
-                .committed_offsets(self.positions(partitions.iter().copied()), COMMITTED_TIMEOUT)
-            {
-                Ok(committed) => Some(committed),
-                Err(error) => {
-                    tracing::warn!(%error, attempt, "could not fetch the committed offsets; trying again");
-                    None
-                }
-            }
-        });
-
-        if committed.is_none() {
-            tracing::error!(
-                "going on without commit metadata; settled jobs beyond the frontier may run again"
-            );
-        }
-
-        let elements = committed.iter().flat_map(TopicPartitionList::elements);
-        let commits = elements.filter_map(|element| match element.offset() {
-            Offset::Offset(offset) if offset >= 0 => {
-                let partition = self.partition(element.topic(), element.partition())?;
-                Some((partition, (offset, element.metadata().to_owned())))
-            }
-            _ => None,
-        });
-        let commits: Commits = commits.collect();
-
-        let starts = self.starts(consumer, list, &partitions, &commits).into_iter();
-        let assigned = starts.map(|(partition, start)| {
-            let standing = commits.get(&partition).filter(|_| start.progress.is_some());
-            let generation = self.own(partition, standing.cloned());
-            // Without an answer, librdkafka still starts at the committed offset, but we do not
-            // know that offset, so reading must not be reset to the beginning of the log.
-
-            let is_known = committed.as_ref().is_some_and(|list| {
-                let asked = list.elements_for_topic(&self.topic);
-                asked.iter().any(|element| {
-                    element.partition() == partition.number && element.error().is_ok()
-                })
-            });
-
-            if !is_known {
-                self.known_ends().forget(partition);
-            }
-
-            Assigned { partition, generation, log: self.identity(), start }
-        });
-        self.emit(Event::Assigned(assigned.collect()));
-    }
-
-    fn revoked(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
-        let partitions = self.partitions(list);
-        if partitions.is_empty() {
-            return;
-        }
-
-        if consumer.assignment_lost() {
-            self.emit(Event::Lost(partitions.clone()));
-            // A commit that starts after this member has joined again would be accepted and
-            // overwrite the new owner's.
-            let _alone = self.alone();
-            self.membership.disown(&partitions);
-            return;
-        }
-
-        let (reply, commits) = mpsc::sync_channel(1);
-        self.emit(Event::Revoking(partitions.clone(), Instant::now() + self.drain, reply));
-        // The engine answers by the deadline.
-        let commits = self.membership.excused(|| commits.recv_timeout(self.drain + REPLY_MARGIN));
-
-        let _alone = self.alone();
-        match commits.map(|commits| self.commit_before_revoke(consumer, commits)) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the last commit before giving up partitions failed; jobs may repeat");
-            }
-            Err(_) => {
-                tracing::warn!("no last commit before giving up partitions; jobs may repeat")
-            }
-        }
-        // Discard commits that were ordered earlier but not made yet.
-        self.membership.disown(&partitions);
     }
 }
 
@@ -483,34 +266,6 @@ impl ClientContext for Context {
         _: Option<&str>,
     ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
         Err("only sasl.oauthbearer.method=oidc is supported; set it together with sasl.oauthbearer.token.endpoint.url".into())
-    }
-}
-
-impl ConsumerContext for Context {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        self.called_back.store(true, Ordering::Relaxed);
-        if self.closing.load(Ordering::Relaxed) {
-            return;
-        }
-
-        match rebalance {
-            Rebalance::Assign(list) => {
-                self.assigned(consumer, list);
-                self.membership.joined();
-            }
-            Rebalance::Revoke(list) => self.revoked(consumer, list),
-            Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed"),
-        }
-    }
-
-    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        // The engine assumes that a new partition is being fetched, even if its previous assignment
-        // here left it paused.
-        if let Rebalance::Assign(list) = rebalance
-            && let Err(error) = consumer.resume(list)
-        {
-            tracing::warn!(%error, "could not resume newly assigned partitions");
-        }
     }
 }
 

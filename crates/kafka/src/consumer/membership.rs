@@ -253,7 +253,6 @@ fn sample(statistics: &Statistics) -> Option<Sample> {
     let micros = |micros: i64| u64::try_from(micros).ok().map(Duration::from_micros);
     let at = micros(statistics.age)?;
     // A consumer's only broker that stands for a role instead of a node.
-
     let coordinator = statistics.brokers.values().find(|broker| broker.source == "logical")?;
     let received = micros(coordinator.rxidle).map(|idle| at.saturating_sub(idle));
     let join_state = statistics.cgrp.as_ref().map_or("", |group| group.join_state.as_str());

@@ -18,7 +18,8 @@ use tokio::sync::oneshot;
 use super::{
     Event, MAX_QUEUED, Order,
     commits::CommitThread,
-    context::{Context, LAST_COMMIT_PAUSE, LAST_COMMIT_TRIES},
+    context::Context,
+    rebalance::{LAST_COMMIT_PAUSE, LAST_COMMIT_TRIES},
     watch::WatchThread,
     weight,
 };
