@@ -1,24 +1,23 @@
-//! The body of a response: decoded and counted as it comes, from whatever stream of chunks the
-//! caller has.
+//! Reading the body of a response, decoded and counted chunk by chunk, from any stream of chunks.
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 
 use crate::encoding::{DecodeError, Decoding};
 
-/// What a body in gzip begins with.
+/// The first bytes of a gzip body.
 const GZIP: &[u8] = &[0x1f, 0x8b, 8];
 
-/// How many encoded bytes are decoded at a time. Deflate makes at most 1032 bytes of one, so there
-/// is never much more than a mebibyte that nobody has read yet.
+/// How many encoded bytes are decoded at a time. Deflate expands one byte to at most 1032 bytes, so
+/// there is never much more than a mebibyte of decoded data waiting.
 const PIECE: usize = 1 << 10;
 
-/// Why a body can't be read.
+/// Why a body cannot be read.
 #[derive(Debug)]
 pub enum BodyError<E> {
     /// The stream of chunks broke off.
     Lost(E),
-    /// It is encoded in a way that can't be read, or too large.
+    /// The body's encoding is unknown or broken, or the body is too large.
     Encoding(DecodeError),
 }
 
@@ -26,10 +25,10 @@ pub enum BodyError<E> {
 #[derive(Debug)]
 pub struct Body<S> {
     chunks: S,
-    /// What came and is still to be decoded.
+    /// Bytes that were received but not decoded yet.
     rest: Bytes,
     decoding: Decoding,
-    /// How many bytes are to come, if the response says so.
+    /// The length that the response announced, if any.
     length: Option<u64>,
     limit: usize,
 }
@@ -38,12 +37,12 @@ impl<S, E> Body<S>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
 {
-    /// A body of these chunks, of which at most `limit` bytes are kept, with its `Content-Encoding`
-    /// and `Content-Length`.
+    /// Creates a body from its chunks, its `Content-Encoding` and its `Content-Length`. At most
+    /// `limit` bytes of it are kept.
     ///
     /// # Errors
     ///
-    /// If the encoding is not known.
+    /// Returns an error if the encoding is unknown.
     pub fn new(
         chunks: S,
         encoding: Option<&str>,
@@ -54,11 +53,11 @@ where
         Ok(Self { chunks, rest: Bytes::new(), decoding, length, limit })
     }
 
-    /// The next bytes. There may be none in them; the end is `None`.
+    /// Returns the next bytes, possibly none; `None` marks the end.
     ///
     /// # Errors
     ///
-    /// If the stream breaks off, or its bytes are not what the header said.
+    /// Returns an error if the stream breaks off or its bytes do not match the encoding.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, BodyError<E>> {
         if self.rest.is_empty() {
             let Some(chunk) = self.chunks.next().await else { return Ok(None) };
@@ -73,11 +72,12 @@ where
         Ok(Some(Bytes::from(decoded)))
     }
 
-    /// All of it, decoded also if it is gzip and its header does not say so.
+    /// Reads the whole body. A gzip body is decoded even if its header does not announce the
+    /// encoding.
     ///
     /// # Errors
     ///
-    /// As [`Body::chunk`], and if it is larger than the limit.
+    /// Returns the errors of [`Body::chunk`], and an error if the body is larger than the limit.
     pub async fn whole(&mut self) -> Result<Vec<u8>, BodyError<E>> {
         const TOO_LARGE: DecodeError = DecodeError::TooLarge;
         if self.length.is_some_and(|length| length > self.limit as u64) {
@@ -91,14 +91,17 @@ where
             }
             body.extend_from_slice(&chunk);
         }
+
         if !body.starts_with(GZIP) {
             return Ok(body);
         }
+
         let decoded = Decoding::of(Some("gzip"), self.limit).and_then(|mut gzip| gzip.push(&body));
         decoded.map_err(BodyError::Encoding)
     }
 
-    /// The beginning. What breaks or is too long is cut off: the status has said what matters.
+    /// Reads the start of the body. Whatever is too long or cannot be read is left out, since the
+    /// status already tells what matters.
     pub async fn prefix(&mut self, max: usize) -> Vec<u8> {
         let mut body = Vec::new();
         while let Ok(Some(chunk)) = self.chunk().await {
@@ -112,7 +115,8 @@ where
     }
 }
 
-/// Reads the rest of a short body that is of no interest: an unread one would cost the connection.
+/// Reads and discards the rest of a short body, because leaving it unread would cost the
+/// connection.
 pub async fn drain<E>(mut chunks: impl Stream<Item = Result<Bytes, E>> + Unpin, max: usize) {
     let mut room = max;
     while room > 0
@@ -146,6 +150,7 @@ mod tests {
         let read =
             |chunks: &[Chunk], length| body(chunks, None, length).whole().now_or_never().unwrap();
         assert_eq!(read(&[chunk(b"12345"), chunk(b"67890")], None).unwrap(), b"1234567890");
+
         let too_large = |found| matches!(found, Err(BodyError::Encoding(DecodeError::TooLarge)));
         assert!(too_large(read(&[chunk(b"12345"), chunk(b"678901")], None)));
         assert!(too_large(read(&[], Some(11))));
@@ -153,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_what_there_is() {
+    fn a_prefix_is_what_could_be_read() {
         let prefix =
             |chunks: &[Chunk]| body(chunks, None, Some(11)).prefix(7).now_or_never().unwrap();
         assert_eq!(prefix(&[chunk(b"12345"), chunk(b"67890")]), b"1234567");
@@ -165,17 +170,20 @@ mod tests {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(b"plain").unwrap();
         let encoded = Bytes::from(encoder.finish().unwrap());
+
         let mut found = body(&[Ok(encoded.slice(..8)), Ok(encoded.slice(8..))], Some("gzip"), None);
         assert_eq!(found.whole().now_or_never().unwrap().unwrap(), b"plain");
+
         let mut unlabelled = body(&[Ok(encoded)], None, None);
         unlabelled.limit = 100;
         assert_eq!(unlabelled.whole().now_or_never().unwrap().unwrap(), b"plain");
+
         let unknown = Body::new(stream::iter([chunk(b"")]), Some("br"), None, 10).err();
         assert_eq!(unknown, Some(DecodeError::Unknown("br".to_owned())));
     }
 
     #[test]
-    fn a_chunk_that_decodes_to_very_much_comes_in_pieces() {
+    fn a_chunk_that_expands_greatly_arrives_in_pieces() {
         const SIZE: usize = 16 << 20;
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(&b"id\n\n".repeat(SIZE / 4)).unwrap();

@@ -1,37 +1,37 @@
-//! Bodies that are compressed although nobody asked for it.
+//! Decoding bodies that are compressed although no client asked for that.
 
 use std::io::{self, Write};
 
 use flate2::write::{MultiGzDecoder, ZlibDecoder};
 
-/// Why a body can't be decoded.
+/// Why a body cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DecodeError {
-    /// It is encoded in a way that is not known here.
+    /// The encoding with this name is unknown.
     Unknown(String),
-    /// It is not what its header says.
+    /// The body does not match its encoding.
     Broken(String),
-    /// It grows past the limit.
+    /// The body exceeds the limit.
     TooLarge,
 }
 
-/// Decodes a body as it comes.
+/// Decodes a body chunk by chunk.
 #[derive(Debug)]
 pub enum Decoding {
-    /// There is nothing to decode.
+    /// The body is not encoded.
     Identity,
-    /// gzip.
+    /// The encoding `gzip`.
     Gzip(Box<MultiGzDecoder<Bounded>>),
-    /// zlib, which HTTP calls deflate.
+    /// The encoding `deflate`, which is zlib.
     Deflate(Box<ZlibDecoder<Bounded>>),
 }
 
 impl Decoding {
-    /// Reads a `Content-Encoding`. No chunk is decoded to more than `limit` bytes.
+    /// Creates a decoder for a `Content-Encoding`. No chunk may decode to more than `limit` bytes.
     ///
     /// # Errors
     ///
-    /// If the encoding is not known.
+    /// Returns an error if the encoding is unknown.
     pub fn of(content_encoding: Option<&str>, limit: usize) -> Result<Self, DecodeError> {
         let name = content_encoding.unwrap_or_default().trim().to_ascii_lowercase();
         let bounded = Bounded { out: Vec::new(), limit };
@@ -43,17 +43,17 @@ impl Decoding {
         }
     }
 
-    /// Whether bytes pass as they are.
+    /// Returns whether bytes pass unchanged.
     #[must_use]
     pub fn is_identity(&self) -> bool {
         matches!(self, Self::Identity)
     }
 
-    /// What the next bytes decode to.
+    /// Decodes the next bytes.
     ///
     /// # Errors
     ///
-    /// If they are not what the header said, or decode to too much.
+    /// Returns an error if the bytes do not match the encoding or decode to too much.
     pub fn push(&mut self, chunk: &[u8]) -> Result<Vec<u8>, DecodeError> {
         let written = match self {
             Self::Identity => return Ok(chunk.to_vec()),
@@ -73,7 +73,7 @@ impl Decoding {
     }
 }
 
-/// Takes so much and no more: a few bytes can decode to many.
+/// A buffer that refuses to grow past its limit, since a few bytes may decode to very many.
 #[derive(Debug)]
 pub struct Bounded {
     out: Vec<u8>,
@@ -116,19 +116,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_decoded_however_it_is_cut() {
+    fn known_encodings_are_decoded_however_they_are_cut() {
         let whole = gzip(b"{\"a\":1}");
         let single: Vec<&[u8]> = whole.chunks(1).collect();
         assert_eq!(decode("GZIP", &[&whole], 100).unwrap(), b"{\"a\":1}");
         assert_eq!(decode("x-gzip", &single, 100).unwrap(), b"{\"a\":1}");
+
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(b"x").unwrap();
         assert_eq!(decode("deflate", &[&encoder.finish().unwrap()], 100).unwrap(), b"x");
+
         assert_eq!(decode("identity", &[b"a", b"b"], 1).unwrap(), b"ab");
     }
 
     #[test]
-    fn what_is_not_says_so() {
+    fn unknown_broken_and_excessive_bodies_are_refused() {
         assert_eq!(decode("br", &[], 100).unwrap_err(), DecodeError::Unknown("br".to_owned()));
         assert!(matches!(decode("gzip", &[b"plain text"], 100), Err(DecodeError::Broken(_))));
         assert_eq!(decode("gzip", &[&gzip(&[0; 100_000])], 1000), Err(DecodeError::TooLarge));

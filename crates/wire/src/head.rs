@@ -1,25 +1,25 @@
-//! What the head of an HTTP response says: what its body is, when to come back, and where to go.
+//! The head of an HTTP response: the type of its body, when to retry, and where to go instead.
 
 use std::time::{Duration, SystemTime};
 
 use url::Url;
 
-/// The longest delay that a server's `Retry-After` can ask for.
+/// The longest delay that a server may ask for by `Retry-After`.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// What a body is.
+/// The media type of a body, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Media {
-    /// JSON.
+    /// A JSON type.
     Json,
     /// A stream of server-sent events.
     EventStream,
-    /// Something else, or not said (empty). It may be JSON all the same.
+    /// Another type, or none (empty). The body may be JSON nevertheless.
     Other(String),
 }
 
 impl Media {
-    /// Reads a `Content-Type`.
+    /// Parses a `Content-Type`.
     #[must_use]
     pub fn of(content_type: Option<&str>) -> Self {
         let name = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
@@ -35,40 +35,42 @@ impl Media {
         }
     }
 
-    /// Whether it is a page for people, which is no use in a message.
+    /// Returns whether the body is a page for people, which is of no use in an error message.
     #[must_use]
     pub fn is_page(&self) -> bool {
         matches!(self, Self::Other(name) if name.ends_with("html"))
     }
 }
 
-/// `Retry-After` in either of its forms: seconds, or a date that is compared with `now`.
+/// Parses a `Retry-After` in either of its forms: seconds, or a date that is compared with `now`.
 #[must_use]
 pub fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim();
     let delay = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         text.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs)
     } else {
-        // A date in the past means now.
+        // A date in the past means that a retry may happen at once.
         httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
     };
     Some(delay.min(MAX_RETRY_AFTER))
 }
 
-/// Where a request is to be sent again as it is: a 307 or 308 that leads to the same scheme, host
-/// and port. What leads elsewhere is never followed, since nobody has allowed that place, and it
-/// must not get our credentials.
+/// Returns the URL to which a request may be sent again unchanged: the target of a 307 or 308 with
+/// the same scheme, host and port. A redirect to another origin is never followed, since the user
+/// has not allowed that origin and it must not receive our credentials.
 #[must_use]
 pub fn moved(status: u16, from: &Url, location: Option<&str>) -> Option<Url> {
     if !matches!(status, 307 | 308) {
         return None;
     }
+
     let to = from.join(location?.trim()).ok()?;
-    let plain = to.username() == from.username() && to.password() == from.password();
-    let may = to.origin() == from.origin() && to != *from;
-    // A relative location leaves user and password in place, an absolute one drops them.
-    let anonymous = to.username().is_empty() && to.password().is_none();
-    (may && (plain || anonymous)).then_some(to)
+    let is_same_user = to.username() == from.username() && to.password() == from.password();
+    // A relative location keeps user name and password, an absolute one drops them.
+    let is_anonymous = to.username().is_empty() && to.password().is_none();
+    let is_same_origin = to.origin() == from.origin() && to != *from;
+
+    (is_same_origin && (is_same_user || is_anonymous)).then_some(to)
 }
 
 #[cfg(test)]
@@ -76,9 +78,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn media_types_are_read_without_regard_to_case_and_parameters() {
+    fn media_types_are_parsed_regardless_of_case_and_parameters() {
         let check =
             |text: Option<&str>, expected: Media| assert_eq!(Media::of(text), expected, "{text:?}");
+
         check(Some("application/json"), Media::Json);
         check(Some("Application/JSON;Charset=UTF-8"), Media::Json);
         check(Some("application/json-rpc; charset=utf-8"), Media::Json);
@@ -90,11 +93,12 @@ mod tests {
     }
 
     #[test]
-    fn delays_are_read_in_both_forms() {
+    fn delays_are_parsed_in_both_forms() {
         let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
         let check = |text: &str, expected: Option<u64>| {
             assert_eq!(retry_after(text, now), expected.map(Duration::from_secs), "{text}");
         };
+
         check("120", Some(120));
         check(" 0 ", Some(0));
         check("Sun, 06 Nov 1994 08:50:37 GMT", Some(60));
@@ -110,17 +114,19 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_origin_is_followed() {
+    fn only_redirects_within_the_origin_are_followed() {
         let from = Url::parse("https://mcp.example.com/mcp?key=1").unwrap();
         let check = |status: u16, location: &str, expected: Option<&str>| {
             let to = moved(status, &from, Some(location));
             assert_eq!(to.as_ref().map(Url::as_str), expected, "{status} {location}");
         };
+
         check(307, "/mcp/", Some("https://mcp.example.com/mcp/"));
         check(308, "https://mcp.example.com:443/mcp/", Some("https://mcp.example.com/mcp/"));
         check(308, "/mcp?key=1", None);
         check(302, "/mcp/", None);
         check(200, "/mcp/", None);
+
         for foreign in [
             "http://mcp.example.com/mcp/",
             "https://mcp.example.com:8443/mcp/",
@@ -130,6 +136,7 @@ mod tests {
         ] {
             check(307, foreign, None);
         }
+
         assert_eq!(moved(307, &from, None), None);
     }
 }

@@ -1,6 +1,6 @@
-//! What MCP servers send, read without IO. Both clients of the workspace read with it: the worker's
-//! own (`fleet-mcp-client`) and the gateway's (`mcp-server`, on top of rmcp), so that neither takes
-//! what the other refuses.
+//! Reading what MCP servers send, without IO. Both clients of the workspace use this crate: the
+//! worker's own (`fleet-mcp-client`) and the gateway's (`mcp-server`, on top of rmcp), so that
+//! neither rejects what the other accepts.
 
 pub mod body;
 pub mod encoding;
@@ -18,14 +18,15 @@ pub use message::{
     Answer, Id, Message, Reply, RpcError, Unreadable, answer_in, id_of_long, ids_in, is_cut, read,
 };
 
-/// The text of the other side, on one line and of at most `max` characters.
+/// Quotes text of the other side on one line, with at most `max` characters.
 #[must_use]
 pub fn quote(text: &str, max: usize) -> String {
     let mut quoted = String::new();
-    // Bounded before it is cleaned: the text may be megabytes of blanks.
+    // Limit the text before cleaning it: it may consist of megabytes of white space.
     let end = text.char_indices().nth(max.saturating_mul(4)).map_or(text.len(), |(end, _)| end);
     let (start, rest) = text.split_at(end);
     let is_gap = |c: char| c.is_whitespace() || c.is_control();
+
     for word in start.split(is_gap).filter(|word| !word.is_empty()) {
         if !quoted.is_empty() {
             quoted.push(' ');

@@ -1,24 +1,24 @@
-//! Makes JSON of what is almost JSON.
+//! Repairing almost valid JSON.
 //!
-//! Some programs write what no strict parser takes: Python's `json.dumps` writes `NaN`, a text that
-//! was cut in the middle of an emoji ends in half a surrogate pair, and a server that prints in
-//! Latin-1 sends bytes that are not UTF-8. The rest of such a message is sound, and a call is
-//! waiting for it.
+//! Some programs write JSON that strict parsers reject: Python's `json.dumps` writes `NaN`, a text
+//! that was cut inside an emoji ends with half a surrogate pair, and a server that prints Latin-1
+//! sends bytes that are not UTF-8. The rest of such a message is valid, and a call is waiting for
+//! it.
 
 use std::str::Chars;
 
-/// Not a number, in the spellings of common JSON writers. JSON has `null` for it.
+/// Non-finite numbers as common JSON writers spell them. JSON itself has only `null` for them.
 const NOT_FINITE: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
 
-/// The replacement character, escaped.
+/// The replacement character as an escape sequence.
 const REPLACEMENT: &str = "\\ufffd";
 
-/// The same text with `null` for numbers that are not finite, and replacement characters for what
-/// is not Unicode.
+/// Replaces non-finite numbers by `null`, and whatever is not Unicode by replacement characters.
 pub(crate) fn mend(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut mended = String::with_capacity(text.len());
     let mut rest: &str = &text;
+
     while let Some(c) = rest.chars().next() {
         if c == '"' {
             let mut chars = rest[1..].chars();
@@ -27,18 +27,20 @@ pub(crate) fn mend(bytes: &[u8]) -> String {
             rest = chars.as_str();
             continue;
         }
+
         if let Some(found) = NOT_FINITE.into_iter().find(|name| rest.starts_with(name)) {
             mended.push_str("null");
             rest = &rest[found.len()..];
             continue;
         }
+
         mended.push(c);
         rest = &rest[c.len_utf8()..];
     }
     mended
 }
 
-/// Copies a string from behind its opening quote to its closing one.
+/// Copies a string from after its opening quote up to its closing quote.
 fn copy_string(chars: &mut Chars<'_>, mended: &mut String) {
     while let Some(c) = chars.next() {
         match c {
@@ -53,6 +55,7 @@ fn copy_string(chars: &mut Chars<'_>, mended: &mut String) {
     }
 }
 
+/// Copies an escape sequence from after its backslash. Unpaired surrogates are replaced.
 fn copy_escape(chars: &mut Chars<'_>, mended: &mut String) {
     let Some(kind) = chars.next() else { return };
     if kind != 'u' {
@@ -88,7 +91,7 @@ fn copy_escape(chars: &mut Chars<'_>, mended: &mut String) {
                 mended.push_str(&format!("\\u{unit:04x}"));
                 return;
             }
-            // Not four hexadecimal digits: the parser will say so.
+            // Not four hexadecimal digits, which the parser will report.
             None => {
                 mended.push_str("\\u");
                 return;
@@ -97,7 +100,7 @@ fn copy_escape(chars: &mut Chars<'_>, mended: &mut String) {
     }
 }
 
-/// The four digits behind `\u`. Takes nothing if they are not there.
+/// Takes the four digits after `\u`, or nothing if they are not there.
 fn take_unit(chars: &mut Chars<'_>) -> Option<u32> {
     let mut ahead = chars.clone();
     let mut unit = 0;
@@ -115,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_broken_is_replaced() {
+    fn only_broken_parts_are_replaced() {
         let check = |text: &[u8], expected: &str| {
             assert_eq!(mend(text), expected, "{}", String::from_utf8_lossy(text));
         };
@@ -134,14 +137,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sound_json_stays_what_it_is(text in any::<String>(), number in any::<i64>()) {
+        fn valid_json_is_not_changed(text in any::<String>(), number in any::<i64>()) {
             let value = serde_json::json!({"text": text, "list": [number, null, true], text.clone(): {}});
             let written = value.to_string();
             prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&mend(written.as_bytes())).unwrap(), value);
         }
 
         #[test]
-        fn any_bytes_can_be_mended(bytes in any::<Vec<u8>>()) {
+        fn any_bytes_can_be_repaired(bytes in any::<Vec<u8>>()) {
             drop(mend(&bytes));
         }
     }

@@ -1,10 +1,10 @@
-//! Messages of JSON-RPC, read as leniently as their meaning allows.
+//! Reading JSON-RPC messages as leniently as their meaning allows.
 //!
-//! A byte order mark, UTF-16, an array or a string around messages, several messages in a row, text
-//! around an answer, `"error": null` beside a result, an id that comes back as text, and what
-//! [`mend`](crate::mend) replaces are no reason to lose an answer. An answer that can't be read even
-//! so is told apart from what is no answer at all: whoever made the call must hear of it at once,
-//! and must not make the call again, since it has been carried out.
+//! None of the following loses an answer: a byte order mark, UTF-16, an array or a string around
+//! messages, several messages in a row, text around an answer, `"error": null` beside a result, an
+//! id that is returned as text, and whatever [`mend`](crate::mend) repairs. An answer that still
+//! cannot be read is distinguished from a message that is not an answer: the caller must learn of
+//! it at once and must not repeat the call, since the call has been carried out.
 
 use serde_json::{Map, Value};
 
@@ -15,7 +15,7 @@ use crate::{
     surround::{answers_within, as_utf8, values_in_a_row},
 };
 
-/// How much of a message that can't be read is quoted.
+/// How much of an unreadable message is quoted, in characters.
 const SHOWN: usize = 200;
 
 /// The id of a request.
@@ -23,7 +23,7 @@ const SHOWN: usize = 200;
 pub enum Id {
     /// A number.
     Number(i64),
-    /// A text.
+    /// A string.
     Text(String),
 }
 
@@ -36,7 +36,7 @@ impl Id {
         }
     }
 
-    /// Whether this is `id`, perhaps as a server writes it that makes a text of every id.
+    /// Returns whether this is `id`, or `id` written as text, as some servers return every id.
     #[must_use]
     pub fn is(&self, id: &Self) -> bool {
         match id {
@@ -45,7 +45,7 @@ impl Id {
         }
     }
 
-    /// Whether this is the number `id`, perhaps as text.
+    /// Returns whether this is the number `id`, possibly written as text.
     #[must_use]
     pub fn is_number(&self, id: i64) -> bool {
         match self {
@@ -58,82 +58,84 @@ impl Id {
 /// A JSON-RPC error.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RpcError {
-    /// What kind of error it is.
+    /// The code of the error.
     pub code: i64,
-    /// What went wrong, for people.
+    /// The message of the error, for people.
     pub message: String,
-    /// More about it.
+    /// Additional data.
     pub data: Option<Value>,
 }
 
-/// An answer that can't be read.
+/// An answer that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// What is wrong with it, with its beginning.
+    /// What is wrong with the answer, and how it starts.
     pub why: String,
-    /// It breaks off, so it was cut, by its writer or on its way.
+    /// Whether the answer breaks off, so that it was cut by its writer or in transit.
     pub cut: bool,
 }
 
-/// What a request came to.
+/// The content of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
     /// A result.
     Result(Map<String, Value>),
     /// An error.
     Error(RpcError),
-    /// Something that can't be read.
+    /// Something that cannot be read.
     Unreadable(Unreadable),
 }
 
-/// One message of the other side.
+/// A message from the other side.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
-    /// The answer to a request; without an id if the message names none.
+    /// The answer to a request, with the request's id if the message names it.
     Reply(Option<Id>, Reply),
-    /// A request, with its method and the whole message.
+    /// A request: its method and the whole message.
     Request(String, Value),
-    /// A notification, with its method and the whole message.
+    /// A notification: its method and the whole message.
     Notification(String, Value),
-    /// Not JSON-RPC: what is wrong with it.
+    /// Something that is not JSON-RPC, with the reason.
     Noise(&'static str),
 }
 
-/// What a message says to the one request that its connection was opened for.
+/// The meaning of a message for the one request that its connection serves.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
-    /// A result.
+    /// The result of the request.
     Result(Map<String, Value>),
-    /// An error. A server that could not read the request does not know its id.
+    /// An error. A server that could not read the request does not know the request's id.
     Error {
-        /// What went wrong.
+        /// The error itself.
         error: RpcError,
-        /// Whether it names the request's id.
+        /// Whether the error names the request's id.
         addressed: bool,
     },
-    /// The answer to this request, in a form that can't be read: what is wrong with it. The request
-    /// has been carried out.
+    /// The answer to this request, which was carried out, but in a form that cannot be read. Tells
+    /// what is wrong.
     Unreadable(String),
-    /// What may have been the answer, and does not say so: what is wrong with it.
+    /// Something that may be the answer but does not name the request. Tells what is wrong.
     Malformed(String),
 }
 
 impl Message {
-    /// The answer that this message is to request `id`.
+    /// Interprets this message as the answer to request `id`.
     ///
     /// # Errors
     ///
-    /// If it is something else, the message itself.
+    /// Returns the message itself if it is not the answer.
     pub fn answer_to(self, id: &Id) -> Result<Answer, Self> {
         let (found, reply) = match self {
             Self::Reply(found, reply) => (found, reply),
             Self::Noise(why) => return Ok(Answer::Malformed(why.to_owned())),
             other => return Err(other),
         };
+
         let addressed = found.as_ref().is_some_and(|found| found.is(id));
         if !addressed && found.is_some() {
             return Err(Self::Reply(found, reply));
         }
+
         Ok(match reply {
             Reply::Result(result) if addressed => Answer::Result(result),
             Reply::Result(_) => {
@@ -146,8 +148,8 @@ impl Message {
     }
 }
 
-/// The messages in a text: one, those of an array, or several in a row. Of a text that is not JSON
-/// but has answers in it, as a line of a log may, the answers.
+/// Reads the messages in a text: a single one, those of an array, or several in a row. If the text
+/// is not JSON but contains answers, as a line of a log may, returns those answers.
 #[must_use]
 pub fn read(bytes: &[u8]) -> Vec<Message> {
     let bytes = &*as_utf8(bytes);
@@ -160,9 +162,11 @@ pub fn read(bytes: &[u8]) -> Vec<Message> {
     if !mended.trim_start().starts_with(['{', '[']) {
         return or_noise(answers_within(&mended));
     }
+
     if let Ok(value) = serde_json::from_str(&mended) {
         return read_value(value);
     }
+
     let (values, rest) = values_in_a_row(&mended);
     if !values.is_empty() {
         let mut messages: Vec<_> = values.into_iter().flat_map(read_value).collect();
@@ -172,16 +176,18 @@ pub fn read(bytes: &[u8]) -> Vec<Message> {
         });
         return messages;
     }
+
     or_noise(read_broken(&mended, &problem))
 }
 
-/// The answer that a text would be if it were JSON.
+/// Reads a text that is not JSON but would otherwise be an answer.
 fn read_broken(text: &str, problem: &serde_json::Error) -> Vec<Message> {
     let outline = outline(text);
     let is_answer = outline.has_answer && !outline.has_method && text.trim_start().starts_with('{');
     if !is_answer {
         return Vec::new();
     }
+
     let why = format!("it is not JSON: {problem}: {}", quote(text, SHOWN));
     let id = outline.id().cloned();
     vec![Message::Reply(id, Reply::Unreadable(Unreadable { why, cut: !outline.whole }))]
@@ -191,11 +197,12 @@ fn or_noise(messages: Vec<Message>) -> Vec<Message> {
     if messages.is_empty() { vec![Message::Noise("it is not JSON")] } else { messages }
 }
 
-/// Whether a text breaks off: there is nothing, or a message without its end.
+/// Returns whether a text breaks off: it is empty, or it is a message without an end.
 #[must_use]
 pub fn is_cut(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let text = text.trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']);
+
     match text.chars().next() {
         None => true,
         Some('{' | '[') => !outline(text).whole,
@@ -203,8 +210,8 @@ pub fn is_cut(bytes: &[u8]) -> bool {
     }
 }
 
-/// The answer to request `id` in a text, if there is one. What says that it is the answer goes
-/// before what may be.
+/// Finds the answer to request `id` in a text. An answer that names the request takes precedence
+/// over one that merely may be meant.
 #[must_use]
 pub fn answer_in(bytes: &[u8], id: &Id) -> Option<Answer> {
     let mut malformed = None;
@@ -218,24 +225,26 @@ pub fn answer_in(bytes: &[u8], id: &Id) -> Option<Answer> {
     malformed
 }
 
-/// The ids that the top level of an answer names: more than one if it has the member twice.
+/// Returns the ids at the top level of an answer. There are several if the member is repeated.
 #[must_use]
 pub fn ids_in(bytes: &[u8]) -> Vec<Id> {
     outline(&String::from_utf8_lossy(&as_utf8(bytes))).ids
 }
 
-/// The id in the beginning or at the end of an answer that is too long to be kept; `None` if it is
-/// no answer.
+/// Finds the id near the start or end of an answer that is too long to keep. Returns `None` if the
+/// message is not an answer.
 #[must_use]
 pub fn id_of_long(head: &[u8], tail: &[u8]) -> Option<Id> {
     let outline = outline(&String::from_utf8_lossy(head));
     if outline.has_method {
         return None;
     }
+
     outline.id().cloned().or_else(|| id_at_end(&String::from_utf8_lossy(tail)))
 }
 
-/// The messages in a value: itself, or those of an array, or of the JSON that a text holds.
+/// Reads the messages in a value: the value itself, the elements of an array, or the JSON in a
+/// string.
 pub(crate) fn read_value(value: Value) -> Vec<Message> {
     let inner = match &value {
         Value::String(text) if text.trim_start().starts_with(['{', '[']) => {
@@ -263,14 +272,16 @@ fn read_one(value: Value) -> Message {
     }
 
     let id = message.get("id").and_then(Id::of);
-    // Programs write logs in JSON, with members like `error` and others that no answer has.
+    // Programs write logs in JSON with members such as `error`, and others that no answer has.
     let is_of_answer = |key: &String| matches!(key.as_str(), "jsonrpc" | "id" | "result" | "error");
     if id.is_none() && !message.contains_key("jsonrpc") && !message.keys().all(is_of_answer) {
         return Message::Noise("it is neither a request nor an answer");
     }
+
     if let Some(error) = message.get("error").filter(|error| !error.is_null()) {
         return Message::Reply(id, read_error(error));
     }
+
     match message.remove("result") {
         Some(Value::Object(result)) => Message::Reply(id, Reply::Result(result)),
         Some(result) => Message::Reply(id, unreadable("its result is not an object", &result)),
@@ -293,6 +304,7 @@ fn read_error(error: &Value) -> Reply {
     let Some(message) = error.get("message").and_then(Value::as_str) else {
         return unreadable("its error has no message", error);
     };
+
     let data = error.get("data").filter(|data| !data.is_null()).cloned();
     Reply::Error(RpcError { code, message: message.to_owned(), data })
 }
@@ -302,7 +314,7 @@ fn unreadable(why: &str, what: &Value) -> Reply {
     Reply::Unreadable(Unreadable { why, cut: false })
 }
 
-/// A number without a fraction, however it is written.
+/// Returns a number without a fraction, however it is written.
 fn whole(number: &serde_json::Number) -> Option<i64> {
     let rounded =
         |number: f64| (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64);

@@ -1,4 +1,4 @@
-//! What comes of every spelling of an answer, and of what is none.
+//! Tests of answers in every form, and of messages that are not answers.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use super::*;
 
 fn result(value: Value) -> Reply {
-    let Value::Object(result) = value else { panic!("no object") };
+    let Value::Object(result) = value else { panic!("not an object") };
     Reply::Result(result)
 }
 
@@ -19,7 +19,7 @@ fn seven() -> Option<Id> {
 }
 
 #[test]
-fn answers_are_read_in_every_spelling() {
+fn answers_are_read_in_every_form() {
     let check = |text: &[u8], expected: Reply| {
         assert_eq!(
             read(text),
@@ -41,7 +41,7 @@ fn answers_are_read_in_every_spelling() {
 }
 
 #[test]
-fn answers_that_can_not_be_read_say_whose_they_are() {
+fn unreadable_answers_name_their_request() {
     let check = |text: &str, id: Option<Id>, why: &str, cut: bool| {
         let [Message::Reply(found, Reply::Unreadable(unreadable))] = &read(text.as_bytes())[..]
         else {
@@ -57,12 +57,13 @@ fn answers_that_can_not_be_read_say_whose_they_are() {
     check(r#"{"jsonrpc":"2.0","id":7}"#, seven(), "neither a result nor an error", false);
     check(r#"{"result":3}"#, None, "not an object", false);
     check(r#"{"id":7,"result":{"t":"cut"#, seven(), "it is not JSON: EOF", true);
+
     let deep = format!(r#"{{"id":7,"result":{{"d":{}{}}}}}"#, "[".repeat(200), "]".repeat(200));
     check(&deep, seven(), "recursion limit", false);
 }
 
 #[test]
-fn what_is_no_answer_is_told_apart() {
+fn other_messages_are_not_answers() {
     let noise = |text: &str| {
         assert!(matches!(read(text.as_bytes())[..], [Message::Noise(_)]), "{text}");
     };
@@ -71,13 +72,16 @@ fn what_is_no_answer_is_told_apart() {
     {
         noise(text);
     }
+
     let request = json!({"id": "p", "method": "ping"});
     assert_eq!(
         read(request.to_string().as_bytes()),
         [Message::Request("ping".to_owned(), request)]
     );
+
     let two = read(br#"[{"method":"a"},{"id":7,"result":{}}]"#);
     assert!(matches!(&two[..], [Message::Notification(..), Message::Reply(..)]), "{two:?}");
+
     let nameless = read(br#"{"id":null,"error":{"code":-32603,"message":"boom"}}"#);
     assert_eq!(nameless, [Message::Reply(None, error(-32603, "boom"))]);
 }
@@ -89,7 +93,7 @@ fn ids_compare_as_numbers_and_text() {
 }
 
 #[test]
-fn long_answers_are_known_by_their_ends() {
+fn long_answers_are_identified_by_their_ends() {
     let head = br#"{"jsonrpc":"2.0","id":7,"result":{"content":[{"type":"image","data":"AAAA"#;
     assert_eq!(id_of_long(head, b"AAAA"), seven());
     assert_eq!(
@@ -108,7 +112,7 @@ proptest! {
 }
 
 #[test]
-fn an_answer_is_told_from_what_is_none() {
+fn an_answer_is_recognized_by_its_id() {
     let check = |id: &Id, text: &str, expected: Option<Answer>| {
         let found = read(text.as_bytes()).remove(0).answer_to(id);
         assert_eq!(found.ok(), expected, "{text}");
@@ -135,7 +139,7 @@ fn an_answer_is_told_from_what_is_none() {
 }
 
 #[test]
-fn the_answer_goes_before_what_may_be_one() {
+fn a_certain_answer_takes_precedence_over_a_possible_one() {
     let text = br#"[3,{"method":"a"},{"id":7,"result":{}}]"#;
     assert_eq!(answer_in(text, &Id::Number(7)), Some(Answer::Result(Map::new())));
     assert!(matches!(answer_in(b"[3]", &Id::Number(7)), Some(Answer::Malformed(_))));
@@ -143,7 +147,7 @@ fn the_answer_goes_before_what_may_be_one() {
 }
 
 #[test]
-fn a_text_that_breaks_off_is_known() {
+fn a_text_that_breaks_off_is_recognized() {
     for cut in ["", " \n", "{", r#"{"id":7,"result":{"t":"}"#, "\u{feff}[{}"] {
         assert!(is_cut(cut.as_bytes()), "{cut}");
     }

@@ -1,30 +1,31 @@
-//! What can be told of a message that is not JSON, or too large to be kept: whose answer it is.
+//! The outline of a message that is not JSON or is too large to keep: which request it answers.
 
 use serde_json::Value;
 
 use crate::message::Id;
 
-/// The top level of a JSON object, as far as it could be followed.
+/// The top level of a JSON object, as far as it could be parsed.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Outline {
-    /// The ids that it names; more than one if it has the member twice.
+    /// The ids of the message; several if the member is repeated.
     pub(crate) ids: Vec<Id>,
-    /// It has a `method`, so it is no answer.
+    /// Whether there is a `method`, so that the message is not an answer.
     pub(crate) has_method: bool,
-    /// It has a `result` or an `error`.
+    /// Whether there is a `result` or an `error`.
     pub(crate) has_answer: bool,
-    /// Every bracket is closed. What is cut off may have been cut on its way.
+    /// Whether every bracket is closed. If not, the message may have been cut in transit.
     pub(crate) whole: bool,
 }
 
-/// Follows a text that begins as an object does. Depth costs nothing, and only strings and brackets
-/// are looked at.
+/// Parses the outline of a text that starts as an object does. Only strings and brackets are
+/// examined, and depth costs nothing.
 pub(crate) fn outline(text: &str) -> Outline {
     let mut outline = Outline::default();
     let bytes = text.as_bytes();
     let mut depth = 0_usize;
     let mut key: Option<&str> = None;
     let mut at = 0;
+
     while let Some(byte) = bytes.get(at) {
         match byte {
             b'{' | b'[' => depth += 1,
@@ -35,7 +36,7 @@ pub(crate) fn outline(text: &str) -> Outline {
                     return outline;
                 }
             }
-            // Python writes its own strings in single quotes.
+            // Python prints its strings in single quotes.
             quote @ (b'"' | b'\'') => {
                 let end = end_of_string(bytes, at, *quote);
                 let string = text.get(at..end).unwrap_or_default();
@@ -51,7 +52,8 @@ pub(crate) fn outline(text: &str) -> Outline {
                 let value = text.get(at + 1..).unwrap_or_default();
                 let end = value.find([',', '}', ']', '{', '[', '"', '\'']).unwrap_or(value.len());
                 outline.note(key, value.get(..end).unwrap_or_default());
-                // Behind it: a text of nothing but colons would be searched to its end for each.
+                // Skip the value: a text of nothing but colons would be searched to its end for
+                // each of them.
                 at += 1 + end;
                 continue;
             }
@@ -60,15 +62,17 @@ pub(crate) fn outline(text: &str) -> Outline {
         }
         at += 1;
     }
+
     outline
 }
 
 impl Outline {
-    /// The id that it names last, as a JSON parser has it.
+    /// Returns the last id, which is the one that a JSON parser keeps.
     pub(crate) fn id(&self) -> Option<&Id> {
         self.ids.last()
     }
 
+    /// Records a member of the top level.
     fn note(&mut self, key: Option<&str>, value: &str) {
         let quotes = ['"', '\''];
         match key.map(|key| key.trim_matches(quotes)) {
@@ -80,7 +84,7 @@ impl Outline {
     }
 }
 
-/// The id that is written so, in JSON or in Python.
+/// Parses an id as written in JSON or Python.
 fn id_in(written: &str) -> Option<Id> {
     let written = written.trim();
     match written.strip_prefix('\'') {
@@ -89,7 +93,7 @@ fn id_in(written: &str) -> Option<Id> {
     }
 }
 
-/// The position behind the closing quote of the string that begins here.
+/// Returns the position after the closing quote of the string that starts here.
 fn end_of_string(bytes: &[u8], start: usize, quote: u8) -> usize {
     let mut at = start + 1;
     while let Some(byte) = bytes.get(at) {
@@ -102,14 +106,16 @@ fn end_of_string(bytes: &[u8], start: usize, quote: u8) -> usize {
     bytes.len()
 }
 
-/// The id of an object whose end this is, if it is one of its last members, as some writers have
-/// it.
+/// Returns the id of an object from the object's end, if the id is one of its last members, as some
+/// writers arrange it.
 pub(crate) fn id_at_end(tail: &str) -> Option<Id> {
     let (_, behind) = tail.rsplit_once("\"id\"")?;
     let value = behind.trim_start().strip_prefix(':')?;
     let end = value.find([',', '}'])?;
+
     let (value, rest) = value.split_at(end);
     let rest: String = rest.chars().filter(|c| !c.is_whitespace()).collect();
+
     let is_end = matches!(rest.as_str(), "}" | ",\"jsonrpc\":\"2.0\"}");
     let found = is_end.then(|| serde_json::from_str::<Value>(value.trim()).ok()).flatten();
     found.as_ref().and_then(Id::of)
@@ -124,11 +130,12 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_found_in_what_is_not_json() {
+    fn ids_are_found_in_texts_that_are_not_json() {
         let check = |text: &str, id: Option<Id>, whole: bool| {
             let found = outline(text);
             assert_eq!((found.id().cloned(), found.whole), (id, whole), "{text}");
         };
+
         check(r#"{"jsonrpc":"2.0","id":7,"result":{"a":1e400,"id":9}}"#, number(7), true);
         check(r#"{"result":{"id":9,"t":"\"id\":3,"},"id" : 7 }"#, number(7), true);
         check(r#"{"id":"a-1","result":{"t":"cut"#, Some(Id::Text("a-1".to_owned())), false);
@@ -139,12 +146,13 @@ mod tests {
         check(r#"{'id': 'a', 'result': {}}"#, Some(Id::Text("a".to_owned())), true);
         check(r#"{"id":7,"result":{},"id":99}"#, number(99), true);
         check(&format!("{{\"id\":7,\"result\":{}", "[".repeat(100_000)), number(7), false);
+
         assert!(outline(r#"{"id":7,"method":"x""#).has_method);
         assert!(outline(r#"{"id":7,"error":"#).has_answer);
         assert!(!outline(r#"{"level":"info"}"#).has_answer);
     }
 
-    /// If every colon were looked at with all that follows, this would take hours.
+    /// Searching the rest of the text for every colon would take hours.
     #[test]
     fn a_text_of_colons_is_read_once() {
         let colons = ":".repeat(2 << 20);
@@ -153,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_at_the_end_are_found() {
+    fn ids_are_found_at_the_end() {
         let check = |text: &str, id: Option<Id>| assert_eq!(id_at_end(text), id, "{text}");
         check(r#"AAAA"}]},"jsonrpc":"2.0","id":7}"#, number(7));
         check(r#"AAAA"}]},"id":7,"jsonrpc":"2.0"}"#, number(7));

@@ -1,15 +1,15 @@
-//! The revisions of the protocol that begin with a handshake.
+//! The revisions of the protocol that start with a handshake.
 
 use serde_json::Value;
 
-/// JSON-RPC: the revision is not spoken. The error's data lists those that are.
+/// The JSON-RPC error code for an unsupported revision. The error's data lists the supported ones.
 pub const UNSUPPORTED: i64 = -32022;
 
-/// All of them, the newest first.
+/// All revisions with a handshake, newest first.
 pub const LEGACY: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
 
-/// The newest revision that a server lists in the data of an error, other than `asked`, which it
-/// has refused.
+/// Returns the newest revision that a server lists in the data of an error, other than `asked`,
+/// which it has refused.
 #[must_use]
 pub fn listed(data: Option<&Value>, asked: &str) -> Option<&'static str> {
     let listed = data?.get("supported")?.as_array()?;
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_that_is_listed_is_found() {
+    fn the_newest_listed_revision_is_found() {
         let check = |data: Value, expected: Option<&str>| {
             assert_eq!(listed(Some(&data), "2025-11-25"), expected, "{data}");
         };

@@ -1,5 +1,5 @@
-//! Which rejections cost a session, and that a renewed session is shared. Examples first, then
-//! properties.
+//! Tests which rejections cost a session, and that requests share a renewed session. Examples come
+//! first, then properties.
 
 use proptest::prelude::*;
 
@@ -18,11 +18,11 @@ const fn addressed(status: u16, code: i64) -> Rejection {
 }
 
 #[test]
-fn rejections_are_told_apart() {
+fn rejections_are_classified() {
     let check = |rejection: Rejection, expected: Suspicion| {
         assert_eq!(rejection.suspicion(), expected, "{rejection:?}");
     };
-    // What servers of the field say about a session that they have forgotten.
+    // Answers of real servers for a session that they have forgotten.
     check(plain(404), Suspicion::TurnedAway);
     check(unaddressed(404, -32001), Suspicion::TurnedAway);
     check(unaddressed(400, -32000), Suspicion::TurnedAway);
@@ -40,7 +40,8 @@ fn rejections_are_told_apart() {
     check(unaddressed(500, -32603), Suspicion::Unclear);
     check(plain(500), Suspicion::Unclear);
     check(plain(503), Suspicion::Unclear);
-    // What has another cause.
+
+    // Rejections with another cause.
     check(addressed(404, -32601), Suspicion::No);
     check(unaddressed(400, -32700), Suspicion::No);
     check(addressed(400, -32020), Suspicion::No);
@@ -51,7 +52,7 @@ fn rejections_are_told_apart() {
     check(addressed(429, -32603), Suspicion::No);
 }
 
-/// A keeper with a session, and a request of it that was rejected.
+/// Creates a keeper with a session, and the doubt about a rejected request of it.
 fn rejected(rejection: Rejection) -> (Keeper, Doubt) {
     let mut keeper = Keeper::default();
     let lease = keeper.issue();
@@ -60,17 +61,20 @@ fn rejected(rejection: Rejection) -> (Keeper, Doubt) {
 }
 
 #[test]
-fn what_was_turned_away_is_sent_again_once() {
+fn a_request_that_was_turned_away_is_sent_again_once() {
     let (mut keeper, doubt) = rejected(plain(400));
     assert_eq!(keeper.next(&doubt), Step::Renew);
     let lease = keeper.issue();
     assert_eq!(keeper.renewed(&doubt), Step::Resend);
     assert!(keeper.doubt(lease, plain(400), true).is_none());
-    // It was not the session, so the next one like it is looked into before a session is given up.
+
+    // The session was not the cause, so the next such rejection is checked before the session is
+    // given up.
     let mut doubt = keeper.doubt(lease, plain(400), false).unwrap();
     assert_eq!(keeper.next(&doubt), Step::Ping);
     assert_eq!(keeper.pinged(&mut doubt, Pinged::Answered), Step::Stand);
-    // And a session that is lost is still found to be.
+
+    // A session that is really lost is still detected.
     let mut doubt = keeper.doubt(lease, plain(400), false).unwrap();
     assert_eq!(keeper.next(&doubt), Step::Ping);
     assert_eq!(keeper.pinged(&mut doubt, Pinged::Rejected(plain(400))), Step::Renew);
@@ -93,7 +97,7 @@ fn errors_in_a_live_session_cost_no_session() {
 }
 
 #[test]
-fn an_error_that_a_ping_meets_too_is_about_the_session() {
+fn an_error_that_a_ping_also_meets_concerns_the_session() {
     let check = |rejection: Rejection, ping: Rejection, expected: Step| {
         let (mut keeper, mut doubt) = rejected(rejection);
         assert_eq!(keeper.next(&doubt), Step::Ping);
@@ -101,10 +105,11 @@ fn an_error_that_a_ping_meets_too_is_about_the_session() {
         keeper.issue();
         assert_eq!(keeper.renewed(&doubt), expected, "{rejection:?} and {ping:?}");
     };
+
     check(addressed(400, -32602), addressed(400, -32602), Step::Resend);
     check(addressed(200, -32000), addressed(200, -32000), Step::Resend);
     check(addressed(200, -32603), addressed(200, -32603), Step::Resend);
-    // These may have run: the next request finds the new session.
+    // These requests may have run, so only the next request uses the new session.
     check(addressed(200, -32000), plain(404), Step::Stand);
     check(addressed(200, -32603), plain(404), Step::Stand);
     check(plain(500), plain(500), Step::Stand);
@@ -117,46 +122,52 @@ fn requests_of_one_session_share_its_renewal() {
     let old = keeper.current();
     let second = keeper.doubt(old, plain(401), false).unwrap();
     let unclear = keeper.doubt(old, addressed(200, -32000), false).unwrap();
+
     assert_eq!(keeper.next(&first), Step::Renew);
     keeper.issue();
     assert_eq!(keeper.renewed(&first), Step::Resend);
     assert_eq!(keeper.next(&second), Step::Resend);
     assert_eq!(keeper.next(&unclear), Step::Stand);
-    // One that was on its way meanwhile comes back from the old session.
+
+    // A request that was on its way is rejected by the old session.
     let late = keeper.doubt(old, plain(401), false).unwrap();
     assert_eq!(keeper.next(&late), Step::Resend);
 }
 
 #[test]
-fn requests_that_waited_share_a_failure_and_later_ones_do_not() {
+fn waiting_requests_share_a_failure_but_later_ones_do_not() {
     let (mut keeper, first) = rejected(plain(401));
     let lease = keeper.current();
     let second = keeper.doubt(lease, plain(401), false).unwrap();
     let unclear = keeper.doubt(lease, plain(502), false).unwrap();
+
     assert_eq!(keeper.next(&first), Step::Renew);
-    // Rejected while the handshake is under way.
+
+    // Rejected during the handshake.
     let third = keeper.doubt(lease, plain(401), false).unwrap();
     assert_eq!(keeper.not_renewed(&first), Step::Failed);
     assert_eq!(keeper.next(&second), Step::Failed);
     assert_eq!(keeper.next(&third), Step::Failed);
     assert_eq!(keeper.next(&unclear), Step::Stand);
+
     let later = keeper.doubt(lease, plain(401), false).unwrap();
     assert_eq!(keeper.next(&later), Step::Renew);
 }
 
 #[test]
-fn a_dropped_inquiry_is_begun_again() {
+fn a_dropped_inquiry_starts_over() {
     let (mut keeper, first) = rejected(plain(400));
     let second = keeper.doubt(keeper.current(), plain(400), false).unwrap();
+
     assert_eq!(keeper.next(&first), Step::Renew);
-    // The first caller is gone, and its turn with it.
+    // The first caller was dropped together with its turn.
     assert_eq!(keeper.next(&second), Step::Renew);
 }
 
-/// A server that forgets sessions and has one way to say so.
+/// A server that forgets sessions and has one way of saying so.
 #[derive(Debug, Clone, Copy)]
 struct Server {
-    /// Which session it knows.
+    /// The session that the server knows.
     knows: Option<u64>,
     says: Rejection,
 }
@@ -174,10 +185,10 @@ fn way() -> impl Strategy<Value = Rejection> {
 }
 
 proptest! {
-    /// Requests in flight at a restart all get through, by one handshake for each restart; a
-    /// request with bad arguments costs no session; and no request runs twice.
+    /// All requests in flight at a restart succeed, with one handshake per restart; a request with
+    /// bad arguments costs no session; and no request runs twice.
     #[test]
-    fn one_handshake_for_each_restart(
+    fn there_is_one_handshake_per_restart(
         says in way(),
         rounds in prop::collection::vec((1_usize..5, any::<bool>(), any::<bool>()), 1..20),
     ) {
@@ -187,20 +198,24 @@ proptest! {
         let mut restarts = 0_u64;
         keeper.issue();
         let mut server = Server { knows: Some(1), says };
+
         for (requests, restart, bad) in rounds {
             if restart {
                 server.knows = None;
                 restarts += 1;
             }
+
             let lease = keeper.current();
             let answer = |server: &Server, session: u64| match server.knows {
                 Some(known) if known == session => bad.then_some(addressed(200, -32602)),
                 _ => Some(server.says),
             };
+
             let sent = sessions;
             let doubts: Vec<Option<Doubt>> = (0..requests)
                 .map(|_| answer(&server, sent).and_then(|found| keeper.doubt(lease, found, false)))
                 .collect();
+
             for mut doubt in doubts.into_iter().flatten() {
                 let mut step = keeper.next(&doubt);
                 if step == Step::Ping {
@@ -215,6 +230,7 @@ proptest! {
                     keeper.issue();
                     step = keeper.renewed(&doubt);
                 }
+
                 match step {
                     Step::Resend => {
                         prop_assert_eq!(answer(&server, sessions), bad.then_some(addressed(200, -32602)));

@@ -1,48 +1,48 @@
-//! Server-sent events, decoded from bytes as they come.
+//! Decoding server-sent events from bytes as they arrive.
 //!
-//! Written here because the limits are the point. An event that grows past its limit is an error at
-//! the byte where it does, so one event that never ends can't fill our memory. Events come out one
-//! at a time, so a chunk that holds very many of them can't either: the caller deals with each
-//! before the next is decoded. Comments and unknown fields are skipped, as the standard says.
+//! This decoder exists for the sake of its limits. An event that exceeds its limit is an error at
+//! the very byte where it does, so an endless event cannot fill our memory. Events are returned one
+//! at a time, so a chunk with very many events cannot either: the caller handles each before the
+//! next one is decoded. Comments and unknown fields are skipped, as the standard requires.
 
 use bytes::{Buf as _, Bytes};
 
-/// The largest event that is read from a server, where no setting says otherwise.
+/// The default limit for the size of an event.
 pub const MAX_EVENT: usize = 16 << 20;
 
-/// An event grew past the limit.
+/// An event exceeded the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventTooLarge;
 
-/// One event. There is none without data, id or delay: comments keep a connection alive and say
-/// nothing.
+/// One event. Blocks without data, id or delay are not events: comments only keep a connection
+/// alive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Event {
-    /// What kind of event it is; empty for a message.
+    /// The type of the event; empty for a message.
     pub name: String,
-    /// Its data, which may be empty.
+    /// The data, which may be empty.
     pub data: Vec<u8>,
-    /// Where the stream can be resumed.
+    /// The position at which the stream can be resumed.
     pub id: Option<String>,
-    /// After how many milliseconds to connect again.
+    /// The delay before reconnecting, in milliseconds.
     pub retry: Option<u64>,
 }
 
 impl Event {
-    /// Whether this is a message, and not an event of another kind or one that only says where the
-    /// stream is.
+    /// Returns whether this is a message, in contrast to an event of another type or one that only
+    /// gives the position in the stream.
     #[must_use]
     pub fn is_message(&self) -> bool {
         matches!(self.name.as_str(), "" | "message") && !self.data.is_empty()
     }
 
-    /// How many bytes it holds.
+    /// Returns the number of bytes in the event.
     fn size(&self) -> usize {
         self.name.len() + self.data.len() + self.id.as_ref().map_or(0, String::len)
     }
 }
 
-/// Turns chunks of bytes into events.
+/// Decodes chunks of bytes into events.
 #[derive(Debug)]
 pub struct Decoder {
     limit: usize,
@@ -54,7 +54,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder that takes events of up to `limit` bytes.
+    /// Creates a decoder for events of up to `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -67,15 +67,16 @@ impl Decoder {
         }
     }
 
-    /// Reads `input` up to the end of the next event, and removes what it has read. `None` means
-    /// that all of `input` was read and the event goes on in the next chunk.
+    /// Reads `input` up to the end of the next event and removes what was read. Returns `None` if
+    /// all of `input` was read and the event continues in the next chunk.
     ///
     /// # Errors
     ///
-    /// If the event that is being read is too large. The stream can't be read on then.
+    /// Returns an error if the current event is too large. The stream cannot be read any further
+    /// then.
     pub fn next_event(&mut self, input: &mut Bytes) -> Result<Option<Event>, EventTooLarge> {
         loop {
-            // A line ends with CR, LF or both, which can come in two chunks.
+            // A line ends with CR, LF or both, which may arrive in two chunks.
             if self.after_cr && !input.is_empty() {
                 self.after_cr = false;
                 if input.starts_with(b"\n") {
@@ -97,32 +98,37 @@ impl Decoder {
         }
     }
 
-    /// The event that lacks nothing but the blank line behind it, at the end of the stream. The
-    /// standard drops it, since it may be cut; the caller takes it only if its data is whole.
+    /// Returns the event at the end of the stream that lacks only the blank line after it. The
+    /// standard drops such an event because it may be cut, so the caller should use it only if its
+    /// data is complete.
     #[must_use]
     pub fn finish(mut self) -> Option<Event> {
-        // If the last line was cut, this ends the line and not yet the event.
+        // If the last line was cut, this ends the line but not the event.
         let event = self.end_line();
         if self.has_data { self.end_line() } else { event }
     }
 
+    /// Adds bytes to the current line.
     fn grow(&mut self, bytes: &[u8]) -> Result<(), EventTooLarge> {
-        // A comment is dropped as it comes, however long it is.
+        // Comments are dropped as they arrive, however long they are.
         if self.line.first() == Some(&b':') {
             return Ok(());
         }
+
         if self.line.is_empty() && bytes.first() == Some(&b':') {
             self.line.push(b':');
             return Ok(());
         }
+
         if self.event.size() + self.line.len() + bytes.len() > self.limit {
             return Err(EventTooLarge);
         }
+
         self.line.extend_from_slice(bytes);
         Ok(())
     }
 
-    /// Ends the line, and with it the event if the line is blank.
+    /// Ends the line and, if the line is blank, the event.
     fn end_line(&mut self) -> Option<Event> {
         let line = std::mem::take(&mut self.line);
         let mut rest = line.as_slice();
@@ -134,9 +140,11 @@ impl Decoder {
         if !ended {
             self.take_field(rest);
         }
-        // Its room is used again.
+
+        // Reuse the allocation.
         self.line = line;
         self.line.clear();
+
         if ended { self.end_event() } else { None }
     }
 
@@ -153,6 +161,7 @@ impl Decoder {
         let value = value.strip_prefix(b":").unwrap_or(value);
         let value = value.strip_prefix(b" ").unwrap_or(value);
         let text = || String::from_utf8_lossy(value).into_owned();
+
         match field {
             b"data" => {
                 if std::mem::replace(&mut self.has_data, true) {
@@ -186,7 +195,7 @@ mod tests {
         Ok(events)
     }
 
-    /// The same events must come out however the bytes are cut.
+    /// Checks that the events are the same however the bytes are cut.
     fn check(text: &str, expected: &[(&str, &str)]) {
         let bytes = text.as_bytes();
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
@@ -201,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn events_come_out() {
+    fn events_are_decoded() {
         check("data: a\n\n", &[("", "a")]);
         check("data:a\r\n\r\ndata: b\r\rdata: c\n\n", &[("", "a"), ("", "b"), ("", "c")]);
         check("event: message\nretry: 5\ndata: {\ndata: }\n\n", &[("message", "{\n}")]);
@@ -223,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lacks_only_the_blank_line_is_not_lost() {
+    fn an_event_that_lacks_only_the_blank_line_is_not_lost() {
         for (text, expected) in
             [("data: a\n", Some("a")), ("data: a", Some("a")), ("data: a\n\n", None), ("", None)]
         {
@@ -236,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn events_come_one_at_a_time() {
+    fn events_are_returned_one_at_a_time() {
         let mut decoder = Decoder::new(100);
         let mut chunk = Bytes::from_static(b"data: a\n\ndata: b\n\ndata: c");
         let mut next = || {
@@ -250,21 +259,25 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_only_names_an_id_is_an_event() {
+    fn a_block_with_only_an_id_is_an_event() {
         let events = decode(&[b"id\n\nid: 7\n\nid: 8\0\n\n"], 100).unwrap();
         let ids: Vec<_> = events.iter().map(|event| event.id.as_deref()).collect();
         assert_eq!(ids, [Some(""), Some("7")]);
     }
 
     #[test]
-    fn an_event_can_not_grow_past_the_limit() {
+    fn an_event_cannot_exceed_the_limit() {
         assert_eq!(decode(&[b"data: 123456", b"7890"], 12), Err(EventTooLarge));
         assert_eq!(decode(&[b"data: 1\ndata: 2\n", b"data: 3\n"], 8), Err(EventTooLarge));
+
         let long_comment = [b":".as_slice(), &[b'x'; 1000], b"\ndata: a\n\n"].concat();
         assert_eq!(decode(&[&long_comment], 12).unwrap().len(), 1);
+
         assert_eq!(decode(&[b"id: 123456\n", b"event: 1\n", b"data: 1\n"], 12), Err(EventTooLarge));
+
         let comments = b": keep-alive\n".repeat(100);
         assert!(decode(&[&comments], 20).unwrap().is_empty());
+
         let many = b"data: 1234\n\n".repeat(100);
         assert_eq!(decode(&[&many], 12).unwrap().len(), 100);
     }

@@ -1,25 +1,25 @@
-//! What stands in a stream of events in the place of an answer. Pure.
+//! Event streams that contain something other than the expected answer. Pure.
 
 use crate::{outline::outline, quote, sse::Event};
 
-/// How much of what is not an answer is quoted.
+/// How much of an unexpected event is quoted, in characters.
 const SHOWN: usize = 256;
 
-/// What a body that is called an event stream is.
+/// The actual content of a body that is declared as an event stream.
 #[derive(Debug, Default)]
 pub enum Start {
-    /// Nothing has come.
+    /// Nothing has arrived yet.
     #[default]
     Unknown,
     /// A stream of events.
     Events,
-    /// Something else: the text, as far as it has come.
+    /// Something else: the text that has arrived so far.
     Text(Vec<u8>),
 }
 
 impl Start {
-    /// Takes in a chunk, and returns how long the text is; 0 if events come. The names of fields
-    /// begin with letters, and comments with a colon.
+    /// Adds a chunk and returns the length of the text, or 0 for events. The name of a field starts
+    /// with a letter, and a comment with a colon.
     pub fn take(&mut self, chunk: &[u8]) -> usize {
         match self {
             Self::Unknown => {
@@ -37,18 +37,18 @@ impl Start {
     }
 }
 
-/// An event that is no message, where an answer is waited for. It counts only as long as no other
-/// event has come behind it.
+/// An event that is not a message, received while a call waits for its answer. It counts only if
+/// no other event follows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Odd {
-    /// What has come.
+    /// A description of the event.
     pub why: String,
-    /// Nothing else will come: this can only be meant as the answer.
+    /// Whether the event can only be meant as the answer, so that nothing else will come.
     pub is_end: bool,
 }
 
-/// What an event without a message means to a call; `None` if it is of no interest, as events of
-/// other kinds are, and texts that can't be meant as an answer, such as `ping`.
+/// Returns what an event without a message means to a call, or `None` if the event does not matter:
+/// events of other types do not, nor do texts that cannot be meant as an answer, such as `ping`.
 #[must_use]
 pub fn odd(event: &Event) -> Option<Odd> {
     let is_error = event.name == "error" && !event.data.is_empty();
@@ -60,8 +60,10 @@ pub fn odd(event: &Event) -> Option<Odd> {
     if !is_error && !text.trim_start().starts_with(['{', '[', '<']) {
         return None;
     }
-    let kind = if is_error { "an event `error`" } else { "an event that is no message" };
+
+    let kind = if is_error { "an event `error`" } else { "an event that is not a message" };
     let why = format!("the server sent {kind}: {}", quote(&text, SHOWN));
+
     let is_broken = text.trim_start().starts_with(['{', '['])
         && serde_json::from_str::<serde_json::Value>(&text).is_err()
         && !outline(&text).has_method;
@@ -73,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_in_the_place_of_an_answer_is_told_from_others() {
+    fn an_event_instead_of_an_answer_is_recognized() {
         let check = |name: &str, data: &str, expected: Option<bool>| {
             let event = Event { name: name.to_owned(), data: data.into(), ..Event::default() };
             let found = odd(&event);
@@ -93,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_no_stream_is_kept() {
+    fn a_body_that_is_not_a_stream_is_kept() {
         let check = |chunks: &[&str], expected: Option<&str>| {
             let mut start = Start::default();
             chunks.iter().for_each(|chunk| _ = start.take(chunk.as_bytes()));

@@ -1,5 +1,5 @@
-//! Messages in what is more than a message: another encoding, other messages before and behind, or
-//! the text of a log around an answer.
+//! Messages surrounded by something else: another encoding, other messages before and after, or the
+//! text of a log.
 
 use std::borrow::Cow;
 
@@ -7,15 +7,15 @@ use serde_json::{Deserializer, Value};
 
 use crate::message::{Message, read_value};
 
-/// At how many places of a text an answer is looked for.
+/// The largest number of positions at which a text is searched for an answer.
 const MAX_STARTS: usize = 16;
 
-/// The text without a byte order mark, in UTF-8 if it was UTF-16 by its looks.
+/// Removes a byte order mark, and converts text that looks like UTF-16 to UTF-8.
 pub(crate) fn as_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
     if let Some(rest) = bytes.strip_prefix(b"\xef\xbb\xbf") {
         return Cow::Borrowed(rest);
     }
-    // The newline of the line before ends with this byte, if lines are cut at the other one.
+    // If lines are split at the other byte of a newline, this byte belongs to the previous line.
     let whole = match bytes {
         [0, 0xff, 0xfe, ..] | [0, b'{' | b'[', 0, ..] => &bytes[1..],
         _ => bytes,
@@ -27,7 +27,7 @@ pub(crate) fn as_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
         [0, b'{' | b'[', ..] => (whole, false),
         _ => return Cow::Borrowed(bytes),
     };
-    // Half a unit at the end is half of a line's end, unless the first half was cut off above.
+    // Half a unit at the end belongs to a line's end, unless its first half was removed above.
     let units: Vec<u16> = units
         .chunks(2)
         .filter_map(|pair| match *pair {
@@ -40,7 +40,7 @@ pub(crate) fn as_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(String::from_utf16_lossy(&units).into_bytes())
 }
 
-/// The JSON values that a text begins with, one behind the other, and the rest.
+/// Returns the JSON values at the start of a text, and the rest of the text.
 pub(crate) fn values_in_a_row(text: &str) -> (Vec<Value>, &str) {
     let mut values = Vec::new();
     let mut row = Deserializer::from_str(text).into_iter();
@@ -52,9 +52,9 @@ pub(crate) fn values_in_a_row(text: &str) -> (Vec<Value>, &str) {
     (values, text.get(end..).unwrap_or_default())
 }
 
-/// The answers at the end of a line of a text that is not JSON. Nothing else of it is a message: a
-/// log quotes requests and the texts of third parties, and cuts answers that are still to come. So
-/// an answer must be whole, be the end of its line, and say that it is JSON-RPC.
+/// Finds answers at the ends of lines in a text that is not JSON. Other messages are ignored: a log
+/// also quotes requests and texts of third parties, and truncates answers that are still to come.
+/// So an answer must be complete, end its line, and have the member `jsonrpc`.
 pub(crate) fn answers_within(text: &str) -> Vec<Message> {
     let mut rest = text;
     for _ in 0..MAX_STARTS {
@@ -66,10 +66,12 @@ pub(crate) fn answers_within(text: &str) -> Vec<Message> {
             rest = &rest[1..];
             continue;
         };
+
         rest = rest.get(row.byte_offset()..).unwrap_or_default();
         if value.get("jsonrpc").is_none() || !begins_with_line_end(rest) {
             continue;
         }
+
         let answers: Vec<_> = read_value(value).into_iter().filter(names_its_request).collect();
         if !answers.is_empty() {
             return answers;
@@ -78,14 +80,16 @@ pub(crate) fn answers_within(text: &str) -> Vec<Message> {
     Vec::new()
 }
 
+/// Returns whether a message is an answer with the id of its request.
 fn names_its_request(message: &Message) -> bool {
     matches!(message, Message::Reply(Some(_), _))
 }
 
-/// Whether nothing that can be seen follows on the same line. Logs in colour end with a sequence
-/// that resets the terminal.
+/// Returns whether the rest of the first line has no visible characters. Lines of coloured logs end
+/// with an escape sequence that resets the terminal.
 fn begins_with_line_end(text: &str) -> bool {
     let mut rest = text.split('\n').next().unwrap_or_default().trim();
+
     while let Some(sequence) = rest.strip_prefix("\u{1b}[") {
         let behind = sequence.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
         let Some(behind) = behind.strip_prefix(|c: char| c.is_ascii_alphabetic()) else {
@@ -93,9 +97,11 @@ fn begins_with_line_end(text: &str) -> bool {
         };
         rest = behind.trim();
     }
+
     rest.is_empty()
 }
 
+/// Returns the position at which an object may start.
 fn start_of_object(text: &str) -> Option<usize> {
     text.match_indices('{')
         .map(|(at, _)| at)
@@ -119,13 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_found_in_what_surrounds_it() {
+    fn an_answer_is_found_in_its_surroundings() {
         let check = |text: &str| {
             let found = read(text.as_bytes());
             let replies: Vec<_> =
                 found.into_iter().filter(|found| matches!(found, Message::Reply(..))).collect();
             assert_eq!(replies, [answer()], "{text}");
         };
+
         let note = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#;
         check(&format!("{note}{ANSWER}"));
         check(&format!("{note}\n{ANSWER}\n"));
@@ -141,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_in_a_row_are_all_read() {
+    fn all_messages_in_a_row_are_read() {
         let found = read(format!(r#"{{"method":"a"}}{ANSWER}{{"method":"b"}}"#).as_bytes());
         assert!(
             matches!(&found[..], [Message::Notification(a, _), _, Message::Notification(b, _)] if a == "a" && b == "b"),
@@ -153,6 +160,7 @@ mod tests {
     fn utf_16_is_read() {
         let little: Vec<u8> = ANSWER.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let big: Vec<u8> = ANSWER.encode_utf16().flat_map(u16::to_be_bytes).collect();
+
         for text in [
             little.clone(),
             big.clone(),
@@ -166,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_read_in_it_says_whose_it_is() {
+    fn an_unreadable_answer_in_other_text_names_its_request() {
         let check = |text: &str| {
             let found = read(text.as_bytes());
             let unreadable = |message: &Message| {
@@ -177,13 +185,14 @@ mod tests {
             };
             assert!(found.iter().any(unreadable), "{}: {found:?}", quote(text, 100));
         };
+
         check(r"{'jsonrpc': '2.0', 'id': 7, 'result': {'content': [], 'isError': False}}");
         check(r#"{"method":"a"}{"jsonrpc":"2.0","id":7,"result":{"cut"#);
     }
 
-    /// The answer itself may stand on the next line.
+    /// The real answer may still follow on the next line.
     #[test]
-    fn what_a_log_line_quotes_or_cuts_is_no_answer() {
+    fn answers_quoted_or_truncated_in_a_log_line_are_ignored() {
         let check = |text: &str| {
             let found = read(text.as_bytes());
             assert!(matches!(found[..], [Message::Noise(_)]), "{text}: {found:?}");
@@ -197,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_no_message() {
+    fn a_log_is_not_a_message() {
         let check = |text: &str| {
             let found = read(text.as_bytes());
             assert!(matches!(found[..], [Message::Noise(_)]), "{text}: {found:?}");
