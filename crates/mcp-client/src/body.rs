@@ -1,10 +1,10 @@
-//! A request body that knows whether it has been taken.
+//! A request body that records whether it was taken.
 //!
-//! Whether a failed call may be sent elsewhere hangs on one fact: can the server have seen the
+//! Whether a failed call may be sent elsewhere depends on one fact: may the server have seen the
 //! request? The HTTP stack asks for the body only once it has a connection to write it to. Before
-//! that nothing has been sent; a server that never got the body can't have run anything. Error
-//! predicates alone can't tell: an overall deadline strikes in any phase, and a connection may
-//! break between being made and being used.
+//! that, nothing has been sent, and a server that never received the body cannot have run anything.
+//! The kind of error alone does not tell: a deadline may strike in any phase, and a connection may
+//! break between being established and being used.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -15,23 +15,23 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-/// Whether a request's body has been handed to a connection.
+/// Whether a request's body has been handed to a connection. Clones share the answer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sent(Arc<AtomicBool>);
 
 impl Sent {
-    /// Whether the server may have seen the request.
+    /// Returns whether the server may have seen the request.
     pub(crate) fn get(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 
-    /// A new request begins: nothing of it has been sent.
+    /// Starts a new request, of which nothing has been sent.
     pub(crate) fn reset(&self) {
         self.0.store(false, Ordering::Release);
     }
 }
 
-/// See the module's documentation.
+/// A request body that records in `sent` when it is taken.
 pub(crate) struct TrackedBody {
     data: Option<Bytes>,
     sent: Sent,

@@ -1,4 +1,4 @@
-//! Each row of the design's outcome table, layer by layer.
+//! Tests of the table of outcomes, layer by layer.
 
 use std::time::UNIX_EPOCH;
 
@@ -18,7 +18,7 @@ fn now() -> SystemTime {
 }
 
 #[test]
-fn transport() {
+fn transport_failures() {
     let check = |what: Broken, class: FailureClass, kind: ErrorKind, text: &str| {
         let failure = broken(&what, AT);
         assert_eq!((failure.class, failure.error.kind), (class, kind), "{what:?}");
@@ -88,7 +88,7 @@ fn json_rpc_errors() {
 }
 
 #[test]
-fn the_reason_of_our_server_goes_before_code_and_status() {
+fn a_reason_takes_precedence_over_code_and_status() {
     let check = |status: u16, reason: &str, class: FailureClass| {
         let data = json!({"reason": reason, "server": "db", "retryAfterMs": 1500});
         let error =
@@ -120,7 +120,7 @@ fn the_reason_of_our_server_goes_before_code_and_status() {
 }
 
 #[test]
-fn a_server_that_says_when_to_come_back_is_full_and_not_away() {
+fn a_server_that_asks_for_a_delay_is_full_but_available() {
     let check = |status: u16, retry_after: Option<&str>, class: FailureClass| {
         let head = Head { status, retry_after: retry_after.map(str::to_owned), ..Head::default() };
         let failure = http(&head, None, now(), AT);
@@ -136,7 +136,7 @@ fn a_server_that_says_when_to_come_back_is_full_and_not_away() {
 }
 
 #[test]
-fn a_question_is_an_answer_where_somebody_can_be_asked() {
+fn a_question_is_a_result_if_somebody_can_be_asked() {
     let question =
         json!({"resultType": "input_required", "inputRequests": {}, "requestState": "s"});
     assert_eq!(tool_result(question.clone(), true, AT), Outcome::Succeeded(question.clone()));
@@ -171,7 +171,7 @@ fn tool_results() {
     check(error(json!({FINAL: true})), Some((Permanent, ErrorKind::Tool, "no disk")));
     check(error(json!({FINAL: false})), Some((Retry, ErrorKind::Tool, "no disk")));
     check(error(json!({FINAL: "true"})), Some((Retry, ErrorKind::Tool, "no disk")));
-    check(json!({"isError": true}), Some((Retry, ErrorKind::Tool, "without saying")));
+    check(json!({"isError": true}), Some((Retry, ErrorKind::Tool, "without a message")));
     check(
         json!({"resultType": "input_required"}),
         Some((Permanent, ErrorKind::Protocol, "asks for input")),
@@ -188,24 +188,28 @@ fn tool_results() {
 }
 
 #[test]
-fn what_others_say_is_bounded() {
+fn quotes_are_bounded() {
     assert_eq!(quote(" a\r\n\tb\u{0} c "), "a b c");
     assert_eq!(quote(&"é".repeat(10_000)).chars().count(), MAX_QUOTE + 1);
     assert_eq!(quote(&" ".repeat(10_000_000)), "");
 }
 
 #[test]
-fn an_answer_that_our_server_could_not_read_is_not_asked_for_again() {
+fn a_call_with_an_unreadable_answer_is_not_repeated() {
     let data = json!({"reason": UNREADABLE_ANSWER, "server": "s"});
-    let error =
-        RpcError { code: -32603, message: "no JSON".to_owned(), data: Some(data), addressed: true };
+    let error = RpcError {
+        code: -32603,
+        message: "not JSON".to_owned(),
+        data: Some(data),
+        addressed: true,
+    };
     let failure = rpc(&error, AT);
     assert_eq!((failure.class, failure.error.kind), (Permanent, ErrorKind::Protocol));
     assert_eq!(failure.error.code, Some(-32603));
 }
 
 #[test]
-fn a_wish_for_time_is_kept() {
+fn a_requested_delay_is_kept() {
     let head = Head { status: 503, retry_after: Some("7".into()), ..Head::default() };
     assert_eq!(http(&head, None, now(), AT).retry_after, Some(Duration::from_secs(7)));
 }

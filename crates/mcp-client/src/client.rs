@@ -1,9 +1,9 @@
-//! The client: endpoints in turn, one deadline over everything, and what may be sent a second time.
+//! The client: choosing endpoints, one deadline for everything, and what may be sent again.
 //!
-//! A request goes to another endpoint, or to the same one again, only where the first can't have
-//! been carried out: it was never sent, or was refused before any tool was looked at (credentials,
-//! a forgotten session, a revision, a missing header). Everything else is the worker's to repeat,
-//! because it costs the job an attempt.
+//! A request is sent to another endpoint, or to the same one again, only if the first try cannot
+//! have been carried out: it was never sent, or it was refused before any tool was involved
+//! (credentials, a forgotten session, a revision, a missing header). All other repeats are left to
+//! the worker, because they cost the job an attempt.
 
 use std::{
     collections::HashMap,
@@ -30,40 +30,41 @@ use crate::{
     wire::{self, Input, News, Request},
 };
 
-/// The most pages of tools that are read; more is a server that goes in circles.
+/// The largest number of pages of tools that are read. A server with more is assumed to repeat
+/// itself.
 const MAX_PAGES: usize = 1000;
 
-/// How many tools' header annotations are remembered before all are forgotten.
+/// How many tools' annotations are remembered. When there are more, all are forgotten.
 const MAX_ANNOTATED: usize = 256;
 
 /// One call of a tool.
 #[derive(Debug, Clone, Default)]
 pub struct ToolCall {
-    /// The tool's name.
+    /// The name of the tool.
     pub name: String,
-    /// Its arguments.
+    /// The arguments of the call.
     pub arguments: Map<String, Value>,
     /// Keys for `_meta`: job id, attempt, idempotency key, trace context. The protocol's own keys
-    /// can't be set.
+    /// cannot be set.
     pub meta: Map<String, Value>,
-    /// How long the call may take, connecting included; the client's default if not given.
+    /// The time limit for the call, including connecting; `None` means the client's default.
     pub timeout: Option<Duration>,
-    /// Where to put news of the tool's progress. Nobody waits for it to be read: newer news
-    /// replaces it.
+    /// Where to report the tool's progress. Nobody waits for it to be read: newer progress replaces
+    /// it.
     pub progress: Option<News>,
-    /// What the tool may ask for, where there is somebody to answer, and what was answered.
+    /// What the tool may ask the caller for, and the answers so far; `None` if nobody can be asked.
     pub input: Option<Input>,
 }
 
 impl ToolCall {
-    /// A call of the tool `name` with these arguments.
+    /// Creates a call of the tool `name` with these arguments.
     pub fn new(name: impl Into<String>, arguments: Map<String, Value>) -> Self {
         Self { name: name.into(), arguments, ..Self::default() }
     }
 }
 
-/// Calls MCP servers. Cheap to clone; clones share connections, sessions and what is known of the
-/// endpoints.
+/// A client for MCP servers. It is cheap to clone; clones share connections, sessions and what is
+/// known of the endpoints.
 #[derive(Clone)]
 pub struct McpClient(Arc<Inner>);
 
@@ -76,7 +77,7 @@ struct Inner {
     next_id: AtomicU64,
 }
 
-/// Where a request stands, for the deadline that may strike at any time.
+/// The progress of a request through the endpoints, for use when the deadline strikes.
 #[derive(Default)]
 struct Track {
     sent: Sent,
@@ -86,7 +87,7 @@ struct Track {
 /// Why an endpoint gave no result.
 struct Refusal {
     failure: Failure,
-    /// Whether another endpoint may be asked: this one can't have begun to carry the request out.
+    /// Whether another endpoint may be tried, since this one cannot have started on the request.
     untouched: bool,
 }
 
@@ -96,7 +97,7 @@ impl Refusal {
     }
 }
 
-/// A request's place at an endpoint.
+/// A request that counts as in flight at an endpoint until this is dropped.
 struct Seat<'a> {
     inner: &'a Inner,
     index: usize,
@@ -115,11 +116,11 @@ impl fmt::Debug for McpClient {
 }
 
 impl McpClient {
-    /// A client for these endpoints. Connects to nothing yet.
+    /// Creates a client for these endpoints. It connects to them when they are first used.
     ///
     /// # Errors
     ///
-    /// If there is no endpoint, a header is not allowed, or TLS can't be set up.
+    /// Returns an error if there is no endpoint, a header is not allowed, or TLS cannot be set up.
     pub fn new(config: ClientConfig) -> Result<Self, ConfigError> {
         if config.endpoints.is_empty() {
             return Err(ConfigError::NoEndpoint);
@@ -137,31 +138,36 @@ impl McpClient {
         })))
     }
 
-    /// Calls a tool and says what it came to. Never fails otherwise: every failure is an outcome.
+    /// Calls a tool and returns the outcome, which includes every failure.
     ///
     /// Dropping the future cancels the call.
     pub async fn call_tool(&self, call: ToolCall) -> Outcome {
         let ToolCall { name, arguments, meta, timeout, progress, input } = call;
+
         let mut params = Map::new();
         params.insert("name".to_owned(), name.into());
         params.insert("arguments".to_owned(), arguments.into());
+
         let mut request = Request::new("tools/call", params);
         request.meta = meta;
         request.wants_progress = progress.is_some();
+
         let may_ask = input.is_some();
         request.input = input;
+
         let limit = timeout.unwrap_or(self.0.config.default_timeout);
+
         match self.0.within(limit, &mut request, progress.as_ref()).await {
             Ok((result, endpoint)) => classify::tool_result(result, may_ask, &endpoint.label),
             Err(failure) => Outcome::Failed(failure),
         }
     }
 
-    /// Whether any endpoint is able to answer.
+    /// Checks that at least one endpoint is able to answer.
     ///
     /// # Errors
     ///
-    /// What keeps them from it.
+    /// Returns what is wrong with the endpoints.
     pub async fn probe(&self) -> Result<(), Failure> {
         let mut tried = Vec::new();
         let mut failures = Vec::new();
@@ -181,14 +187,15 @@ impl McpClient {
         Err(merge(failures))
     }
 
-    /// All tools that the server offers and that can be called over HTTP, as it describes them.
+    /// Lists all tools of the server that can be called over HTTP, with the server's descriptions.
     ///
     /// # Errors
     ///
-    /// If a page could not be had, or the server's pages go in circles.
+    /// Returns an error if a page cannot be fetched or the pages do not end.
     pub async fn list_tools(&self) -> Result<Vec<Value>, Failure> {
         let mut tools = Vec::new();
         let mut cursor: Option<Value> = None;
+
         for _ in 0..MAX_PAGES {
             let mut request = Request::new("tools/list", cursor_params(cursor.as_ref()));
             let limit = self.0.config.default_timeout;
@@ -200,12 +207,12 @@ impl McpClient {
             }
             cursor = next;
         }
+
         let message = format!("the list of tools did not end after {MAX_PAGES} pages");
         Err(Failure::permanent(JobError::new(ErrorKind::Protocol, message)))
     }
 
-    /// Gives back the sessions that legacy servers keep for this client. Calls made later open new
-    /// ones.
+    /// Ends the sessions that legacy servers keep for this client. Later calls open new ones.
     pub async fn close(&self) {
         for endpoint in &self.0.endpoints {
             endpoint.close(&self.0.transport).await;
@@ -227,7 +234,7 @@ impl Inner {
         Some(Seat { inner: self, index })
     }
 
-    /// Sends the request under one deadline.
+    /// Sends the request within a deadline.
     async fn within(
         &self,
         limit: Duration,
@@ -235,6 +242,7 @@ impl Inner {
         progress: Option<&News>,
     ) -> Result<(Value, &Endpoint), Failure> {
         let track = Track::default();
+
         let Ok(result) = tokio::time::timeout(limit, self.send(request, progress, &track)).await
         else {
             let index = track.endpoint.load(Ordering::Relaxed);
@@ -249,7 +257,7 @@ impl Inner {
         result
     }
 
-    /// Sends the request to one endpoint after another until one takes it.
+    /// Sends the request to one endpoint after another until one accepts it.
     async fn send(
         &self,
         request: &mut Request,
@@ -262,6 +270,7 @@ impl Inner {
             tried.push(seat.index);
             track.endpoint.store(seat.index, Ordering::Relaxed);
             let endpoint = &self.endpoints[seat.index];
+
             let Refusal { failure, untouched } =
                 match self.ask(endpoint, request, progress, &track.sent).await {
                     Ok(result) => {
@@ -270,12 +279,14 @@ impl Inner {
                     }
                     Err(refusal) => refusal,
                 };
+
             if is_away(&failure) || is_busy(&failure) {
-                tracing::debug!(endpoint = endpoint.label, error = %failure.error, "endpoint put aside");
+                tracing::debug!(endpoint = endpoint.label, error = %failure.error, "set an endpoint aside");
                 self.balancer().put_aside(seat.index, Instant::now(), failure.retry_after);
             } else {
                 self.balancer().answered(seat.index);
             }
+
             if !untouched {
                 return Err(failure);
             }
@@ -285,8 +296,8 @@ impl Inner {
     }
 
     /// Sends the request to one endpoint. It is sent again only after a refusal that a new session,
-    /// era or header can lift, and once for each. What is rare is boxed, so that thousands of calls
-    /// in flight do not hold room for it.
+    /// era or header can lift, and once for each of these. Rare steps are boxed, so that thousands
+    /// of calls in flight do not reserve memory for them.
     async fn ask(
         &self,
         endpoint: &Endpoint,
@@ -297,12 +308,14 @@ impl Inner {
         let mut resent = false;
         let mut may_ask_again = true;
         let mut may_annotate = request.method == "tools/call";
+
         loop {
             sent.reset();
             let dialect =
                 endpoint.dialect(&self.transport, sent).await.map_err(Refusal::untouched)?;
             sent.reset();
             self.annotate(request);
+
             let id = self.next_id.fetch_add(1, Ordering::Relaxed);
             let reply =
                 endpoint.exchange(&self.transport, &dialect, request, id, progress, sent).await;
@@ -319,31 +332,37 @@ impl Inner {
                     });
                 }
             };
+
             let code = match &reply.answer {
                 Answer::Result(_) => None,
                 Answer::Error(error) => Some(error.code),
                 Answer::Nothing => None,
             };
+
             if let Answer::Result(result) = reply.answer {
                 return Ok(result);
             }
+
             let renewal =
                 Box::pin(endpoint.renews_session(&self.transport, &dialect, &reply, resent)).await;
             if renewal.map_err(Refusal::untouched)? {
                 resent = true;
                 continue;
             }
+
             let unspoken = code == Some(wire::UNSUPPORTED_VERSION) && self.config.era == Era::Auto;
             if unspoken && std::mem::take(&mut may_ask_again) {
                 endpoint.forget(&dialect);
                 continue;
             }
+
             if code == Some(wire::HEADER_MISMATCH)
                 && std::mem::take(&mut may_annotate)
                 && Box::pin(self.learn_annotations(endpoint, &dialect, request, sent)).await
             {
                 continue;
             }
+
             let failure = endpoint.failure(&reply);
             if matches!((reply.head.status, &reply.answer), (404 | 405, Answer::Nothing)) {
                 Box::pin(self.still_there(endpoint, &dialect)).await?;
@@ -353,9 +372,9 @@ impl Inner {
         }
     }
 
-    /// Asks again what the endpoint speaks, after an answer that no MCP server gives. Behind a
-    /// proxy whose route has gone every call looks like a permanent failure; then it is the server
-    /// that is missing.
+    /// Asks the endpoint for its era again after an answer that no MCP server gives. Behind a proxy
+    /// whose route is gone, every call looks like a permanent failure, but it is the server that is
+    /// missing.
     async fn still_there(&self, endpoint: &Endpoint, dialect: &Dialect) -> Result<(), Refusal> {
         endpoint.forget(dialect);
         match endpoint.dialect(&self.transport, &Sent::default()).await {
@@ -366,20 +385,23 @@ impl Inner {
         }
     }
 
+    /// Checks that an endpoint is able to answer.
     async fn probe(&self, endpoint: &Endpoint) -> Result<(), Failure> {
         let sent = Sent::default();
         let limit = self.config.handshake_timeout;
         let Some(dialect) = endpoint.known() else {
             return endpoint.dialect(&self.transport, &sent).await.map(drop);
         };
+
         let method = match dialect {
             Dialect::Modern => "server/discover",
             Dialect::Legacy(_) => "ping",
         };
         let mut request = Request::new(method, Map::new());
+
         match tokio::time::timeout(limit, self.ask(endpoint, &mut request, None, &sent)).await {
             Ok(Ok(_)) => Ok(()),
-            // A server that says "unknown method" is there.
+            // A server that answers "unknown method" is available.
             Ok(Err(refusal))
                 if refusal.failure.error.kind == ErrorKind::JsonRpc && !refusal.untouched =>
             {
@@ -396,7 +418,7 @@ impl Inner {
         }
     }
 
-    /// Gives the request the headers that its tool is known to want.
+    /// Adds the headers that the request's tool is known to require.
     fn annotate(&self, request: &mut Request) {
         let Some(name) = request.params.get("name").and_then(Value::as_str) else { return };
         let Some(annotations) = self.annotated().get(name).cloned() else { return };
@@ -405,18 +427,20 @@ impl Inner {
         }
     }
 
-    /// Notes which headers a tool wants; whether there are any, and `None` where it wants what
-    /// can't be done.
+    /// Remembers which headers a tool requires. Returns whether there are any, or `None` if its
+    /// annotations are invalid.
     fn remember_annotations(&self, tool: &Value) -> Option<bool> {
         let name = tool.get("name").and_then(Value::as_str)?;
         let found = match params::annotations(tool.get("inputSchema").unwrap_or(&Value::Null)) {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!(tool = name, %error, "the tool can't be called");
+                tracing::warn!(tool = name, %error, "a tool cannot be called because of its annotations");
                 return None;
             }
         };
+
         let any = !found.is_empty();
+
         let mut annotated = self.annotated();
         if any {
             if annotated.len() >= MAX_ANNOTATED {
@@ -426,10 +450,11 @@ impl Inner {
         } else {
             annotated.remove(name);
         }
+
         Some(any)
     }
 
-    /// Looks up which headers the request's tool wants; whether there are any.
+    /// Looks up which headers the request's tool requires. Returns whether there are any.
     async fn learn_annotations(
         &self,
         endpoint: &Endpoint,
@@ -438,12 +463,14 @@ impl Inner {
         sent: &Sent,
     ) -> bool {
         let Some(name) = request.params.get("name").and_then(Value::as_str) else { return false };
+
         let mut cursor = None;
         for _ in 0..MAX_PAGES {
             let list = Request::new("tools/list", cursor_params(cursor.as_ref()));
             let id = self.next_id.fetch_add(1, Ordering::Relaxed);
             let reply = endpoint.exchange(&self.transport, dialect, &list, id, None, sent).await;
             let Ok(Answer::Result(page)) = reply.map(|reply| reply.answer) else { return false };
+
             let mut tools = Vec::new();
             let next = add_page(page, &mut tools);
             if let Some(tool) =
@@ -451,6 +478,7 @@ impl Inner {
             {
                 return self.remember_annotations(tool).unwrap_or_default();
             }
+
             if next.is_none() || next == cursor {
                 return false;
             }
@@ -464,7 +492,7 @@ fn cursor_params(cursor: Option<&Value>) -> Map<String, Value> {
     cursor.map(|cursor| ("cursor".to_owned(), cursor.clone())).into_iter().collect()
 }
 
-/// Takes the tools of a page and returns the cursor of the next.
+/// Appends the tools of a page to `tools` and returns the cursor of the next page.
 fn add_page(mut page: Value, tools: &mut Vec<Value>) -> Option<Value> {
     if let Some(found) = page.get_mut("tools").and_then(Value::as_array_mut) {
         tools.append(found);
@@ -472,34 +500,35 @@ fn add_page(mut page: Value, tools: &mut Vec<Value>) -> Option<Value> {
     page.get("nextCursor").filter(|cursor| cursor.is_string()).cloned()
 }
 
-/// Whether the endpoint can't be used.
+/// Returns whether the endpoint cannot be used.
 fn is_away(failure: &Failure) -> bool {
     failure.class == FailureClass::Unavailable
 }
 
-/// Whether the endpoint asked for time.
+/// Returns whether the endpoint asked for a delay.
 fn is_busy(failure: &Failure) -> bool {
     match failure.class {
         FailureClass::Retry => {
             failure.retry_after.is_some() || matches!(failure.error.code, Some(429 | 502..=504))
         }
-        // What an endpoint says of a server behind it, or of an allowance, is no reason to leave
-        // the endpoint alone.
+        // A reason that concerns a server behind the endpoint, or a rate limit, is no reason to
+        // avoid the endpoint.
         FailureClass::Held(_) => !classify::gives_reason(&failure.error),
         FailureClass::Unavailable | FailureClass::Permanent => false,
     }
 }
 
-/// Whether the call was turned away before anything was done for it, and another endpoint may take
-/// it: this one is away or full, or what it hosts is away there.
+/// Returns whether the call was refused before anything was done for it, so that another endpoint
+/// may accept it: this endpoint is unavailable or full, or a server that it hosts is unavailable
+/// there.
 fn may_be_taken_elsewhere(failure: &Failure) -> bool {
     is_away(failure)
         || failure.class == FailureClass::Held(WaitReason::ServerUnavailable)
         || (matches!(failure.class, FailureClass::Held(_)) && is_busy(failure))
 }
 
-/// One failure for what all endpoints said. The server counts as unavailable only if each of them
-/// is.
+/// Combines the failures of all endpoints. The server counts as unavailable only if all endpoints
+/// are.
 fn merge(failures: Vec<Failure>) -> Failure {
     let others: Vec<String> =
         failures.iter().map(|failure| failure.error.message.clone()).collect();
@@ -507,16 +536,19 @@ fn merge(failures: Vec<Failure>) -> Failure {
         (FailureClass::Unavailable, class) if class != FailureClass::Unavailable => b,
         _ => a,
     });
+
     let Some(mut failure) = chosen else {
-        // The list of endpoints is not empty, so there is always one that was tried.
+        // There is at least one endpoint, so at least one was tried.
         return Failure::unavailable(JobError::new(ErrorKind::Connect, "no endpoint was tried"));
     };
+
     if others.len() > 1 {
         failure.error.message = classify::quote(&format!(
-            "none of {} endpoints took the request: {}",
+            "none of {} endpoints accepted the request: {}",
             others.len(),
             others.join("; ")
         ));
     }
+
     failure
 }

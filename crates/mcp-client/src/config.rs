@@ -1,4 +1,4 @@
-//! What the client is told: where the servers are, how to authenticate, and every limit.
+//! The client's settings: endpoints, authentication and limits.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,63 +8,63 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TR
 use http::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
-/// Where the MCP endpoint is when a URL does not say.
+/// The default path of an MCP endpoint.
 const DEFAULT_PATH: &str = "/mcp";
 
 /// The settings of an [`McpClient`](crate::McpClient). Start from [`ClientConfig::new`].
 #[derive(Clone)]
 pub struct ClientConfig {
-    /// The MCP endpoints. All of them are taken to be replicas of one server.
+    /// The MCP endpoints, which must be replicas of one server.
     pub endpoints: Vec<Url>,
-    /// How long a connection may take to be made, TLS included.
+    /// The time limit for connecting, including TLS.
     pub connect_timeout: Duration,
-    /// How long an endpoint may take to say which protocol it speaks, or to answer a probe.
+    /// The time limit for finding out which protocol an endpoint speaks, and for a probe.
     pub handshake_timeout: Duration,
-    /// How long a call may take when it has no timeout of its own.
+    /// The time limit for calls that do not set their own.
     pub default_timeout: Duration,
-    /// Sent as `Authorization: Bearer …`.
+    /// A token that is sent as `Authorization: Bearer …`.
     pub bearer_token: Option<Secret>,
-    /// Sent with every request. The protocol's own headers can't be set here.
+    /// Headers for every request. The protocol's own headers cannot be set here.
     pub headers: Vec<(String, Secret)>,
-    /// The largest answer that is read: a JSON body, or one event of a stream.
+    /// The size limit for an answer: a JSON body, or one event of a stream.
     pub max_response_bytes: usize,
-    /// How many idle connections to one endpoint are kept.
+    /// How many idle connections per endpoint are kept.
     pub pool_max_idle_per_host: usize,
-    /// How long an idle connection is kept. Shorter than what load balancers and servers keep, so
-    /// that it is we who close it: a request on a connection that the other side has just closed
-    /// counts as lost.
+    /// How long an idle connection is kept. This is shorter than the timeouts of load balancers and
+    /// servers, so that we are the side that closes it: a request on a connection that the other
+    /// side has just closed counts as lost.
     pub pool_idle_timeout: Duration,
-    /// Which revisions of the protocol to speak.
+    /// The revisions of the protocol to use.
     pub era: Era,
-    /// The name given to servers, in `User-Agent` and in the protocol's client information.
+    /// The name reported to servers, in `User-Agent` and in the protocol's client information.
     pub client_name: String,
-    /// The version given to servers.
+    /// The version reported to servers.
     pub client_version: String,
 }
 
 /// The two families of MCP revisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Era {
-    /// Ask each endpoint, modern first, and remember the answer.
+    /// Asks each endpoint, starting with the modern era, and remembers the answer.
     #[default]
     Auto,
-    /// Revision 2026-07-28: stateless, no handshake.
+    /// Revision 2026-07-28: stateless, without a handshake.
     Modern,
-    /// Revisions up to 2025-11-25: `initialize`, sessions.
+    /// Revisions up to 2025-11-25, with `initialize` and sessions.
     Legacy,
 }
 
-/// A value that is never shown: not in `Debug`, not in errors.
+/// A value that is never shown, neither in `Debug` output nor in errors.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes the value out of sight.
+    /// Wraps a value.
     pub fn new(value: impl Into<String>) -> Self {
         Self(value.into())
     }
 
-    /// The value itself.
+    /// Returns the value itself.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -88,55 +88,55 @@ impl From<&str> for Secret {
     }
 }
 
-/// Settings that can't be used. Secrets are not repeated.
+/// Why settings are invalid. Secrets are not repeated.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The list of endpoints is empty.
+    /// There are no endpoints.
     #[error(
-        "no endpoint is given: expected a URL such as http://mcp-server:8080, or several, separated by commas [{code}]",
+        "no endpoint is configured; expected a URL such as http://mcp-server:8080, or several, separated by commas [{code}]",
         code = codes::SERVER_URL
     )]
     NoEndpoint,
     /// An endpoint is not a URL.
     #[error("{url:?} is not a URL [{code}]", code = codes::SERVER_URL)]
     NotAUrl {
-        /// What was given.
+        /// The invalid text.
         url: String,
-        /// Why not.
+        /// What is wrong with it.
         #[source]
         source: url::ParseError,
     },
-    /// An endpoint is a URL that can't be called.
+    /// An endpoint is a URL that cannot be called.
     #[error(
-        "{url} can't be called: expected http:// or https:// and a host [{code}]",
+        "{url} cannot be called; expected http:// or https:// and a host [{code}]",
         code = codes::SERVER_URL
     )]
     NotHttp {
-        /// What was given, without user and password.
+        /// The URL without user name and password.
         url: String,
     },
-    /// A header's name or value is not allowed in HTTP.
-    #[error("the header {name:?} is not valid in HTTP [{code}]", code = codes::SERVER_URL)]
+    /// The name or value of a header is not valid in HTTP.
+    #[error("header {name:?} is not valid in HTTP [{code}]", code = codes::SERVER_URL)]
     BadHeader {
-        /// The header's name.
+        /// The name of the header.
         name: String,
     },
-    /// A header that the protocol sets itself.
+    /// A header is set by the protocol itself.
     #[error(
-        "the header {name:?} is set by the client and can't be configured [{code}]",
+        "header {name:?} is set by the client and cannot be configured [{code}]",
         code = codes::SERVER_URL
     )]
     ReservedHeader {
-        /// The header's name.
+        /// The name of the header.
         name: String,
     },
-    /// The HTTP client could not be made, for instance because no root certificates were found.
-    #[error("the HTTP client can't be set up")]
+    /// The HTTP client could not be created, for example because no root certificates were found.
+    #[error("could not create the HTTP client")]
     Http(#[source] reqwest::Error),
 }
 
 impl ClientConfig {
-    /// Defaults for these endpoints.
+    /// Creates settings with defaults for these endpoints.
     pub fn new(endpoints: Vec<Url>) -> Self {
         Self {
             endpoints,
@@ -154,55 +154,65 @@ impl ClientConfig {
         }
     }
 
-    /// Reads `http://a:8080, http://b:8080/mcp`. A URL without a path means `/mcp`; repeats are
-    /// dropped.
+    /// Parses endpoints such as `http://a:8080, http://b:8080/mcp`. The path defaults to `/mcp`.
+    /// Repeated endpoints are dropped.
     ///
     /// # Errors
     ///
-    /// If an entry is not an HTTP URL, or there is none.
+    /// Returns an error if an entry is not an HTTP URL or there are no entries.
     pub fn parse_urls(text: &str) -> Result<Vec<Url>, ConfigError> {
         let mut endpoints = Vec::new();
         for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
             let mut url = Url::parse(entry).map_err(|source| ConfigError::NotAUrl {
-                // Without a scheme there is no telling where a password would stand.
+                // Without a scheme, a password could be anywhere before the last `@`.
                 url: entry.rsplit_once('@').map_or(entry, |(_, rest)| rest).to_owned(),
                 source,
             })?;
+
             if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty)
             {
                 return Err(ConfigError::NotHttp { url: label(&url) });
             }
+
             if matches!(url.path(), "" | "/") {
                 url.set_path(DEFAULT_PATH);
             }
+
             url.set_fragment(None);
+
             if !endpoints.contains(&url) {
                 endpoints.push(url);
             }
         }
+
         if endpoints.is_empty() { Err(ConfigError::NoEndpoint) } else { Ok(endpoints) }
     }
 
-    /// The headers that every request carries.
+    /// Returns the headers for every request.
     pub(crate) fn header_map(&self) -> Result<HeaderMap, ConfigError> {
         let mut map = HeaderMap::new();
         for (name, value) in &self.headers {
             let bad = || ConfigError::BadHeader { name: name.clone() };
             let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?;
+
             let reserved = [ACCEPT, CONTENT_TYPE, CONTENT_LENGTH, TRANSFER_ENCODING, HOST]
                 .contains(&header)
                 || header.as_str().starts_with("mcp-")
                 || (header == AUTHORIZATION && self.bearer_token.is_some());
+
             if reserved {
                 return Err(ConfigError::ReservedHeader { name: name.clone() });
             }
+
             map.insert(header, secret_value(value.expose()).ok_or_else(bad)?);
         }
+
         if let Some(token) = &self.bearer_token {
             let value = secret_value(&format!("Bearer {}", token.expose()));
             let bad = || ConfigError::BadHeader { name: AUTHORIZATION.to_string() };
             map.insert(AUTHORIZATION, value.ok_or_else(bad)?);
         }
+
         Ok(map)
     }
 }
@@ -213,12 +223,13 @@ fn secret_value(value: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// A URL as it may be shown: without user, password, query and fragment.
+/// Returns a URL as it may be shown: without user name, password, query and fragment.
 pub(crate) fn label(url: &Url) -> String {
     if url.cannot_be_a_base() {
-        // `user:password@host` without a scheme is read as a URL of the scheme `user`.
+        // `user:password@host` without a scheme is parsed as a URL of the scheme `user`.
         return format!("{}:…", url.scheme());
     }
+
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
 }
@@ -248,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_read() {
+    fn urls_are_parsed() {
         let check = |text: &str, expected: &[&str]| {
             let urls = ClientConfig::parse_urls(text).unwrap();
             assert_eq!(urls.iter().map(Url::as_str).collect::<Vec<_>>(), expected, "{text}");
@@ -269,16 +280,16 @@ mod tests {
         };
         check("", "no endpoint");
         check(" , ", "no endpoint");
-        check("a:b:c", "can't be called");
+        check("a:b:c", "cannot be called");
         check("not a url", "is not a URL");
         check("u:hunter2@h:99999999/x y", "");
         check("http://u:hunter2@h:99999999", "is not a URL");
-        check("ftp://u:hunter2@h/x", "ftp://h/x can't be called");
-        check("unix:/tmp/x", "can't be called");
+        check("ftp://u:hunter2@h/x", "ftp://h/x cannot be called");
+        check("unix:/tmp/x", "cannot be called");
     }
 
     #[test]
-    fn secrets_stay_out_of_debug_and_errors() {
+    fn secrets_do_not_appear_in_debug_output_and_errors() {
         let mut config =
             ClientConfig::new(ClientConfig::parse_urls("http://u:hunter2@a/?k=hunter2").unwrap());
         config.bearer_token = Some("hunter2".into());
@@ -287,6 +298,7 @@ mod tests {
             !format!("{config:?} {:?}", config.header_map().unwrap()).contains("hunter2"),
             "{config:?}"
         );
+
         for (name, value) in
             [("x-bad", "hunter2\n"), ("bad name", "hunter2"), ("Mcp-Method", "hunter2")]
         {
@@ -295,8 +307,10 @@ mod tests {
             assert!(error.to_string().contains(name), "{error}");
             assert!(!format!("{error:?} {error}").contains("hunter2"), "{error}");
         }
+
         config.headers = vec![("authorization".to_owned(), "x".into())];
         assert!(matches!(config.header_map(), Err(ConfigError::ReservedHeader { .. })));
+
         config.headers.clear();
         config.bearer_token = Some("hunter2\r\n".into());
         assert!(!config.header_map().unwrap_err().to_string().contains("hunter2"));

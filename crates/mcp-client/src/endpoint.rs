@@ -1,12 +1,4 @@
-//! One endpoint: which era it speaks, and its session where it has one.
-//!
-//! The first request asks, and the answer is kept until the endpoint's behaviour contradicts it.
-//! Only one request asks at a time; those that waited for it share its answer, also when that is a
-//! failure, so that an endpoint that hangs does not make a thousand calls hang one after another.
-//!
-//! A handshake that fails is never a job's fault: nothing of the job has been sent. What would be
-//! permanent for a call (a wrong path, say) is therefore an unavailable server here, and jobs wait
-//! for it to be put right.
+//! One endpoint: its session, if it has one, and requests in the era that it speaks.
 //!
 //! Whether a rejected request means that the server has forgotten our session is decided by
 //! `fleet_wire::session`.
@@ -34,24 +26,25 @@ use crate::{
     wire::{self, News, Request, SESSION_ID},
 };
 
-/// The id of handshake requests, and of pings that ask about a session. Ids need to be unique
-/// within a session only, and calls count from 1.
+/// The id of handshake requests and of pings that check a session. Ids need to be unique only
+/// within a session, and calls count from 1.
 const HANDSHAKE_ID: u64 = 0;
 
-/// For how long an answer to `server/discover` is waited for before `initialize` is tried; a third
-/// of the time for the whole handshake, where that is less.
+/// How long to wait for the answer to `server/discover` before `initialize` is tried; at most a
+/// third of the time limit for the handshake.
 const DISCOVER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// See the module's documentation.
+/// An endpoint and what is known of it.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     url: Url,
-    /// How it is called in messages.
+    /// The endpoint's name in messages.
     pub(crate) label: String,
     era: Era,
     handshake_timeout: Duration,
+    /// Held by the request that finds out the era.
     asking: tokio::sync::Mutex<()>,
-    /// The turn of the request that finds out whether the session is lost.
+    /// Held by the request that finds out whether the session is lost.
     inquiry: tokio::sync::Mutex<()>,
     known: Mutex<Known>,
 }
@@ -59,21 +52,21 @@ pub(crate) struct Endpoint {
 #[derive(Debug, Default)]
 struct Known {
     dialect: Option<Dialect>,
-    /// How often the endpoint has been asked.
+    /// The number of handshakes so far.
     rounds: u64,
-    /// What came of it last, where it failed.
+    /// The failure of the last handshake, if it failed.
     failure: Option<Failure>,
     keeper: Keeper,
 }
 
-/// What an endpoint speaks.
+/// The era that an endpoint speaks.
 #[derive(Debug, Clone)]
 pub(crate) enum Dialect {
     Modern,
     Legacy(Arc<Session>),
 }
 
-/// What the legacy handshake agreed on. Calls share it.
+/// A session from the legacy handshake, shared by calls.
 #[derive(Debug)]
 pub(crate) struct Session {
     id: Option<HeaderValue>,
@@ -93,7 +86,7 @@ impl Session {
 }
 
 impl Dialect {
-    /// The session that requests name, and that the server may have forgotten.
+    /// Returns the session that requests name and that the server may have forgotten.
     fn lease(&self) -> Option<Lease> {
         match self {
             Self::Legacy(session) if session.id.is_some() => Some(session.lease),
@@ -110,12 +103,12 @@ impl Dialect {
     }
 }
 
-/// What `server/discover` tells about an endpoint.
+/// The outcome of `server/discover`.
 enum Discovered {
     Modern,
-    /// It answered, and not as a modern server does.
+    /// The endpoint answered, but not as a modern server does.
     NotModern(Failure),
-    /// It can't be told now.
+    /// The era cannot be determined at present.
     Failed(Failure),
 }
 
@@ -132,13 +125,13 @@ impl Endpoint {
         }
     }
 
-    /// What the endpoint is known to speak.
+    /// Returns the era that the endpoint is known to speak.
     pub(crate) fn known(&self) -> Option<Dialect> {
         self.lock().dialect.clone()
     }
 
-    /// What the endpoint speaks; asks it if that is not known, which is rare: a call should not
-    /// have to hold the room that asking takes.
+    /// Returns the era that the endpoint speaks, and finds it out if it is not known. The handshake
+    /// is rare and therefore boxed, so that calls do not reserve memory for it.
     pub(crate) async fn dialect(
         &self,
         transport: &Transport,
@@ -158,6 +151,7 @@ impl Endpoint {
             }
             known.rounds
         };
+
         let _turn = self.asking.lock().await;
         {
             let known = self.lock();
@@ -167,6 +161,7 @@ impl Endpoint {
                 _ => {}
             }
         }
+
         let asked = tokio::time::timeout(self.handshake_timeout, self.ask(transport, sent)).await;
         let result = asked.unwrap_or_else(|_| {
             let broken = if sent.get() {
@@ -179,7 +174,9 @@ impl Endpoint {
             };
             Err(classify::broken(&broken, &self.label))
         });
+
         let result = result.map_err(not_the_jobs_fault);
+
         let mut known = self.lock();
         known.rounds += 1;
         known.dialect = result.as_ref().ok().cloned();
@@ -187,7 +184,7 @@ impl Endpoint {
         result
     }
 
-    /// Drops what is known, if it still is what the caller found wrong.
+    /// Forgets the era and session, unless they are no longer those that the caller found wrong.
     pub(crate) fn forget(&self, stale: &Dialect) {
         let mut known = self.lock();
         if known.dialect.as_ref().is_some_and(|dialect| dialect.is(stale)) {
@@ -195,12 +192,13 @@ impl Endpoint {
         }
     }
 
-    /// Whether a rejected request should be sent again, because the server had forgotten its
-    /// session and there is a new one now. `resent` if it was sent again already.
+    /// Returns whether to send a rejected request again, because the server had forgotten its
+    /// session and there is a new one now. `resent` tells whether the request was sent again
+    /// already.
     ///
     /// # Errors
     ///
-    /// If the session is lost and no new one can be had.
+    /// Returns an error if the session is lost and the handshake for a new one failed.
     pub(crate) async fn renews_session(
         &self,
         transport: &Transport,
@@ -228,7 +226,7 @@ impl Endpoint {
                     tracing::info!(
                         endpoint = self.label,
                         ?rejection,
-                        "the session is lost; making a new one"
+                        "the server has forgotten the session; making a new one"
                     );
                     self.forget(dialect);
                     let found = self.dialect(transport, &Sent::default()).await;
@@ -238,13 +236,14 @@ impl Endpoint {
                         Err(_) => keeper.not_renewed(&doubt),
                     }
                 }
-                // The failure is kept until an attempt succeeds; then there is a session to send
-                // the request in.
+                // The failure is kept until a handshake succeeds. Then there is a session in which
+                // to send the request.
                 Step::Failed => return self.lock().failure.clone().map_or(Ok(true), Err),
             }
         }
     }
 
+    /// Pings the server in the session of `dialect`.
     async fn ping(&self, transport: &Transport, dialect: &Dialect) -> Pinged {
         let request = Request::new("ping", Map::new());
         let sent = Sent::default();
@@ -255,7 +254,7 @@ impl Endpoint {
         }
     }
 
-    /// Sends a request in the endpoint's dialect and reads its answer.
+    /// Sends a request in the endpoint's era and reads its answer.
     pub(crate) async fn exchange(
         &self,
         transport: &Transport,
@@ -271,6 +270,7 @@ impl Endpoint {
             }
             Dialect::Legacy(session) => (session.headers(), request.legacy_body(id)),
         };
+
         let mut cancel = match dialect {
             Dialect::Modern => None,
             Dialect::Legacy(_) => Some(CancelOnDrop {
@@ -282,6 +282,7 @@ impl Endpoint {
                 armed: true,
             }),
         };
+
         let post = Post { url: &self.url, headers, body, id, progress, sent };
         let reply = transport.post(post).await;
         if let (Some(cancel), Ok(_) | Err(Broken::NotSent(_))) = (&mut cancel, &reply) {
@@ -290,7 +291,7 @@ impl Endpoint {
         reply
     }
 
-    /// Gives the session back, if there is one.
+    /// Ends the session, if there is one.
     pub(crate) async fn close(&self, transport: &Transport) {
         let dialect = self.lock().dialect.take();
         if let Some(Dialect::Legacy(session)) = dialect
@@ -304,6 +305,7 @@ impl Endpoint {
         self.known.lock()
     }
 
+    /// Makes the handshake: finds out the era, and opens a session in the legacy era.
     async fn ask(&self, transport: &Transport, sent: &Sent) -> Result<Dialect, Failure> {
         let not_modern = match self.era {
             Era::Legacy => return self.initialize(transport, sent).await,
@@ -314,23 +316,26 @@ impl Endpoint {
                 Discovered::NotModern(failure) => failure,
             },
         };
+
         self.initialize(transport, sent).await.map_err(|mut failure| {
             let message = &failure.error.message;
             failure.error.message = format!(
-                "{message} (legacy handshake, tried because: {})",
+                "{message} (in the legacy handshake, tried because: {})",
                 not_modern.error.message
             );
             failure
         })
     }
 
+    /// Asks the endpoint whether it speaks the modern era.
     async fn discover(&self, transport: &Transport, sent: &Sent) -> Discovered {
         let request = Request::new("server/discover", Map::new());
         let exchange =
             self.exchange(transport, &Dialect::Modern, &request, HANDSHAKE_ID, None, sent);
         let patience = DISCOVER_PATIENCE.min(self.handshake_timeout / 3);
+
         let reply = match tokio::time::timeout(patience, exchange).await {
-            // Some older servers leave a method that they do not know without an answer.
+            // Some older servers do not answer methods that they do not know.
             Err(_) if sent.get() => {
                 return Discovered::NotModern(classify::broken(
                     &Broken::TimedOut(patience),
@@ -343,6 +348,7 @@ impl Endpoint {
             }
             Ok(reply) => reply,
         };
+
         let reply = match reply {
             Ok(reply) => reply,
             Err(broken @ (Broken::NotSent(_) | Broken::Lost(_) | Broken::TimedOut(_))) => {
@@ -350,6 +356,7 @@ impl Endpoint {
             }
             Err(broken) => return Discovered::NotModern(classify::broken(&broken, &self.label)),
         };
+
         let speaks_modern = |versions: Option<&Value>| {
             let mut versions = versions.and_then(Value::as_array).into_iter().flatten();
             versions.any(|version| version == wire::MODERN)
@@ -358,34 +365,37 @@ impl Endpoint {
             return if speaks_modern(result.get("supportedVersions")) {
                 Discovered::Modern
             } else {
-                let message = format!("{} does not speak revision {}", self.label, wire::MODERN);
+                let message = format!("{} does not support revision {}", self.label, wire::MODERN);
                 Discovered::NotModern(Failure::permanent(JobError::new(
                     ErrorKind::Protocol,
                     message,
                 )))
             };
         }
-        // Whatever it did not like about the question: it says that it speaks what we do.
+        // Whatever was wrong with the request, the server says that it supports our revision.
         if let Answer::Error(error) = &reply.answer
             && error.code == wire::UNSUPPORTED_VERSION
             && speaks_modern(error.data.as_ref().and_then(|data| data.get("supported")))
         {
             return Discovered::Modern;
         }
+
         let failure = self.failure(&reply);
+
         let code = match &reply.answer {
             Answer::Error(error) => Some(error.code),
             Answer::Result(_) | Answer::Nothing => None,
         };
         match (reply.head.status, code) {
-            // Busy, broken, redirected or locked: that says nothing about the era.
+            // Busy, broken, redirecting or refusing: this says nothing about the era.
             (300..=399 | 401 | 403 | 407 | 408 | 421 | 425 | 429 | 502..=504, _)
-            // Only a modern server knows these.
+            // Only a modern server knows these codes.
             | (_, Some(wire::HEADER_MISMATCH | wire::MISSING_CAPABILITY)) => Discovered::Failed(failure),
             _ => Discovered::NotModern(failure),
         }
     }
 
+    /// Makes the legacy handshake, a second time if the server lists another known revision.
     async fn initialize(&self, transport: &Transport, sent: &Sent) -> Result<Dialect, Failure> {
         let reply = self.ask_initialize(transport, wire::LEGACY, sent).await?;
         let listed = match &reply.answer {
@@ -399,6 +409,7 @@ impl Endpoint {
         self.begin_session(transport, reply).await
     }
 
+    /// Sends `initialize` for this revision.
     async fn ask_initialize(
         &self,
         transport: &Transport,
@@ -415,6 +426,7 @@ impl Endpoint {
             Value::Object(params) => params,
             _ => Map::new(),
         };
+
         let body = Request::new("initialize", params).legacy_body(HANDSHAKE_ID);
         let post = Post {
             url: &self.url,
@@ -427,33 +439,37 @@ impl Endpoint {
         transport.post(post).await.map_err(|broken| classify::broken(&broken, &self.label))
     }
 
+    /// Accepts the result of `initialize` and opens the session.
     async fn begin_session(&self, transport: &Transport, reply: Reply) -> Result<Dialect, Failure> {
         let Answer::Result(result) = &reply.answer else { return Err(self.failure(&reply)) };
         let version = result.get("protocolVersion").and_then(Value::as_str).unwrap_or_default();
         let Some(version) = revision::LEGACY.into_iter().find(|known| *known == version) else {
             let message = format!(
-                "{} speaks revision {:?}, which is not known here",
+                "{} speaks revision {:?}, which this client does not support",
                 self.label,
                 classify::quote(version)
             );
             return Err(Failure::permanent(JobError::new(ErrorKind::Protocol, message)));
         };
+
         let mut session = Session {
             id: reply.session,
             version: HeaderValue::from_static(version),
             lease: self.lock().keeper.current(),
         };
+
         let body = wire::notification("notifications/initialized", None);
         let head = transport.notify(&self.url, &session.headers(), body).await;
         let head = head.map_err(|broken| classify::broken(&broken, &self.label))?;
         if !(200..300).contains(&head.status) {
             return Err(classify::http(&head, None, SystemTime::now(), &self.label));
         }
+
         session.lease = self.lock().keeper.issue();
         Ok(Dialect::Legacy(Arc::new(session)))
     }
 
-    /// The failure in a reply that holds no result.
+    /// Returns the failure for a reply without a result.
     pub(crate) fn failure(&self, reply: &Reply) -> Failure {
         match &reply.answer {
             Answer::Error(error) if (200..300).contains(&reply.head.status) => {
@@ -469,6 +485,7 @@ impl Endpoint {
     }
 }
 
+/// Turns a permanent failure into an unavailable server.
 fn not_the_jobs_fault(mut failure: Failure) -> Failure {
     if failure.class == FailureClass::Permanent {
         failure.class = FailureClass::Unavailable;
@@ -476,8 +493,8 @@ fn not_the_jobs_fault(mut failure: Failure) -> Failure {
     failure
 }
 
-/// Tells a legacy server that nobody waits for the answer any more: closing the stream does not say
-/// so there.
+/// Tells a legacy server that nobody waits for the answer any more. In that era, closing the stream
+/// does not cancel a call.
 struct CancelOnDrop<'a> {
     transport: &'a Transport,
     url: &'a Url,
@@ -492,7 +509,7 @@ impl Drop for CancelOnDrop<'_> {
         if !self.armed || !self.sent.get() {
             return;
         }
-        // Without a runtime there is no way to say it, and the process is ending anyway.
+        // Without a runtime nothing can be sent, and the process is ending anyway.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (transport, url, headers) =
                 (self.transport.clone(), self.url.clone(), self.headers.clone());

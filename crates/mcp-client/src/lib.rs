@@ -1,18 +1,20 @@
-//! Calls the tools of MCP servers over HTTP, and says of every call what it came to.
+//! A client that calls the tools of MCP servers over HTTP and classifies the outcome of every call.
 //!
 //! The worker needs more than an answer or an error: it must know whether the server may have seen
 //! the request, whose fault a failure is, and what follows from it. So [`McpClient::call_tool`]
-//! returns no `Result` but an [`Outcome`](fleet_job::outcome::Outcome), read by the table in the
-//! design. Both eras of the protocol are spoken: 2026-07-28 (stateless, one POST per request) and
-//! the ones before it (handshake and sessions).
+//! returns an [`Outcome`](fleet_job::outcome::Outcome) instead of a `Result`. Both eras of the
+//! protocol are supported: revision 2026-07-28 (stateless, one POST per request) and the earlier
+//! ones (handshake and sessions).
 //!
-//! | module | what |
+//! | module | content |
 //! |---|---|
-//! | `client` | endpoints in turn, deadlines, what may be sent again |
-//! | `endpoint` | which era an endpoint speaks, its session |
-//! | `transport` | one POST and its answer, with every limit |
-//! | `classify` | the outcome table, pure |
-//! | `balance`, `wire`, `sse`, `params` | balancing, message shapes, event streams, argument headers; pure |
+//! | `client` | choosing endpoints, deadlines, what may be sent again |
+//! | `annotations` | the argument headers that tools require |
+//! | `endpoint` | the session of an endpoint, and requests in its era |
+//! | `handshake` | finding out which era an endpoint speaks |
+//! | `transport` | one POST and its answer, with all limits |
+//! | `classify` | the table of outcomes; pure |
+//! | `balance`, `wire`, `params` | load balancing, messages, argument headers; pure |
 
 mod balance;
 mod body;

@@ -1,8 +1,7 @@
-//! One POST and its answer: the only place that reads from the network.
+//! One POST and its answer: the only module that reads from the network.
 //!
-//! Everything that is read is counted against a limit while it comes in. Dropping the future closes
-//! the connection (HTTP/1.1) or resets the stream (HTTP/2), which is how a call is cancelled in the
-//! modern era.
+//! Everything that is read counts against a limit as it arrives. Dropping the future closes the
+//! connection (HTTP/1.1) or resets the stream (HTTP/2), which cancels a call in the modern era.
 
 use std::error::Error;
 use std::time::Duration;
@@ -31,32 +30,32 @@ use crate::classify::{Broken, Head};
 use crate::config::{ClientConfig, ConfigError};
 use crate::wire::{self, Message, News, RpcError, SESSION_ID};
 
-/// How much of an error page is read; the message quotes less.
+/// How much of an error page is read, in bytes. Messages quote less.
 const MAX_ERROR_BODY: usize = 64 << 10;
 
-/// How many headers an answer may have; gateways add dozens.
+/// The largest number of headers of an answer; gateways add dozens.
 const MAX_HEADERS: usize = 1000;
 
-/// How long side messages (answers to a server's ping, cancellations) may take.
+/// The time limit for side messages, such as answers to a server's ping and cancellations.
 const SIDE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The body of a response.
 type Body = fleet_wire::body::Body<BoxStream<'static, reqwest::Result<Bytes>>>;
 
-/// The pooled connections, and what every request has in common.
+/// The pooled connections and what all requests have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
     client: reqwest::Client,
-    /// What every request carries.
+    /// The headers of every request.
     headers: HeaderMap,
-    /// The same, and what belongs to a message.
+    /// The headers of every message: those of every request, and the content types.
     message_headers: HeaderMap,
     max_response_bytes: usize,
-    /// `clientInfo` in both eras.
+    /// The `clientInfo` in both eras.
     pub(crate) client_info: Value,
 }
 
-/// One request to be sent.
+/// One request to send.
 pub(crate) struct Post<'a> {
     pub(crate) url: &'a Url,
     pub(crate) headers: HeaderMap,
@@ -66,19 +65,20 @@ pub(crate) struct Post<'a> {
     pub(crate) sent: &'a Sent,
 }
 
-/// What came back.
+/// What a request returned.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) head: Head,
     pub(crate) session: Option<HeaderValue>,
     pub(crate) answer: Answer,
-    /// Whether the answer stood in an event stream.
+    /// Whether the answer came in an event stream.
     streamed: bool,
 }
 
 impl Reply {
-    /// What this answer says about the session of its request; nothing if it is a result, or stood
-    /// in an event stream, which only a session that is there opens.
+    /// Returns what this answer means for the session of its request. Returns `None` for a result
+    /// and for any answer in an event stream, since a server opens one only in a session that it
+    /// knows.
     pub(crate) fn rejection(&self) -> Option<Rejection> {
         let error = match &self.answer {
             Answer::Result(_) => return None,
@@ -94,12 +94,12 @@ impl Reply {
     }
 }
 
-/// The JSON-RPC part of what came back.
+/// The JSON-RPC part of a reply.
 #[derive(Debug)]
 pub(crate) enum Answer {
     Result(Value),
     Error(RpcError),
-    /// An HTTP error whose body is not JSON-RPC.
+    /// The body of an HTTP error that is not JSON-RPC.
     Nothing,
 }
 
@@ -107,11 +107,11 @@ impl Transport {
     pub(crate) fn new(config: &ClientConfig) -> Result<Self, ConfigError> {
         let mut builder = reqwest::Client::builder();
         if config.endpoints.iter().all(|url| url.scheme() == "http") {
-            // The system's root certificates are not needed, and a slim container has none to load:
-            // without this the client could not be made there. No certificate at all is trusted
-            // then.
+            // The system's root certificates are not needed, and a slim container may have none, in
+            // which case the client could not be created. Trust no certificate at all then.
             builder = builder.tls_certs_only([]);
         }
+
         let client = builder
             .user_agent(format!("{}/{}", config.client_name, config.client_version))
             .connect_timeout(config.connect_timeout)
@@ -124,11 +124,13 @@ impl Transport {
             .tcp_keepalive(Duration::from_secs(30))
             .build()
             .map_err(ConfigError::Http)?;
+
         let headers = config.header_map()?;
         let mut message_headers = headers.clone();
         message_headers
             .insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         message_headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+
         Ok(Self {
             client,
             headers,
@@ -138,7 +140,7 @@ impl Transport {
         })
     }
 
-    /// Sends a request and reads until its answer.
+    /// Sends a request and reads its answer.
     pub(crate) async fn post(&self, mut post: Post<'_>) -> Result<Reply, Broken> {
         let body = Bytes::from(std::mem::take(&mut post.body));
         let mut response = self.send(post.url, &post, body.clone()).await?;
@@ -153,19 +155,22 @@ impl Transport {
         let is_framed = is_framed(&response);
         let limit = self.max_response_bytes;
         let body = body_of(response, limit);
+
         if !(200..300).contains(&head.status) {
-            // The status counts, also if the body is encoded in a way that can't be read. A result
-            // of the request counts more: the request has been carried out.
+            // The status is used even if the body's encoding cannot be read. But a result of the
+            // request takes precedence, since the request has been carried out.
             let max = if kind == Media::Json { limit } else { MAX_ERROR_BODY };
             let text = match body {
                 Ok(mut body) => body.prefix(max).await,
                 Err(_) => Vec::new(),
             };
+
             let answer = match one_answer(wire::read(&text, post.id)) {
                 Some(Message::Result(result)) => Answer::Result(result),
                 Some(Message::Error(error)) => Answer::Error(error),
                 _ => Answer::Nothing,
             };
+
             if matches!(answer, Answer::Nothing) && !kind.is_page() {
                 head.text = String::from_utf8_lossy(&text).into_owned();
             }
@@ -206,7 +211,7 @@ impl Transport {
         })
     }
 
-    /// Sends a message that has no answer, and says which HTTP status it met.
+    /// Sends a message that expects no answer, and returns the HTTP response to it.
     pub(crate) async fn notify(
         &self,
         url: &Url,
@@ -223,6 +228,7 @@ impl Transport {
                 }
             })
         };
+
         let mut response = send(url, body.clone()).await?;
         if let Some(url) = moved(&response, url) {
             response = send(&url, body).await?;
@@ -233,22 +239,23 @@ impl Transport {
         Ok(head)
     }
 
-    /// Gives a legacy session back.
+    /// Ends a legacy session.
     pub(crate) async fn delete(&self, url: &Url, headers: &HeaderMap) {
         let send = async |url: &Url| {
             let request = self.client.delete(url.clone()).headers(self.headers.clone());
             request.headers(headers.clone()).timeout(SIDE_TIMEOUT).send().await
         };
+
         let mut sent = send(url).await;
         if let Some(url) = sent.as_ref().ok().and_then(|response| moved(response, url)) {
             sent = send(&url).await;
         }
         if let Err(error) = sent {
-            tracing::debug!(error = causes(error), "the session could not be given back");
+            tracing::debug!(error = causes(error), "could not end the session");
         }
     }
 
-    /// A message to the server, with the headers of all messages and these. (The builder knows of
+    /// Starts a message to the server with the common headers and these. (The builder handles
     /// credentials in a URL.)
     fn message(&self, url: &Url, headers: &HeaderMap) -> reqwest::RequestBuilder {
         let mut all = self.message_headers.clone();
@@ -256,14 +263,15 @@ impl Transport {
         self.client.post(url.clone()).headers(all)
     }
 
-    /// Answers a request of the server's own. A failure is the server's loss.
+    /// Answers a request from the server. A failure is only logged.
     async fn answer_server(&self, url: &Url, headers: &HeaderMap, method: &str, id: &Value) {
         let answer = wire::answer_to_server(method, id);
         if let Err(error) = Box::pin(self.notify(url, headers, answer)).await {
-            tracing::debug!(?error, method, "the server's own request could not be answered");
+            tracing::debug!(?error, method, "could not answer a request from the server");
         }
     }
 
+    /// Reads the answer from an event stream, and handles other messages on the way.
     async fn read_events(
         &self,
         mut body: Body,
@@ -282,6 +290,7 @@ impl Transport {
                 length if length > limit => return Err(Broken::TooLarge(limit)),
                 _ => continue,
             }
+
             while let Some(event) =
                 decoder.next_event(&mut chunk).map_err(|EventTooLarge| Broken::TooLarge(limit))?
             {
@@ -299,8 +308,7 @@ impl Transport {
         if let Start::Text(text) = start {
             return answer(wire::read(&text, id));
         }
-        // Some servers leave the last blank line out. What is not whole was cut with its
-        // connection.
+        // Some servers omit the last blank line. An incomplete event was cut with its connection.
         let last = decoder.finish().filter(|event| event.is_message() && !is_cut(&event.data));
         match last.and_then(|event| one_answer(wire::read(&event.data, id))) {
             Some(message) if !matches!(message, Message::Malformed(_)) => answer(vec![message]),
@@ -311,6 +319,7 @@ impl Transport {
         }
     }
 
+    /// Handles one event of the stream.
     async fn take_event(
         &self,
         event: &Event,
@@ -323,7 +332,7 @@ impl Transport {
         for message in wire::read(&event.data, id) {
             match message {
                 message if is_answer(&message) => return Taken::Answer(message),
-                // An event of another kind can hold the answer, and nothing else.
+                // An event of another type may contain the answer, but nothing else.
                 _ if !event.is_message() => continue,
                 Message::Malformed(_) => continue,
                 message @ Message::Error(_) => return Taken::Answer(message),
@@ -332,8 +341,7 @@ impl Transport {
                     taken = Taken::Odd(Odd { why, is_end: false });
                     continue;
                 }
-                // Progress is news and not a promise: of what a slow listener has not seen, the
-                // newest is enough.
+                // Progress is not guaranteed: a slow listener gets only the newest.
                 Message::Progress(news) => {
                     drop(progress.map(|sender| sender.send_replace(Some(news))))
                 }
@@ -348,16 +356,16 @@ impl Transport {
     }
 }
 
-/// What an event has come to.
+/// The meaning of an event.
 enum Taken {
     Answer(Message),
-    /// Something in the place of an answer.
+    /// Something unexpected instead of an answer.
     Odd(Odd),
-    /// Something beside the answer, which has been dealt with.
+    /// Something other than the answer, which has been handled.
     Aside,
 }
 
-/// Whether a message says that it is the answer to the request.
+/// Returns whether a message is certainly the answer to the request.
 fn is_answer(message: &Message) -> bool {
     match message {
         Message::Result(_) | Message::Unreadable(_) => true,
@@ -366,8 +374,8 @@ fn is_answer(message: &Message) -> bool {
     }
 }
 
-/// The answer in a body that is not called JSON and may be all the same. If it is the answer to
-/// this request, the tool has run, and a wrong label is no reason to run it again.
+/// Returns the answer in a body that is not declared as JSON. If it is the answer to this request,
+/// the tool has run, and a wrong content type is no reason to run it again.
 fn unlabelled(text: &[u8], name: String, id: u64) -> Result<Answer, Broken> {
     match one_answer(wire::read(text, id)) {
         Some(
@@ -379,8 +387,8 @@ fn unlabelled(text: &[u8], name: String, id: u64) -> Result<Answer, Broken> {
     }
 }
 
-/// The message that ends the request, among several. What says that it is the answer goes before
-/// what may be.
+/// Returns the message that ends the request. A certain answer takes precedence over a possible
+/// one.
 fn one_answer(messages: Vec<Message>) -> Option<Message> {
     let (malformed, others): (Vec<_>, Vec<_>) =
         messages.into_iter().partition(|message| matches!(message, Message::Malformed(_)));
@@ -393,7 +401,7 @@ fn one_answer(messages: Vec<Message>) -> Option<Message> {
     })
 }
 
-/// All of a body. If nothing but the end of the connection ends it, what breaks off was cut.
+/// Reads a whole body. If only the end of the connection marks its end, an incomplete body was cut.
 async fn whole(body: &mut Body, is_framed: bool, limit: usize) -> Result<Vec<u8>, Broken> {
     let text = body.whole().await.map_err(|error| not_read(error, limit))?;
     if !is_framed && is_cut(&text) {
@@ -402,13 +410,13 @@ async fn whole(body: &mut Body, is_framed: bool, limit: usize) -> Result<Vec<u8>
     Ok(text)
 }
 
-/// Whether the end of the body is told from the end of the connection.
+/// Returns whether the end of the body is distinguishable from the end of the connection.
 fn is_framed(response: &Response) -> bool {
     let has = |name| response.headers().contains_key(name);
     response.version() >= Version::HTTP_2 || has(CONTENT_LENGTH) || has(TRANSFER_ENCODING)
 }
 
-/// Whether an answer has come whose head is too large to be read.
+/// Returns whether an answer arrived whose head is too large.
 fn has_too_large_head(error: &reqwest::Error) -> bool {
     let mut source = error.source();
     while let Some(cause) = source {
@@ -420,7 +428,7 @@ fn has_too_large_head(error: &reqwest::Error) -> bool {
     false
 }
 
-/// The answer in what came, which must have one.
+/// Returns the answer among the messages, which must contain one.
 fn answer(messages: Vec<Message>) -> Result<Answer, Broken> {
     match one_answer(messages) {
         Some(Message::Result(result)) => Ok(Answer::Result(result)),
@@ -452,7 +460,7 @@ fn not_read(error: BodyError<reqwest::Error>, limit: usize) -> Broken {
 fn not_decoded(error: DecodeError, limit: usize) -> Broken {
     match error {
         DecodeError::Unknown(name) => {
-            Broken::ContentType(format!("encoded as {name}, which was not asked for"))
+            Broken::ContentType(format!("encoded as {name}, which was not requested"))
         }
         DecodeError::Broken(why) => {
             Broken::Unreadable(format!("its Content-Encoding is wrong: {why}"))
@@ -471,7 +479,8 @@ fn head(response: &Response) -> Head {
     }
 }
 
-/// Where the request is to be sent again, if the server's own redirection leads back to it.
+/// Returns the URL to which the request must be sent again, if the server redirects within its
+/// origin.
 fn moved(response: &Response, from: &Url) -> Option<Url> {
     let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
     fleet_wire::head::moved(response.status().as_u16(), from, location)
@@ -481,7 +490,7 @@ fn media(response: &Response) -> Media {
     Media::of(response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()))
 }
 
-/// An error with all its causes, without the URL, which may hold a password.
+/// Describes an error with all its causes but without the URL, which may contain a password.
 fn causes(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();

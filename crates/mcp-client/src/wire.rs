@@ -1,4 +1,4 @@
-//! The shape of requests and answers in both eras. Pure: values in, values out.
+//! Requests and answers in both eras. Pure.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -7,14 +7,14 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Map, Value, json};
 
-/// The revision spoken in the modern era.
+/// The revision of the modern era.
 pub(crate) const MODERN: &str = "2026-07-28";
-/// The revision asked for in the legacy handshake.
+/// The revision that the legacy handshake asks for.
 pub(crate) const LEGACY: &str = fleet_wire::revision::LEGACY[0];
 
-/// Header: the revision that the request is written in.
+/// The header for the revision of the request.
 pub(crate) const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
-/// Header: the legacy session.
+/// The header for the legacy session.
 pub(crate) const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 const NAME: HeaderName = HeaderName::from_static("mcp-name");
@@ -24,36 +24,37 @@ const META_CLIENT: &str = "io.modelcontextprotocol/clientInfo";
 const META_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
 const META_PROGRESS: &str = "progressToken";
 
-/// JSON-RPC: the headers do not say what the body says.
+/// The JSON-RPC error code for headers that contradict the body.
 pub(crate) const HEADER_MISMATCH: i64 = -32020;
-/// JSON-RPC: a capability is needed that was not declared.
+/// The JSON-RPC error code for a required capability that was not declared.
 pub(crate) const MISSING_CAPABILITY: i64 = -32021;
-/// JSON-RPC: the revision is not spoken.
+/// The JSON-RPC error code for an unsupported revision.
 pub(crate) const UNSUPPORTED_VERSION: i64 = fleet_wire::revision::UNSUPPORTED;
 
-/// The extension by which a server may answer a call with a task. It is never declared: nobody here
-/// follows tasks.
+/// The extension that lets a server answer a call with a task. It is never declared, because this
+/// client does not support tasks.
 const TASKS: &str = "io.modelcontextprotocol/tasks";
 
-/// Room for most requests, so that they are not moved while they are written.
+/// The initial capacity of a serialized request, which suffices for most requests.
 const USUAL_BYTES: usize = 1024;
 
-/// Where news of a call's progress is put. The newest replaces what nobody has looked at yet.
+/// The channel for the progress of a call. New progress replaces progress that was not read yet.
 pub type News = tokio::sync::watch::Sender<Option<Progress>>;
 
-/// What the tool may ask for in a call that somebody waits for who can be asked, and what was
-/// answered so far. The legacy era has no such rounds; nothing of it is said there.
+/// What a tool may ask the caller for, and the answers so far. Only the modern era has such rounds;
+/// in the legacy era this is ignored.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Input {
-    /// The capabilities of the one who can be asked, as they were declared.
+    /// The capabilities that the caller declared.
     pub client_capabilities: Map<String, Value>,
-    /// The answers to what the tool asked for in the round before (`inputResponses`).
+    /// The answers to the tool's questions of the previous round (`inputResponses`).
     pub responses: Map<String, Value>,
-    /// What the tool wants to be reminded of (`requestState`).
+    /// The tool's opaque state from the previous round (`requestState`).
     pub request_state: Option<String>,
 }
 
 impl Input {
+    /// Returns the declared capabilities without tasks.
     fn capabilities(&self) -> Map<String, Value> {
         let mut capabilities = self.client_capabilities.clone();
         if let Some(extensions) = capabilities.get_mut("extensions").and_then(Value::as_object_mut)
@@ -64,19 +65,19 @@ impl Input {
     }
 }
 
-/// A request before it is cast into an era.
+/// A request that is independent of the era.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) method: &'static str,
-    /// Without `_meta`.
+    /// The parameters without `_meta`.
     pub(crate) params: Map<String, Value>,
-    /// The caller's own keys of `_meta`.
+    /// The caller's keys of `_meta`.
     pub(crate) meta: Map<String, Value>,
-    /// Whether the server is asked for progress.
+    /// Whether to ask the server for progress.
     pub(crate) wants_progress: bool,
-    /// What the tool may ask for, and what was answered; said in the modern era.
+    /// What the tool may ask for, and the answers so far; used in the modern era only.
     pub(crate) input: Option<Input>,
-    /// `Mcp-Param-*` headers, sent in the modern era.
+    /// The `Mcp-Param-*` headers; used in the modern era only.
     pub(crate) param_headers: HeaderMap,
 }
 
@@ -92,7 +93,7 @@ impl Request {
         }
     }
 
-    /// The body of the request in the modern era.
+    /// Serializes the request for the modern era.
     pub(crate) fn modern_body(&self, id: u64, client: &Value) -> Vec<u8> {
         let capabilities = self.input.as_ref().map(Input::capabilities).unwrap_or_default();
         let mut meta = vec![
@@ -100,6 +101,7 @@ impl Request {
             (META_CLIENT, Part::Value(client)),
             (META_CAPABILITIES, Part::Map(&capabilities)),
         ];
+
         let mut params = Vec::new();
         if let Some(input) = &self.input {
             if !input.responses.is_empty() {
@@ -109,11 +111,12 @@ impl Request {
                 params.push(("requestState", Part::Text(state)));
             }
         }
+
         self.add_progress(id, &mut meta);
         self.body(id, params, meta)
     }
 
-    /// The body of the request in the legacy era.
+    /// Serializes the request for the legacy era.
     pub(crate) fn legacy_body(&self, id: u64) -> Vec<u8> {
         let mut meta = Vec::new();
         self.add_progress(id, &mut meta);
@@ -135,21 +138,23 @@ impl Request {
         if !(self.meta.is_empty() && meta.is_empty()) {
             params.push(("_meta", Part::Merged(Merged { base: &self.meta, own: meta })));
         }
+
         let body = Body {
             jsonrpc: "2.0",
             id,
             method: self.method,
             params: Merged { base: &self.params, own: params },
         };
+
         let mut bytes = Vec::with_capacity(USUAL_BYTES);
-        // Maps with text for keys can always be written.
+        // Maps with string keys always serialize.
         if serde_json::to_writer(&mut bytes, &body).is_err() {
             bytes.clear();
         }
         bytes
     }
 
-    /// The headers that let middle boxes route modern requests without reading the body.
+    /// Returns the headers by which proxies can route modern requests without reading the body.
     pub(crate) fn modern_headers(&self) -> HeaderMap {
         let mut headers = self.param_headers.clone();
         headers.insert(PROTOCOL_VERSION, HeaderValue::from_static(MODERN));
@@ -164,7 +169,7 @@ impl Request {
     }
 }
 
-/// A request as it is written. Its parts stay where they are: arguments can be large.
+/// A serializable request. It borrows its parts, since arguments can be large.
 #[derive(Serialize)]
 struct Body<'a> {
     jsonrpc: &'static str,
@@ -173,7 +178,7 @@ struct Body<'a> {
     params: Merged<'a>,
 }
 
-/// What the caller has said, and what we say ourselves, which goes before it.
+/// The caller's members combined with our own, which take precedence.
 struct Merged<'a> {
     base: &'a Map<String, Value>,
     own: Vec<(&'static str, Part<'a>)>,
@@ -200,7 +205,7 @@ impl Serialize for Merged<'_> {
     }
 }
 
-/// A notification's body.
+/// Serializes a notification.
 pub(crate) fn notification(method: &str, params: Option<Value>) -> Vec<u8> {
     let mut body = json!({"jsonrpc": "2.0", "method": method});
     if let (Some(params), Some(object)) = (params, body.as_object_mut()) {
@@ -209,7 +214,7 @@ pub(crate) fn notification(method: &str, params: Option<Value>) -> Vec<u8> {
     body.to_string().into_bytes()
 }
 
-/// The answer to a request that the server sent us: only `ping` is understood.
+/// Serializes the answer to a request of the server, of which only `ping` is supported.
 pub(crate) fn answer_to_server(method: &str, id: &Value) -> Vec<u8> {
     let body = if method == "ping" {
         json!({"jsonrpc": "2.0", "id": id, "result": {}})
@@ -219,8 +224,8 @@ pub(crate) fn answer_to_server(method: &str, id: &Value) -> Vec<u8> {
     body.to_string().into_bytes()
 }
 
-/// A value as it stands in `Mcp-Name` and `Mcp-Param-*`: as it is where HTTP allows it, else
-/// wrapped in Base64.
+/// Encodes a value for `Mcp-Name` and `Mcp-Param-*`: unchanged if HTTP allows it, and otherwise in
+/// Base64.
 pub(crate) fn header_value(value: &str) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
     let blank = |c: Option<char>| matches!(c, Some(' ' | '\t'));
     let wrap = blank(value.chars().next())
@@ -240,49 +245,50 @@ pub(crate) struct RpcError {
     pub(crate) code: i64,
     pub(crate) message: String,
     pub(crate) data: Option<Value>,
-    /// Whether it names the request's id.
+    /// Whether the error names the request's id.
     pub(crate) addressed: bool,
 }
 
-/// One message from the server.
+/// The meaning of one message from the server for a request.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Message {
     /// The result of the request.
     Result(Value),
-    /// The error that the request met.
+    /// The request failed with this error.
     Error(RpcError),
-    /// News of the request's progress.
+    /// Progress of the request.
     Progress(Progress),
-    /// A request of the server's own.
+    /// A request from the server.
     Request { method: String, id: Value },
     /// The answer to another request.
     Foreign,
-    /// Another notification.
+    /// A notification of no interest.
     Other,
-    /// Not JSON-RPC, or an answer that does not say to which request.
+    /// Something that is not JSON-RPC, or an answer that does not name its request.
     Malformed(String),
-    /// The answer to this request, in a form that can't be read.
+    /// The answer to this request, in a form that cannot be read.
     Unreadable(String),
 }
 
-/// How far a call has come, as the tool says.
+/// The progress that a tool has reported.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
-    /// Grows with each message.
+    /// Increases with every notification.
     pub progress: f64,
-    /// What `progress` will be at the end, where the tool knows.
+    /// The final value of `progress`, if the tool knows it.
     pub total: Option<f64>,
-    /// For people.
+    /// The tool's description of its progress, for people.
     pub message: Option<String>,
 }
 
-/// Reads what came in answer to request `id`: one message, or those of an array.
+/// Reads the messages that arrived in answer to request `id`.
 pub(crate) fn read(bytes: &[u8], id: u64) -> Vec<Message> {
     fleet_wire::read(bytes).into_iter().map(|message| of_request(message, id)).collect()
 }
 
+/// Interprets one message with regard to request `id`.
 fn of_request(message: fleet_wire::Message, id: u64) -> Message {
-    // Ids count up from 0 and never come near the end.
+    // Ids count up from 0 and never get near this limit.
     let own = Id::Number(i64::try_from(id).unwrap_or(i64::MAX));
     match message.answer_to(&own) {
         Ok(Answer::Result(result)) => Message::Result(result.into()),
@@ -308,6 +314,7 @@ fn is_id(found: &Value, id: u64) -> bool {
     found.as_u64() == Some(id) || found.as_str().is_some_and(|text| text == id.to_string())
 }
 
+/// Interprets a progress notification.
 fn progress(params: Option<&Value>, id: u64) -> Message {
     let get = |key: &str| params.and_then(|params| params.get(key));
     match get("progress").and_then(Value::as_f64) {
@@ -347,6 +354,7 @@ mod tests {
                 META_VERSION: MODERN, META_CLIENT: {"name": "x"}, META_CAPABILITIES: {}, META_PROGRESS: 7,
             }}})
         );
+
         let headers = call("t").modern_headers();
         assert_eq!(headers["mcp-protocol-version"], MODERN);
         assert_eq!(headers["mcp-method"], "tools/call");
@@ -354,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_asked_for_and_what_was_answered_is_said_in_the_modern_era() {
+    fn capabilities_and_answers_are_sent_in_the_modern_era() {
         let object = |value: Value| value.as_object().unwrap().clone();
         let mut request = call("t");
         request.input = Some(Input {
@@ -364,17 +372,20 @@ mod tests {
             responses: object(json!({"name": {"action": "accept"}})),
             request_state: Some("state".to_owned()),
         });
+
         let body: Value = serde_json::from_slice(&request.modern_body(7, &json!({}))).unwrap();
         let params = &body["params"];
         let declared = json!({"elicitation": {}, "extensions": {"x/y": {"a": 1}}});
-        assert_eq!(params["_meta"][META_CAPABILITIES], declared, "nobody here follows a task");
+        assert_eq!(params["_meta"][META_CAPABILITIES], declared, "this client follows no tasks");
         assert_eq!(params["inputResponses"], json!({"name": {"action": "accept"}}));
         assert_eq!(params["requestState"], "state");
+
         let legacy: Value = serde_json::from_slice(&request.legacy_body(7)).unwrap();
         assert!(
             legacy["params"].get("inputResponses").is_none()
                 && legacy["params"].get("requestState").is_none()
         );
+
         request.input = Some(Input::default());
         let first: Value = serde_json::from_slice(&request.modern_body(7, &json!({}))).unwrap();
         assert!(
@@ -391,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn header_values_are_wrapped_where_http_needs_it() {
+    fn header_values_are_encoded_if_http_requires_it() {
         let check = |value: &str, expected: &str| {
             assert_eq!(header_value(value).unwrap(), expected, "{value:?}")
         };
@@ -414,8 +425,10 @@ mod tests {
             let addressed = code != -32700;
             Message::Error(RpcError { code, message: message.to_owned(), data, addressed })
         };
+
         check(r#"{"jsonrpc":"2.0","id":7,"result":{"a":1}}"#, Message::Result(json!({"a": 1})));
         check(r#"{"id":"7","result":{}}"#, Message::Result(json!({})));
+
         let unreadable = |why: &str| Message::Unreadable(why.to_owned());
         let malformed = |why: &str| Message::Malformed(why.to_owned());
         check(r#"{"id":8,"result":{}}"#, Message::Foreign);
@@ -439,10 +452,12 @@ mod tests {
         check("[]", malformed("it is not a JSON object"));
         check("garbage", malformed("it is not JSON"));
         assert!(matches!(read(br#"{"id":7,"result":{"a"#, 7)[..], [Message::Unreadable(_)]));
+
         let numbers = r#"{"a":[1e+400,12345678901234567890123,1.10,-0,0.00001],"z":{"y":1,"b":2}}"#;
         let text = format!(r#"{{"id":7,"result":{numbers}}}"#);
         let [Message::Result(found)] = &read(text.as_bytes(), 7)[..] else { panic!("{text}") };
-        assert_eq!(found.to_string(), numbers, "numbers pass as they were written");
+        assert_eq!(found.to_string(), numbers, "numbers keep their spelling");
+
         check(
             r#"{"id":"p","method":"ping"}"#,
             Message::Request { method: "ping".into(), id: json!("p") },
