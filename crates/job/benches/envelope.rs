@@ -1,12 +1,12 @@
-//! What it costs to read a job from its record and to write its events, by size and by spelling.
+//! The cost of decoding a job from its record and of encoding its events, by size and form.
 //!
-//! `cargo bench -p fleet-job --bench envelope`. The sizes are those of the record's value. Most of
-//! a large job is one string among the tool's arguments, as documents and code come; `nested` is
-//! the other extreme, the same size in small objects. In `string` the payload is JSON in a string,
-//! in `object` it is an object of the envelope, `structured` and `binary` are CloudEvents. The
-//! throughput is in bytes, and the cost should grow with them and no faster.
+//! Run it with `cargo bench -p fleet-job --bench envelope`. The sizes are those of the record's
+//! value. Most of a large job is one string among the tool's arguments, such as a document or code;
+//! `nested` is the other extreme, the same size in small objects. In `string` the payload is JSON
+//! in a string, in `object` it is an object; `structured` and `binary` are CloudEvents. Throughput
+//! is in bytes, and the cost should grow no faster than the size.
 
-#![expect(clippy::unwrap_used, reason = "a benchmark: a panic is the report")]
+#![expect(clippy::unwrap_used, reason = "a benchmark reports failures by a panic")]
 
 use std::{hint::black_box, time::Duration};
 
@@ -22,10 +22,10 @@ use serde_json::{Value, json};
 const SIZES: [usize; 3] = [300, 10_000, 100_000];
 const MAX_BYTES: usize = 1 << 20;
 
-/// A spelling of a job: its value, and its headers.
+/// A form of a job: converts a payload into a record's value and headers.
 type Spelling = fn(Value) -> (Value, Vec<(&'static str, &'static str)>);
 
-/// Arguments of a tool of about so many bytes.
+/// Makes arguments of about this many bytes.
 type Arguments = fn(usize) -> Value;
 
 fn arguments(size: usize) -> Value {
@@ -67,7 +67,7 @@ fn binary(payload: Value) -> (Value, Vec<(&'static str, &'static str)>) {
     (payload, headers.to_vec())
 }
 
-/// A record with a value of about `size` bytes.
+/// Creates a record with a value of about `size` bytes.
 fn record(spelling: Spelling, arguments: Arguments, size: usize) -> RawRecord {
     let make = |length| {
         let payload =
@@ -75,10 +75,12 @@ fn record(spelling: Spelling, arguments: Arguments, size: usize) -> RawRecord {
         let (value, headers) = spelling(payload);
         (value.to_string().into_bytes(), headers)
     };
-    // Envelope and escapes take their part of it.
+
+    // The envelope and escapes take part of the size.
     let around = make(0).0.len();
     let ratio = (make(100_000).0.len() - around) as f64 / 100_000.0;
     let (value, headers) = make((size.saturating_sub(around) as f64 / ratio) as usize);
+
     RawRecord {
         position: Position { topic: "mcp-jobs".to_owned(), partition: 3, offset: 1_234_567 },
         timestamp: Timestamp::from_millis(1_795_248_000_000),
@@ -116,7 +118,9 @@ fn decoding(criterion: &mut Criterion) {
 fn encoding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("event encode");
     let envelope = decode(&record(object, arguments, 300), MAX_BYTES).unwrap();
+
     let at = |ms: i64| Timestamp::from_millis(1_795_248_000_000 + ms).unwrap();
+
     let about = |state| {
         let mut event = JobEvent::about(&envelope, state, at(250));
         event.attempts = 1;
@@ -130,6 +134,7 @@ fn encoding(criterion: &mut Criterion) {
         event.worker = Some("worker-7d9f".to_owned());
         event
     };
+
     let mut sized = vec![("running", 0, about(JobState::Running))];
     for size in SIZES {
         let mut event = about(JobState::Succeeded);
@@ -138,6 +143,7 @@ fn encoding(criterion: &mut Criterion) {
         event.result = Some(json!({"content": [{"type": "text", "text": text}], "isError": false}));
         sized.push(("succeeded", size, event));
     }
+
     for (name, size, event) in sized {
         group.throughput(Throughput::Bytes(event.to_bytes().len() as u64));
         group.bench_function(BenchmarkId::new(name, size), |bencher| {

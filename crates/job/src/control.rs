@@ -1,8 +1,7 @@
-//! What workers are told about jobs that any of them may have: so far, that a job is not wanted any
-//! more.
+//! Requests to workers about jobs that any of them may have. So far there is one: to cancel a job.
 //!
-//! Records stand in the control topic, keyed by job id. Every worker reads all of it, and from its
-//! start, because nobody knows which worker has a job or will have it.
+//! The requests are records in the control topic, keyed by job id. Every worker reads the whole
+//! topic from its start, because nobody knows which worker has a job or will have it.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -18,32 +17,32 @@ const MAX_REASON_BYTES: usize = 1024;
 #[serde(rename_all = "camelCase")]
 #[schemars(title = "mcp-fleet control record")]
 pub struct Control {
-    /// The job's id, which is the record's key too.
+    /// The id of the job, which is also the record's key.
     #[serde(rename = "jobID")]
     #[schemars(length(min = 1, max = 256))]
     pub job_id: String,
-    /// What is to be done.
+    /// What to do with the job.
     pub action: Action,
-    /// Meant are records of this id that were written until then. One that is written later is
-    /// another job, which somebody gave the same id.
+    /// The request concerns records of this id that were written by this time. A record written
+    /// later is another job with the same id.
     pub until: Timestamp,
-    /// When it was asked for.
+    /// The time of the request.
     pub time: Timestamp,
-    /// Why, for people.
+    /// The reason, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// What is to be done with a job.
+/// What to do with a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
-    /// It must not start, and where it runs, its call is cancelled.
+    /// The job must not start; if it is running, its call is cancelled.
     Cancel,
 }
 
 impl Control {
-    /// The cancellation of a job that was submitted at `submitted_at`, if that is known.
+    /// Creates the cancellation of a job that was submitted at `submitted_at`, if that is known.
     pub fn cancel(
         job_id: impl Into<String>,
         submitted_at: Option<Timestamp>,
@@ -52,26 +51,27 @@ impl Control {
     ) -> Self {
         let reason =
             reason.map(|reason| reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned());
-        // Its submitter's clock may be ahead of ours.
+
+        // The submitter's clock may be ahead of ours.
         let until = submitted_at.map_or(now, |at| at.max(now));
+
         Self { job_id: job_id.into(), action: Action::Cancel, until, time: now, reason }
     }
 
-    /// The record as the bytes of its value.
+    /// Returns the request as the value of a record.
     pub fn to_bytes(&self) -> Vec<u8> {
-        // A struct of plain fields can't fail to become JSON.
+        // A struct of plain fields always serializes.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Reads a record's value. `None` where it says nothing that this version understands.
+    /// Reads the value of a record. Returns `None` if this version does not understand it.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let control: Self = serde_json::from_slice(bytes).ok()?;
         (1..=MAX_ID_BYTES).contains(&control.job_id.len()).then_some(control)
     }
 }
 
-/// The jobs that are not wanted any more, as far as memory allows: beyond `max`, the oldest are
-/// forgotten.
+/// The cancelled jobs. If there are more than `max`, the oldest cancellations are forgotten.
 #[derive(Debug)]
 pub struct Cancelled {
     max: usize,
@@ -80,19 +80,22 @@ pub struct Cancelled {
 }
 
 impl Cancelled {
-    /// Room for `max` jobs.
+    /// Creates an empty set with room for `max` jobs.
     pub fn new(max: usize) -> Self {
         Self { max, jobs: HashMap::new(), by_time: BTreeSet::new() }
     }
 
-    /// Takes up a record of the control topic, in the place of what there was of its id: that may
-    /// have been another job.
+    /// Adds a record of the control topic. It replaces an earlier record with the same id, which may
+    /// have been about another job.
     pub fn add(&mut self, control: Control) {
         let key = (control.time, control.job_id.clone());
+
         if let Some(before) = self.jobs.insert(control.job_id.clone(), control) {
             self.by_time.remove(&(before.time, before.job_id));
         }
+
         self.by_time.insert(key);
+
         while self.jobs.len() > self.max
             && let Some((_, oldest)) = self.by_time.pop_first()
         {
@@ -100,7 +103,7 @@ impl Cancelled {
         }
     }
 
-    /// Forgets what was asked for before `time`.
+    /// Forgets cancellations that were requested before `time`.
     pub fn forget_before(&mut self, time: Timestamp) {
         while self.by_time.first().is_some_and(|(at, _)| *at < time)
             && let Some((_, oldest)) = self.by_time.pop_first()
@@ -109,15 +112,15 @@ impl Cancelled {
         }
     }
 
-    /// What was said about the job of this id whose record was written at `written`.
+    /// Returns the cancellation of the job with this id whose record was written at `written`.
     pub fn get(&self, job_id: &str, written: Option<Timestamp>) -> Option<&Control> {
         self.jobs
             .get(job_id)
             .filter(|control| written.is_none_or(|written| written <= control.until))
     }
 
-    /// Why the job of this id that was submitted at `submitted_at` was cancelled, if it was. If
-    /// nobody knows when it was submitted, what was said may be about another job of its id.
+    /// Returns why the job with this id that was submitted at `submitted_at` was cancelled. Returns
+    /// `None` if that time is unknown, since the record may be about another job with the same id.
     pub fn reason_for(&self, job_id: &str, submitted_at: Option<Timestamp>) -> Option<&str> {
         self.get(job_id, Some(submitted_at?))?.reason.as_deref()
     }
@@ -132,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_job_of_the_same_id_is_another_one() {
+    fn a_later_job_with_the_same_id_is_another_job() {
         let mut cancelled = Cancelled::new(10);
         cancelled.add(Control::cancel("j", Some(at(50)), at(100), Some("not needed")));
         assert!(cancelled.get("j", Some(at(100))).is_some());
@@ -142,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_that_of_the_newest_record() {
+    fn the_reason_is_that_of_the_newest_record() {
         let mut cancelled = Cancelled::new(10);
         for (time, reason) in [(1, Some("first")), (2, None), (3, Some("other"))] {
             cancelled.add(Control::cancel("j", None, at(time), reason));
@@ -160,32 +163,34 @@ mod tests {
     }
 
     #[test]
-    fn a_submitter_whose_clock_is_ahead_is_understood() {
+    fn the_clock_of_a_submitter_may_be_ahead() {
         let mut cancelled = Cancelled::new(10);
         cancelled.add(Control::cancel("j", Some(at(500)), at(100), None));
         assert!(cancelled.get("j", Some(at(500))).is_some());
     }
 
     #[test]
-    fn memory_is_bounded_and_the_oldest_go_first() {
+    fn memory_is_bounded_and_the_oldest_are_forgotten_first() {
         let mut cancelled = Cancelled::new(2);
         for (id, time) in [("a", 3), ("b", 1), ("c", 2), ("c", 4)] {
             cancelled.add(Control::cancel(id, None, at(time), None));
         }
         assert!(cancelled.get("b", None).is_none());
         assert!(cancelled.get("a", None).is_some() && cancelled.get("c", None).is_some());
+
         cancelled.forget_before(at(4));
         assert!(cancelled.get("a", None).is_none() && cancelled.get("c", None).is_some());
         assert_eq!((cancelled.jobs.len(), cancelled.by_time.len()), (1, 1));
     }
 
     #[test]
-    fn what_anybody_may_have_written_is_read_with_care() {
+    fn unknown_or_invalid_records_are_ignored() {
         let whole = Control::cancel("j", None, at(1), Some("why"));
         assert_eq!(Control::from_bytes(&whole.to_bytes()), Some(whole));
         for bad in [&b"{}"[..], b"", br#"{"jobID":"","action":"cancel","until":1,"time":1}"#] {
             assert_eq!(Control::from_bytes(bad), None);
         }
+
         let unknown = br#"{"jobID":"j","action":"dance","until":1,"time":1}"#;
         assert_eq!(Control::from_bytes(unknown), None);
     }

@@ -1,10 +1,9 @@
-//! From a record's bytes to a job, or to an error that names the field and says what to do.
+//! Decoding a record into a job, or into an error that names the field and says what to do.
 //!
-//! Three spellings are read: the fleet's own JSON, CloudEvents in Kafka's structured mode (one JSON
-//! object that holds everything) and in its binary mode (attributes as `ce_` headers, the payload
-//! as the value); see the CloudEvents Kafka protocol binding 1.0.2, sections 3.2 and 3.3. All three
-//! become one [`WireEnvelope`] and pass one set of checks. What serializers and connectors put
-//! around an envelope is taken off first (`wrapping`).
+//! Three forms are read: the fleet's own JSON, CloudEvents in Kafka's structured mode, and
+//! CloudEvents in its binary mode (`cloud_events`). All three become one [`WireEnvelope`] and pass
+//! the same checks. Layers that serializers and connectors put around an envelope are removed first
+//! (`wrapping`).
 
 use std::num::NonZeroU32;
 
@@ -27,12 +26,12 @@ use crate::{
     wrapping::{self, Opened, kind_of},
 };
 
-/// Why a record is not a job. The record itself stays with the caller, byte for byte.
+/// Why a record is not a job. The caller keeps the record itself, byte for byte.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecodeError {
-    /// What is wrong, with the field's name and what to do.
+    /// What is wrong, with the name of the field and what to do.
     pub error: JobError,
-    /// The job id, where at least that could be read, so that the failure can be reported under it.
+    /// The job id if it could be read, so that the failure can be reported under it.
     pub job_id: Option<String>,
 }
 
@@ -44,21 +43,25 @@ impl std::fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {}
 
-/// Reads a record as a job.
+/// Decodes a record into a job.
 ///
 /// # Errors
-/// A [`DecodeError`] of kind [`ErrorKind::TooLarge`] when the value exceeds `max_bytes`,
-/// [`ErrorKind::Undecodable`] when the bytes are not one JSON object,
-/// [`ErrorKind::InvalidEnvelope`] when a field is missing, of the wrong type or out of bounds, or
-/// when there is no envelope in what the value is wrapped in.
+///
+/// Returns a [`DecodeError`] of kind
+/// - [`ErrorKind::TooLarge`] if the value exceeds `max_bytes`,
+/// - [`ErrorKind::Undecodable`] if the value is not a JSON object,
+/// - [`ErrorKind::InvalidEnvelope`] if a field is missing, of the wrong type or out of bounds, or
+///   if there is no envelope inside the layers around the value.
 pub fn decode(record: &RawRecord, max_bytes: usize) -> Result<Envelope, DecodeError> {
     decode_counted(record, max_bytes).map(|(envelope, _)| envelope)
 }
 
-/// As [`decode`], and tells how many bytes the value was unpacked to; 0 if it was not compressed.
+/// Decodes a record into a job and returns the number of bytes that were decompressed for it, which
+/// is 0 if the value was not compressed.
 ///
 /// # Errors
-/// As [`decode`].
+///
+/// Returns the errors of [`decode`].
 pub fn decode_counted(
     record: &RawRecord,
     max_bytes: usize,
@@ -66,14 +69,14 @@ pub fn decode_counted(
     let value = record.value.as_deref().ok_or_else(|| {
         anonymous(
             ErrorKind::Undecodable,
-            "the record has no value: a job needs a JSON object".to_owned(),
+            "the record has no value; a job must be a JSON object".to_owned(),
         )
     })?;
     if value.len() > max_bytes {
         return Err(anonymous(
             ErrorKind::TooLarge,
             format!(
-                "the record's value has {} bytes and the worker takes at most {max_bytes}: \
+                "the record's value has {} bytes, but the worker accepts at most {max_bytes}; \
                  pass large data by reference, or raise MCP_MAX_JOB_BYTES",
                 value.len()
             ),
@@ -91,34 +94,40 @@ pub fn decode_counted(
             }
         }
     };
+
     let object = opened.object;
+
     let job_id = object
         .get("jobID")
         .and_then(Value::as_str)
         .filter(|id| check_id(id).is_ok())
         .map(str::to_owned);
+
     let envelope = from_object(object).map_err(|error| DecodeError { error, job_id })?;
     Ok((envelope, opened.unpacked))
 }
 
-/// Reads one envelope from JSON text, as `mcp-fleet submit` does before it sends anything.
+/// Decodes one envelope from JSON text, as `mcp-fleet submit` does before it sends anything.
 ///
 /// # Errors
-/// As [`decode`], without the size limit.
+///
+/// Returns the errors of [`decode`], except for the size limit.
 pub fn from_json(text: &[u8]) -> Result<Envelope, DecodeError> {
     let opened = open(text, usize::MAX, is_envelope)?;
     let object = match looks_like_cloud_event(&opened.object) {
         true => structured_cloud_event(opened, usize::MAX)?.object,
         false => opened.object,
     };
+
     let job_id = object.get("jobID").and_then(Value::as_str).map(str::to_owned);
     from_object(object).map_err(|error| DecodeError { error, job_id })
 }
 
-/// Reads one envelope from an object that is known to be one and no CloudEvent.
+/// Decodes one envelope from an object that is known to be an envelope and not a CloudEvent.
 ///
 /// # Errors
-/// As [`decode`], without the size limit.
+///
+/// Returns the errors of [`decode`], except for the size limit.
 pub fn from_value(object: Map<String, Value>) -> Result<Envelope, JobError> {
     from_object(object)
 }
@@ -135,7 +144,7 @@ fn open(
     wrapping::open(value, limit, is_wanted).map_err(|error| DecodeError { error, job_id: None })
 }
 
-/// Whether an object is meant as an envelope, however good a one it is.
+/// Returns whether an object is meant to be an envelope, valid or not.
 fn is_envelope(object: &Map<String, Value>) -> bool {
     object.contains_key("jobID") || object.contains_key("jobType") || looks_like_cloud_event(object)
 }
@@ -144,9 +153,9 @@ fn is_envelope(object: &Map<String, Value>) -> bool {
 
 /// The prefix of CloudEvents attributes in Kafka headers.
 const CE_PREFIX: &str = "ce_";
-/// The start of the content type of structured mode.
+/// The prefix of the content type in structured mode.
 const CE_STRUCTURED: &str = "application/cloudevents+json";
-/// Attributes are lower-case by the specification; these are the envelope's fields behind them.
+/// The attributes for fields of the envelope. CloudEvents requires attributes to be in lower case.
 const CE_FIELDS: [(&str, &str); 9] = [
     ("priority", "priority"),
     ("notbefore", "notBefore"),
@@ -159,7 +168,7 @@ const CE_FIELDS: [(&str, &str); 9] = [
     ("metadata", "metadata"),
 ];
 
-/// The `ce_` headers of a binary-mode event, which is known by its `ce_specversion`.
+/// Returns the `ce_` headers of a binary-mode event, which has a `ce_specversion`.
 fn cloud_event_headers(record: &RawRecord) -> Option<Map<String, Value>> {
     record.header("ce_specversion")?;
     let attributes = record.headers.iter().filter_map(|(name, value)| {
@@ -169,6 +178,7 @@ fn cloud_event_headers(record: &RawRecord) -> Option<Map<String, Value>> {
             .eq_ignore_ascii_case(CE_PREFIX)
             .then(|| (attribute.to_ascii_lowercase(), Value::String(text.to_owned())))
     });
+
     Some(attributes.collect())
 }
 
@@ -201,22 +211,25 @@ fn structured_cloud_event(opened: Opened, limit: usize) -> Result<Opened, Decode
                 base64::engine::general_purpose::STANDARD.decode(&text).map_err(|source| {
                     anonymous(
                         ErrorKind::Undecodable,
-                        format!("the CloudEvent's data_base64 is not base64: {source}"),
+                        format!("the CloudEvent's `data_base64` is not valid base64: {source}"),
                     )
                 })?;
+
             let data = open(&bytes, limit, |_| true)?;
             unpacked += data.unpacked;
             Some(Value::Object(data.object))
         }
         (None, _) => None,
     };
+
     Ok(Opened { object: from_attributes(object, data), unpacked })
 }
 
-/// One envelope object from a CloudEvent's attributes and data. Attributes that the envelope has no
-/// field for are kept under their own names.
+/// Converts the attributes and data of a CloudEvent into an envelope. Attributes that are not
+/// fields of the envelope are kept under their own names.
 fn from_attributes(mut attributes: Map<String, Value>, data: Option<Value>) -> Map<String, Value> {
     let mut object = Map::new();
+
     if let Some(id) = attributes.shift_remove("id") {
         object.insert("jobID".to_owned(), id);
     }
@@ -226,16 +239,19 @@ fn from_attributes(mut attributes: Map<String, Value>, data: Option<Value>) -> M
     if let Some(data) = data {
         object.insert("payload".to_owned(), data);
     }
+
     for (name, value) in attributes {
         match CE_FIELDS.iter().find(|(attribute, _)| *attribute == name) {
             Some((_, field)) => object.insert((*field).to_owned(), typed_attribute(field, value)),
             None => object.insert(name, value),
         };
     }
+
     object
 }
 
-/// CloudEvents types are usually reverse-DNS names: `io.mcp-fleet.tool-call` is a `tool-call`.
+/// Removes the namespace of a CloudEvents type, which is usually a reverse-DNS name:
+/// `io.mcp-fleet.tool-call` is a `tool-call`.
 fn without_namespace(kind: Value) -> Value {
     let known = kind
         .as_str()
@@ -245,7 +261,8 @@ fn without_namespace(kind: Value) -> Value {
     known.unwrap_or(kind)
 }
 
-/// In headers every attribute is text; numbers and objects are written as JSON there.
+/// Parses attributes that are numbers or objects. In headers every attribute is text, so these are
+/// written as JSON.
 fn typed_attribute(field: &str, value: Value) -> Value {
     let is_json = matches!(field, "priority" | "timeoutMs" | "maxAttempts" | "metadata");
     match &value {
@@ -256,15 +273,15 @@ fn typed_attribute(field: &str, value: Value) -> Value {
 
 // --- Checks -------------------------------------------------------------------------------------
 
-/// The longest message about an envelope. It may repeat a part of the envelope, however long that
-/// is.
+/// The longest message about an envelope, in bytes. A message may repeat parts of the envelope,
+/// which may be long.
 const MAX_MESSAGE: usize = 4096;
 
 fn invalid(message: String) -> JobError {
     JobError::new(ErrorKind::InvalidEnvelope, clipped(&message, MAX_MESSAGE))
 }
 
-/// Reads `T` and names the place of what is wrong, below `prefix`.
+/// Reads a `T`. An error names the position of the problem below `prefix`.
 fn typed<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T, JobError> {
     let read = match number::has_plain_numbers(&value) {
         true => serde_path_to_error::deserialize(value),
@@ -283,22 +300,26 @@ fn typed<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T, JobError>
     })
 }
 
+/// Decodes an envelope and checks every bound.
 fn from_object(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
     if !is_envelope(&object)
         && let Some(member) = wrapping::holder(&object, is_envelope)
     {
         return Err(invalid(format!(
-            "`jobID` is missing; there is a job envelope in `{member}`: write that as the record's value"
+            "`jobID` is missing, but `{member}` contains a job envelope; write that as the record's value"
         )));
     }
+
     let hint = spelling_hint(&object);
     let with_hint = |error: JobError| invalid(format!("{}{hint}", error.message));
-    // Fields that are not known are kept, for which serde copies the whole object, so what can be
-    // large is taken out.
+
+    // Unknown fields are kept, for which serde copies the whole object, so take out what may be
+    // large.
     let payload = object.shift_remove("payload").unwrap_or_default();
-    // Null stands for absent in every optional field; the typed read below does not know that for
-    // the required ones.
+
+    // `null` means absent in optional fields only; the required fields reject it.
     let wire: WireEnvelope = typed(Value::Object(object), "").map_err(with_hint)?;
+
     check_id(&wire.job_id).map_err(|why| invalid(format!("`jobID` {why}")))?;
     let work = work(&wire.job_type, payload).map_err(with_hint)?;
     for (field, value) in [
@@ -310,27 +331,32 @@ fn from_object(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
             check_id(value).map_err(|why| invalid(format!("`{field}` {why}")))?;
         }
     }
+
     let metadata_bytes = json_bytes(&wire.metadata);
     if metadata_bytes > MAX_METADATA_BYTES {
         return Err(invalid(format!(
             "`metadata` has {metadata_bytes} bytes; at most {MAX_METADATA_BYTES} are allowed, since every event repeats it"
         )));
     }
+
     if let Some(topic) = &wire.reply_to
         && !topics::is_valid_name(topic)
     {
-        return Err(invalid(format!("`replyTo`: `{topic}` is not a topic name that Kafka allows")));
+        return Err(invalid(format!("`replyTo`: `{topic}` is not a valid Kafka topic name")));
     }
+
     for (field, time) in [("notBefore", wire.not_before), ("deadline", wire.deadline)] {
         if let Some(time) = time {
             time.check_plausible().map_err(|why| invalid(format!("`{field}`: {why}")))?;
         }
     }
+
     if let (Some(start), Some(end)) = (wire.not_before, wire.deadline)
         && start > end
     {
-        return Err(invalid(format!("`notBefore` ({start}) lies after `deadline` ({end})")));
+        return Err(invalid(format!("`notBefore` ({start}) is later than `deadline` ({end})")));
     }
+
     Ok(Envelope {
         job_id: wire.job_id,
         work,
@@ -349,7 +375,7 @@ fn from_object(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
     })
 }
 
-/// The fields of an envelope that people spell in other ways.
+/// The fields of an envelope that people often misspell.
 const FIELDS: [&str; 12] = [
     "jobID",
     "jobType",
@@ -365,14 +391,14 @@ const FIELDS: [&str; 12] = [
     "metadata",
 ];
 
-/// Says how fields of `object` are spelled that differ from known ones only by case, `_` and `-`.
-/// By themselves they are no error: unknown fields are kept.
+/// Returns a hint about fields of `object` that differ from known ones only by case, `_` and `-`.
+/// Such fields alone are no error, since unknown fields are kept.
 fn spelling_hint(object: &Map<String, Value>) -> String {
     let folded = |name: &str| name.replace(['_', '-'], "").to_ascii_lowercase();
     let meant = |name: &str| FIELDS.into_iter().find(|field| folded(field) == folded(name));
     let hints = object.keys().filter_map(|name| {
         let field = meant(name).filter(|field| !object.contains_key(*field))?;
-        Some(format!("`{name}` is spelled `{field}`"))
+        Some(format!("write `{field}` instead of `{name}`"))
     });
 
     let hints: Vec<_> = hints.collect();
@@ -388,38 +414,42 @@ fn bounded(field: &str, value: Option<u64>, min: u64, max: u64) -> Result<Option
     }
 }
 
-/// The rule for ids that end up in keys, headers and logs.
+/// Checks an id that is used in keys, headers and logs.
 fn check_id(id: &str) -> Result<(), String> {
     if id.is_empty() {
         Err("is empty".to_owned())
     } else if id.len() > MAX_ID_BYTES {
         Err(format!("has {} bytes; at most {MAX_ID_BYTES} are allowed", id.len()))
     } else if id.chars().any(char::is_control) {
-        Err("has control characters".to_owned())
+        Err("contains control characters".to_owned())
     } else {
         Ok(())
     }
 }
 
+/// Decodes the work of a job from its type and payload.
 fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
     let kind = JobType::from_name(job_type).ok_or_else(|| {
         let known = JobType::ALL.map(JobType::as_str).join(", ");
-        invalid(format!("`jobType`: `{job_type}` is unknown; known are {known}"))
+        invalid(format!("`jobType`: `{job_type}` is unknown; expected one of {known}"))
     })?;
+
     let payload = match payload {
         Value::String(text) if kind == JobType::ServerInit => configuration_in(&text)?,
         Value::String(text) => payload_in(&text)?,
         Value::Null => {
-            return Err(invalid(format!("`payload` is missing: a {job_type} job needs one")));
+            return Err(invalid(format!("`payload` is missing; a {job_type} job needs one")));
         }
         other => other,
     };
+
     let Value::Object(mut object) = payload else {
         return Err(invalid(format!(
             "`payload` is a JSON {}; it must be an object",
             kind_of(&payload)
         )));
     };
+
     match kind {
         JobType::ServerInit => server_init(Value::Object(object)),
         JobType::ToolCall => {
@@ -434,6 +464,7 @@ fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
                 calls.map(|call| call.as_object_mut().and_then(take_arguments)).collect();
             let mut batch: ToolBatch = typed(Value::Object(object), "payload")?;
             check_batch(&batch)?;
+
             let calls = batch.calls.into_iter().zip(arguments);
             batch.calls = calls.map(|(call, arguments)| with_arguments(call, arguments)).collect();
             Ok(Work::ToolBatch(batch))
@@ -441,11 +472,12 @@ fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
     }
 }
 
-/// The payload in a string; producers that encode it twice have another string in it.
+/// Parses a payload in a string. Some producers encode it twice, so it may be a string inside a
+/// string.
 fn payload_in(text: &str) -> Result<Value, JobError> {
     let read = |text: &str| {
         serde_json::from_str(text).map_err(|source| {
-            invalid(format!("`payload` is a string and not JSON in it: {source}"))
+            invalid(format!("`payload` is a string that does not contain valid JSON: {source}"))
         })
     };
     match read(text)? {
@@ -454,7 +486,7 @@ fn payload_in(text: &str) -> Result<Value, JobError> {
     }
 }
 
-/// The same of a configuration, which may have comments and whatever else people write in theirs.
+/// Parses a configuration in a string, which may have comments and other deviations from JSON.
 fn configuration_in(text: &str) -> Result<Value, JobError> {
     let read = |text: &str| {
         mcp_servers::text::parse(text.as_bytes())
@@ -466,8 +498,7 @@ fn configuration_in(text: &str) -> Result<Value, JobError> {
     }
 }
 
-/// Takes a call's arguments out, where they are what they must be; the typed read tells of all
-/// others.
+/// Takes the arguments out of a call if they are an object. The typed read reports any other value.
 fn take_arguments(call: &mut Map<String, Value>) -> Option<Map<String, Value>> {
     call.get("arguments").filter(|arguments| arguments.is_object())?;
     match call.shift_remove("arguments") {
@@ -476,22 +507,27 @@ fn take_arguments(call: &mut Map<String, Value>) -> Option<Map<String, Value>> {
     }
 }
 
+/// Puts the arguments back into a call.
 fn with_arguments(call: ToolCall, arguments: Option<Map<String, Value>>) -> ToolCall {
     ToolCall { arguments: arguments.unwrap_or(call.arguments), ..call }
 }
 
+/// Decodes the payload of a `server-init` job.
 fn server_init(payload: Value) -> Result<Work, JobError> {
     let servers =
         McpServers::from_value(&payload).map_err(|error| invalid(format!("`payload`: {error}")))?;
+
     if servers.servers.is_empty() {
-        return Err(invalid("`payload.mcpServers` names no server".to_owned()));
+        return Err(invalid("`payload.mcpServers` does not name any server".to_owned()));
     }
+
     if let Some(error) = servers.first_error_of_all() {
         return Err(invalid(format!("`payload`: {error}")));
     }
+
     match payload {
         Value::Object(object) => Ok(Work::ServerInit(object)),
-        // The caller has made sure that it is an object.
+        // The caller has checked that the payload is an object.
         _ => Err(invalid("`payload` must be an object".to_owned())),
     }
 }
@@ -502,7 +538,7 @@ fn check_call(call: &ToolCall, place: &str) -> Result<(), JobError> {
     }
     if call.server.as_deref() == Some("") {
         return Err(invalid(format!(
-            "`{place}.server` is empty: leave it out for the server's own tools"
+            "`{place}.server` is empty; leave it out to call one of mcp-server's own tools"
         )));
     }
     Ok(())
@@ -515,7 +551,9 @@ fn check_batch(batch: &ToolBatch) -> Result<(), JobError> {
             "`payload.calls` has {n} calls; it must have 1 to {MAX_BATCH_CALLS}"
         )));
     }
+
     bounded("payload.parallel", batch.parallel.map(u64::from), 1, u64::from(MAX_BATCH_PARALLEL))?;
+
     batch
         .calls
         .iter()

@@ -1,8 +1,9 @@
-//! What goes with a job through the delayed topic and back: where it came from, when it is due,
-//! what it has spent.
+//! The data that accompanies a job through the delayed topic and back: where the job came from,
+//! when it is due, and which attempts it has spent.
 //!
-//! One header of JSON, so that it is whole or not there. Its reader takes it off the record: it
-//! says something about this one journey, and must not go on into dead letters and replays.
+//! All of it is one JSON header, so that it is either complete or absent. The reader removes the
+//! header from the record: it describes only this one journey and must not get into dead letters
+//! and replays.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,74 +14,78 @@ use crate::{
     time::Timestamp,
 };
 
-/// The header's name.
+/// The name of the header.
 pub const HEADER: &str = "mcp-fleet-delayed";
-/// The longest first error that travels along, in bytes.
+/// The longest message of a first error that is kept, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
-/// A job on its way through the delayed topic, or back from there.
+/// A job on its way through the delayed topic or back from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Delayed {
-    /// The consumer group whose job it is: another group on the same topics runs its own jobs.
+    /// The consumer group that deferred the job; another group on the same topics runs its own
+    /// jobs.
     pub group: String,
-    /// The job's first record: the topic.
+    /// The topic of the job's first record.
     pub topic: String,
-    /// The topic's id, where it was known.
+    /// The id of that topic, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic_id: Option<String>,
-    /// Its partition.
+    /// The partition of the job's first record.
     pub partition: i32,
-    /// Its offset.
+    /// The offset of the job's first record.
     pub offset: i64,
-    /// The offset, in that partition, of the record that was deferred: the first record, or one as
-    /// which the job had come back before. If the broker's acknowledgement is lost, a record is
-    /// passed on twice, and this is how its copies are known. Absent if a worker of an older
-    /// version passed it on.
+    /// The offset, in the same partition, of the record that was deferred: the first record, or a
+    /// later one with which the job returned. If the broker's acknowledgement is lost, a record is
+    /// relayed twice, and this offset identifies the copies. Absent if a worker of an older version
+    /// relayed the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continues: Option<i64>,
-    /// Its timestamp.
+    /// The timestamp of the job's first record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<Timestamp>,
-    /// The job must not start before.
+    /// The earliest time at which the job may start.
     pub until: Timestamp,
-    /// When the record in the delayed topic is to be looked at again. All records of one of its
-    /// partitions wait equally long, so no record stands behind one that is due later.
+    /// When to look at the record in the delayed topic again. All records of one of its partitions
+    /// wait equally long, so no record is behind one that is due later.
     pub look_at: Timestamp,
-    /// Attempts spent.
+    /// The number of attempts spent.
     #[serde(default)]
     pub attempts: u32,
-    /// The first attempt's error.
+    /// The error of the first attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_error: Option<JobError>,
-    /// What it waits for, where that is no time but something that is unavailable.
+    /// The unavailable server that the job waits for, if it does not wait for a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
 }
 
 impl Delayed {
-    /// The header.
+    /// Returns the header for this data.
     pub fn header(&self) -> Header {
         let mut whole = self.clone();
         if let Some(error) = &mut whole.first_error {
             error.data = None;
             error.message.truncate(error.message.floor_char_boundary(MAX_MESSAGE_BYTES));
         }
-        // A struct of plain fields can't fail to become JSON.
+
+        // A struct of plain fields always serializes.
         let value = serde_json::to_vec(&whole).unwrap_or_default();
         (HEADER.to_owned(), Some(value))
     }
 
-    /// Where the job's first record stood.
+    /// Returns the position of the job's first record.
     pub fn origin(&self) -> Position {
         Position { topic: self.topic.clone(), partition: self.partition, offset: self.offset }
     }
 
-    /// Takes the header off `record`. The last one counts; what can't be read counts as not there.
+    /// Removes the header from `record` and returns its data. The last header counts; an unreadable
+    /// one is treated as absent.
     pub fn take(record: &mut RawRecord) -> Option<Self> {
         let is_ours = |(name, _): &Header| name == HEADER;
         let last = record.headers.iter().rev().find(|header| is_ours(header))?;
         let found = last.1.as_deref().and_then(|value| serde_json::from_slice(value).ok());
+
         record.headers.retain(|header| !is_ours(header));
         found
     }
@@ -97,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_back_and_taken_off() {
+    fn a_header_is_read_back_and_removed() {
         let delayed = Delayed {
             group: "mcp-workers".into(),
             topic: "mcp-jobs".into(),
@@ -120,6 +125,7 @@ mod tests {
         let mut record = record(vec![delayed.header(), own.clone(), delayed.header()]);
         let found = Delayed::take(&mut record).unwrap();
         assert_eq!(record.headers, [own]);
+
         assert_eq!(
             found.first_error.as_ref().map(|error| error.message.len()),
             Some(MAX_MESSAGE_BYTES)
@@ -131,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cant_be_read_is_taken_off_all_the_same() {
+    fn an_unreadable_header_is_removed_too() {
         for value in [None, Some(b"{}".to_vec()), Some(vec![0xff])] {
             let mut record = record(vec![(HEADER.to_owned(), value)]);
             assert_eq!(Delayed::take(&mut record), None);

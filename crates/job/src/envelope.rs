@@ -1,7 +1,7 @@
-//! The job envelope: what a producer asks for.
+//! The job envelope: a producer's request.
 //!
-//! [`Envelope`] is the meaning; [`wire`](crate::wire) knows the spelling. Unknown fields are kept
-//! at every level and written back, so that producers and tools can carry their own.
+//! [`Envelope`] is the meaning; [`wire`](crate::wire) has the JSON form. Unknown fields are kept at
+//! every level and written back, so that producers and tools can add their own.
 
 use std::num::NonZeroU32;
 
@@ -11,56 +11,56 @@ use crate::{time::Timestamp, tool_name};
 
 /// The longest job id, idempotency key or tenant, in bytes.
 pub const MAX_ID_BYTES: usize = 256;
-/// The most bytes that `metadata` may have as JSON.
+/// The largest size of `metadata` as JSON, in bytes.
 pub const MAX_METADATA_BYTES: u64 = 64 * 1024;
 /// The highest priority; 0 is the lowest.
 pub const MAX_PRIORITY: u8 = 9;
-/// The priority of a job that names none.
+/// The priority of a job that does not set one.
 pub const DEFAULT_PRIORITY: u8 = 4;
-/// The most attempts a job may ask for.
+/// The largest number of attempts that a job may ask for.
 pub const MAX_ATTEMPTS: u32 = 100;
-/// The longest time a single call may take: one day, in milliseconds.
+/// The longest time limit of one attempt in milliseconds: one day.
 pub const MAX_TIMEOUT_MS: u64 = 86_400_000;
-/// The most calls in one batch.
+/// The largest number of calls in a batch.
 pub const MAX_BATCH_CALLS: usize = 10_000;
-/// The most calls of a batch that may run at once.
+/// The largest number of calls of a batch that may run at once.
 pub const MAX_BATCH_PARALLEL: u32 = 64;
 
-/// A job as its producer asked for it. Made by [`decode`](crate::decode::decode), which checks
+/// A job as its producer asked for it. [`decode`](crate::decode::decode) creates it and checks
 /// every bound stated here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Envelope {
-    /// The producer's name for the job: 1 to [`MAX_ID_BYTES`] bytes without control characters.
+    /// The producer's id for the job: 1 to [`MAX_ID_BYTES`] bytes without control characters.
     pub job_id: String,
-    /// What to do.
+    /// What the job does.
     pub work: Work,
-    /// 0 (last) to [`MAX_PRIORITY`] (first).
+    /// The priority, from 0 (last) to [`MAX_PRIORITY`] (first).
     pub priority: Option<u8>,
-    /// The job must not start before.
+    /// The earliest time at which the job may start.
     pub not_before: Option<Timestamp>,
-    /// The job must not start after; a job that is late ends as `expired`.
+    /// The latest time at which the job may start; a job that is late ends as `expired`.
     pub deadline: Option<Timestamp>,
-    /// How long one attempt may take, in milliseconds, 1 to [`MAX_TIMEOUT_MS`].
+    /// The time limit for one attempt in milliseconds, from 1 to [`MAX_TIMEOUT_MS`].
     pub timeout_ms: Option<u64>,
-    /// After so many spent attempts the job has failed; 1 to [`MAX_ATTEMPTS`].
+    /// The number of attempts after which the job has failed, from 1 to [`MAX_ATTEMPTS`].
     pub max_attempts: Option<NonZeroU32>,
-    /// What a tool can recognise a repeat by; the job id serves where it is absent.
+    /// A key by which a tool can recognize a repeated call; the job id is used if this is absent.
     pub idempotency_key: Option<String>,
-    /// A topic that gets a copy of the terminal event.
+    /// A topic that receives a copy of the terminal event.
     pub reply_to: Option<String>,
-    /// Whose job it is.
+    /// The tenant that the job belongs to.
     pub tenant: Option<String>,
-    /// Who submitted it, as the server that took it knows them: an opaque name, made from their
-    /// credentials. Nobody else gets to see the job there.
+    /// The submitter as known to the server that accepted the job: an opaque name derived from the
+    /// submitter's credentials. The server shows the job to no one else.
     pub owner: Option<String>,
-    /// The producer's own data, copied into every event.
+    /// The producer's own data, which is copied into every event.
     pub metadata: Map<String, Value>,
-    /// Fields that this version does not know, kept as they came.
+    /// Fields that this version does not know, kept as they are.
     pub extra: Map<String, Value>,
 }
 
 impl Envelope {
-    /// An envelope with nothing but an id and work.
+    /// Creates an envelope with only an id and work.
     pub fn new(job_id: impl Into<String>, work: Work) -> Self {
         Self {
             job_id: job_id.into(),
@@ -79,7 +79,7 @@ impl Envelope {
         }
     }
 
-    /// What a tool can recognise a repeat of this job by.
+    /// Returns the key by which a tool can recognize a repeated call of this job.
     pub fn idempotency_key(&self) -> &str {
         self.idempotency_key.as_deref().unwrap_or(&self.job_id)
     }
@@ -89,12 +89,12 @@ impl Envelope {
 #[derive(Debug, Clone, PartialEq)]
 #[expect(
     clippy::large_enum_variant,
-    reason = "a job is read once and then shared; a box would only make it harder to write down"
+    reason = "a job is read once and then shared, and a box would only make jobs harder to write down"
 )]
 pub enum Work {
-    /// Host the servers of an `mcpServers` configuration: one `server_initialize` call each. The
-    /// map is the payload as it came; decoding has made sure that
-    /// [`McpServers`](crate::mcp_servers::McpServers) reads it.
+    /// Host the servers of an `mcpServers` configuration, with one `server_initialize` call each.
+    /// The map is the payload as written; decoding has verified that
+    /// [`McpServers`](crate::mcp_servers::McpServers) can read it.
     ServerInit(Map<String, Value>),
     /// Call one tool.
     ToolCall(ToolCall),
@@ -103,7 +103,7 @@ pub enum Work {
 }
 
 impl Work {
-    /// The `jobType` on the wire.
+    /// Returns the kind of job.
     pub fn job_type(&self) -> JobType {
         match self {
             Self::ServerInit(_) => JobType::ServerInit,
@@ -113,7 +113,7 @@ impl Work {
     }
 }
 
-/// The kinds of job. The set is closed so that it can label metrics.
+/// The kinds of jobs. The set is closed so that it can label metrics.
 #[derive(
     Debug,
     Clone,
@@ -139,7 +139,7 @@ impl JobType {
     /// All kinds, for messages that list them.
     pub const ALL: [Self; 3] = [Self::ServerInit, Self::ToolCall, Self::ToolBatch];
 
-    /// The name on the wire.
+    /// Returns the name of the kind in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ServerInit => "server-init",
@@ -148,7 +148,7 @@ impl JobType {
         }
     }
 
-    /// The kind that `name` stands for.
+    /// Returns the kind with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
@@ -158,36 +158,36 @@ impl JobType {
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ToolCall {
-    /// The hosted server whose tool it is; without it, `tool` is the server's own or an already
-    /// qualified name.
+    /// The hosted server that has the tool. If this is absent, `tool` is one of mcp-server's own
+    /// tools or an already qualified name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub server: Option<String>,
-    /// The tool's name.
+    /// The name of the tool.
     #[schemars(length(min = 1))]
     pub tool: String,
-    /// The tool's arguments; an empty object where absent.
+    /// The arguments of the call; an empty object if absent.
     #[serde(
         default,
         skip_serializing_if = "Map::is_empty",
         deserialize_with = "crate::wire::null_is_default"
     )]
     pub arguments: Map<String, Value>,
-    /// Set where somebody waits for the call as an MCP task, and can be asked.
+    /// Present if a caller waits for this call as an MCP task and can answer questions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<TaskRound>,
-    /// Fields that this version does not know, kept as they came.
+    /// Fields that this version does not know, kept as they are.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl ToolCall {
-    /// A call without arguments.
+    /// Creates a call without arguments.
     pub fn new(server: Option<String>, tool: impl Into<String>) -> Self {
         Self { server, tool: tool.into(), arguments: Map::new(), task: None, extra: Map::new() }
     }
 
-    /// The name under which the server offers the tool.
+    /// Returns the name under which mcp-server offers the tool.
     pub fn exposed_name(&self) -> String {
         match &self.server {
             Some(server) => tool_name::exposed(server, &self.tool),
@@ -197,21 +197,21 @@ impl ToolCall {
 }
 
 /// One round of a call that is an MCP task (`io.modelcontextprotocol/tasks`): what the caller can
-/// be asked for, and what it has answered. A tool that asks for input ends the round; the answers
-/// come as another job of the same id. An error of the tool's is the call's answer, so it is not
-/// tried again.
+/// be asked for, and what it has answered. A tool that asks for input ends the round, and the
+/// answers arrive as another job with the same id. An error of the tool is the call's result and is
+/// not retried.
 #[derive(
     Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TaskRound {
-    /// The caller's capabilities, as it declared them.
+    /// The caller's capabilities, as the caller declared them.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub client_capabilities: Map<String, Value>,
-    /// The answers to what the tool asked for in the round before.
+    /// The answers to the tool's questions of the previous round.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub input_responses: Map<String, Value>,
-    /// What the tool wants to be reminded of, as it gave it.
+    /// The tool's opaque state from the previous round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_state: Option<String>,
 }
@@ -223,8 +223,7 @@ pub struct ToolBatch {
     /// The calls, 1 to [`MAX_BATCH_CALLS`].
     #[schemars(length(min = 1, max = 10_000))]
     pub calls: Vec<ToolCall>,
-    /// How many of them may run at once, 1 to [`MAX_BATCH_PARALLEL`]; one after the other where
-    /// absent.
+    /// The number of calls that may run at once, from 1 to [`MAX_BATCH_PARALLEL`]; 1 if absent.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -232,7 +231,7 @@ pub struct ToolBatch {
     )]
     #[schemars(range(min = 1, max = 64))]
     pub parallel: Option<u32>,
-    /// Fields that this version does not know, kept as they came.
+    /// Fields that this version does not know, kept as they are.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }

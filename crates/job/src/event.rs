@@ -1,5 +1,5 @@
-//! What a job leaves behind on the events topic: one record per transition, the newest of a job id
-//! being its state.
+//! Job events: one record on the events topic per transition of a job. The newest event of a job is
+//! its state.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,35 +12,35 @@ use crate::{
     time::Timestamp,
 };
 
-/// Room for most events, so that they are not moved while they are written.
+/// The initial capacity of a serialized event, which suffices for most events.
 const USUAL_BYTES: usize = 1024;
 
-/// The code of a job that has succeeded and whose result was too large to be kept.
+/// The code of a job that succeeded but whose result was too large to keep.
 pub const RESULT_OMITTED: &str = "result-omitted";
 
 /// The states of a job. The last four are terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
-    /// Accepted and written to the jobs topic.
+    /// The job was accepted and written to the jobs topic.
     Queued,
-    /// An attempt is under way.
+    /// An attempt is running.
     Running,
-    /// An attempt has failed and another one will follow.
+    /// An attempt failed, and another one will follow.
     Retrying,
-    /// Done, with a result.
+    /// The job is done and has a result.
     Succeeded,
-    /// Given up; the record is in the dead letters too.
+    /// The job failed for good; its record is also in the dead letters.
     Failed,
-    /// Stopped on request.
+    /// The job was stopped on request.
     Cancelled,
-    /// Its deadline passed before it could start.
+    /// The job's deadline passed before it could start.
     Expired,
 }
 
 impl JobState {
-    /// All states, in the order in which jobs go through them. Stores keep places in this list: it
-    /// only grows at its end.
+    /// All states in the order in which jobs go through them. Stores keep indexes into this list,
+    /// so new states may only be appended.
     pub const ALL: [Self; 7] = [
         Self::Queued,
         Self::Running,
@@ -51,12 +51,12 @@ impl JobState {
         Self::Expired,
     ];
 
-    /// Whether no other state can follow.
+    /// Returns whether no other state can follow.
     pub fn is_terminal(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled | Self::Expired)
     }
 
-    /// The name on the wire, also used as a metric label.
+    /// Returns the name in JSON and in metric labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -70,69 +70,69 @@ impl JobState {
     }
 }
 
-/// One transition of one job, the value of a record on the events topic.
+/// One transition of a job: the value of a record on the events topic.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(title = "mcp-fleet job event")]
 pub struct JobEvent {
-    /// The job's id, which is the record's key too. A record that holds no readable id is reported
-    /// under `topic/partition/offset`.
+    /// The id of the job, which is also the record's key. A record without a readable id is
+    /// reported under `topic/partition/offset`.
     #[serde(rename = "jobID")]
     pub job_id: String,
-    /// The state that the job has entered.
+    /// The state that the job entered.
     pub state: JobState,
-    /// When.
+    /// The time of the transition.
     pub time: Timestamp,
-    /// The kind of job; absent where the envelope could not be read.
+    /// The kind of job; absent if the envelope could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_type: Option<String>,
-    /// The tool that a `tool-call` calls, under the name that the server offers it by.
+    /// The name under which the called tool is offered, for a `tool-call`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool: Option<String>,
-    /// How many calls a `tool-batch` makes.
+    /// The number of calls, for a `tool-batch`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls: Option<u32>,
-    /// When the record that asks for the job was written.
+    /// When the job's record was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub submitted_at: Option<Timestamp>,
-    /// Attempts spent so far, this one included.
+    /// The number of attempts spent so far, including the current one.
     #[serde(default)]
     pub attempts: u32,
-    /// The record that asked for the job.
+    /// The job's record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
-    /// The worker that reports.
+    /// The worker that wrote the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
-    /// How far the tool says it has come, in a `running` event.
+    /// The progress that the tool has reported, in a `running` event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
-    /// What the tool returned, in a `succeeded` event.
+    /// The tool's result, in a `succeeded` event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Value>,
-    /// What stands in for a result that is too large for a record.
+    /// The size of a result that was too large for a record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_omitted: Option<ResultOmitted>,
-    /// Why the state is not all that it seems: `result-omitted` if the job has succeeded and its
-    /// result exists nowhere.
+    /// A qualification of the state: `result-omitted` if the job succeeded but its result was not
+    /// kept anywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// Why, in a `retrying`, `failed`, `cancelled` or `expired` event.
+    /// The error, in a `retrying`, `failed`, `cancelled` or `expired` event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<JobError>,
-    /// When the next attempt may start, in a `retrying` event.
+    /// The earliest time of the next attempt, in a `retrying` event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_at: Option<Timestamp>,
     /// What the job waits for through no fault of its own, in a `queued` or `retrying` event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
-    /// How long things took, in a terminal event.
+    /// How long the job waited and ran, in a terminal event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
-    /// Whose job it is.
+    /// The tenant that the job belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// Who submitted it, as the server that took it knows them.
+    /// The submitter as known to the server that accepted the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     /// The producer's idempotency key.
@@ -144,7 +144,7 @@ pub struct JobEvent {
 }
 
 impl JobEvent {
-    /// A bare event; the other fields are filled in by whoever reports.
+    /// Creates an event with only the required fields.
     pub fn new(job_id: impl Into<String>, state: JobState, time: Timestamp) -> Self {
         Self {
             job_id: job_id.into(),
@@ -172,13 +172,14 @@ impl JobEvent {
         }
     }
 
-    /// An event about the job in `envelope`, with what every one of its events repeats.
+    /// Creates an event about the job in `envelope`, with the fields that all its events repeat.
     pub fn about(envelope: &Envelope, state: JobState, time: Timestamp) -> Self {
         let (tool, calls) = match &envelope.work {
             Work::ToolCall(call) => (Some(call.exposed_name()), None),
             Work::ToolBatch(batch) => (None, u32::try_from(batch.calls.len()).ok()),
             Work::ServerInit(_) => (None, None),
         };
+
         Self {
             job_type: Some(envelope.work.job_type().as_str().to_owned()),
             tool,
@@ -191,35 +192,36 @@ impl JobEvent {
         }
     }
 
-    /// Leaves the result out, which has so many bytes where only `limit_bytes` are allowed.
+    /// Leaves the result out because of its size.
     pub fn omit_result(&mut self, omitted: ResultOmitted) {
         self.result = None;
         self.result_omitted = Some(omitted);
         self.code = Some(RESULT_OMITTED.to_owned());
     }
 
-    /// Whether the job has succeeded and nobody can read its result, also in an event from before
-    /// there was a code for it.
+    /// Returns whether the job succeeded but its result was not kept. Also recognizes older events,
+    /// which had no code for this.
     pub fn has_lost_its_result(&self) -> bool {
         self.state == JobState::Succeeded && self.result_omitted.is_some()
     }
 
-    /// Whether the job has come to its end. A task's round that asks for input is a result, and no
-    /// end: the answers come as another record of the same job.
+    /// Returns whether the job has ended. A task's round that asks for input has a result but is
+    /// not an end: the answers arrive as another record of the same job.
     pub fn is_over(&self) -> bool {
         self.state.is_terminal() && !self.asks_for_input()
     }
 
-    /// Whether the job is a task that waits for input (`resultType: input_required`, SEP-2322).
+    /// Returns whether the job is a task that waits for input (`resultType: input_required`,
+    /// SEP-2322).
     pub fn asks_for_input(&self) -> bool {
         let kind = self.result.as_ref().and_then(|result| result.get("resultType")?.as_str());
         self.state == JobState::Succeeded && kind == Some("input_required")
     }
 
-    /// The event as the bytes of a record's value.
+    /// Returns the event as the value of a record.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(USUAL_BYTES);
-        // Strings, numbers, maps with string keys: nothing in the struct can fail to become JSON.
+        // Strings, numbers and maps with string keys always serialize.
         if serde_json::to_writer(&mut bytes, self).is_err() {
             bytes.clear();
         }
@@ -227,19 +229,19 @@ impl JobEvent {
     }
 }
 
-/// The record that asked for a job.
+/// The position of a job's record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
-    /// The topic.
+    /// The name of the topic.
     pub topic: String,
-    /// The topic's own id, where the broker has told it: a topic that was deleted and made again
-    /// under its old name has another one.
+    /// The id of the topic, if the broker reveals it: a topic that is deleted and created again
+    /// under the same name gets another id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic_id: Option<String>,
-    /// The partition.
+    /// The number of the partition.
     pub partition: i32,
-    /// The offset.
+    /// The offset in the partition.
     pub offset: i64,
 }
 
@@ -260,64 +262,63 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// What a job waits for: something that it needs is unavailable, which spends none of its attempts
-/// (I7).
+/// The unavailable thing that a job waits for, which costs it no attempts (I7).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Waiting {
-    /// Why: `server-unavailable`, `server-busy`, `upstream-unauthorized` and `rate-limited` of what
-    /// our server hosts, `unavailable` and `unauthorized` of our server itself. Others may be
+    /// The reason: `server-unavailable`, `server-busy`, `upstream-unauthorized` or `rate-limited`
+    /// for hosted servers, `unavailable` or `unauthorized` for mcp-server itself. More may be
     /// added.
     pub reason: String,
-    /// The hosted server, where it is one.
+    /// The hosted server, if the reason concerns one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
-    /// Since when.
+    /// When the job began to wait.
     pub since: Timestamp,
 }
 
 impl std::fmt::Display for Waiting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.server {
-            Some(server) => write!(f, "waits for server `{server}`: {}", self.reason),
-            None => write!(f, "waits for mcp-server: {}", self.reason),
+            Some(server) => write!(f, "waiting for server `{server}`: {}", self.reason),
+            None => write!(f, "waiting for mcp-server: {}", self.reason),
         }
     }
 }
 
-/// How far a tool says it has come.
+/// The progress that a tool has reported.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
-    /// Grows from one notice to the next. In a batch: the calls that are done.
+    /// Increases with every notification. In a batch: the number of calls that are done.
     #[serde(deserialize_with = "crate::number::f64")]
     pub progress: f64,
-    /// What `progress` will be at the end, where that is known.
+    /// The final value of `progress`, if known.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "crate::number::option_f64"
     )]
     pub total: Option<f64>,
-    /// What the tool says about it, for people.
+    /// The tool's description of its progress, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
-/// What stands in for a result that is too large for a record.
+/// The size of a result that was too large for a record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ResultOmitted {
-    /// How large the result was, in bytes of JSON.
+    /// The size of the result as JSON, in bytes.
     pub bytes: u64,
-    /// How large it might have been.
+    /// The largest size that would have been kept, in bytes.
     pub limit_bytes: u64,
 }
 
-/// How long things took, as the worker saw it.
+/// How long a job waited and ran, as measured by the worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Timings {
-    /// The record's own timestamp.
+    /// The timestamp of the job's record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub submitted_at: Option<Timestamp>,
     /// The start of the last attempt.
@@ -325,17 +326,16 @@ pub struct Timings {
     pub started_at: Option<Timestamp>,
     /// When the outcome was known.
     pub finished_at: Timestamp,
-    /// From the record's timestamp to the start of the last attempt, in milliseconds.
+    /// The time from the record's timestamp to the start of the last attempt, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waited_ms: Option<u64>,
-    /// The last attempt, in milliseconds.
+    /// The duration of the last attempt, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ran_ms: Option<u64>,
 }
 
 impl Timings {
-    /// The timings of a job that was written at `submitted_at`, started at `started_at` and ended
-    /// at `finished_at`.
+    /// Computes the timings of a job from the times at which it was written, started and ended.
     pub fn new(
         submitted_at: Option<Timestamp>,
         started_at: Option<Timestamp>,
@@ -343,6 +343,7 @@ impl Timings {
     ) -> Self {
         let ms =
             |later: Timestamp, earlier: Timestamp| later.as_millis().abs_diff(earlier.as_millis());
+
         Self {
             submitted_at,
             started_at,

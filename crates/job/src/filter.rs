@@ -1,4 +1,4 @@
-//! Which jobs are meant: in a question to the ledger, over HTTP, to a tool, and on the command line.
+//! A selection of jobs, as used by the ledger, the HTTP API, the tools and the command line.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// Which jobs are meant. All conditions must hold; an absent one always does.
+/// A selection of jobs. All conditions must hold; an absent condition always holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JobFilter {
@@ -33,12 +33,12 @@ pub struct JobFilter {
 }
 
 impl JobFilter {
-    /// Whether jobs in this state are meant.
+    /// Returns whether the filter accepts jobs in this state.
     pub fn wants_state(&self, state: JobState) -> bool {
         self.states.is_empty() || self.states.contains(&state)
     }
 
-    /// Whether the job is meant whose newest event this is.
+    /// Returns whether the filter accepts the job whose newest event this is.
     pub fn matches(&self, event: &JobEvent) -> bool {
         let submitted = event.submitted_at.unwrap_or(event.time);
         let same =
@@ -52,7 +52,7 @@ impl JobFilter {
             && self.until.is_none_or(|until| submitted < until)
     }
 
-    /// The filter as the parameters of a URL for a list of jobs.
+    /// Returns the filter as the query parameters of a URL.
     pub fn parameters(&self) -> Vec<(&'static str, String)> {
         let states: Vec<_> = self.states.iter().map(|state| state.as_str()).collect();
         let states = (!states.is_empty()).then(|| ("state", states.join(",")));
@@ -64,8 +64,9 @@ impl JobFilter {
         parameters
     }
 
-    /// The parameters whose conditions hold for a job for ever or never. Only these may be asked of
-    /// a stream of events: one that leaves out states does not tell when a job leaves the others.
+    /// Returns the parameters for conditions whose result never changes during the life of a job.
+    /// Only these may filter a stream of events: a stream filtered by state would not show when a
+    /// job leaves that state.
     pub fn lasting_parameters(&self) -> Vec<(&'static str, String)> {
         [("type", &self.job_type), ("tool", &self.tool), ("tenant", &self.tenant)]
             .into_iter()

@@ -102,9 +102,11 @@ impl Glob {
         if self.is_literal() {
             return self.matches(text);
         }
+
         if climbs(text) {
             return false;
         }
+
         // The positions in the pattern that the text so far can have reached.
         let mut reached = vec![false; self.tokens.len() + 1];
         reached[0] = true;
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn wildcards_in_arguments_stay_where_they_are() {
+    fn wildcards_in_arguments_do_not_cross_separators() {
         let check = |pattern: &str, text: &str, expected| {
             assert_eq!(Glob::new(pattern).matches_argument(text), expected, "{pattern} on {text}");
         };

@@ -1,7 +1,7 @@
-//! The contract of mcp-fleet: what producers write, what jobs leave behind, and how outcomes are
-//! read.
+//! The contract of mcp-fleet: what producers write, what jobs leave behind, and how the outcome of
+//! a job is read.
 //!
-//! Pure data and parsing. No IO, no async, no clock: time is passed in by the caller.
+//! This crate is pure data and parsing: no IO, no async and no clock. Callers pass in the time.
 
 pub mod control;
 pub mod dead_letter;

@@ -1,11 +1,10 @@
-//! The `mcpServers` configuration that desktop clients and editors use, in all the shapes they
-//! write it.
+//! The `mcpServers` configuration of desktop clients and editors, in all the forms that they use.
 //!
-//! There is no standard for it, only a habit, so parsing is generous in spelling (several roots,
-//! `type` or `transport`, several names for Streamable HTTP, `command` as a string or an array) and
-//! strict in meaning: a type that makes no sense is an error that names the field's path. One entry
-//! that can't be read does not hide the others. Unknown keys are kept and can be listed as
-//! warnings. Nothing here reads a file or an environment: expansion takes a lookup function, and
+//! The format is a convention rather than a standard, so parsing is lenient in spelling (several
+//! root keys, `type` or `transport`, several names for Streamable HTTP, `command` as a string or an
+//! array) and strict in meaning: a value of the wrong type is an error that names the path of its
+//! field. An unreadable entry does not hide the others. Unknown keys are kept and can be listed as
+//! warnings. Nothing here reads a file or the environment: expansion takes a lookup function, and
 //! configurations and `.env` files are parsed from text.
 
 use std::collections::BTreeMap;
@@ -21,44 +20,44 @@ pub mod roots;
 mod shape;
 pub mod text;
 
-/// The root key that most programs write.
+/// The root key that most programs use.
 pub const ROOT: &str = "mcpServers";
-/// The root key that VS Code writes.
+/// The root key that VS Code uses.
 pub const ROOT_VSCODE: &str = "servers";
 
-/// A whole configuration: servers by name.
+/// A whole configuration.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct McpServers {
-    /// The servers, by the name they are to have.
+    /// The servers by name.
     pub servers: BTreeMap<String, Result<ServerEntry, UnusableEntry>>,
-    /// Keys beside the root key that mean nothing to us (`inputs`, for example).
+    /// Keys beside the root key that we do not use (such as `inputs`).
     pub unknown: BTreeMap<String, Value>,
 }
 
 /// One server of a configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServerEntry {
-    /// How the server is reached.
+    /// How to reach the server.
     pub transport: Transport,
-    /// Keys of the entry that mean nothing to us (`autoApprove`, `timeout`, …).
+    /// Keys of the entry that we do not use (`autoApprove`, `timeout`, …).
     pub unknown: BTreeMap<String, Value>,
 }
 
-/// An entry that names no server to host: it is switched off, or can't be read.
+/// An entry without a server to host, because it is switched off or cannot be read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnusableEntry {
-    /// Why.
+    /// Why the entry is unusable.
     pub error: ConfigError,
-    /// The entry as it was written.
+    /// The entry as written.
     pub value: Value,
 }
 
-/// How a server is reached.
+/// How to reach a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transport {
     /// A child process that speaks MCP on its standard input and output.
     Stdio(StdioServer),
-    /// A server that speaks one of the two that follow; nothing says which.
+    /// A server that speaks either Streamable HTTP or HTTP+SSE; the entry does not say which.
     Url(RemoteServer),
     /// A server that speaks Streamable HTTP.
     Http(RemoteServer),
@@ -69,96 +68,95 @@ pub enum Transport {
 /// A child process to start.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StdioServer {
-    /// The program.
+    /// The program to run.
     pub command: String,
-    /// Its arguments.
+    /// The arguments of the program.
     pub args: Vec<String>,
-    /// Environment variables for it. They win over those of `env_file`.
+    /// Environment variables for the program. They override those of `env_file`.
     pub env: BTreeMap<String, String>,
     /// A file of `NAME=value` lines with more environment variables.
     pub env_file: Option<String>,
-    /// Its working directory.
+    /// The working directory of the program.
     pub cwd: Option<String>,
 }
 
 /// A server to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RemoteServer {
-    /// Where it listens.
+    /// The address of the server.
     pub url: String,
-    /// Headers for every request to it.
+    /// Headers for every request to the server.
     pub headers: BTreeMap<String, String>,
 }
 
-/// Why a configuration can't be read. Every variant names the place.
+/// Why a configuration cannot be read. Every variant names the position.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// A field has a type that it may not have.
+    /// A field has the wrong type.
     #[error("`{path}` must be {expected}, not {found}")]
     WrongType {
-        /// Where the field is.
+        /// The path of the field.
         path: String,
-        /// What it must be.
+        /// The expected type.
         expected: &'static str,
-        /// What it is.
+        /// The type that was found.
         found: &'static str,
     },
-    /// A field that must be there is not.
+    /// A required field is missing.
     #[error("`{path}` is missing")]
     Missing {
-        /// Where the field belongs.
+        /// The path of the field.
         path: String,
     },
-    /// A field that must not be empty is.
+    /// A required field is empty.
     #[error("`{path}` must not be empty")]
     Empty {
-        /// Where the field is.
+        /// The path of the field.
         path: String,
     },
-    /// The value of `type` or `transport` names no transport.
-    #[error("`{path}`: unknown transport `{name}`, use stdio, http or sse")]
+    /// The value of `type` or `transport` is not a known transport.
+    #[error("`{path}`: unknown transport `{name}`; expected stdio, http or sse")]
     UnknownTransport {
-        /// Where the field is.
+        /// The path of the field.
         path: String,
-        /// What it says.
+        /// The unknown name.
         name: String,
     },
     /// Two fields contradict each other.
     #[error("`{path}`: `{first}` and `{second}` contradict each other")]
     Conflict {
-        /// The object that has both.
+        /// The path of the object that has both fields.
         path: String,
-        /// The one field.
+        /// The name of one field.
         first: &'static str,
-        /// The other field.
+        /// The name of the other field.
         second: &'static str,
     },
-    /// An entry has neither `command` nor `url`, so nothing says how to reach the server.
+    /// An entry has neither `command` nor `url`, so there is no way to reach the server.
     #[error("`{path}` needs `command` (a program to start) or `url` (a server to connect to)")]
     NoEndpoint {
-        /// The entry.
+        /// The path of the entry.
         path: String,
     },
-    /// The entry is switched off. Not an error of the person who wrote it, but there is no server
-    /// to host.
+    /// The entry is switched off. This is intended, but there is no server to host.
     #[error("switched off by `{path}`")]
     Disabled {
-        /// The field that says so.
+        /// The path of the field that switches it off.
         path: String,
     },
-    /// A key in a place where every key has a meaning.
+    /// An object in which every key has a meaning has an unknown key.
     #[error("`{path}` is unknown")]
     UnknownKey {
-        /// Where the key is.
+        /// The path of the key.
         path: String,
     },
     /// There is no object of servers.
     #[error("there is no `mcpServers` (or `servers`) object")]
     NoRoot,
-    /// Servers stand in two places.
-    #[error("both `{first}` and `{second}` hold servers; put all of them under `mcpServers`")]
+    /// There are servers under two root keys.
+    #[error("both `{first}` and `{second}` contain servers; put all of them under `mcpServers`")]
     TwoRoots {
-        /// The one key.
+        /// One of the keys.
         first: &'static str,
         /// The other key.
         second: &'static str,
@@ -168,20 +166,20 @@ pub enum ConfigError {
         "`{path}` is an array; write an object with the servers' names as keys: {{\"mcpServers\": {{\"NAME\": {{…}}}}}}"
     )]
     List {
-        /// Where the array is.
+        /// The path of the array.
         path: String,
     },
-    /// The configuration is one server's entry.
+    /// The configuration is the entry of a single server.
     #[error(
-        "this is the entry of one server, without a name; write {{\"mcpServers\": {{\"NAME\": {{…}}}}}}"
+        "this is the entry of one server without its name; write {{\"mcpServers\": {{\"NAME\": {{…}}}}}}"
     )]
     OneEntry,
-    /// The configuration is what belongs under the root.
+    /// The configuration lacks its root key.
     #[error(
         "there is no `mcpServers` object around the servers; write {{\"mcpServers\": {{\"{example}\": {{…}}, …}}}}"
     )]
     OnlyEntries {
-        /// The first server's name.
+        /// The name of the first server.
         example: String,
     },
 }
@@ -191,8 +189,8 @@ impl McpServers {
     ///
     /// # Errors
     ///
-    /// If there are no servers, or they stand in two places. An entry that can't be read is an
-    /// error in its own place.
+    /// Returns an error if there are no servers or if they are under two root keys. An unreadable
+    /// entry is an error in its own place.
     pub fn from_value(value: &Value) -> Result<Self, ConfigError> {
         let object = roots::object(value)?;
         let raw = roots::find(object)?;
@@ -208,53 +206,62 @@ impl McpServers {
         Ok(Self { servers, unknown })
     }
 
-    /// Why no server of the configuration can be read, if none can and one at least was meant to
-    /// be.
+    /// Returns the first error if no server of the configuration can be read. Servers that are
+    /// switched off do not count.
     pub fn first_error_of_all(&self) -> Option<&ConfigError> {
         let is_good = |entry: &Result<_, UnusableEntry>| {
             entry
                 .as_ref()
                 .map_or_else(|entry| matches!(entry.error, ConfigError::Disabled { .. }), |_| true)
         };
+
         if self.servers.values().any(is_good) {
             return None;
         }
+
         self.servers.values().find_map(|entry| entry.as_ref().err()).map(|entry| &entry.error)
     }
 
-    /// The configuration in its canonical spelling. Reading it again gives the same configuration.
+    /// Returns the configuration in its canonical form. Reading it again gives the same
+    /// configuration.
     pub fn to_value(&self) -> Value {
         let mut object: Map<String, Value> = self.unknown.clone().into_iter().collect();
         let written = |entry: &Result<ServerEntry, UnusableEntry>| match entry {
             Ok(entry) => entry.to_value(),
             Err(entry) => entry.value.clone(),
         };
+
         let servers =
             self.servers.iter().map(|(name, entry)| (name.clone(), written(entry))).collect();
+
         object.insert(ROOT.to_owned(), Value::Object(servers));
         Value::Object(object)
     }
 
-    /// One sentence for every key that is kept and means nothing to us.
+    /// Returns one sentence for each key that is kept but has no effect.
     pub fn warnings(&self) -> Vec<String> {
         let roots = self.unknown.keys().map(|key| format!("`{key}` is unknown and has no effect"));
         let readable =
             self.servers.iter().filter_map(|(name, entry)| Some((name, entry.as_ref().ok()?)));
+
         let entries = readable.flat_map(|(name, entry)| entry.warnings(&format!("{ROOT}.{name}")));
+
         roots.chain(entries).collect()
     }
 }
 
 impl ServerEntry {
-    /// The entry in its canonical spelling.
+    /// Returns the entry in its canonical form.
     pub fn to_value(&self) -> Value {
         let mut object: Map<String, Value> = self.unknown.clone().into_iter().collect();
         let mut put = |key: &str, value: Value| {
             object.insert(key.to_owned(), value);
         };
+
         if let Some(name) = self.transport.name() {
             put("type", name.into());
         }
+
         match &self.transport {
             Transport::Stdio(server) => {
                 put("command", server.command.as_str().into());
@@ -276,12 +283,13 @@ impl ServerEntry {
                 }
             }
         }
+
         Value::Object(object)
     }
 }
 
 impl Transport {
-    /// The transport's name as it is written in `type`, if it is.
+    /// Returns the name of the transport as written in `type`, if the entry needs a `type`.
     pub fn name(&self) -> Option<&'static str> {
         match self {
             Self::Stdio(_) => Some("stdio"),

@@ -1,33 +1,35 @@
 //! Numbers that keep their spelling.
 //!
-//! serde_json keeps the text of every number (`arbitrary_precision`), so that
-//! `12345678901234567890123`, `1.10` and `1e400` pass through this project; an exponent alone is
-//! rewritten, from `1E2` to `1e+2`. Two kinds of code need help with it:
+//! serde_json keeps the text of every number (`arbitrary_precision`), so `12345678901234567890123`,
+//! `1.10` and `1e400` pass through this project unchanged; only exponents are normalized, from
+//! `1E2` to `1e+2`. Two kinds of code need help with this:
 //!
-//! - A type that is read through one of serde's buffers (`flatten`, `untagged`, `tag`) gets some
-//!   numbers as a map, which an `f64` does not accept. Such a field is read with [`f64`](f64()) or
-//!   [`option_f64`].
-//! - Reading a type from a [`Value`] goes through 64-bit numbers where they seem to do: `-0`
-//!   becomes `0`, `0.00001` becomes `1e-5`, and serde's buffers refuse 128-bit integers. [`read`]
-//!   takes the way over text for such values.
+//! - A type that is read through one of serde's buffers (`flatten`, `untagged`, `tag`) receives
+//!   some numbers as a map, which an `f64` does not accept. Read such a field with [`f64`](f64())
+//!   or [`option_f64`].
+//! - Reading a type from a [`Value`] converts numbers to 64 bits where they seem to fit: `-0`
+//!   becomes `0`, `0.00001` becomes `1e-5`, and serde's buffers reject 128-bit integers. [`read`]
+//!   converts such values by way of their text.
 
 use serde::{Deserialize as _, Deserializer, de::DeserializeOwned, de::Error};
 use serde_json::{Number, Value};
 
-/// Reads a type from JSON, as `serde_json::from_value` does, with every number as it is spelled.
+/// Reads a type from JSON as `serde_json::from_value` does, but keeps the spelling of every number.
 ///
 /// # Errors
 ///
-/// If the value does not have the shape of the type.
+/// Returns an error if the value does not have the structure of the type.
 pub fn read<T: DeserializeOwned>(value: Value) -> serde_json::Result<T> {
     if has_plain_numbers(&value) {
         return serde_json::from_value(value);
     }
-    // The error of the value itself names no position in a text that nobody has seen.
+
+    // On failure, return the error for the value: it does not name a position in a text that the
+    // caller has never seen.
     serde_json::from_str(&value.to_string()).or_else(|_| serde_json::from_value(value))
 }
 
-/// Whether all numbers in a value keep their spelling as numbers of 64 bits.
+/// Returns whether all numbers in a value keep their spelling as 64-bit numbers.
 pub(crate) fn has_plain_numbers(value: &Value) -> bool {
     match value {
         Value::Number(number) => is_plain(number),
@@ -41,32 +43,33 @@ fn is_plain(number: &Number) -> bool {
     if number.is_u64() || number.is_i64() {
         return number.as_str() != "-0";
     }
+
     number.as_f64().and_then(Number::from_f64).is_some_and(|same| same == *number)
 }
 
-/// Reads a number that may be buffered.
+/// Reads a number that may come from one of serde's buffers.
 ///
 /// # Errors
 ///
-/// If it is not a number, or too large.
+/// Returns an error if the value is not a number or is too large.
 pub fn f64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     to_f64(&Number::deserialize(deserializer)?)
 }
 
-/// Reads a number that may be buffered, or be `null`.
+/// Reads a number that may come from one of serde's buffers, or `null`.
 ///
 /// # Errors
 ///
-/// If it is neither a number nor `null`, or too large.
+/// Returns an error if the value is neither a number nor `null`, or is too large.
 pub fn option_f64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     Option::<Number>::deserialize(deserializer)?.as_ref().map(to_f64).transpose()
 }
 
-/// Reads a whole number that is not negative, or `null`.
+/// Reads a non-negative whole number, or `null`.
 ///
 /// # Errors
 ///
-/// If it is something else, or too large.
+/// Returns an error if the value is anything else or too large for the type.
 pub fn option_whole<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -75,9 +78,10 @@ where
     let whole = |number: Number| {
         let found = number.as_u64().and_then(|found| T::try_from(found).ok());
         found.ok_or_else(|| {
-            D::Error::custom(format_args!("{number} is not a whole number that is allowed here"))
+            D::Error::custom(format_args!("{number} is not a whole number in the allowed range"))
         })
     };
+
     Option::<Number>::deserialize(deserializer)?.map(whole).transpose()
 }
 
@@ -94,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// Every way in which serde buffers.
+    /// A type for every way in which serde buffers.
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Buffered {
@@ -141,6 +145,7 @@ mod tests {
             ] {
                 let value: Value = serde_json::from_str(&text).unwrap();
                 assert_eq!(value.to_string(), text);
+
                 let found = match read(value).unwrap() {
                     Buffered::Tagged(Tagged::T { all }) if !flat => all,
                     Buffered::Flat { all } if flat => all["all"].clone(),
@@ -152,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn decimals_of_our_own_are_read_from_every_buffer() {
+    fn decimals_are_read_from_every_buffer() {
         #[derive(Deserialize)]
         struct Inner {
             #[serde(deserialize_with = "f64")]
@@ -165,14 +170,17 @@ mod tests {
             #[serde(flatten)]
             inner: Inner,
         }
+
         let outer = |text: &str| serde_json::from_str::<Outer>(text).map(|outer| outer.inner);
         let check = |text: &str, needed: f64, possible: Option<f64>| {
             let inner = outer(text).unwrap();
             assert_eq!((inner.needed, inner.possible), (needed, possible), "{text}");
         };
+
         check(r#"{"needed":0.50,"possible":1e2}"#, 0.5, Some(100.0));
         check(r#"{"needed":-0,"possible":null}"#, 0.0, None);
         check(r#"{"needed":12345678901234567890123}"#, 12_345_678_901_234_567_890_123.0, None);
+
         let error = outer(r#"{"needed":1e400}"#).err().unwrap().to_string();
         assert!(error.contains("1e+400 is too large"), "{error}");
     }

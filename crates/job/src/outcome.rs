@@ -1,8 +1,8 @@
-//! How a call's result is read, and the one error vocabulary of the fleet.
+//! The outcome of a call, and the one error vocabulary of the fleet.
 //!
-//! A call to a tool passes three layers (transport, JSON-RPC, tool), and each fails in its own way.
-//! Callers must not guess from strings whether to try again, so the layer that saw the failure says
-//! it once, here.
+//! A tool call passes three layers (transport, JSON-RPC, tool), each of which fails in its own way.
+//! Callers must not guess from strings whether to retry, so the layer that sees a failure
+//! classifies it once, in these terms.
 
 use std::time::Duration;
 
@@ -11,80 +11,80 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// `data.reason` of an error: a hosted server's answer to this very call can't be read. The tool
-/// may have run, so the call is not to be made again.
+/// The `data.reason` of an error: the hosted server answered this call, but the answer cannot be
+/// read. The tool may have run, so the call must not be repeated.
 pub const UNREADABLE_ANSWER: &str = "unreadable-answer";
 
-/// What one attempt at a job came to.
+/// The outcome of one attempt at a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// The tool answered, and not with an error. The value is the result as the tool gave it.
+    /// The tool answered without an error. The value is the result as the tool gave it.
     Succeeded(Value),
-    /// The attempt failed. What follows from that is decided by [`Failure::class`].
+    /// The attempt failed. [`Failure::class`] decides what happens next.
     Failed(Failure),
 }
 
-/// One failed attempt.
+/// A failed attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failure {
     /// What follows from the failure.
     pub class: FailureClass,
     /// What went wrong, for people and for the terminal event.
     pub error: JobError,
-    /// The server's own wish for the delay before the next attempt (`Retry-After`, `retryAfterMs`).
+    /// The delay before the next attempt that the server asked for (`Retry-After`, `retryAfterMs`).
     pub retry_after: Option<Duration>,
-    /// The hosted server that a [`FailureClass::Held`] is about; `None` where it is about our
-    /// server as a whole.
+    /// The hosted server that a [`FailureClass::Held`] is about; `None` if it is about our server
+    /// as a whole.
     pub server: Option<String>,
 }
 
 /// What follows from a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FailureClass {
-    /// The server can't be reached or refuses us (401, 403). No attempt is spent; the worker waits
-    /// (I7).
+    /// The server cannot be reached or refuses our credentials (401, 403). No attempt is spent, and
+    /// the worker pauses (I7).
     Unavailable,
-    /// Our server answers, and what the job needs behind it is unavailable, or our server is full.
-    /// No attempt is spent; the jobs that need the same wait, and others go on (I7).
+    /// Our server answers, but something behind it that the job needs is unavailable, or our server
+    /// is at capacity. No attempt is spent; jobs with the same need wait, and others continue (I7).
     Held(WaitReason),
-    /// One attempt is spent; the job is tried again after a backoff while it has attempts left.
+    /// One attempt is spent. The job is retried after a backoff if it has attempts left.
     Retry,
-    /// Trying again can't help. The job fails at once and becomes a dead letter.
+    /// A retry cannot help. The job fails at once and becomes a dead letter.
     Permanent,
 }
 
 impl FailureClass {
-    /// Whether the job may be tried again after this failure.
+    /// Returns whether the job may be retried after this failure.
     pub fn is_retryable(self) -> bool {
         !matches!(self, Self::Permanent)
     }
 
-    /// Whether the failure counts as one of the job's attempts.
+    /// Returns whether the failure counts as one of the job's attempts.
     pub fn spends_attempt(self) -> bool {
         !matches!(self, Self::Unavailable | Self::Held(_))
     }
 }
 
-/// Why a job waits for something that is not its fault (I7): `waiting.reason` of an event, and a
-/// metric label.
+/// Why a job waits through no fault of its own (I7): the `waiting.reason` of an event, and a metric
+/// label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WaitReason {
-    /// The hosted server can't be reached, or does not run.
+    /// The hosted server cannot be reached or is not running.
     ServerUnavailable,
-    /// The hosted server, or our server, has as many calls as it takes.
+    /// The hosted server, or our server, has reached its limit of concurrent calls.
     ServerBusy,
     /// The hosted server refuses our server's credentials.
     UpstreamUnauthorized,
-    /// The caller has used up its allowance.
+    /// The caller has exceeded its rate limit.
     RateLimited,
-    /// `mcp-server` can't be reached.
+    /// `mcp-server` cannot be reached.
     Unavailable,
     /// `mcp-server` refuses the worker's credentials.
     Unauthorized,
 }
 
 impl WaitReason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 6] = [
         Self::ServerUnavailable,
         Self::ServerBusy,
@@ -94,7 +94,7 @@ impl WaitReason {
         Self::Unauthorized,
     ];
 
-    /// The name on the wire and in metric labels.
+    /// Returns the name in JSON and in metric labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ServerUnavailable => "server-unavailable",
@@ -106,7 +106,7 @@ impl WaitReason {
         }
     }
 
-    /// The stable code of the reason.
+    /// Returns the stable code of the reason.
     pub fn code(self) -> Code {
         match self {
             Self::ServerUnavailable => codes::SERVER_UNAVAILABLE,
@@ -118,73 +118,74 @@ impl WaitReason {
         }
     }
 
-    /// The reason that our server gives in a JSON-RPC error's `data.reason` for a call that was not
-    /// made; `None` for any other text.
+    /// Parses the reason that our server gives for not making a call, in the `data.reason` of a
+    /// JSON-RPC error. Returns `None` for any other text.
     pub fn of_answer(reason: &str) -> Option<Self> {
         let given = &Self::ALL[..4];
+
         given.iter().copied().find(|known| known.as_str() == reason)
     }
 
-    /// The reason that follows from a [`FailureClass::Unavailable`] with this error.
+    /// Returns the reason that corresponds to a [`FailureClass::Unavailable`] with this error.
     pub fn of_outage(error: &JobError) -> Self {
         if error.kind == ErrorKind::Unauthorized { Self::Unauthorized } else { Self::Unavailable }
     }
 }
 
-/// An error as it stands in events, dead letters and answers.
+/// An error in events, dead letters and answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JobError {
-    /// The bounded vocabulary to filter and count by.
+    /// The kind of error, from a closed set for filtering and counting.
     pub kind: ErrorKind,
     /// The stable code that `docs/errors.md` explains, such as `FLEET-TIMEOUT`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_code: Option<String>,
-    /// One sentence for people: what failed, and what to do where that is known.
+    /// One sentence for people: what failed and, if known, what to do.
     pub message: String,
     /// The code of the layer that failed: an HTTP status or a JSON-RPC error code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<i64>,
-    /// What the other side said: the JSON-RPC error's `data`, or the tool's error result.
+    /// Details from the other side: the `data` of the JSON-RPC error, or the tool's error result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Value>,
 }
 
-/// Which rule or layer failed. The set is closed so that it can label metrics.
+/// The rule or layer that failed. The set is closed so that it can label metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The record's bytes are not an envelope.
     Undecodable,
-    /// The envelope is well-formed and one of its fields is not acceptable.
+    /// The envelope is well-formed, but one of its fields is invalid.
     InvalidEnvelope,
-    /// The record is larger than the worker takes.
+    /// The record is larger than the worker allows.
     TooLarge,
     /// The server could not be reached (refused, DNS, TLS).
     Connect,
     /// The server refused the worker's credentials (401, 403).
     Unauthorized,
-    /// The connection was lost after the request had been sent: the tool may have run.
+    /// The connection was lost after the request was sent, so the tool may have run.
     ConnectionLost,
-    /// The call took longer than it may.
+    /// The call exceeded its time limit.
     Timeout,
     /// The server answered with an HTTP error status.
     Http,
     /// The server answered with a JSON-RPC error.
     JsonRpc,
-    /// The answer was not what the protocol allows.
+    /// The answer violated the protocol.
     Protocol,
-    /// The tool itself reported failure (`isError: true`).
+    /// The tool itself reported a failure (`isError: true`).
     Tool,
-    /// The job's deadline passed before it could be done.
+    /// The job's deadline passed before the job was done.
     Expired,
     /// The job was cancelled.
     Cancelled,
 }
 
 impl ErrorKind {
-    /// The name as it is written in events, headers and metric labels.
+    /// Returns the name in events, headers and metric labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Undecodable => "undecodable",
@@ -203,7 +204,7 @@ impl ErrorKind {
         }
     }
 
-    /// The stable code of the kind.
+    /// Returns the stable code of the kind.
     pub fn code(self) -> Code {
         match self {
             Self::Undecodable => codes::UNDECODABLE,
@@ -224,27 +225,27 @@ impl ErrorKind {
 }
 
 impl JobError {
-    /// An error of `kind` with a sentence for people.
+    /// Creates an error of this kind with a sentence for people.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let error_code = Some(kind.code().to_string());
         Self { kind, error_code, message: message.into(), code: None, data: None }
     }
 
-    /// The same error under a more specific code than that of its kind.
+    /// Replaces the code of the kind by a more specific one.
     #[must_use]
     pub fn with_error_code(mut self, code: Code) -> Self {
         self.error_code = Some(code.to_string());
         self
     }
 
-    /// The same error with the code of the layer that failed.
+    /// Adds the code of the layer that failed.
     #[must_use]
     pub fn with_code(mut self, code: i64) -> Self {
         self.code = Some(code);
         self
     }
 
-    /// The same error with what the other side said.
+    /// Adds details from the other side.
     #[must_use]
     pub fn with_data(mut self, data: Value) -> Self {
         self.data = Some(data);
@@ -261,27 +262,28 @@ impl std::fmt::Display for JobError {
 impl std::error::Error for JobError {}
 
 impl Failure {
-    /// A failure that a later attempt may not meet again.
+    /// Creates a failure that a later attempt may avoid.
     pub fn retry(error: JobError) -> Self {
         Self { class: FailureClass::Retry, error, retry_after: None, server: None }
     }
 
-    /// A failure that every attempt would meet.
+    /// Creates a failure that every attempt would meet.
     pub fn permanent(error: JobError) -> Self {
         Self { class: FailureClass::Permanent, error, retry_after: None, server: None }
     }
 
-    /// A failure that is the server's and not the job's.
+    /// Creates a failure that is the server's fault and not the job's.
     pub fn unavailable(error: JobError) -> Self {
         Self { class: FailureClass::Unavailable, error, retry_after: None, server: None }
     }
 
-    /// A failure of what the job needs: the hosted server of this name, or our server as a whole.
+    /// Creates a failure of something that the job needs: this hosted server, or our server as a
+    /// whole.
     pub fn held(reason: WaitReason, server: Option<String>, error: JobError) -> Self {
         Self { class: FailureClass::Held(reason), error, retry_after: None, server }
     }
 
-    /// The same failure with the server's wish for the delay.
+    /// Sets the delay that the server asked for.
     #[must_use]
     pub fn after(mut self, delay: Option<Duration>) -> Self {
         self.retry_after = delay;
@@ -294,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_can_give_the_reasons_of_the_contract_and_no_others() {
+    fn an_answer_may_give_only_the_reasons_of_the_contract() {
         for reason in WaitReason::ALL {
             let of_outage = matches!(reason, WaitReason::Unavailable | WaitReason::Unauthorized);
             assert_eq!(WaitReason::of_answer(reason.as_str()), Some(reason).filter(|_| !of_outage));

@@ -1,39 +1,39 @@
-//! A Kafka record as plain data, so that decoding and dead-lettering need no Kafka library.
+//! A Kafka record as plain data, so that decoding and dead letters need no Kafka library.
 
 use crate::time::Timestamp;
 
-/// One header: a name and bytes, which Kafka allows to be absent.
+/// One header: a name and a value, which Kafka allows to be absent.
 pub type Header = (String, Option<Vec<u8>>);
 
-/// Where a record stood.
+/// The position of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// The topic.
+    /// The name of the topic.
     pub topic: String,
-    /// The partition.
+    /// The number of the partition.
     pub partition: i32,
-    /// The offset.
+    /// The offset in the partition.
     pub offset: i64,
 }
 
 /// A record as it was read, byte for byte.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RawRecord {
-    /// Where it stood.
+    /// The record's position.
     pub position: Position,
-    /// The broker's or producer's timestamp, where there is one.
+    /// The timestamp set by the broker or the producer, if any.
     pub timestamp: Option<Timestamp>,
     /// The record key.
     pub key: Option<Vec<u8>>,
-    /// The record value; absent for a tombstone.
+    /// The record value; `None` for a tombstone.
     pub value: Option<Vec<u8>>,
-    /// All headers, in order, with repeats.
+    /// All headers in order, including repeated names.
     pub headers: Vec<Header>,
 }
 
 impl RawRecord {
-    /// The last header called `name` (case-insensitive, as HTTP-minded producers expect) as text,
-    /// where it is UTF-8.
+    /// Returns the value of the last header called `name`, if it is UTF-8. Names are compared
+    /// without regard to case, as producers used to HTTP expect.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -42,7 +42,7 @@ impl RawRecord {
             .and_then(|(_, value)| std::str::from_utf8(value.as_deref()?).ok())
     }
 
-    /// How many bytes of memory the record's contents take.
+    /// Returns the number of bytes that the record's contents take in memory.
     pub fn size(&self) -> usize {
         let headers: usize = self
             .headers

@@ -1,11 +1,11 @@
-//! The JSON Schemas of the contract, made from the types. `schemas/` holds them for people and
-//! other languages; a test fails when the two differ.
+//! The JSON Schemas of the contract, generated from the types. `schemas/` has copies of them for
+//! people and for other languages; a test fails if a copy is outdated.
 
 use schemars::{Schema, schema_for};
 
 use crate::{control::Control, event::JobEvent, mcp_servers::McpServers, wire::WireEnvelope};
 
-/// Every schema with the name of its file below `schemas/`.
+/// Returns all schemas with the names of their files in `schemas/`.
 pub fn all() -> [(&'static str, Schema); 4] {
     [
         ("envelope.schema.json", schema_for!(WireEnvelope)),

@@ -1,13 +1,14 @@
-//! How large a value is on the wire, and how much of a text an error repeats.
+//! Sizes of JSON values and of texts that errors repeat.
 
 use std::{borrow::Cow, io};
 
 use serde::Serialize;
 
-/// How many bytes `value` takes as JSON, without writing it anywhere. What can't be written as JSON
-/// is larger than any limit.
+/// Returns the size of `value` as JSON in bytes, without storing the JSON. A value that cannot be
+/// written as JSON counts as larger than any limit.
 pub fn json_bytes(value: &impl Serialize) -> u64 {
     struct Count(u64);
+
     impl io::Write for Count {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0 += bytes.len() as u64;
@@ -18,12 +19,13 @@ pub fn json_bytes(value: &impl Serialize) -> u64 {
             Ok(())
         }
     }
+
     let mut count = Count(0);
     serde_json::to_writer(&mut count, value).map_or(u64::MAX, |()| count.0)
 }
 
-/// The start of a text that somebody has sent, as far as an error repeats it: `limit` bytes at
-/// most, and `…` if there is more.
+/// Returns the first `limit` bytes of a text from outside, followed by `…` if there is more, so
+/// that an error may repeat it.
 pub fn clipped(text: &str, limit: usize) -> Cow<'_, str> {
     match text.len() {
         length if length <= limit => Cow::Borrowed(text),
@@ -47,10 +49,11 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_length_of_the_text() {
+    fn the_size_is_the_length_of_the_json() {
         let value = json!({"a": [1, "ä\n", null]});
         assert_eq!(json_bytes(&value), value.to_string().len() as u64);
-        let no_json = HashMap::from([(vec![1], 1)]);
-        assert_eq!(json_bytes(&no_json), u64::MAX);
+
+        let not_json = HashMap::from([(vec![1], 1)]);
+        assert_eq!(json_bytes(&not_json), u64::MAX);
     }
 }

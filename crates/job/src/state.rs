@@ -1,34 +1,34 @@
-//! The state of a job: the one rule by which everybody decides who reads events.
+//! The state of a job: the one rule by which all readers of events determine it.
 //!
 //! # The rule
 //!
-//! A job's state is the newest event of its newest source, except that an end stands before
-//! everything else of the same source, and the first end before later ones. A source is the record
-//! that asked for the job; the newest one is the one whose first event stands last. So an event
-//! that a worker writes behind the end that another worker has written changes nothing, however
-//! late it comes.
+//! The state of a job is the newest event of its newest source, with one exception: an end takes
+//! precedence over all other events of the same source, and the first end over later ones. A source
+//! is a record that asked for the job; the newest source is the one whose first event comes last.
+//! So an event that one worker writes after another worker has written the end changes nothing,
+//! however late it arrives.
 //!
-//! - A tombstone forgets the job: whoever keeps a [`Standing`] drops it.
-//! - `queued` without a source is written before the record that it announces. It begins a new
+//! - A tombstone forgets the job: drop its [`Standing`].
+//! - A `queued` event without a source announces a record and is written before it. It begins a new
 //!   source, whose record is the next one that was not known before.
-//! - Any other event without a source belongs to the newest one.
-//! - A round that asks for input is no end, but stands before what its own worker may still say of
-//!   it. What the server adds to it (answers, a cancel) replaces it.
-//! - The topic's id tells the records of a topic apart from those of one that was made again under
-//!   its name. Where one of two events has no id, the time of the record does.
+//! - Any other event without a source belongs to the newest source.
+//! - A round that asks for input is not an end, but it takes precedence over later events of the
+//!   same round by the worker. What the server writes in response to it (answers, a cancellation)
+//!   replaces it.
+//! - The id of a topic distinguishes its records from those of an earlier topic with the same name.
+//!   If one of two events has no id, the time of the record decides.
 //!
 //! # Following the topic
 //!
-//! Take the events of a job in the order of the topic through [`Standing::take`]. A [`Standing`] is
-//! all that has to be kept beside the event that is the state; what is left of the topic after
-//! compaction gives the same states, as long as the record that stands last is the state. Where it
-//! is not, [`Standing::is_overtaken`] says so, and a server writes the state again: the same bytes,
-//! with a header ([`Restated`]) that says where they first stood. Taking a record again, or ahead
-//! of its turn, does no harm.
+//! Pass the events of a job in the order of the topic to [`Standing::take`]. Besides the event that
+//! is the state, only the [`Standing`] has to be kept. After compaction, the remaining events give
+//! the same states, provided that the last record of each job is its state. If it is not,
+//! [`Standing::is_overtaken`] returns `true`, and a server writes the state again: the same bytes
+//! with a header ([`Restated`]) that tells the state's original position. Taking a record twice, or
+//! before its turn, does no harm.
 //!
-//! [`Standings`] is that for many jobs at once. A reader that waits for single records, rather than
-//! for jobs, takes the events of each record on its own: then the first end of the record is what
-//! it finds.
+//! [`Standings`] does the same for many jobs. A reader that waits for single records instead of
+//! jobs takes the events of each record separately and finds the first end of that record.
 
 use std::{collections::HashMap, hash::Hash};
 
@@ -42,11 +42,11 @@ use crate::{
 
 /// The header of a state that was written again.
 pub const RESTATED: &str = "mcp-fleet-restated";
-/// How many sources before the newest one are remembered. A stale event of an older one would count
-/// as a new source.
+/// How many sources before the newest one are remembered. A stale event of an even older source
+/// would count as a new source.
 const MAX_OLDER: usize = 8;
 
-/// What one record of the events topic says of its job, as far as the rule needs it.
+/// The properties of one record of the events topic that the rule needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     offset: i64,
@@ -58,12 +58,14 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The entry of `event`, which stands at `offset` as `value`. `restated` is from the record's
-    /// headers.
+    /// Creates the entry of `event`, whose record has this offset and value. `restated` comes from
+    /// the record's headers.
     pub fn new(offset: i64, event: &JobEvent, value: &[u8], restated: Option<Restated>) -> Self {
-        // Elsewhere than where it was written, as in a mirrored topic, a place says nothing.
+        // In another topic than the one it was written to, such as a mirror, an offset says
+        // nothing.
         let restated = restated
             .filter(|restated| restated.offset <= restated.known && restated.known < offset);
+
         Self {
             offset,
             source: event.source.as_ref().map(|source| SourceKey::new(source, event.submitted_at)),
@@ -74,25 +76,24 @@ impl Entry {
         }
     }
 
-    /// The entry of `event`, which was read from `record`.
+    /// Creates the entry of `event`, which was read from `record`.
     pub fn of(record: &RawRecord, event: &JobEvent) -> Self {
         let value = record.value.as_deref().unwrap_or_default();
         Self::new(record.position.offset, event, value, Restated::of(record))
     }
 
-    /// Where the event first stood.
+    /// Returns the offset at which the event was written first.
     fn origin(&self) -> i64 {
         self.restated.map_or(self.offset, |restated| restated.offset)
     }
 }
 
-/// Says of a record that it is the state of its job, written again because something stood behind
-/// it.
+/// Marks a record as the state of its job, written again because another record followed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restated {
-    /// Where it first stood: the offset in the same partition.
+    /// The offset in the same partition at which the state was written first.
     pub offset: i64,
-    /// Whoever wrote it had read the partition up to and including this offset.
+    /// The last offset of the partition that the writer had read.
     pub known: i64,
 }
 
@@ -102,44 +103,44 @@ impl Restated {
         serde_json::from_str(record.header(RESTATED)?).ok()
     }
 
-    /// The header.
+    /// Returns the header.
     pub fn header(&self) -> Header {
-        // Two numbers can't fail to become JSON.
+        // Two numbers always serialize.
         (RESTATED.to_owned(), Some(serde_json::to_vec(self).unwrap_or_default()))
     }
 }
 
-/// What a record is to the state of its job.
+/// What a record means for the state of its job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is the state.
+    /// The record is the state.
     State,
-    /// It says again what the state is.
+    /// The record repeats the state.
     Again,
-    /// The state is another one.
+    /// The record is outdated; the state is another one.
     Stale,
 }
 
-/// What is kept of a job beside the event that is its state.
+/// What has to be kept of a job besides the event that is its state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
-    /// The newest source; absent while its record is only announced.
+    /// The newest source; `None` while its record is only announced.
     source: Option<SourceKey>,
     rank: Rank,
     digest: u64,
-    /// Where the state first stood.
+    /// The offset at which the state was written first.
     offset: i64,
-    /// Where it stands last.
+    /// The offset at which the state was written last.
     stands: i64,
-    /// The last record of the job that was taken.
+    /// The offset of the last record of the job that was taken.
     seen: i64,
-    /// Older sources, the oldest first.
+    /// Earlier sources, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     older: Vec<SourceKey>,
 }
 
 impl Standing {
-    /// What is known of a job after the first record of it.
+    /// Creates the standing of a job from its first record.
     pub fn new(entry: &Entry) -> Self {
         Self {
             source: entry.source,
@@ -152,8 +153,8 @@ impl Standing {
         }
     }
 
-    /// Takes the next record of the job. After [`Verdict::State`] its event is the state, and
-    /// before it another one was, or the same record was taken before.
+    /// Takes the next record of the job. [`Verdict::State`] means that its event is now the state;
+    /// before that, the state was another event, or the same record was taken before.
     pub fn take(&mut self, entry: &Entry) -> Verdict {
         self.seen = self.seen.max(entry.offset);
         if entry.offset == self.offset && entry.digest == self.digest {
@@ -175,14 +176,16 @@ impl Standing {
         }
     }
 
+    /// Takes a record of the newest source.
     fn within_the_source(&mut self, entry: &Entry) -> Verdict {
-        // What is known of the record grows: first that there will be one, then which, then in
-        // which topic.
+        // Knowledge of the source's record grows: first that there will be one, then which one it
+        // is, then in which topic.
         if entry.source.is_some_and(|source| {
             self.source.is_none_or(|known| known.log.is_none() && source.log.is_some())
         }) {
             self.source = entry.source;
         }
+
         if entry.rank != self.rank {
             return if entry.rank > self.rank { self.replace(entry) } else { Verdict::Stale };
         }
@@ -193,13 +196,16 @@ impl Standing {
             self.stands = self.stands.max(entry.offset);
             return Verdict::Again;
         }
+
         let stands_before = match self.rank {
             Rank::Over => origin < self.offset,
             Rank::Open | Rank::Asks => origin > self.offset,
         };
+
         if stands_before { self.replace(entry) } else { Verdict::Stale }
     }
 
+    /// Makes a record the state.
     fn replace(&mut self, entry: &Entry) -> Verdict {
         self.rank = entry.rank;
         self.digest = entry.digest;
@@ -208,10 +214,13 @@ impl Standing {
         Verdict::State
     }
 
+    /// Compares the source of a record with the newest known source.
     fn relation(&self, entry: &Entry) -> Relation {
         let is_later = entry.origin() > self.offset;
-        // Whoever wrote it again knew all that is known of the job here, and perhaps more.
+
+        // Its writer knew everything that is known of the job here, and possibly more.
         let is_told = entry.restated.is_some_and(|restated| self.offset <= restated.known);
+
         match (entry.source, self.source) {
             (Some(source), Some(newest)) if source.is(newest) => Relation::Same,
             (Some(_), _) if is_told => Relation::Newer,
@@ -224,61 +233,63 @@ impl Standing {
         }
     }
 
+    /// Remembers an earlier source.
     fn remember(&mut self, source: Option<SourceKey>) {
         let Some(source) =
             source.filter(|source| !self.older.iter().any(|older| older.is(*source)))
         else {
             return;
         };
+
         if self.older.len() == MAX_OLDER {
             self.older.remove(0);
         }
         self.older.push(source);
     }
 
-    /// Where the state first stood.
+    /// Returns the offset at which the state was written first.
     pub fn offset(&self) -> i64 {
         self.offset
     }
 
-    /// Forgets the sources before the newest one, for a tombstone that stands before what is known
-    /// of the job.
+    /// Forgets the sources before the newest one. Call this for a tombstone that precedes
+    /// everything known of the job.
     pub fn forget_older(&mut self) {
         self.older.clear();
     }
 
-    /// Where the last record stands that was taken.
+    /// Returns the offset of the last record that was taken.
     pub fn seen(&self) -> i64 {
         self.seen
     }
 
-    /// Whether the state is an end, or a round that asks for input, and something else of the job
-    /// stands behind it. Compaction would leave that in its place.
+    /// Returns whether the state is an end, or a round that asks for input, but another record of
+    /// the job follows it. Compaction would keep that record instead of the state.
     pub fn is_overtaken(&self) -> bool {
         self.rank > Rank::Open && self.seen > self.stands
     }
 
-    /// The header with which the state is written again by a reader that has read its partition up
-    /// to and including `known`.
+    /// Returns the header for writing the state again. `known` is the last offset of the partition
+    /// that the caller has read.
     pub fn restated(&self, known: i64) -> Restated {
         Restated { offset: self.offset, known }
     }
 }
 
-/// The standings of many jobs, for a reader without a ledger. The keys say whose they are: jobs by
-/// their ids, or single records by their places.
+/// The standings of many jobs, for a reader without a ledger. Keys are job ids, or positions for a
+/// reader of single records.
 #[derive(Debug)]
 pub struct Standings<K> {
     /// The jobs with the most recent events.
     young: HashMap<K, Standing>,
-    /// Those before them, which are forgotten when there are enough young ones.
+    /// The jobs before those, which are forgotten when `young` is full.
     old: HashMap<K, Standing>,
-    /// How many young ones are enough.
+    /// The capacity of `young`.
     most: usize,
 }
 
 impl<K> Default for Standings<K> {
-    /// Forgets nobody.
+    /// Never forgets a job.
     fn default() -> Self {
         Self::of_at_least(usize::MAX)
     }
@@ -307,6 +318,7 @@ impl<K: Eq + Hash> Standings<K> {
             }
             None => (Standing::new(entry), Verdict::State),
         };
+
         if self.young.len() >= self.most {
             self.old = std::mem::take(&mut self.young);
         }
@@ -314,29 +326,29 @@ impl<K: Eq + Hash> Standings<K> {
         verdict
     }
 
-    /// Forgets a job, as its tombstone says.
+    /// Forgets a job, because of its tombstone.
     pub fn forget(&mut self, key: &K) {
         self.young.remove(key);
         self.old.remove(key);
     }
 }
 
-/// What an event's source is to the newest one that is known.
+/// How the source of an event relates to the newest known source.
 enum Relation {
     Same,
     Newer,
     Older,
 }
 
-/// What stands before what, within a source.
+/// The precedence of events within a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Rank {
-    /// The job goes on.
+    /// The job continues.
     Open,
     /// The round is over and asks for input.
     Asks,
-    /// The job is over.
+    /// The job has ended.
     Over,
 }
 
@@ -350,15 +362,16 @@ impl Rank {
     }
 }
 
-/// A source in little room. What it is a digest of is never needed again.
+/// A compact form of a source. Only digests are kept, since the original values are never needed
+/// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct SourceKey {
-    /// Topic, partition and offset.
+    /// The digest of topic, partition and offset.
     place: u64,
-    /// The topic's id.
+    /// The digest of the topic's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     log: Option<u64>,
-    /// The record's time.
+    /// The timestamp of the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     time: Option<Timestamp>,
 }
@@ -373,17 +386,18 @@ impl SourceKey {
         }
     }
 
-    /// Whether both are the same record, as far as they say.
+    /// Returns whether both are the same record, as far as is known.
     fn is(self, other: Self) -> bool {
         let is_same_log = match (self.log, other.log) {
             (Some(log), Some(other)) => log == other,
             _ => self.time.zip(other.time).is_none_or(|(time, other)| time == other),
         };
+
         self.place == other.place && is_same_log
     }
 }
 
-/// FNV-1a: the same in every version, since stores keep it.
+/// FNV-1a, which must never change because stores keep the digests.
 fn digest<const N: usize>(parts: [&[u8]; N]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.iter());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {

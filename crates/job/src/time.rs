@@ -1,7 +1,6 @@
-//! Points in time as the contract writes them: RFC 3339 in UTC with milliseconds.
+//! Points in time in the contract: RFC 3339 in UTC with milliseconds.
 //!
-//! Kafka's timestamps are milliseconds since the epoch, so that is the resolution here too. The
-//! clock is never read in this crate.
+//! The resolution is that of Kafka's timestamps. This crate never reads the clock.
 
 use std::time::Duration;
 
@@ -9,41 +8,42 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Number;
 
-/// Milliseconds since 1970-01-01T00:00:00Z. Written as an RFC 3339 string; read from that or from
-/// an integer of milliseconds.
+/// A point in time: milliseconds since 1970-01-01T00:00:00Z. Written as an RFC 3339 string; read
+/// from such a string or from an integer number of milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// The first point in time that the contract can write: year 1.
+    /// The earliest point in time: the start of year 1.
     pub const MIN: Self = Self(-62_135_596_800_000);
-    /// The last one: the end of year 9999, which is also the end of RFC 3339.
+    /// The latest point in time: the end of year 9999, where RFC 3339 ends.
     pub const MAX: Self = Self(253_402_207_200_000);
 
     /// The start of the year 2000, before which there was no Kafka and no job.
     const EARLIEST_PLAUSIBLE: Self = Self(946_684_800_000);
 
-    /// The point in time `ms` milliseconds after the epoch; `None` outside the years 1 to 9999.
+    /// Creates a point in time from milliseconds since the epoch. Returns `None` outside the years
+    /// 1 to 9999.
     pub fn from_millis(ms: i64) -> Option<Self> {
         (Self::MIN.0..=Self::MAX.0).contains(&ms).then_some(Self(ms))
     }
 
-    /// The same, with what lies outside the range moved to its nearest end.
+    /// Creates a point in time from milliseconds since the epoch, limited to the years 1 to 9999.
     pub fn from_millis_clamped(ms: i64) -> Self {
         Self(ms.clamp(Self::MIN.0, Self::MAX.0))
     }
 
-    /// Milliseconds since the epoch.
+    /// Returns the milliseconds since the epoch.
     pub fn as_millis(self) -> i64 {
         self.0
     }
 
-    /// Refuses a point in time that no job can mean: one before the year 2000. A producer that
-    /// writes seconds where milliseconds belong names a day of January 1970.
+    /// Refuses points in time before the year 2000, which no job can mean. A producer that writes
+    /// seconds instead of milliseconds gets a day in January 1970.
     ///
     /// # Errors
     ///
-    /// Says what was probably meant and what to write.
+    /// Returns what was probably meant and what to write instead.
     pub fn check_plausible(self) -> Result<Self, String> {
         if self >= Self::EARLIEST_PLAUSIBLE {
             return Ok(self);
@@ -52,30 +52,30 @@ impl Timestamp {
         let seconds = Self::from_millis(self.0.saturating_mul(1000));
         match seconds.filter(|time| *time >= Self::EARLIEST_PLAUSIBLE) {
             Some(meant) => Err(format!(
-                "{} is {self}; seconds? write milliseconds ({}000) or RFC 3339 ({meant})",
+                "{} means {self}; if these are seconds, write milliseconds ({}000) or RFC 3339 ({meant})",
                 self.0, self.0
             )),
             None => Err(format!(
-                "{} is {self}, before the year 2000; seconds? write milliseconds since 1970, or RFC 3339; or \
-                 leave the field out",
+                "{} means {self}, which is before the year 2000; write milliseconds since 1970 (not seconds) or \
+                 RFC 3339, or leave the field out",
                 self.0
             )),
         }
     }
 
-    /// How long it is from `earlier` to here; zero when `earlier` is later.
+    /// Returns the time since `earlier`; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
-    /// The point in time `by` later, at most [`Timestamp::MAX`].
+    /// Returns the point in time `by` later, at most [`Timestamp::MAX`].
     #[must_use]
     pub fn plus(self, by: Duration) -> Self {
         let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
         Self::from_millis_clamped(self.0.saturating_add(ms))
     }
 
-    /// The point in time `by` earlier, at least [`Timestamp::MIN`].
+    /// Returns the point in time `by` earlier, at least [`Timestamp::MIN`].
     #[must_use]
     pub fn minus(self, by: Duration) -> Self {
         let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
@@ -97,10 +97,10 @@ impl std::str::FromStr for Timestamp {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed: jiff::Timestamp = text.parse().map_err(|_| {
-            format!("`{text}` is not a time: write RFC 3339, like 2026-11-21T08:00:00Z")
+            format!("`{text}` is not a time; expected RFC 3339, such as 2026-11-21T08:00:00Z")
         })?;
         Self::from_millis(parsed.as_millisecond())
-            .ok_or_else(|| format!("`{text}` lies outside the years 1 to 9999"))
+            .ok_or_else(|| format!("`{text}` is outside the years 1 to 9999"))
     }
 }
 
@@ -132,7 +132,7 @@ impl<'de> Deserialize<'de> for Timestamp {
                 Err(not_whole(number))
             }
 
-            /// serde_json's form of a number whose spelling would not survive in 64 bits.
+            /// Reads serde_json's form of a number that 64 bits cannot represent exactly.
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Timestamp, A::Error> {
                 let number = Number::deserialize(de::value::MapAccessDeserializer::new(map))
                     .map_err(|_| de::Error::invalid_type(de::Unexpected::Map, &self))?;
@@ -152,13 +152,13 @@ impl<'de> Deserialize<'de> for Timestamp {
 
 fn out_of_range<E: de::Error>(ms: impl std::fmt::Display) -> E {
     E::custom(format_args!(
-        "{ms} ms lies outside the years 1 to 9999; microseconds or nanoseconds? write milliseconds"
+        "{ms} ms is outside the years 1 to 9999; write milliseconds, not microseconds or nanoseconds"
     ))
 }
 
 fn not_whole<E: de::Error>(number: impl std::fmt::Display) -> E {
     E::custom(format_args!(
-        "{number} is not a whole number; seconds with a fraction? write milliseconds, or RFC 3339"
+        "{number} is not a whole number; write milliseconds, not seconds with a fraction, or RFC 3339"
     ))
 }
 
@@ -169,7 +169,7 @@ impl JsonSchema for Timestamp {
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
-            "description": "RFC 3339 in UTC with milliseconds; milliseconds since the epoch are accepted too.",
+            "description": "RFC 3339 in UTC with milliseconds. Milliseconds since the epoch are also accepted.",
             "anyOf": [{"type": "string", "format": "date-time"}, {"type": "integer"}]
         })
     }
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn offsets_and_integers_are_read() {
+    fn times_with_an_offset_and_integers_are_read() {
         let expected = Timestamp::from_millis(1_795_248_000_000).unwrap();
         for text in
             ["\"2026-11-21T08:00:00Z\"", "\"2026-11-21T09:00:00.000+01:00\"", "1795248000000"]
@@ -193,18 +193,21 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_unit_is_named() {
+    fn an_error_suggests_the_right_unit() {
         let check = |ms: i64, expected: &str| {
             let refusal = Timestamp::from_millis(ms).unwrap().check_plausible().unwrap_err();
-            assert!(refusal.contains("seconds? write milliseconds"), "{refusal}");
+            assert!(refusal.contains("write milliseconds"), "{refusal}");
             assert!(refusal.contains(expected), "{refusal}");
         };
+
         check(1_795_248_000, "milliseconds (1795248000000) or RFC 3339 (2026-11-21T08:00:00.000Z)");
         check(0, "1970-01-01T00:00:00.000Z");
         check(-1, "before the year 2000");
         check(253_402_300_799, "1978-01-11");
+
         let now = Timestamp::from_millis(1_795_248_000_000).unwrap();
         assert_eq!(now.check_plausible(), Ok(now));
+
         for (text, unit) in [
             ("1795248000000000", "microseconds"),
             ("1795248000000000000000", "nanoseconds"),
@@ -219,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_with_advice() {
+    fn an_invalid_time_is_refused_with_advice() {
         let error = serde_json::from_str::<Timestamp>("\"tomorrow\"").unwrap_err().to_string();
         assert!(error.contains("RFC 3339"), "{error}");
     }
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(ms in Timestamp::MIN.0..=Timestamp::MAX.0) {
+        fn a_written_time_is_read_back(ms in Timestamp::MIN.0..=Timestamp::MAX.0) {
             let time = Timestamp::from_millis(ms).unwrap();
             let text = serde_json::to_string(&time).unwrap();
             prop_assert_eq!(serde_json::from_str::<Timestamp>(&text).unwrap(), time);

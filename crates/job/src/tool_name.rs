@@ -1,9 +1,9 @@
-//! The names under which hosted servers' tools are offered: `<server>__<tool>`, 64 characters at
-//! most, of letters, digits, `_` and `-`.
+//! The names under which the tools of hosted servers are offered: `<server>__<tool>`, at most 64
+//! letters, digits, `_` and `-`.
 //!
-//! Many clients refuse a whole list of tools if one name in it is longer or has other characters.
-//! Such a name is offered with `_` in place of every other character, is cut, and ends in a hash of
-//! the whole, so that it is the same in every replica and after every restart.
+//! Many clients reject a whole list of tools if one name is longer or has other characters. For
+//! such a name, every other character is replaced by `_`, and the name is cut and ends in a hash of
+//! the original, so that it is the same in every replica and after every restart.
 
 use fleet_codes as codes;
 use sha2::{Digest, Sha256};
@@ -12,33 +12,33 @@ use crate::size::clipped;
 
 /// The longest name that is offered.
 pub const MAX_EXPOSED: usize = 64;
-/// The longest name a server may have.
+/// The longest name of a server.
 pub const MAX_SERVER: usize = 40;
 const SEPARATOR: &str = "__";
 const HASH_DIGITS: usize = 10;
 
-/// Why a server can't have a name.
+/// Why a server's name is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// It is empty or too long.
+    /// The name is empty or too long.
     #[error(
         "server name {0:?} must be 1 to {MAX_SERVER} characters long [{code}]",
         code = codes::SERVER_NAME
     )]
     Length(String),
-    /// It has other characters than may be.
+    /// The name has a character that is not allowed.
     #[error(
         "server name {0:?} may contain only letters A-Z and a-z, digits, `_` and `-` [{code}]",
         code = codes::SERVER_NAME
     )]
     Characters(String),
-    /// It has `__`, which separates server and tool.
+    /// The name contains `__`, which separates server and tool.
     #[error(
         "server name {0:?} must not contain `__`, which separates server and tool [{code}]",
         code = codes::SERVER_NAME
     )]
     Separator(String),
-    /// It belongs to mcp-fleet's own tools.
+    /// The name is reserved for mcp-fleet's own tools.
     #[error(
         "server name {0:?} is reserved for the tools of mcp-fleet itself; choose another name [{code}]",
         code = codes::SERVER_NAME
@@ -46,19 +46,19 @@ pub enum NameError {
     Reserved(String),
 }
 
-/// Names that hosted servers can't have, in lower case: `server__remove` would pass for the
-/// `server_remove` of mcp-fleet itself. `files` is not among them, since it is the usual name of a
-/// hosted server with files.
+/// Names that hosted servers cannot have, in lower case: `server__remove` would look like
+/// mcp-fleet's own `server_remove`. `files` is not among them, since hosted servers for files
+/// usually have that name.
 const RESERVED: [&str; 6] = ["file", "job", "jobs", "server", "servers", "mcp-fleet"];
 
-/// How much of a refused name is repeated.
+/// How much of an invalid name an error repeats.
 const SHOWN: usize = 2 * MAX_SERVER;
 
-/// Whether a server may have this name.
+/// Checks the name of a server.
 ///
 /// # Errors
 ///
-/// Where it may not.
+/// Returns what is wrong with the name.
 pub fn check_server(name: &str) -> Result<(), NameError> {
     if name.is_empty() || name.chars().count() > MAX_SERVER {
         return Err(NameError::Length(clipped(name, SHOWN).into_owned()));
@@ -75,8 +75,8 @@ pub fn check_server(name: &str) -> Result<(), NameError> {
     Ok(())
 }
 
-/// The name under which a server's tool is offered, whatever the tool's own name is. `server` has
-/// passed [`check_server`].
+/// Returns the name under which a server's tool is offered, whatever the tool's own name is.
+/// `server` must have passed [`check_server`].
 pub fn exposed(server: &str, tool: &str) -> String {
     let full = format!("{server}{SEPARATOR}{tool}");
     if full.len() <= MAX_EXPOSED && full.chars().all(is_plain) {
@@ -90,18 +90,19 @@ pub fn exposed(server: &str, tool: &str) -> String {
     format!("{kept}_{}", &hash[..HASH_DIGITS])
 }
 
-/// Whether every client takes a tool's name with this character.
+/// Returns whether every client accepts this character in the name of a tool.
 fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '-')
 }
 
-/// The server that an offered name belongs to, where it has the form of one.
+/// Returns the server that an offered name belongs to, if the name has that form.
 pub fn server_of(exposed: &str) -> Option<&str> {
     exposed.split_once(SEPARATOR).map(|(server, _)| server)
 }
 
-/// The name under which a tool is offered that somebody calls by `<server>__<tool>`, written as the
-/// server does; `None` if it is not such a name, or is already the name that is offered.
+/// Returns the name under which a tool is offered if a caller uses `<server>__<tool>` with the
+/// tool's own name. Returns `None` if `name` does not have that form or is already the offered
+/// name.
 pub fn exposed_of_plain(name: &str) -> Option<String> {
     let (server, tool) = name.split_once(SEPARATOR)?;
     Some(exposed(server, tool)).filter(|exposed| exposed != name)
@@ -132,12 +133,13 @@ mod tests {
         ] {
             assert!(check_server(bad).is_err(), "{bad}");
         }
+
         let long = check_server(&"a".repeat(1 << 20)).unwrap_err().to_string();
         assert!(long.len() < 300, "{long}");
     }
 
     #[test]
-    fn names_are_stable() {
+    fn offered_names_are_stable() {
         assert_eq!(exposed("files", "file_read"), "files__file_read");
         assert_eq!(
             exposed("server", &"t".repeat(80)),
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn names_have_no_characters_that_clients_refuse() {
+    fn offered_names_have_no_characters_that_clients_refuse() {
         let check = |tool: &str, expected: &str| {
             assert_eq!(exposed("q", tool), expected);
             let by_own_name = exposed_of_plain(&format!("q__{tool}"));
@@ -155,6 +157,7 @@ mod tests {
                 Some(expected).filter(|_| expected != format!("q__{tool}"))
             );
         };
+
         check("work", "q__work");
         check("a.b", "q__a_b_15983aa019");
         check("a:b", "q__a_b_34756a8c87");
@@ -163,12 +166,13 @@ mod tests {
         check("größe", "q__gr__e_7f80e95a13");
         check("工具", "q_____1ff95d0414");
         check("evil\nname", "q__evil_name_306e35bcbd");
+
         assert_eq!(exposed_of_plain("work"), None);
     }
 
     proptest! {
         #[test]
-        fn every_name_suits_strict_clients(server in "[A-Za-z0-9_-]{1,40}", tool in ".{1,80}") {
+        fn offered_names_suit_strict_clients(server in "[A-Za-z0-9_-]{1,40}", tool in ".{1,80}") {
             let name = exposed(&server, &tool);
             prop_assert!((1..=MAX_EXPOSED).contains(&name.len()), "{name}");
             prop_assert!(name.chars().all(is_plain), "{name}");
@@ -176,7 +180,7 @@ mod tests {
         }
 
         #[test]
-        fn names_are_short_and_lead_back(server in "[A-Za-z0-9-]{1,40}", tool in "[a-z_./-]{1,120}") {
+        fn offered_names_are_short_and_reveal_their_server(server in "[A-Za-z0-9-]{1,40}", tool in "[a-z_./-]{1,120}") {
             let name = exposed(&server, &tool);
             prop_assert!(name.len() <= MAX_EXPOSED);
             prop_assert_eq!(server_of(&name), Some(server.as_str()));

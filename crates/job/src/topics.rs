@@ -1,31 +1,31 @@
-//! The names of the topics that belong together, and what Kafka allows as a topic's name.
+//! The names of a fleet's topics, and the names that Kafka allows.
 
-/// The topic that producers write to unless they are told otherwise.
+/// The default topic for jobs.
 pub const DEFAULT_JOBS_TOPIC: &str = "mcp-jobs";
 
-/// The topic of hosted servers that replicas share, unless a fleet has another one.
+/// The default topic of the registry, which replicas use to share hosted servers.
 pub const DEFAULT_REGISTRY_TOPIC: &str = "mcp-servers";
 
-/// The topics of one fleet, all derived from the name of its jobs topic.
+/// The topics of one fleet, whose names are derived from the name of the jobs topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
-    /// Envelopes, from producers.
+    /// Envelopes, written by producers.
     pub jobs: String,
-    /// Job states, keyed by job id and compacted.
+    /// Job events, keyed by job id and compacted.
     pub events: String,
-    /// Dead letters: what could not be decoded or failed for good.
+    /// Dead letters: records that could not be decoded and jobs that failed for good.
     pub dlq: String,
-    /// Jobs that have to wait too long to be held in memory. A fleet can do without.
+    /// Jobs that have to wait too long to be held in memory. Optional.
     pub delayed: String,
-    /// What workers are told about jobs, whoever has them: cancel. A fleet can do without.
+    /// Requests that concern jobs wherever they are, such as cancellations. Optional.
     pub control: String,
-    /// Which server submits a job that several could submit at the same moment. Only servers read
-    /// and write it.
+    /// Claims that decide which server submits a job when several try at the same moment. Only
+    /// servers use this topic.
     pub claims: String,
 }
 
 impl Topics {
-    /// The topics that go with the jobs topic `jobs`.
+    /// Returns the topics that belong to this jobs topic.
     pub fn of(jobs: impl Into<String>) -> Self {
         let jobs = jobs.into();
         let of = |what| format!("{jobs}.{what}");
@@ -39,9 +39,9 @@ impl Topics {
         }
     }
 
-    /// Whether `name` belongs to the fleet, to its registry or to Kafka itself, so that no job may
-    /// have it as `replyTo`. The registry's default name is reserved too, since others of the fleet
-    /// may use that although `registry` is another one.
+    /// Returns whether the fleet, its registry or Kafka itself uses the topic `name`, so that no
+    /// job may use it as `replyTo`. The default name of the registry is also reserved, since other
+    /// servers of the fleet may use it even if `registry` differs.
     pub fn is_reserved(&self, registry: &str, name: &str) -> bool {
         self.contains(name)
             || name == registry
@@ -49,8 +49,8 @@ impl Topics {
             || name.starts_with("__")
     }
 
-    /// Whether `name` is one of the fleet's own topics: the jobs topic, or one whose name begins
-    /// with that and a dot.
+    /// Returns whether `name` is one of the fleet's own topics: the jobs topic, or a topic whose
+    /// name is that of the jobs topic followed by a dot.
     pub fn contains(&self, name: &str) -> bool {
         name.strip_prefix(self.jobs.as_str())
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -63,8 +63,8 @@ impl Default for Topics {
     }
 }
 
-/// Whether Kafka takes `name` as a topic's name: 1 to 249 of `a-z A-Z 0-9 . _ -`, and not `.` or
-/// `..`.
+/// Returns whether Kafka accepts `name` as the name of a topic: 1 to 249 of `a-z A-Z 0-9 . _ -`,
+/// but not `.` or `..`.
 pub fn is_valid_name(name: &str) -> bool {
     (1..=249).contains(&name.len())
         && name != "."
@@ -72,26 +72,33 @@ pub fn is_valid_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// Reads the name of a topic, as a flag takes it.
+/// Parses the name of a topic for a flag.
 ///
 /// # Errors
-/// What is wrong with the name, and what it may be.
+///
+/// Returns what is wrong with the name.
 pub fn parse_name(name: &str) -> Result<String, String> {
     if is_valid_name(name) {
         return Ok(name.to_owned());
     }
-    Err("not a topic name that Kafka allows: 1 to 249 letters, digits, `.`, `_` and `-`, and neither `.` nor `..`".to_owned())
+    Err("not a valid Kafka topic name; expected 1 to 249 letters, digits, `.`, `_` and `-`, but not `.` or `..`"
+        .to_owned())
 }
 
-/// Reads the name of a jobs topic, from which the names of the fleet's other topics follow.
+/// Parses the name of a jobs topic, from which the names of the fleet's other topics are derived.
 ///
 /// # Errors
-/// As [`parse_name`], and if the names of the other topics would be too long.
+///
+/// Returns the errors of [`parse_name`], and an error if a derived name would be too long.
 pub fn parse_jobs_topic(name: &str) -> Result<String, String> {
     let name = parse_name(name)?;
     if !is_valid_name(&Topics::of(&*name).delayed) {
-        return Err("too long: the names of the fleet's other topics, such as `….delayed`, may have 249 bytes".to_owned());
+        return Err(
+            "too long: derived names, such as `….delayed`, may have at most 249 characters"
+                .to_owned(),
+        );
     }
+
     Ok(name)
 }
 
@@ -100,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_checked_as_kafka_does() {
+    fn invalid_names_are_refused_with_what_is_allowed() {
         for good in ["mcp-jobs", "a", "A.b_c-9"] {
             assert_eq!(parse_jobs_topic(good).as_deref(), Ok(good));
         }
@@ -112,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn names_follow_the_jobs_topic() {
+    fn derived_names_start_with_the_jobs_topic() {
         let topics = Topics::default();
         assert_eq!(topics.events, "mcp-jobs.events");
         assert_eq!(topics.dlq, "mcp-jobs.dlq");
@@ -126,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn kafkas_rule_for_names() {
+    fn names_are_checked_by_kafkas_rules() {
         for good in ["a", "mcp-jobs.events", "A_1"] {
             assert!(is_valid_name(good), "{good}");
         }

@@ -1,4 +1,4 @@
-//! A job as people and programs are shown it.
+//! A job as it is shown to people and programs.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// The state of a job: its newest event, and whether somebody wants it cancelled.
+/// The state of a job: its newest event, and whether its cancellation was requested.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(title = "Job")]
@@ -21,13 +21,13 @@ pub struct JobView {
     /// The newest event.
     #[serde(flatten)]
     pub event: JobEvent,
-    /// When somebody asked for it to be cancelled, while it has not ended.
+    /// When the cancellation of the job was requested, if the job has not ended yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel_requested_at: Option<Timestamp>,
 }
 
 impl JobView {
-    /// The same without its result and the details of its error.
+    /// Removes the result and the details of the error.
     #[must_use]
     pub fn without_result(mut self) -> Self {
         self.event.result = None;
@@ -37,8 +37,8 @@ impl JobView {
         self
     }
 
-    /// The same as it stands in a list: without its result, its metadata and the details of its
-    /// error, and with texts cut that have no other bound.
+    /// Prepares the job for a list: removes the result, the metadata and the details of the error,
+    /// and shortens texts that have no other bound.
     #[must_use]
     pub fn in_a_list(self) -> Self {
         let mut view = self.without_result();
@@ -53,21 +53,24 @@ impl JobView {
         view
     }
 
-    /// Whether the job has come to its end.
+    /// Returns whether the job has ended.
     pub fn is_terminal(&self) -> bool {
         self.event.is_over()
     }
 
-    /// How it is, in a few words.
+    /// Describes the state of the job in a few words.
     pub fn summary(&self) -> String {
         let event = &self.event;
         if event.asks_for_input() {
             return format!("job `{}` waits for input", event.job_id);
         }
+
         let mut text = format!("job `{}` is {}", event.job_id, event.state.as_str());
+
         if event.attempts > 1 {
             text.push_str(&format!(", attempt {}", event.attempts));
         }
+
         if let Some(progress) = &event.progress {
             match progress.total {
                 Some(total) => text.push_str(&format!(", {} of {total}", progress.progress)),
@@ -77,6 +80,7 @@ impl JobView {
                 text.push_str(&format!(" ({message})"));
             }
         }
+
         if let Some(omitted) = event.result_omitted.as_ref().filter(|_| event.has_lost_its_result())
         {
             let bytes = omitted.bytes;
@@ -84,20 +88,24 @@ impl JobView {
                 ", but its result of {bytes} bytes was too large to keep ({RESULT_OMITTED})"
             ));
         }
+
         if let Some(waiting) = &event.waiting {
             text.push_str(&format!(", {waiting} since {}", waiting.since));
         }
+
         if let Some(error) = &event.error {
             text.push_str(&format!(": {}", error.message));
         }
+
         if self.cancel_requested_at.is_some() {
-            text.push_str("; its cancellation was asked for");
+            text.push_str("; its cancellation was requested");
         }
+
         text
     }
 }
 
-/// The longest text of a job in a list.
+/// The longest text in a listed job, in bytes.
 const LISTED_TEXT: usize = 1024;
 
 fn shorten(text: &mut String) {
@@ -106,51 +114,52 @@ fn shorten(text: &mut String) {
     }
 }
 
-/// Many jobs. Results, metadata and error details are left out, and long texts are cut.
+/// A list of jobs. Results, metadata and details of errors are left out, and long texts are
+/// shortened.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JobList {
-    /// The jobs, those that were submitted last first. There can be fewer than were asked for, and
-    /// more to come.
+    /// The jobs, most recently submitted first. A page may have fewer than requested although more
+    /// follow.
     pub jobs: Vec<JobView>,
-    /// What to ask for the next page with; absent after the last one.
+    /// The cursor for the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
 
-/// What became of a request to submit.
+/// The answer to a request to submit jobs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SubmittedJobs {
-    /// One entry for each job, in the order of the request.
+    /// One entry per job, in the order of the request.
     pub jobs: Vec<Submitted>,
 }
 
-/// A job that was submitted, now or before.
+/// A job that was submitted by this request or an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Submitted {
-    /// Its id.
+    /// The id of the job.
     #[serde(rename = "jobID")]
     pub job_id: String,
-    /// Its state.
+    /// The state of the job.
     #[schemars(with = "crate::event::JobState")]
     pub state: String,
-    /// Whether it had been there already, and was not submitted again.
+    /// Whether the job existed already and was not submitted again.
     pub existing: bool,
 }
 
-/// What a cancellation came to.
+/// The answer to a request to cancel a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Cancellation {
-    /// `cancelled`, `too-late` where the job came to another end first, or `requested` where it has
-    /// not ended yet.
+    /// `cancelled`, `too-late` if the job had already ended otherwise, or `requested` if it has not
+    /// ended yet.
     pub outcome: CancelOutcome,
-    /// Whether anything is known of the job. If not, the workers drop it when they come to it, if
-    /// it was written to Kafka before.
+    /// Whether the job is known. If it is not, but was written to Kafka before, workers drop it
+    /// when they read it.
     #[serde(default = "yes")]
     pub known: bool,
-    /// The job as it is now, if anything is known of it.
+    /// The current state of the job, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobView>,
 }
@@ -160,7 +169,7 @@ fn yes() -> bool {
 }
 
 impl Cancellation {
-    /// What a job that is known came to.
+    /// Returns the answer for a known job.
     pub fn of(job: JobView) -> Self {
         let outcome = match job.event.state {
             JobState::Cancelled => CancelOutcome::Cancelled,
@@ -170,25 +179,25 @@ impl Cancellation {
         Self { outcome, known: true, job: Some(job) }
     }
 
-    /// Nothing is known of the job.
+    /// Returns the answer for an unknown job.
     pub fn unknown() -> Self {
         Self { outcome: CancelOutcome::Requested, known: false, job: None }
     }
 }
 
-/// What a cancellation can come to.
+/// The outcome of a request to cancel a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CancelOutcome {
-    /// The job has ended as cancelled.
+    /// The job ended as cancelled.
     Cancelled,
-    /// The job had come to another end.
+    /// The job had already ended otherwise.
     TooLate,
-    /// The workers know; the job has not ended yet.
+    /// The request was passed to the workers; the job has not ended yet.
     Requested,
 }
 
-/// The result of a job as the tool gave it, where there is one.
+/// Returns the result that the tool gave, if there is one. A tool's error is such a result.
 pub fn tool_result(event: &JobEvent) -> Option<&Value> {
     event.result.as_ref().or_else(|| {
         let error = event.error.as_ref().filter(|error| error.kind == ErrorKind::Tool)?;
@@ -204,13 +213,14 @@ mod tests {
     use crate::outcome::JobError;
 
     #[test]
-    fn a_job_in_a_list_is_small() {
+    fn a_listed_job_is_small() {
         let mut event = JobEvent::new("j", JobState::Failed, Timestamp::from_millis_clamped(0));
         event.metadata.insert("a".to_owned(), "x".repeat(60_000).into());
         event.result = Some(json!("x".repeat(60_000)));
         event.tool = Some("t".repeat(60_000));
         event.error = Some(JobError::new(ErrorKind::Tool, "ä".repeat(60_000)));
         let view = JobView { event, cancel_requested_at: None };
+
         let bytes = serde_json::to_vec(&view.in_a_list()).unwrap().len();
         assert!(bytes < 4096, "{bytes}");
     }

@@ -1,7 +1,7 @@
-//! How an envelope is spelled in JSON, and the schema of that spelling.
+//! The JSON form of an envelope, and its schema.
 //!
-//! The structs here are what serde and schemars see. Bounds are not checked here but in
-//! [`decode`](crate::decode), which can name the field and say what to do.
+//! serde and schemars work on the structs in this module. [`decode`](crate::decode) checks the
+//! bounds, since it can name the field and say what to do.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -12,23 +12,23 @@ use crate::{
     time::Timestamp,
 };
 
-/// The envelope on topic `mcp-jobs`, in the spelling that this project writes.
+/// The envelope on topic `mcp-jobs`, in the form that this project writes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(title = "mcp-fleet job envelope")]
 pub struct WireEnvelope {
-    /// The producer's name for the job, at most 256 bytes.
+    /// The producer's id for the job, at most 256 bytes.
     #[serde(rename = "jobID")]
     #[schemars(length(min = 1, max = 256))]
     pub job_id: String,
-    /// What kind of job it is: `server-init`, `tool-call` or `tool-batch`.
+    /// The kind of job: `server-init`, `tool-call` or `tool-batch`.
     #[schemars(with = "JobType")]
     pub job_type: String,
-    /// What the job needs, as JSON in a string or as an object. Its shape follows from `jobType`.
+    /// The job's data, as an object or as JSON in a string. Its structure depends on `jobType`.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     #[schemars(with = "WirePayload")]
     pub payload: Value,
-    /// 0 (last) to 9 (first); 4 where absent.
+    /// The priority, from 0 (last) to 9 (first); 4 if absent.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -36,13 +36,13 @@ pub struct WireEnvelope {
     )]
     #[schemars(range(min = 0, max = 9))]
     pub priority: Option<u64>,
-    /// The job must not start before.
+    /// The earliest time at which the job may start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
-    /// The job must not start after; a job that is late ends as `expired`.
+    /// The latest time at which the job may start; a job that is late ends as `expired`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
-    /// How long one attempt may take, in milliseconds.
+    /// The time limit for one attempt in milliseconds.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -50,7 +50,7 @@ pub struct WireEnvelope {
     )]
     #[schemars(range(min = 1, max = 86_400_000))]
     pub timeout_ms: Option<u64>,
-    /// After so many spent attempts the job has failed.
+    /// The number of attempts after which the job has failed.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -58,50 +58,50 @@ pub struct WireEnvelope {
     )]
     #[schemars(range(min = 1, max = 100))]
     pub max_attempts: Option<u64>,
-    /// What a tool can recognise a repeat by; the job id serves where it is absent.
+    /// A key by which a tool can recognize a repeated call; the job id is used if this is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub idempotency_key: Option<String>,
-    /// A topic that gets a copy of the terminal event.
+    /// A topic that receives a copy of the terminal event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[a-zA-Z0-9._-]{1,249}$"))]
     pub reply_to: Option<String>,
-    /// Whose job it is.
+    /// The tenant that the job belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub tenant: Option<String>,
-    /// Who submitted it, as the server that took it knows them. Written by the server.
+    /// The submitter as known to the server that accepted the job. Written by the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub owner: Option<String>,
-    /// The producer's own data, copied into every event.
+    /// The producer's own data, which is copied into every event.
     #[serde(default, skip_serializing_if = "Map::is_empty", deserialize_with = "null_is_default")]
     pub metadata: Map<String, Value>,
-    /// Fields that this version does not know are kept.
+    /// Fields that this version does not know. They are kept.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// The payload in either spelling; only the schema needs this type.
+/// The payload in either form; used only for the schema.
 #[derive(JsonSchema)]
 #[serde(untagged)]
 #[expect(
     dead_code,
     clippy::large_enum_variant,
-    reason = "the type stands for its schema and is never built"
+    reason = "the type only describes a schema and is never created"
 )]
 enum WirePayload {
     /// The payload as JSON in a string.
     Text(String),
-    /// A `tool-call`.
+    /// The payload of a `tool-call`.
     ToolCall(ToolCall),
-    /// A `tool-batch`.
+    /// The payload of a `tool-batch`.
     ToolBatch(ToolBatch),
-    /// A `server-init`: an object with `mcpServers` (or `servers`).
+    /// The payload of a `server-init`: an object with `mcpServers` (or `servers`).
     ServerInit(Map<String, Value>),
 }
 
-/// Reads `null` as the type's default: many producers write absent fields as null.
+/// Reads `null` as the type's default, since many producers write absent fields as null.
 pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -151,22 +151,25 @@ fn call_value(call: &ToolCall) -> Value {
     if let Some(server) = &call.server {
         object.insert("server".to_owned(), server.clone().into());
     }
+
     object.insert("tool".to_owned(), call.tool.clone().into());
+
     if !call.arguments.is_empty() {
         object.insert("arguments".to_owned(), Value::Object(call.arguments.clone()));
     }
+
     if let Some(round) = &call.task {
-        // Maps with string keys: nothing in it can fail to become a value.
+        // A map with string keys always becomes a value.
         object.insert("task".to_owned(), serde_json::to_value(round).unwrap_or_default());
     }
+
     Value::Object(object)
 }
 
 impl Envelope {
-    /// The envelope as JSON, in the spelling with an inline payload.
+    /// Returns the envelope as JSON, with the payload as an object.
     pub fn to_json(&self) -> Value {
-        // Strings, numbers, maps with string keys: nothing in the struct can fail to become a
-        // value.
+        // Strings, numbers and maps with string keys always become a value.
         serde_json::to_value(WireEnvelope::from(self)).unwrap_or_default()
     }
 }

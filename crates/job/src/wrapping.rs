@@ -1,11 +1,11 @@
-//! Finds the object in a record's value, below whatever serializers and connectors have put around
-//! it.
+//! Finding the JSON object in a record's value, inside the layers that serializers and connectors
+//! put around it.
 //!
-//! Many producers don't write plain JSON: a registry's serializer puts the id of a schema in front,
-//! Kafka Connect and Debezium put the value into a member of an object of theirs, and a serializer
-//! that is given text makes a JSON string of it. Each such layer is recognised by marks that no
-//! envelope has, and taken off. What is inside is untrusted, so the number of layers and the size
-//! of what is unpacked are bounded.
+//! Many producers do not write plain JSON: the serializer of a schema registry prepends the id of a
+//! schema, Kafka Connect and Debezium put the value into a member of their own object, and a
+//! serializer that is given text turns it into a JSON string. Each such layer is recognized by
+//! marks that no envelope has, and is removed. The content is untrusted, so the number of layers
+//! and the decompressed size are bounded.
 
 use std::io::Read as _;
 
@@ -22,26 +22,28 @@ use self::{
 mod bytes;
 mod objects;
 
-/// More layers than any chain of connectors makes.
+/// The largest number of layers, which is more than any chain of connectors makes.
 const MAX_LAYERS: usize = 8;
-/// The most that is unpacked, for callers without a limit of their own.
+/// The largest decompressed size, for callers without a limit of their own.
 const MAX_UNPACKED: usize = 64 << 20;
 
-/// An object of JSON, and what it took to get at it.
+/// A JSON object that was found inside its layers.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) object: Map<String, Value>,
-    /// How many bytes were unpacked from compressed ones; 0 if nothing was compressed.
+    /// The number of decompressed bytes; 0 if nothing was compressed.
     pub(crate) unpacked: usize,
 }
 
-/// Takes layers off `value` until `is_wanted` says that the object is found. An object that has no
-/// known layer is returned as it is, if it was not wrapped.
+/// Removes layers from `value` until `is_wanted` accepts an object. If nothing was removed, an
+/// object without a known layer is returned as it is.
 ///
 /// # Errors
-/// [`ErrorKind::TooLarge`] if more than `limit` bytes would be unpacked, [`ErrorKind::Undecodable`]
-/// if the value is no JSON object and not wrapped either, [`ErrorKind::InvalidEnvelope`] with the
-/// names of the layers if nothing is found in them.
+///
+/// Returns an error of kind
+/// - [`ErrorKind::TooLarge`] if more than `limit` bytes would be decompressed,
+/// - [`ErrorKind::Undecodable`] if the value is neither a JSON object nor wrapped,
+/// - [`ErrorKind::InvalidEnvelope`], with the names of the layers, if there is no envelope inside.
 pub(crate) fn open(
     value: &[u8],
     limit: usize,
@@ -71,7 +73,7 @@ pub(crate) fn open(
     }
 }
 
-/// The name of the member of `object` that holds something that `is_wanted`, as an object or as
+/// Returns the name of the member of `object` that contains a wanted object, as an object or as
 /// JSON in a string.
 pub(crate) fn holder(
     object: &Map<String, Value>,
@@ -84,10 +86,11 @@ pub(crate) fn holder(
         }
         _ => false,
     };
+
     object.iter().find(|(_, value)| holds(value)).map(|(name, _)| name.as_str())
 }
 
-/// What JSON calls this kind of value.
+/// Returns JSON's name for the type of a value.
 pub(crate) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -101,7 +104,7 @@ pub(crate) fn kind_of(value: &Value) -> &'static str {
 
 const UTF8_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The layers that were taken off so far, outermost first.
+/// The layers that have been removed so far, outermost first.
 struct Layers {
     names: Vec<String>,
     unpacked: usize,
@@ -113,15 +116,16 @@ impl Layers {
         Opened { object, unpacked: self.unpacked }
     }
 
+    /// Records that a layer is being removed.
     fn enter(&mut self, name: &str) -> Result<(), JobError> {
         if self.names.len() >= MAX_LAYERS {
-            return Err(self.invalid(&format!("; more than {MAX_LAYERS} layers are not read")));
+            return Err(self.invalid(&format!("; at most {MAX_LAYERS} layers are supported")));
         }
         self.names.push(name.to_owned());
         Ok(())
     }
 
-    /// Takes what is no JSON off `bytes`, and reads the rest as JSON.
+    /// Removes layers that are not JSON from `bytes` and parses the rest as JSON.
     fn parse(&mut self, bytes: &[u8]) -> Result<Value, JobError> {
         if let Some(plain) = bytes.strip_prefix(UTF8_MARK) {
             return self.parse(plain);
@@ -138,7 +142,7 @@ impl Layers {
         if let Some(name) = bytes::name_unread_format(bytes) {
             self.enter(name)?;
             return Err(self.invalid(
-                ", which is not read; write the envelope as plain JSON, and leave compression to the producer \
+                ", which is not supported; write the envelope as plain JSON, and leave compression to the producer \
                  (`compression.type`)",
             ));
         }
@@ -146,7 +150,7 @@ impl Layers {
             return self.behind_registry_header(bytes);
         }
 
-        // C programs send the end of their string along.
+        // C programs may include the terminating zero of a string.
         let text = bytes.trim_ascii_end();
         let text = text.iter().rposition(|byte| *byte != 0).map_or(text, |last| &text[..=last]);
         match serde_json::from_slice(text) {
@@ -158,7 +162,7 @@ impl Layers {
         }
     }
 
-    /// What is in base64. Returns `None` if `text` is not base64 of anything that is known.
+    /// Parses what is encoded in base64. Returns `None` if `text` is not base64 of a known format.
     fn parse_base64(&mut self, text: &[u8], name: &str) -> Result<Option<Value>, JobError> {
         let Some(bytes) = bytes::decode_base64(text) else { return Ok(None) };
         let mut inner = Self { names: self.names.clone(), ..*self };
@@ -170,14 +174,14 @@ impl Layers {
                 *self = inner;
                 Ok(Some(found))
             }
-            // Something was recognised inside, so it was base64.
+            // A layer was recognized inside, so the text was base64.
             Err(error) if inner.names.len() > layers => Err(error),
             Err(_) => Ok(None),
         }
     }
 
-    /// The value behind a schema registry's header, which is JSON only if the serializer is one for
-    /// JSON.
+    /// Parses the value behind the header of a schema registry, which is JSON only if the
+    /// serializer is for JSON.
     fn behind_registry_header(&mut self, bytes: &[u8]) -> Result<Value, JobError> {
         let first = bytes.first();
         let of_this_kind = REGISTRY_HEADERS.iter().filter(|(magic, ..)| Some(magic) == first);
@@ -195,19 +199,20 @@ impl Layers {
             Some((_, length, name)) if bytes.len() > *length => {
                 self.enter(name)?;
                 Err(self.invalid(
-                    ", and what follows is not JSON; Avro and Protobuf are not read: use the serializer for JSON Schema, \
-                     or write plain JSON",
+                    ", but what follows is not JSON; Avro and Protobuf are not supported: use the serializer for JSON \
+                     Schema, or write plain JSON",
                 ))
             }
             _ => {
                 let message =
-                    "the record's value is not JSON: it begins with a byte that no text has";
+                    "the record's value is not JSON: it starts with a byte that no text contains";
                 Err(JobError::new(ErrorKind::Undecodable, message.to_owned()))
             }
         }
     }
 
-    /// What a JSON string holds: JSON, or base64 of it, as Connect writes bytes.
+    /// Parses the content of a JSON string: JSON, or base64 of it, which is how Connect writes
+    /// bytes.
     fn parse_text(&mut self, text: &str) -> Result<Value, JobError> {
         let is_first = self.names.is_empty();
         if let Ok(found) = serde_json::from_str(text.trim_start_matches('\u{feff}')) {
@@ -221,31 +226,35 @@ impl Layers {
         match is_first {
             true => Err(JobError::new(
                 ErrorKind::Undecodable,
-                "the record's value is a JSON string; a job is an object".to_owned(),
+                "the record's value is a JSON string; a job must be a JSON object".to_owned(),
             )),
             false => Err(self.nothing_inside("a string that is not JSON")),
         }
     }
 
+    /// Decompresses `bytes` within the limit.
     fn unpack(&mut self, compression: Compression, bytes: &[u8]) -> Result<Vec<u8>, JobError> {
         let room = self.limit.saturating_sub(self.unpacked);
         let mut plain = Vec::new();
-        // One byte more than there may be shows that there is more.
+
+        // Reading one byte more than allowed shows that there is more.
         let most = room as u64 + 1;
         let read = match compression {
             Compression::Gzip => MultiGzDecoder::new(bytes).take(most).read_to_end(&mut plain),
             Compression::Zlib => ZlibDecoder::new(bytes).take(most).read_to_end(&mut plain),
         };
+
         if plain.len() > room {
             let limit = self.limit;
             let message = format!(
-                "the record's value unpacks ({}) to more than the {limit} bytes that the worker takes: \
+                "the record's value decompresses ({}) to more than the {limit} bytes that the worker accepts; \
                  pass large data by reference, or raise MCP_MAX_JOB_BYTES",
                 compression.name()
             );
             return Err(JobError::new(ErrorKind::TooLarge, message));
         }
-        read.map_err(|source| self.invalid(&format!(" that can't be unpacked: {source}")))?;
+
+        read.map_err(|source| self.invalid(&format!(" that cannot be decompressed: {source}")))?;
         self.unpacked += plain.len();
         Ok(plain)
     }
@@ -256,24 +265,24 @@ impl Layers {
                 ErrorKind::Undecodable,
                 format!("the record's value is not JSON: {source}"),
             ),
-            false => self.nothing_inside(&format!("what is inside is not JSON: {source}")),
+            false => self.nothing_inside(&format!("the content is not JSON: {source}")),
         }
     }
 
-    /// A list is not one job.
+    /// The error for a list, which is not one job.
     fn not_one(&self, count: usize) -> JobError {
         self.invalid(&format!(
-            ", which holds {count} values instead of one; write each job as a record of its own"
+            ", which contains {count} values instead of one; write each job as a separate record"
         ))
     }
 
     fn nothing_inside(&self, found: &str) -> JobError {
         if self.names.is_empty() {
-            let message = format!("the record's value is {found}; a job is an object");
+            let message = format!("the record's value is {found}; a job must be a JSON object");
             return JobError::new(ErrorKind::Undecodable, message);
         }
         self.invalid(&format!(
-            ", and there is no job envelope inside ({found}); write an object with `jobID`, `jobType` and `payload` there"
+            ", but there is no job envelope inside ({found}); write an object with `jobID`, `jobType` and `payload` there"
         ))
     }
 

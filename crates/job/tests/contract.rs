@@ -1,6 +1,6 @@
-//! The contract's promises: what is written is read back, whatever bytes come give a job or a typed
-//! error, and every refusal names the field.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "test code: a panic is the report")]
+//! The guarantees of the contract: written values are read back, any bytes give a job or a typed
+//! error, and every error names the field.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test reports failures by a panic")]
 
 use std::num::NonZeroU32;
 
@@ -34,11 +34,13 @@ fn refused(value: &Value) -> DecodeError {
         .expect_err("the envelope must be refused")
 }
 
-/// `patch` over a good `tool-call` must be refused with a message that holds every one of `words`.
+/// Checks that a good `tool-call` with `patch` applied is refused with a message that contains all
+/// `words`.
 fn check_refused(patch: Value, words: &[&str]) {
     let mut envelope = json!({"jobID": "j", "jobType": "tool-call", "payload": {"tool": "t"}});
     let fields = envelope.as_object_mut().unwrap();
     fields.extend(patch.as_object().unwrap().clone());
+
     let refusal = refused(&envelope);
     assert_eq!(refusal.error.kind, ErrorKind::InvalidEnvelope, "{patch}");
     for word in words {
@@ -51,7 +53,7 @@ fn check_refused(patch: Value, words: &[&str]) {
 }
 
 #[test]
-fn the_seed_envelope_is_accepted_as_it_stands() {
+fn the_seed_envelope_is_accepted_unchanged() {
     let text = r#"{"jobID":"job-123","jobType":"server-init","payload":"{\"mcpServers\":{\"MariaDB_Server\":{\"command\":\"uv\",\"args\":[\"--directory\",\"path/to/server\",\"run\",\"server.py\"],\"envFile\":\"path/to/.env\"}}}"}"#;
     let envelope = decode(&record(text.as_bytes(), &[]), MIB).unwrap();
     assert_eq!(envelope.job_id, "job-123");
@@ -60,20 +62,23 @@ fn the_seed_envelope_is_accepted_as_it_stands() {
 }
 
 #[test]
-fn a_refusal_names_the_right_spelling_of_fields() {
+fn an_error_suggests_the_right_spelling_of_a_field() {
     for (envelope, hint) in [
-        (json!({"jobId": "j", "jobType": "tool-call"}), "`jobId` is spelled `jobID`"),
-        (json!({"job_id": "j", "job_type": "tool-call"}), "`job_id` is spelled `jobID`"),
-        (json!({"job_id": "j", "job_type": "tool-call"}), "`job_type` is spelled `jobType`"),
-        (json!({"jobID": "j", "jobtype": "tool-call"}), "`jobtype` is spelled `jobType`"),
-        (json!({"jobID": "j", "jobType": "tool-call", "Payload": {}}), "spelled `payload`"),
-        (json!({"jobId": "j", "jobType": "tool-call", "not_before": 1}), "spelled `notBefore`"),
+        (json!({"jobId": "j", "jobType": "tool-call"}), "write `jobID` instead of `jobId`"),
+        (json!({"job_id": "j", "job_type": "tool-call"}), "write `jobID` instead of `job_id`"),
+        (json!({"job_id": "j", "job_type": "tool-call"}), "write `jobType` instead of `job_type`"),
+        (json!({"jobID": "j", "jobtype": "tool-call"}), "write `jobType` instead of `jobtype`"),
+        (json!({"jobID": "j", "jobType": "tool-call", "Payload": {}}), "write `payload` instead"),
+        (
+            json!({"jobId": "j", "jobType": "tool-call", "not_before": 1}),
+            "write `notBefore` instead",
+        ),
     ] {
         let message = refused(&envelope).error.message;
         assert!(message.contains(hint), "{envelope}: {message}");
     }
 
-    // A good envelope may have fields of such names.
+    // A valid envelope may have fields with such names.
     let extra = json!({"jobID": "j", "jobId": "k", "not_before": 1, "jobType": "tool-call",
         "payload": {"tool": "t"}});
     let envelope = decode(&record(extra.to_string().as_bytes(), &[]), MIB).unwrap();
@@ -81,7 +86,7 @@ fn a_refusal_names_the_right_spelling_of_fields() {
 }
 
 #[test]
-fn refusals_name_the_field_and_the_bound() {
+fn errors_name_the_field_and_the_bound() {
     check_refused(json!({"jobID": ""}), &["`jobID`", "empty"]);
     check_refused(json!({"jobID": "x".repeat(257)}), &["`jobID`", "256"]);
     check_refused(json!({"jobID": "a\nb"}), &["`jobID`", "control"]);
@@ -89,7 +94,7 @@ fn refusals_name_the_field_and_the_bound() {
     check_refused(json!({"jobType": "nonsense"}), &["`jobType`", "nonsense", "tool-call"]);
     check_refused(json!({"payload": null}), &["`payload`", "missing"]);
     check_refused(json!({"payload": []}), &["`payload`", "array"]);
-    check_refused(json!({"payload": "{"}), &["`payload`", "not JSON"]);
+    check_refused(json!({"payload": "{"}), &["`payload`", "does not contain valid JSON"]);
     check_refused(json!({"payload": {"tool": 7}}), &["`payload.tool`", "string"]);
     check_refused(json!({"payload": {"tool": ""}}), &["`payload.tool`", "empty"]);
     check_refused(json!({"payload": {"tool": "t", "arguments": []}}), &["`payload.arguments`"]);
@@ -100,21 +105,22 @@ fn refusals_name_the_field_and_the_bound() {
     check_refused(json!({"timeoutMs": -1}), &["`timeoutMs`", "-1 is not a whole number"]);
     check_refused(json!({"maxAttempts": 1.5}), &["`maxAttempts`", "1.5 is not a whole number"]);
     check_refused(json!({"deadline": "soon"}), &["`deadline`", "RFC 3339"]);
+
     check_refused(
         json!({"notBefore": 1_795_248_002_000_i64, "deadline": 1_795_248_001_000_i64}),
         &["`notBefore`", "`deadline`"],
     );
+
     for field in ["deadline", "notBefore"] {
         for wrong in [json!(1_795_248_000), json!(0), json!(-1), json!("1970-01-21T18:40:48Z")] {
-            check_refused(
-                json!({field: wrong}),
-                &[&format!("`{field}`"), "seconds? write milliseconds"],
-            );
+            check_refused(json!({field: wrong}), &[&format!("`{field}`"), "write milliseconds"]);
         }
     }
+
     check_refused(json!({"replyTo": "a b"}), &["`replyTo`", "topic name"]);
     check_refused(json!({"metadata": 1}), &["`metadata`"]);
     check_refused(json!({"metadata": {"a": "x".repeat(64 * 1024)}}), &["`metadata`", "65536"]);
+
     check_refused(
         json!({"jobType": "tool-batch", "payload": {"calls": []}}),
         &["`payload.calls`", "10000"],
@@ -138,9 +144,9 @@ fn refusals_name_the_field_and_the_bound() {
     check_refused(json!({"jobType": "server-init", "payload": {"x": {}}}), &["mcpServers"]);
 }
 
-/// Numbers are the producer's and the tool's: only an exponent is rewritten, to `e+2`.
+/// Numbers of producers and tools keep their spelling; only exponents are normalized, to `e+2`.
 #[test]
-fn numbers_pass_as_they_were_written() {
+fn numbers_keep_their_spelling() {
     let numbers = "[1e+400,12345678901234567890123,18446744073709551616,1.0,1,1.10,1e+2,-0,0.1000000000000000055,0.00001]";
     for written in [numbers.to_owned(), numbers.replace("e+", "E")] {
         let call = format!(r#"{{"tool":"t","own":{written},"arguments":{{"n":{written}}}}}"#);
@@ -173,7 +179,7 @@ fn unknown_members_keep_their_order() {
     }
 }
 
-/// Events are read where they are buffered, too.
+/// Events are also read where serde buffers them.
 #[test]
 fn events_are_read_in_flattened_types() {
     #[derive(serde::Deserialize, serde::Serialize)]
@@ -189,7 +195,7 @@ fn events_are_read_in_flattened_types() {
 }
 
 #[test]
-fn the_job_id_survives_a_refusal_where_it_is_readable() {
+fn an_error_has_the_job_id_if_it_is_readable() {
     let refusal = refused(&json!({"jobID": "known", "jobType": "nonsense"}));
     assert_eq!(refusal.job_id.as_deref(), Some("known"));
     let refusal = refused(&json!({"jobID": ["x"], "jobType": "tool-call"}));
@@ -197,14 +203,16 @@ fn the_job_id_survives_a_refusal_where_it_is_readable() {
 }
 
 #[test]
-fn bytes_that_are_no_object_are_undecodable() {
+fn bytes_that_are_not_an_object_are_undecodable() {
     for bytes in [&b""[..], b"\xff\xfe", b"{", b"[]", b"null", b"7", b"\"text\"", b"{}{}"] {
         let refusal = decode(&record(bytes, &[]), MIB).expect_err("must be refused");
         assert_eq!(refusal.error.kind, ErrorKind::Undecodable, "{bytes:?}");
     }
+
     let deep = "[".repeat(100_000);
     let refusal = decode(&record(deep.as_bytes(), &[]), MIB).expect_err("must be refused");
     assert_eq!(refusal.error.kind, ErrorKind::Undecodable);
+
     let tombstone = RawRecord { value: None, ..record(b"", &[]) };
     assert_eq!(decode(&tombstone, MIB).unwrap_err().error.kind, ErrorKind::Undecodable);
 }
@@ -286,7 +294,7 @@ fn cloud_events_are_the_same_envelope() {
 }
 
 #[test]
-fn checked_in_schemas_are_those_of_the_types() {
+fn the_committed_schemas_match_the_types() {
     let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../schemas");
     for (name, schema) in fleet_job::schema::all() {
         let path = directory.join(name);
@@ -295,10 +303,11 @@ fn checked_in_schemas_are_those_of_the_types() {
             std::fs::create_dir_all(&directory).unwrap();
             std::fs::write(&path, &expected).unwrap();
         }
+
         let found = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(
             found == expected,
-            "schemas/{name} differs from the types: run UPDATE_SCHEMAS=1 cargo test -p fleet-job"
+            "schemas/{name} is outdated: run UPDATE_SCHEMAS=1 cargo test -p fleet-job"
         );
     }
 }
@@ -309,6 +318,7 @@ fn the_envelope_schema_accepts_what_the_parser_accepts() {
     let validator = jsonschema::validator_for(&schema).unwrap();
     let good = json!({"jobID": "j", "jobType": "tool-call", "payload": "{\"tool\":\"t\"}", "deadline": 1_795_248_000_000_i64});
     assert!(validator.is_valid(&good));
+
     for bad in [
         json!({"jobType": "tool-call"}),
         json!({"jobID": "j", "jobType": "nonsense", "payload": {}}),
@@ -334,7 +344,7 @@ fn json_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Keys start with `x`, which no field of the contract does.
+/// A map whose keys start with `x`, unlike all fields of the contract.
 fn json_map(values: impl Strategy<Value = Value>) -> impl Strategy<Value = Map<String, Value>> {
     vec(("x[a-z]{0,5}", values), 0..4).prop_map(|pairs| pairs.into_iter().collect())
 }
@@ -403,7 +413,7 @@ fn envelope() -> impl Strategy<Value = Envelope> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(envelope in envelope()) {
+    fn a_written_envelope_is_read_back(envelope in envelope()) {
         let written = envelope.to_json();
         prop_assert_eq!(&decode(&record(written.to_string().as_bytes(), &[]), MIB).unwrap(), &envelope);
 

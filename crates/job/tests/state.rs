@@ -1,7 +1,7 @@
-//! The state of a job against a model that looks at the whole log at once, and against what a few
-//! servers make of a log that is compacted under them.
+//! Tests the state of a job against a model that sees the whole log at once, and checks that
+//! several servers agree on it while the log is compacted.
 
-#![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
+#![expect(clippy::unwrap_used, reason = "a test reports failures by a panic")]
 
 use fleet_job::{
     event::{JobEvent, JobState, Source},
@@ -11,7 +11,7 @@ use fleet_job::{
 use proptest::prelude::*;
 use serde_json::json;
 
-/// What is said of the job: of which source, and what.
+/// An event in short form: its source and its kind.
 type Said = (Option<u8>, Kind);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,13 +55,13 @@ impl Logged {
     }
 }
 
-/// Each event stands where its time says.
+/// Creates a log in which each event is at the offset that its time tells.
 fn log(said: &[Said]) -> Vec<Logged> {
     let logged = |(offset, said)| Logged { offset, event: event(said, offset), restated: None };
     (0..).zip(said.iter().copied()).map(logged).collect()
 }
 
-/// Whoever follows a log.
+/// A reader that follows a log.
 #[derive(Debug, Clone, Default)]
 struct Reader {
     next: usize,
@@ -89,7 +89,7 @@ impl Reader {
         reader
     }
 
-    /// The state, and where it first stood.
+    /// The state, and the offset at which it was written first.
     fn state(&self) -> Option<(i64, &JobEvent)> {
         self.job.as_ref().map(|(standing, event)| (standing.offset(), event))
     }
@@ -99,7 +99,7 @@ impl Reader {
     }
 }
 
-/// The state of the job by the rule's own words.
+/// Determines the state of the job by the wording of the rule.
 fn expected(log: &[Logged]) -> Option<&Logged> {
     let mut sources: Vec<(Option<i64>, Vec<&Logged>)> = Vec::new();
     for record in log {
@@ -117,7 +117,9 @@ fn expected(log: &[Logged]) -> Option<&Logged> {
             _ => sources.push((source, vec![record])),
         }
     }
+
     let (_, events) = sources.last()?;
+
     let end = events.iter().find(|record| record.event.is_over());
     let asks = || events.iter().rev().find(|record| record.event.asks_for_input());
     end.or_else(asks).or(events.last()).copied()
@@ -143,27 +145,27 @@ fn check(said: &[Said], state: usize) {
 fn the_first_end_of_the_newest_source_is_the_state() {
     let (a, b) = (Some(1), Some(2));
     check(&[(None, Queued), (a, Running), (a, Succeeded)], 2);
-    // What another worker says late, and what a cancel makes of a record that runs again.
+    // A late event of another worker, and a cancellation of a record that runs again.
     check(&[(a, Running), (a, Succeeded), (a, Running)], 1);
     check(&[(a, Running), (a, Succeeded), (a, Cancelled)], 1);
     check(&[(a, Running), (a, Succeeded), (a, Running), (a, Succeeded), (a, Running)], 1);
-    // Replayed from the dead letters, or submitted again under its id.
+    // The job was replayed from the dead letters, or submitted again under its id.
     check(&[(a, Succeeded), (b, Running), (a, Running)], 1);
     check(&[(a, Succeeded), (b, Running), (a, Cancelled), (b, Succeeded), (a, Running)], 3);
     check(&[(a, Succeeded), (None, Queued), (a, Running)], 1);
     check(&[(a, Succeeded), (None, Queued), (a, Running), (b, Running)], 3);
-    // A task: its round asks for input, is answered in part, is cancelled, or goes on as another
-    // record.
+    // A task whose round asks for input, and is then partly answered, cancelled, or continued as
+    // another record.
     check(&[(a, Running), (a, Asks), (a, Running)], 1);
     check(&[(a, Asks), (a, Asks)], 1);
     check(&[(a, Asks), (a, Cancelled), (a, Asks)], 1);
     check(&[(a, Asks), (None, Queued), (a, Running), (a, Asks), (b, Running)], 4);
-    // A worker that could say no more than how the job has ended.
+    // A worker that could report only how the job ended.
     check(&[(a, Running), (None, Succeeded), (a, Running)], 1);
 }
 
 #[test]
-fn a_topic_that_was_made_again_has_other_records() {
+fn a_topic_that_was_created_again_has_other_records() {
     let at = |id: Option<&str>, submitted: Option<i64>, state| {
         let source = Source {
             topic: "t".to_owned(),
@@ -178,6 +180,7 @@ fn a_topic_that_was_made_again_has_other_records() {
             ..JobEvent::new("j", state, Timestamp::default())
         }
     };
+
     let check = |end: JobEvent, later: JobEvent, verdict: Verdict| {
         let mut standing = Standing::new(&Entry::new(1, &end, b"end", None));
         assert_eq!(
@@ -187,44 +190,48 @@ fn a_topic_that_was_made_again_has_other_records() {
         );
         assert_eq!(standing.is_overtaken(), verdict == Verdict::Stale);
     };
+
     use JobState::{Running, Succeeded};
     check(at(Some("x"), None, Succeeded), at(Some("x"), None, Running), Verdict::Stale);
     check(at(Some("x"), None, Succeeded), at(Some("y"), None, Running), Verdict::State);
-    // A worker of before, or a broker without ids: then the time of the record tells them apart.
+    // An older worker or a broker without ids: the time of the record decides.
     check(at(None, None, Succeeded), at(Some("y"), None, Running), Verdict::Stale);
     check(at(None, Some(5), Succeeded), at(Some("y"), Some(5), Running), Verdict::Stale);
     check(at(None, Some(5), Succeeded), at(None, Some(6), Running), Verdict::State);
 }
 
 #[test]
-fn an_end_that_is_said_again_is_not_overtaken() {
+fn an_end_that_is_written_again_is_not_overtaken() {
     let log = log(&[(Some(1), Succeeded), (Some(1), Running)]);
     let mut reader = Reader::of(&log);
     assert!(reader.is_overtaken());
-    // By the worker that has written it, or by a server.
+
+    // Written again by the same worker, and by a server.
     for (offset, restated) in [(2, None), (3, Some(Restated { offset: 0, known: 1 }))] {
         let again = Logged { offset, restated, ..log[0].clone() };
         assert_eq!(reader.take(&again), Verdict::Again);
         assert!(!reader.is_overtaken());
         assert_eq!(reader.state(), Some((0, &log[0].event)));
     }
+
     assert_eq!(reader.take(&log[1]), Verdict::Stale);
-    assert!(!reader.is_overtaken(), "what was taken before stands where it stood");
+    assert!(!reader.is_overtaken(), "taking a record twice changes nothing");
 }
 
 #[test]
-fn what_stood_before_can_be_put_back() {
+fn an_earlier_state_can_be_restored() {
     let mut log = log(&[(Some(1), Asks), (None, Queued)]);
     let restated = Some(Restated { offset: 0, known: 1 });
     log.push(Logged { offset: 2, restated, ..log[0].clone() });
     let mut reader = Reader::of(&log);
     assert_eq!(reader.state(), Some((0, &log[0].event)));
+
     let answered = Logged { offset: 3, event: event((Some(1), Asks), 3), restated: None };
     assert_eq!(reader.take(&answered), Verdict::State);
 }
 
 #[test]
-fn a_header_of_another_log_is_passed_over() {
+fn a_restated_header_from_another_log_is_ignored() {
     let log = log(&[(Some(1), Succeeded), (Some(2), Succeeded)]);
     for restated in [Restated { offset: 0, known: 9 }, Restated { offset: 8, known: 1 }] {
         let mut reader = Reader::of(&log);
@@ -233,15 +240,15 @@ fn a_header_of_another_log_is_passed_over() {
     }
 }
 
-/// A topic of one job, and servers that follow it and write its state again where it is overtaken.
+/// A topic with one job, and servers that follow it and write the state again if it is overtaken.
 #[derive(Debug, Default)]
 struct Fleet {
     log: Vec<Logged>,
-    /// What workers and submitters have written, whatever compaction has left of it.
+    /// All records of workers and submitters, including those that were compacted away.
     written: Vec<Logged>,
     next: i64,
     servers: [Reader; 3],
-    /// Whether a server has read a log of which something was missing.
+    /// Whether a server has read a log with missing records.
     has_gaps: bool,
     compacted: bool,
 }
@@ -249,12 +256,12 @@ struct Fleet {
 #[derive(Debug, Clone)]
 enum Move {
     Write(Said),
-    /// So many records.
+    /// A server reads this many records.
     Read(usize, usize),
     Restate(usize),
-    /// With an empty ledger.
+    /// A server restarts with an empty ledger.
     Restart(usize),
-    /// All but the last so many records.
+    /// Compacts all but this many records.
     Compact(usize),
 }
 
@@ -292,7 +299,7 @@ impl Fleet {
             }
             Move::Compact(tail) => {
                 let head = self.log.len().saturating_sub(tail);
-                // The last record of the job stays, and here all records are of one job.
+                // The last record of a job stays, and here all records belong to one job.
                 let gone = head.min(self.log.len().saturating_sub(1));
                 self.log.drain(..gone);
                 self.compacted |= gone > 0;
@@ -312,8 +319,8 @@ impl Fleet {
         }
     }
 
-    /// As a server does it: where the state is overtaken, it is written again, and taken ahead of
-    /// its turn.
+    /// Acts as a server does: writes an overtaken state again and takes that record before its
+    /// turn.
     fn restate(&mut self, server: usize) -> bool {
         let reader = &self.servers[server];
         let Some((standing, event)) =
@@ -321,26 +328,28 @@ impl Fleet {
         else {
             return false;
         };
+
         let known = reader
             .next
             .checked_sub(1)
             .and_then(|last| self.log.get(last))
             .map(|record| record.offset);
+
         let restated = standing.restated(known.unwrap_or(standing.offset()));
         let record = self.write(event, Some(restated));
         self.servers[server].take(&record);
         true
     }
 
-    /// Everybody reads on, in turns, and writes again what is overtaken. How many records that
-    /// takes.
+    /// Lets all servers read on in turns and write overtaken states again until nothing changes.
+    /// Returns the number of records written.
     fn settle(&mut self) -> usize {
         let mut written = 0;
         loop {
             (0..3).for_each(|server| self.read(server, usize::MAX));
             let again = (0..3).filter(|server| self.restate(*server)).count();
             written += again;
-            assert!(written <= 12, "they write the state again and again: {self:#?}");
+            assert!(written <= 12, "the servers keep writing the state again: {self:#?}");
             if again == 0 {
                 return written;
             }
@@ -352,15 +361,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_fold_is_the_rule(said in prop::collection::vec(said(), 0..14)) {
+    fn reading_in_order_gives_the_state_of_the_rule(said in prop::collection::vec(said(), 0..14)) {
         let log = log(&said);
         let reader = Reader::of(&log);
         prop_assert_eq!(reader.state(), expected(&log).map(|record| (record.offset, &record.event)));
     }
 
-    /// Whatever is written behind the end of the newest source.
+    /// Whatever is written after the end of the newest source.
     #[test]
-    fn nothing_of_an_older_or_the_same_source_changes_an_end(
+    fn an_end_survives_later_events_of_the_same_or_older_sources(
         before in prop::collection::vec(said(), 0..8),
         late in prop::collection::vec((0..3u8, said()), 0..8),
     ) {
@@ -372,9 +381,9 @@ proptest! {
         check(&said, end);
     }
 
-    /// A server takes what it writes before it has read what stands before that.
+    /// A server takes the record that it writes before it has read the records in between.
     #[test]
-    fn a_record_may_be_taken_ahead_of_its_turn(
+    fn a_record_may_be_taken_before_its_turn(
         parts in prop::array::uniform3(prop::collection::vec(said(), 0..6)),
     ) {
         let [before, unread, after] = parts;
@@ -388,21 +397,24 @@ proptest! {
         prop_assert_eq!(reader.state(), expected(&log).map(|record| (record.offset, &record.event)));
     }
 
-    /// Servers that write an overtaken state again come to an end with it, agree, and leave a topic
-    /// of which compaction makes the same ledger, whatever was read, forgotten and compacted when.
+    /// Servers that write overtaken states again finish, agree, and leave a topic from which the
+    /// same ledger can be rebuilt after compaction, whatever was read, forgotten and compacted at
+    /// which time.
     #[test]
-    fn what_is_left_after_compaction_makes_the_same_state(moves in prop::collection::vec(moves(), 0..60)) {
+    fn compaction_preserves_the_state(moves in prop::collection::vec(moves(), 0..60)) {
         let mut fleet = Fleet::default();
         moves.iter().for_each(|one| fleet.play(one));
         fleet.settle();
+
         let brief = |reader: &Reader| reader.state().map(|(offset, event)| (offset, event.time, event.state));
         let states: Vec<_> = fleet.servers.iter().map(brief).collect();
+
         if !fleet.has_gaps {
             let state = expected(&fleet.written);
             let state = state.map(|record| (record.offset, record.event.time, record.event.state));
             prop_assert_eq!(&states, &vec![state; 3]);
         }
-        // What goes on is not written again: its next event says how it is.
+        // The state of a running job is not written again: its next event will be the state.
         if states.iter().all(|state| state.is_some_and(|(.., state)| state.is_terminal())) {
             let rebuilt = Reader::of(&fleet.log[fleet.log.len() - 1..]);
             prop_assert_eq!(&states, &vec![brief(&rebuilt); 3]);
@@ -411,7 +423,7 @@ proptest! {
 }
 
 #[test]
-fn jobs_are_told_apart_and_the_newest_are_remembered() {
+fn standings_keep_jobs_apart_and_remember_the_newest() {
     let log = log(&[(Some(0), Succeeded), (Some(0), Running)]);
     let (end, stale) = (log[0].entry(), log[1].entry());
     let mut standings = Standings::of_at_least(2);
@@ -419,11 +431,13 @@ fn jobs_are_told_apart_and_the_newest_are_remembered() {
         assert_eq!(standings.take(job, &end), Verdict::State);
         assert_eq!(standings.take(job, &stale), Verdict::Stale);
     }
+
     // `a` is in the older half by now; this event keeps it from being forgotten.
     assert_eq!(standings.take("a", &stale), Verdict::Stale);
     assert_eq!(standings.take("d", &end), Verdict::State);
     assert_eq!(standings.take("a", &stale), Verdict::Stale);
-    assert_eq!(standings.take("b", &stale), Verdict::State, "it is forgotten");
+    assert_eq!(standings.take("b", &stale), Verdict::State, "the job was forgotten");
+
     standings.forget(&"a");
     assert_eq!(standings.take("a", &stale), Verdict::State, "its tombstone was read");
 }

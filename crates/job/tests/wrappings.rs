@@ -1,6 +1,6 @@
-//! An envelope is found inside what serializers and connectors put around it; if there is none, the
-//! refusal names what was around.
-#![expect(clippy::unwrap_used, reason = "test code: a panic is the report")]
+//! An envelope is found inside the layers that serializers and connectors put around it. If there
+//! is none, the error names the layers.
+#![expect(clippy::unwrap_used, reason = "a test reports failures by a panic")]
 
 use std::io::Write as _;
 
@@ -47,7 +47,7 @@ fn zlib(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Base64 as mail and `base64` write it, in lines.
+/// Base64 in lines, as in mail.
 fn base64_lines(bytes: &[u8]) -> Vec<u8> {
     let text = STANDARD.encode(bytes);
     text.as_bytes().chunks(20).flat_map(|line| [line, b"\r\n"].concat()).collect()
@@ -57,7 +57,7 @@ fn text(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 
-/// A JSON string that holds `value`.
+/// A JSON string that contains `value`.
 fn quoted(value: &Value) -> Value {
     Value::String(value.to_string())
 }
@@ -78,15 +78,17 @@ fn utf32(value: &Value, bytes: fn(u32) -> [u8; 4]) -> Vec<u8> {
     value.to_string().chars().map(u32::from).flat_map(bytes).collect()
 }
 
-/// Everything that is known, around `inner`.
+/// Wraps `inner` in every known way.
 fn wrapped(inner: &Value) -> Vec<(&'static str, Vec<u8>)> {
     let plain = text(inner);
     let debezium = json!({"before": null, "after": inner, "source": {"table": "jobs"}, "op": "c"});
     let notification =
         json!({"Type": "Notification", "TopicArn": "arn:x", "Message": inner.to_string()});
-    // With the two characters in which the alphabets of base64 differ.
+
+    // Base64 of this contains the two characters in which its alphabets differ.
     let mut marked = inner.clone();
     marked["pad"] = json!("\u{ff}\u{fe}??>>~~");
+
     let printed = json!({"topic": "t", "partition": 0, "offset": 3, "key": "k", "payload": inner.to_string()});
     vec![
         ("Confluent", behind(&[0, 0, 0, 0, 7], &plain)),
@@ -135,13 +137,14 @@ fn wrapped(inner: &Value) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn an_envelope_is_read_whatever_it_is_wrapped_in() {
+fn an_envelope_is_found_inside_every_wrapping() {
     let expected = read(text(&envelope())).unwrap();
     for (name, value) in wrapped(&envelope()) {
         let mut envelope = read(value).unwrap_or_else(|error| panic!("{name}: {error}"));
         envelope.extra.remove("pad");
         assert_eq!(envelope, expected, "{name}");
     }
+
     assert_eq!(read(behind(&text(&envelope()), b"\0\0\0")), Ok(expected.clone()));
     assert_eq!(read(behind(b"\xef\xbb\xbf", &text(&envelope()))), Ok(expected.clone()));
     assert_eq!(read(behind(b"\xef\xbb\xbf", &gzip(&text(&envelope())))), Ok(expected.clone()));
@@ -153,7 +156,7 @@ fn an_envelope_is_read_whatever_it_is_wrapped_in() {
 }
 
 #[test]
-fn a_wrapping_without_an_envelope_is_named() {
+fn an_error_names_a_wrapping_without_an_envelope() {
     for (name, value) in wrapped(&json!({"order": 7})) {
         let refusal = read(value).unwrap_err();
         assert_eq!(refusal.kind, ErrorKind::InvalidEnvelope, "{name}: {refusal}");
@@ -188,7 +191,7 @@ fn a_wrapping_without_an_envelope_is_named() {
     }
 }
 
-/// What belongs to an envelope is not taken for a wrapping.
+/// Members of an envelope are not mistaken for a wrapping.
 #[test]
 fn an_envelope_is_not_unwrapped() {
     let mut outer = envelope();
@@ -201,7 +204,7 @@ fn an_envelope_is_not_unwrapped() {
 }
 
 #[test]
-fn what_is_unpacked_is_bounded_and_counted() {
+fn decompression_is_bounded_and_counted() {
     let mut large = envelope();
     large["pad"] = json!("x".repeat(MIB / 2));
     let plain = text(&large);
@@ -215,7 +218,7 @@ fn what_is_unpacked_is_bounded_and_counted() {
         assert_eq!(refusal.kind, ErrorKind::TooLarge, "{refusal}");
     }
 
-    // Without end.
+    // More layers than are supported.
     let mut nested = envelope();
     for _ in 0..20 {
         nested = json!({"schema": {}, "payload": nested});
@@ -225,7 +228,7 @@ fn what_is_unpacked_is_bounded_and_counted() {
 }
 
 #[test]
-fn what_was_undecodable_still_is() {
+fn invalid_bytes_are_still_undecodable() {
     for bytes in [
         &b""[..],
         b"\xff\xfe",

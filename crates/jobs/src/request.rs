@@ -391,7 +391,7 @@ mod tests {
                 "`payload.calls` has 10001 calls",
             ),
             (json!({"tool": "t", "priority": 10}), "`priority` is 10"),
-            (json!({"tool": "t", "jobID": "a\nb"}), "`jobID` has control characters"),
+            (json!({"tool": "t", "jobID": "a\nb"}), "`jobID` contains control characters"),
         ] {
             let error = prepare(bad).unwrap_err().to_string();
             assert!(error.contains(names), "{error}");

@@ -1,50 +1,50 @@
-//! `.env` files: `NAME=value` lines, with comments, `export` and quotes.
+//! `.env` files: `NAME=value` lines with comments, `export` and quotes.
 //!
-//! Errors name the line and never quote it: the file may hold secrets, or be a file that somebody
-//! has no business reading through our error messages.
+//! Errors name the line but never quote it: the file may contain secrets, or may be a file that the
+//! author of the configuration must not be able to read through our error messages.
 
 use std::collections::BTreeMap;
 
 use super::expand::is_variable_name;
 
-/// Why a `.env` file can't be read.
+/// Why a `.env` file cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {problem}")]
 pub struct DotenvError {
-    /// The line, counted from 1.
+    /// The number of the line, counted from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// What is wrong with the line.
     pub problem: DotenvProblem,
 }
 
-/// What can be wrong with a line.
+/// What is wrong with a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DotenvProblem {
     /// There is no `=`.
     #[error("expected NAME=value")]
     NoAssignment,
-    /// What stands before `=` can't be a variable's name.
+    /// The text before `=` is not a variable name.
     #[error("the name before `=` is not a variable name")]
     BadName,
-    /// A quote is opened and not closed.
-    #[error("a quote is not closed (values of several lines are not supported)")]
+    /// A quote is not closed.
+    #[error("a quote is not closed (values with several lines are not supported)")]
     OpenQuote,
-    /// Something follows the closing quote.
+    /// There is text after the closing quote.
     #[error("text after the closing quote")]
     AfterQuote,
-    /// A value holds a zero byte, which no environment can.
+    /// A value contains a zero byte, which the environment of a process cannot.
     #[error("a zero byte in the value")]
     ZeroByte,
 }
 
-/// Parses a file's text. The last line of a name wins.
+/// Parses the text of a file. If a name is set several times, the last one counts.
 ///
-/// Single-quoted values are literal; double-quoted ones know `\n`, `\r`, `\t`, `\"`, `\\` and `\$`;
-/// unquoted ones end at ` #`. Variables in values are not expanded.
+/// Single-quoted values are literal. Double-quoted values may contain `\n`, `\r`, `\t`, `\"`, `\\`
+/// and `\$`. Unquoted values end at ` #`. Variables in values are not expanded.
 ///
 /// # Errors
 ///
-/// At the first line that is not understood.
+/// Returns an error for the first invalid line.
 pub fn parse(text: &str) -> Result<BTreeMap<String, String>, DotenvError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut variables = BTreeMap::new();
@@ -54,19 +54,23 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, String>, DotenvError> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
+
         let assignment = line
             .strip_prefix("export")
             .filter(|rest| rest.starts_with([' ', '\t']))
             .map_or(line, str::trim_start);
+
         let (name, value) = assignment.split_once('=').ok_or(at(DotenvProblem::NoAssignment))?;
         let name = name.trim_end();
         if !is_variable_name(name) {
             return Err(at(DotenvProblem::BadName));
         }
+
         let value = parse_value(value.trim()).map_err(at)?;
         if value.contains('\0') {
             return Err(at(DotenvProblem::ZeroByte));
         }
+
         variables.insert(name.to_owned(), value);
     }
     Ok(variables)
@@ -77,11 +81,13 @@ fn parse_value(raw: &str) -> Result<String, DotenvProblem> {
         let (value, after) = body.split_once('\'').ok_or(DotenvProblem::OpenQuote)?;
         return only_comment(after).map(|()| value.to_owned());
     }
+
     if let Some(body) = raw.strip_prefix('"') {
         let (value, after) = double_quoted(body)?;
         return only_comment(after).map(|()| value);
     }
-    // A `#` starts a comment only at the start or after a blank: `a#b` is a value.
+
+    // A `#` starts a comment only at the start or after white space: `a#b` is a value.
     let mut previous_blank = true;
     for (position, c) in raw.char_indices() {
         if c == '#' && previous_blank {
@@ -112,6 +118,7 @@ fn double_quoted(body: &str) -> Result<(String, &str), DotenvProblem> {
     Err(DotenvProblem::OpenQuote)
 }
 
+/// Checks that nothing but a comment follows a closing quote.
 fn only_comment(after: &str) -> Result<(), DotenvProblem> {
     let after = after.trim_start();
     if after.is_empty() || after.starts_with('#') { Ok(()) } else { Err(DotenvProblem::AfterQuote) }

@@ -1,4 +1,4 @@
-//! Reading one server's entry in the spellings of the programs that people copy it from.
+//! Reading the entry of one server in the forms of the programs that entries are copied from.
 
 use serde_json::{Map, Value};
 
@@ -7,9 +7,9 @@ use super::{
     fields::{Fields, wrong},
 };
 
-/// Where a remote server listens: everybody's key, Windsurf's and Gemini's.
+/// Keys for the address of a remote server: the usual one, Windsurf's and Gemini's.
 const URL_KEYS: [&str; 3] = ["url", "serverUrl", "httpUrl"];
-/// Keys that limit which tools a program offers. We offer all tools of a server.
+/// Keys by which programs limit the tools that they offer. We offer all tools of a server.
 const TOOL_FILTERS: [&str; 8] = [
     "disabledTools",
     "enabledTools",
@@ -26,12 +26,12 @@ enum Kind {
     Stdio,
     Http,
     Sse,
-    /// `url` without a type, and OpenCode's and Copilot's `remote`: whichever of the two the server
+    /// `url` without a type, or `remote` (OpenCode, Copilot): whichever of the two the server
     /// speaks.
     Remote,
 }
 
-/// Whether a value is probably a server's entry and not something that holds entries.
+/// Returns whether a value is probably the entry of a server and not an object of entries.
 pub(super) fn looks_like_entry(value: &Value) -> bool {
     let keys = URL_KEYS.into_iter().chain(["command"]);
     value.as_object().is_some_and(|object| {
@@ -41,12 +41,13 @@ pub(super) fn looks_like_entry(value: &Value) -> bool {
 }
 
 impl ServerEntry {
-    /// Reads one entry. `path` is where it stands, for errors.
+    /// Reads one entry. `path` is the entry's position for errors.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Disabled`] if the entry is switched off, whatever else is in it. Otherwise if
-    /// a required field is missing, a type is wrong, or fields contradict each other.
+    /// Returns [`ConfigError::Disabled`] if the entry is switched off, whatever else is in it.
+    /// Otherwise returns an error if a required field is missing, a type is wrong, or fields
+    /// contradict each other.
     pub fn from_value(value: &Value, path: &str) -> Result<Self, ConfigError> {
         let mut fields = Fields::new(value, path)?;
         check_enabled(&mut fields)?;
@@ -78,8 +79,8 @@ impl ServerEntry {
         Ok(Self { transport, unknown: fields.rest() })
     }
 
-    /// One sentence for every key that is kept and means nothing to us. `path` is where the entry
-    /// stands.
+    /// Returns one sentence for each key that is kept but has no effect. `path` is the entry's
+    /// position.
     pub fn warnings(&self, path: &str) -> Vec<String> {
         let of_key = |(key, value): (&String, &Value)| {
             if TOOL_FILTERS.contains(&&**key) && *value != serde_json::json!(["*"]) {
@@ -88,21 +89,24 @@ impl ServerEntry {
                 format!("`{path}.{key}` is unknown and has no effect")
             }
         };
+
         let mut warnings: Vec<_> = self.unknown.iter().map(of_key).collect();
+
         if let Transport::Stdio(server) = &self.transport
             && let Some((program, _)) = server.command.split_once(' ')
             && server.args.is_empty()
             && !program.contains(['/', '\\'])
         {
             warnings.push(format!(
-                "`{path}.command` is taken as the name of one program, spaces and all; its arguments belong in `args`"
+                "`{path}.command` is treated as the name of one program, including its spaces; put arguments into `args`"
             ));
         }
+
         warnings
     }
 }
 
-/// Refuses an entry that says `disabled: true` or `enabled: false`.
+/// Refuses an entry with `disabled: true` or `enabled: false`.
 fn check_enabled(fields: &mut Fields<'_>) -> Result<(), ConfigError> {
     let disabled = fields.boolean("disabled")?;
     let enabled = fields.boolean("enabled")?;
@@ -117,17 +121,19 @@ fn check_enabled(fields: &mut Fields<'_>) -> Result<(), ConfigError> {
     Err(ConfigError::Disabled { path: fields.place(key) })
 }
 
-/// What `type` or `transport` says. Clients write Streamable HTTP in several ways, so case, `-` and
-/// `_` are ignored.
+/// Returns the transport that `type` or `transport` names. Programs spell Streamable HTTP in
+/// several ways, so case, `-` and `_` are ignored.
 fn named_transport(fields: &mut Fields<'_>) -> Result<Option<Kind>, ConfigError> {
     let mut named = None;
     for key in ["type", "transport"] {
         let Some(name) = fields.string(key)? else { continue };
+
         let plain: String = name
             .chars()
             .filter(|c| !matches!(c, '-' | '_'))
             .map(|c| c.to_ascii_lowercase())
             .collect();
+
         let kind = match plain.as_str() {
             "stdio" | "local" => Kind::Stdio,
             "http" | "streamablehttp" => Kind::Http,
@@ -135,6 +141,7 @@ fn named_transport(fields: &mut Fields<'_>) -> Result<Option<Kind>, ConfigError>
             "remote" => Kind::Remote,
             _ => return Err(ConfigError::UnknownTransport { path: fields.place(key), name }),
         };
+
         if named.is_some_and(|earlier| earlier != kind) {
             return Err(fields.conflict("type", "transport"));
         }
@@ -143,8 +150,8 @@ fn named_transport(fields: &mut Fields<'_>) -> Result<Option<Kind>, ConfigError>
     Ok(named)
 }
 
-/// The program and its arguments: `command` as a string, as an array (OpenCode), or as an object
-/// (Zed, until 2025).
+/// Returns the program and its arguments. `command` may be a string, an array (OpenCode), or an
+/// object (Zed, until 2025).
 fn program(fields: &mut Fields<'_>) -> Result<Option<StdioServer>, ConfigError> {
     let mut server = match fields.take("command") {
         None => return Ok(None),
@@ -157,6 +164,7 @@ fn program(fields: &mut Fields<'_>) -> Result<Option<StdioServer>, ConfigError> 
         Some(Value::Object(object)) => command_object(&fields.place("command"), object)?,
         Some(other) => return Err(wrong(fields.place("command"), "a string", &other)),
     };
+
     server.args.extend(fields.texts("args")?);
     Ok(Some(server))
 }
@@ -172,19 +180,21 @@ fn command_object(path: &str, object: Map<String, Value>) -> Result<StdioServer,
     let object = Value::Object(object);
     let mut fields = Fields::new(&object, path)?;
     let command = fields.string("path")?;
+
     let server = StdioServer {
         command: fields.required("path", command)?,
         args: fields.texts("args")?,
         env: fields.text_map(&["env"])?,
         ..StdioServer::default()
     };
+
     match fields.rest().into_keys().next() {
         None => Ok(server),
         Some(key) => Err(ConfigError::UnknownKey { path: format!("{path}.{key}") }),
     }
 }
 
-/// Environment, file of variables and working directory of a program.
+/// Reads the environment, the file of variables and the working directory of a program.
 fn read_surroundings(
     fields: &mut Fields<'_>,
     server: Option<&mut StdioServer>,
@@ -196,7 +206,7 @@ fn read_surroundings(
     Ok(())
 }
 
-/// The server's address, under whichever key; several keys may say the same.
+/// Returns the address of the server. It may be under several keys if they agree.
 fn remote_url(fields: &mut Fields<'_>) -> Result<Option<String>, ConfigError> {
     let mut found: Option<(&'static str, String)> = None;
     for key in URL_KEYS {

@@ -1,92 +1,96 @@
 //! Expansion of `${VAR}`, `${VAR:-default}` and `${env:VAR}` in a configuration.
 //!
-//! Who may expand which variable is policy, and policy is the caller's: it passes a lookup that
-//! answers with a value, with "unset" or with a refusal. What can't be expanded is an error, never
-//! an empty string. The result is not expanded again, so a value that looks like a variable stays
-//! as it is.
+//! The caller decides which variables may be expanded: it passes a lookup that returns a value,
+//! "unset" or a refusal. A variable that cannot be expanded is an error and never becomes an empty
+//! string. The result is not expanded again, so a value that looks like a variable stays as it is.
 
 use std::collections::BTreeMap;
 
 use super::{RemoteServer, ServerEntry, StdioServer, Transport};
 
-/// What a lookup says about a variable.
+/// The answer of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Variable {
-    /// It has this value.
+    /// The variable has this value.
     Value(String),
-    /// It may be used and is not set.
+    /// The variable may be used but is not set.
     Unset,
-    /// It may not be used, for this reason.
+    /// The variable may not be used, for this reason.
     Refused(String),
 }
 
-/// Why a text can't be expanded.
+/// Why a text cannot be expanded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExpandError {
     /// The variable is not set, and the text has no default for it.
     #[error("variable `{name}` is not set (write ${{{name}:-default}} to give it a default)")]
     Unset {
-        /// The variable.
+        /// The name of the variable.
         name: String,
     },
     /// The variable may not be expanded.
     #[error("variable `{name}` may not be expanded: {reason}")]
     Refused {
-        /// The variable.
+        /// The name of the variable.
         name: String,
-        /// Whose rule that is and how to allow it.
+        /// The rule that refuses it, and how to allow it.
         reason: String,
     },
-    /// `${input:…}` asks a person, and there is none.
-    #[error("`${{input:{name}}}` asks a person for a value, and there is nobody to ask")]
+    /// `${input:…}` asks the user for a value, which is not possible here.
+    #[error(
+        "`${{input:{name}}}` asks the user for a value, which is not possible here; use a variable instead"
+    )]
     Input {
-        /// What would be asked for.
+        /// The name of the input.
         name: String,
     },
-    /// `${…}` holds something that is neither a variable nor a known form.
-    #[error("`${{{text}}}` is no variable")]
+    /// `${…}` contains neither a variable nor another known form.
+    #[error("`${{{text}}}` is not a valid variable reference")]
     Malformed {
-        /// What is between the braces.
+        /// The text between the braces.
         text: String,
     },
-    /// `${` without `}`.
+    /// `${` is not followed by `}`.
     #[error("`${{` is not closed")]
     Unclosed,
 }
 
-/// An expansion error with the place where it happened.
+/// An expansion error in a field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{path}`")]
 pub struct FieldExpandError {
-    /// The field, such as `args[1]` or `env.TOKEN`.
+    /// The path of the field, such as `args[1]` or `env.TOKEN`.
     pub path: String,
-    /// What is wrong with it.
+    /// Why the field cannot be expanded.
     #[source]
     pub error: ExpandError,
 }
 
-/// Expands one text. `$${` stands for a literal `${`.
+/// Expands a text. `$${` stands for a literal `${`.
 ///
 /// # Errors
 ///
-/// Where a variable is unset or refused, or the syntax is wrong.
+/// Returns an error if a variable is unset or refused, or if the syntax is wrong.
 pub fn expand(text: &str, lookup: &dyn Fn(&str) -> Variable) -> Result<String, ExpandError> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {
         let (before, from) = rest.split_at(start);
         let body = &from[2..];
+
         if let Some(escaped) = before.strip_suffix('$') {
             out.push_str(escaped);
             out.push_str("${");
             rest = body;
             continue;
         }
+
         let end = body.find('}').ok_or(ExpandError::Unclosed)?;
         out.push_str(before);
         out.push_str(&variable(&body[..end], lookup)?);
         rest = &body[end + 1..];
     }
+
     out.push_str(rest);
     Ok(out)
 }
@@ -99,10 +103,12 @@ fn variable(body: &str, lookup: &dyn Fn(&str) -> Variable) -> Result<String, Exp
         Some((name, default)) => (name, Some(default)),
         None => (body, None),
     };
+
     let name = name.strip_prefix("env:").unwrap_or(name);
     if !is_variable_name(name) {
         return Err(ExpandError::Malformed { text: body.to_owned() });
     }
+
     match (lookup(name), default) {
         (Variable::Value(value), _) => Ok(value),
         (Variable::Unset, Some(default)) => Ok(default.to_owned()),
@@ -113,8 +119,8 @@ fn variable(body: &str, lookup: &dyn Fn(&str) -> Variable) -> Result<String, Exp
     }
 }
 
-/// Whether `name` can be the name of an environment variable: a letter or `_`, then letters, digits
-/// and `_`.
+/// Returns whether `name` can be the name of an environment variable: a letter or `_`, followed by
+/// letters, digits and `_`.
 pub fn is_variable_name(name: &str) -> bool {
     let mut chars = name.chars();
     chars.next().is_some_and(|first| first == '_' || first.is_ascii_alphabetic())
@@ -122,11 +128,11 @@ pub fn is_variable_name(name: &str) -> bool {
 }
 
 impl StdioServer {
-    /// The same with every variable in it expanded.
+    /// Expands all variables in the settings of the server.
     ///
     /// # Errors
     ///
-    /// Returns an error for the first field that can't be expanded.
+    /// Returns an error for the first field that cannot be expanded.
     pub fn expand(&self, lookup: &dyn Fn(&str) -> Variable) -> Result<Self, FieldExpandError> {
         let optional = |path: &str, text: &Option<String>| {
             text.as_ref().map(|text| expand_field(path, text, lookup)).transpose()
@@ -144,11 +150,11 @@ impl StdioServer {
 }
 
 impl RemoteServer {
-    /// The URL with every variable in it expanded.
+    /// Expands all variables in the URL.
     ///
     /// # Errors
     ///
-    /// Returns an error if it can't be expanded.
+    /// Returns an error if the URL cannot be expanded.
     pub fn expand_url(
         &self,
         lookup: &dyn Fn(&str) -> Variable,
@@ -156,11 +162,11 @@ impl RemoteServer {
         expand_field("url", &self.url, lookup)
     }
 
-    /// The same with every variable in it expanded.
+    /// Expands all variables in the URL and the headers.
     ///
     /// # Errors
     ///
-    /// Returns an error for the first field that can't be expanded.
+    /// Returns an error for the first field that cannot be expanded.
     pub fn expand(&self, lookup: &dyn Fn(&str) -> Variable) -> Result<Self, FieldExpandError> {
         Ok(Self {
             url: self.expand_url(lookup)?,
@@ -170,11 +176,11 @@ impl RemoteServer {
 }
 
 impl ServerEntry {
-    /// The entry with every variable in it expanded.
+    /// Expands all variables in the entry.
     ///
     /// # Errors
     ///
-    /// At the first field that can't be expanded.
+    /// Returns an error for the first field that cannot be expanded.
     pub fn expand(&self, lookup: &dyn Fn(&str) -> Variable) -> Result<Self, FieldExpandError> {
         let transport = match &self.transport {
             Transport::Stdio(server) => Transport::Stdio(server.expand(lookup)?),

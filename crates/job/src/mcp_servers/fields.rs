@@ -1,7 +1,7 @@
-//! Taking typed fields out of a JSON object with the place of each in its error.
+//! Taking typed fields out of a JSON object, with errors that name the path of the field.
 //!
-//! serde's own errors say what is wrong but not where, and a person who wrote ten servers needs the
-//! where.
+//! serde's errors tell what is wrong but not where, which does not help a person who wrote ten
+//! servers.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::ConfigError;
 
-/// An object whose fields are taken one by one. What is left over at the end is unknown.
+/// An object whose fields are taken out one by one. Fields that remain at the end are unknown.
 pub(super) struct Fields<'a> {
     path: &'a str,
     left: Map<String, Value>,
@@ -25,17 +25,17 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Where the field `key` stands.
+    /// Returns the path of the field `key`.
     pub(super) fn place(&self, key: &str) -> String {
         format!("{}.{key}", self.path)
     }
 
-    /// Any value; `null` counts as absent.
+    /// Takes a field of any type. `null` counts as absent.
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
         self.left.remove(key).filter(|value| !value.is_null())
     }
 
-    /// An optional string; `null` and an empty string count as absent.
+    /// Takes an optional string. `null` and an empty string count as absent.
     pub(super) fn string(&mut self, key: &'static str) -> Result<Option<String>, ConfigError> {
         match self.take(key) {
             None => Ok(None),
@@ -48,7 +48,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Remembers that `key` was there and empty, for the error if it turns out to be needed.
+    /// Records that the field `key` was empty, for the error if it turns out to be required.
     pub(super) fn note_empty(&mut self, key: &'static str) {
         self.empty = self.empty.or(Some(key));
     }
@@ -61,7 +61,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// An array of strings; numbers and booleans become text.
+    /// Takes an array of strings. Numbers and booleans become strings.
     pub(super) fn texts(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {
         match self.take(key) {
             None => Ok(Vec::new()),
@@ -70,17 +70,19 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// An object of strings under the first of `keys` that is there; numbers and booleans become
-    /// text, and `null` means that the name is not set.
+    /// Takes an object of strings under whichever of `keys` is present. Numbers and booleans become
+    /// strings, and members that are `null` are left out.
     pub(super) fn text_map(
         &mut self,
         keys: &[&'static str],
     ) -> Result<BTreeMap<String, String>, ConfigError> {
         let mut found = keys.iter().filter_map(|key| Some((*key, self.take(key)?)));
         let Some((key, value)) = found.next() else { return Ok(BTreeMap::new()) };
+
         if let Some((second, _)) = found.next() {
             return Err(self.conflict(key, second));
         }
+
         let Value::Object(object) = value else {
             return Err(wrong(self.place(key), "an object of strings", &value));
         };
@@ -93,6 +95,7 @@ impl<'a> Fields<'a> {
         .collect()
     }
 
+    /// Returns the value of a required field.
     pub(super) fn required<T>(
         &self,
         key: &'static str,
@@ -104,7 +107,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// The error of an entry that says neither what to start nor what to connect to.
+    /// Returns the error for an entry with neither a program to start nor a server to connect to.
     pub(super) fn no_endpoint(&self) -> ConfigError {
         match self.empty {
             Some(key @ ("command" | "url" | "serverUrl" | "httpUrl")) => {
@@ -118,12 +121,13 @@ impl<'a> Fields<'a> {
         ConfigError::Conflict { path: self.path.to_owned(), first, second }
     }
 
+    /// Returns the fields that were not taken.
     pub(super) fn rest(self) -> BTreeMap<String, Value> {
         self.left.into_iter().collect()
     }
 }
 
-/// An array's items as text.
+/// Converts the items of an array to strings.
 pub(super) fn texts(path: &str, items: Vec<Value>) -> Result<Vec<String>, ConfigError> {
     items
         .into_iter()
@@ -132,7 +136,7 @@ pub(super) fn texts(path: &str, items: Vec<Value>) -> Result<Vec<String>, Config
         .collect()
 }
 
-/// A string, or a number or boolean as it is written: what a shell would make of it.
+/// Returns a string as it is, and a number or boolean as it is written, as a shell would.
 fn text(path: &str, value: Value) -> Result<String, ConfigError> {
     match value {
         Value::String(text) => Ok(text),
@@ -142,7 +146,7 @@ fn text(path: &str, value: Value) -> Result<String, ConfigError> {
     }
 }
 
-/// What a JSON value is, in words.
+/// Returns the type of a JSON value in words.
 pub(super) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

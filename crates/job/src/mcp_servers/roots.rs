@@ -1,4 +1,4 @@
-//! Where the servers stand in a configuration: programs keep them under different keys.
+//! Finding the servers in a configuration. Programs keep them under different keys.
 
 use serde_json::{Map, Value};
 
@@ -8,21 +8,21 @@ use super::{
     fields::{kind_of, wrong},
 };
 
-/// Keys that hold servers by name: most programs' key, VS Code's in `mcp.json` and in its settings,
-/// Zed's, Codex's, Amp's.
+/// Keys for servers by name: the usual one, VS Code's in `mcp.json` and in its settings, Zed's,
+/// Codex's and Amp's.
 const ROOTS: [&str; 6] =
     [ROOT, ROOT_VSCODE, "mcp.servers", "context_servers", "mcp_servers", "amp.mcpServers"];
-/// The key under which VS Code's settings hold `servers`, and OpenCode's the servers themselves.
+/// The key that contains `servers` in VS Code's settings, and the servers themselves in OpenCode's.
 const NESTED: &str = "mcp";
 
-/// The servers of a configuration, as they stand there.
+/// The servers of a configuration as written.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RawServers<'a> {
-    /// Where they stand, for messages.
+    /// The path of the servers, for messages.
     pub path: &'static str,
-    /// The key of the configuration that they are under.
+    /// The root key that the servers are under.
     pub(super) key: &'static str,
-    /// The servers by name, unread.
+    /// The unread entries by name.
     pub entries: &'a Map<String, Value>,
 }
 
@@ -30,8 +30,8 @@ pub struct RawServers<'a> {
 ///
 /// # Errors
 ///
-/// If there are none, if there are two sets of them, or if the member that should hold them is not
-/// an object.
+/// Returns an error if there are no servers, if they are under two root keys, or if the value of
+/// the root key is not an object.
 pub fn find(object: &Map<String, Value>) -> Result<RawServers<'_>, ConfigError> {
     let mut present = ROOTS.into_iter().chain([NESTED]).filter(|key| object.contains_key(*key));
     let Some(key) = present.next() else { return Err(no_root(object)) };
@@ -43,6 +43,7 @@ pub fn find(object: &Map<String, Value>) -> Result<RawServers<'_>, ConfigError> 
     if key != NESTED {
         return Ok(RawServers { path: key, key, entries });
     }
+
     for (inner, path) in [(ROOT_VSCODE, "mcp.servers"), (ROOT, "mcp.mcpServers")] {
         if let Some(value) = entries.get(inner).filter(|value| !looks_like_entry(value)) {
             return Ok(RawServers { path, key, entries: entries_of(path, value)? });
@@ -59,11 +60,12 @@ fn entries_of<'a>(path: &str, value: &'a Value) -> Result<&'a Map<String, Value>
     }
 }
 
-/// Why there is no root: what the object is instead, as far as that can be seen.
+/// Returns why there is no root key, with what the object seems to be instead.
 fn no_root(object: &Map<String, Value>) -> ConfigError {
     if looks_like_entry(&Value::Object(object.clone())) {
         return ConfigError::OneEntry;
     }
+
     match object.iter().next() {
         Some((name, _)) if object.values().all(looks_like_entry) => {
             ConfigError::OnlyEntries { example: name.clone() }
@@ -72,7 +74,7 @@ fn no_root(object: &Map<String, Value>) -> ConfigError {
     }
 }
 
-/// The whole of a configuration.
+/// Returns the configuration as an object.
 pub(super) fn object(value: &Value) -> Result<&Map<String, Value>, ConfigError> {
     value.as_object().ok_or_else(|| ConfigError::WrongType {
         path: "the configuration".to_owned(),

@@ -1,7 +1,7 @@
-//! The JSON Schema of a configuration; parsing is by hand because serde can't name paths.
+//! The JSON Schema of a configuration. Parsing is written by hand because serde cannot name paths.
 //!
-//! The schema tells people how to write a configuration, so it has the usual spelling of each field
-//! and not all that are read.
+//! The schema tells people how to write a configuration, so it contains only the usual form of each
+//! field.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::{McpServers, ServerEntry};
 
-/// Servers to host, as desktop clients and editors configure them. Other programs' spellings are
-/// read too.
+/// Servers to host, as desktop clients and editors configure them. The forms of other programs are
+/// also accepted.
 #[derive(JsonSchema)]
 #[schemars(rename = "McpServers")]
-#[expect(dead_code, reason = "only its schema is used")]
+#[expect(dead_code, reason = "only the schema of this type is used")]
 struct ConfigShape {
-    /// The servers, by the name they are to have. VS Code's `servers` is read too.
+    /// The servers by name. VS Code's key `servers` is also accepted.
     #[serde(rename = "mcpServers")]
     servers: BTreeMap<String, ServerEntry>,
 }
@@ -23,27 +23,27 @@ struct ConfigShape {
 /// One server: `command` for a program to start, or `url` for a server to connect to.
 #[derive(JsonSchema)]
 #[schemars(rename = "ServerEntry", rename_all = "camelCase")]
-#[expect(dead_code, reason = "only its schema is used")]
+#[expect(dead_code, reason = "only the schema of this type is used")]
 struct EntryShape {
-    /// `stdio`, `http` (also `streamable-http`) or `sse`; without it, `command` means stdio and
-    /// `url` means http, or sse if that is what the server speaks.
+    /// `stdio`, `http` (also `streamable-http`) or `sse`. If it is absent, `command` implies stdio,
+    /// and `url` implies http, or sse if that is what the server speaks.
     #[serde(rename = "type")]
     kind: Option<String>,
-    /// Another spelling of `type`.
+    /// An alternative to `type`.
     transport: Option<String>,
     /// The program to start.
     command: Option<String>,
-    /// Its arguments.
+    /// The arguments of the program.
     args: Option<Vec<String>>,
-    /// Environment variables for it.
+    /// Environment variables for the program.
     env: Option<BTreeMap<String, String>>,
-    /// A file of `NAME=value` lines with more environment variables; `env` wins.
+    /// A file of `NAME=value` lines with more environment variables; `env` overrides them.
     env_file: Option<String>,
-    /// Its working directory.
+    /// The working directory of the program.
     cwd: Option<String>,
-    /// `true` keeps the server from being started; so does `enabled: false`.
+    /// `true` switches the server off, as does `enabled: false`.
     disabled: Option<bool>,
-    /// Where a remote server listens.
+    /// The address of a remote server.
     url: Option<String>,
     /// Headers for every request to a remote server.
     headers: Option<BTreeMap<String, String>>,

@@ -1,4 +1,4 @@
-//! Tests of the configuration's shapes, of expansion and of `.env` files.
+//! Tests of configurations, of expansion and of `.env` files.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -71,14 +71,14 @@ fn all_roots_are_read_and_unknown_keys_are_kept() {
 }
 
 #[test]
-fn a_configuration_without_a_root_is_told_what_to_write() {
+fn a_configuration_without_a_root_gets_advice() {
     let check = |value: Value, expected: &str| {
         let error = McpServers::from_value(&value).unwrap_err().to_string();
         assert!(error.contains(expected), "{value}: {error}");
     };
     check(json!({}), "there is no `mcpServers`");
     check(json!({"servers": {}, "mcpServers": {}}), "put all of them under `mcpServers`");
-    check(json!({"command": "c"}), "one server, without a name");
+    check(json!({"command": "c"}), "one server without its name");
     check(json!({"a": {"command": "c"}}), "write {\"mcpServers\": {\"a\": {…}, …}}");
     check(json!({"mcpServers": [{"name": "a"}]}), "the servers' names as keys");
     check(json!({"mcpServers": 7}), "`mcpServers` must be an object, not a number");
@@ -86,7 +86,7 @@ fn a_configuration_without_a_root_is_told_what_to_write() {
 }
 
 #[test]
-fn files_are_read_as_programs_write_them() {
+fn the_forms_of_other_programs_are_read() {
     let check = |text: &[u8], expected: Transport| {
         let value = text::parse(text).unwrap_or_else(|error| panic!("{error}: {text:?}"));
         let servers = McpServers::from_value(&value).unwrap();
@@ -108,8 +108,10 @@ fn files_are_read_as_programs_write_them() {
     let entry = |entry: &str, expected: Transport| {
         check(format!(r#"{{"mcpServers": {{"a": {entry}}}}}"#).as_bytes(), expected);
     };
+
     let text =
         |map: &[(&str, &str)]| map.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+
     entry(
         r#"{"command": "c", "args": ["x", 8080, true, ""]}"#,
         stdio("c", &["x", "8080", "true", ""]),
@@ -123,6 +125,7 @@ fn files_are_read_as_programs_write_them() {
     entry(r#"{"serverUrl": "http://h"}"#, Transport::Url(http("http://h")));
     entry(r#"{"httpUrl": "http://h", "url": "http://h"}"#, Transport::Url(http("http://h")));
     entry(r#"{"type": "remote", "url": "http://h"}"#, Transport::Url(http("http://h")));
+
     let env = text(&[("DEBUG", "true"), ("PORT", "8080"), ("RATE", "0.5"), ("S", "s")]);
     let with_env =
         Transport::Stdio(StdioServer { command: "c".to_owned(), env, ..StdioServer::default() });
@@ -137,7 +140,7 @@ fn files_are_read_as_programs_write_them() {
 }
 
 #[test]
-fn texts_that_can_not_be_read_are_explained() {
+fn an_unreadable_text_gets_an_explanation() {
     let check = |text: &[u8], expected: &str| {
         let error = text::parse(text).unwrap_err().to_string();
         assert!(error.contains(expected), "{}: {error}", String::from_utf8_lossy(text));
@@ -149,7 +152,7 @@ fn texts_that_can_not_be_read_are_explained() {
     check("{“mcpServers”: {}}".as_bytes(), "typographic quotes");
     check(
         br#"{"mcpServers":{"a":{"command":"C:\Program Files\node.exe"}}}"#,
-        "a backslash is written",
+        "write a backslash as",
     );
     check(b"# mine\n[mcp_servers.a]\ncommand = \"c\"\n", "TOML");
     check(b"mcpServers:\n  a:\n    command: c\n", "YAML");
@@ -158,7 +161,7 @@ fn texts_that_can_not_be_read_are_explained() {
 }
 
 #[test]
-fn one_entry_does_not_hide_the_others() {
+fn an_unreadable_entry_does_not_hide_the_others() {
     let value = json!({"mcpServers": {
         "good": {"command": "c"},
         "bad": {"command": 7},
@@ -181,7 +184,7 @@ fn one_entry_does_not_hide_the_others() {
 }
 
 #[test]
-fn transports_have_many_names() {
+fn transports_have_several_names() {
     for name in ["http", "streamable-http", "streamable_http", "streamableHttp", "HTTP"] {
         for key in ["type", "transport"] {
             let read = entry(json!({key: name, "url": "http://h"})).unwrap();
@@ -197,7 +200,7 @@ fn transports_have_many_names() {
 }
 
 #[test]
-fn errors_name_the_place() {
+fn errors_name_the_path() {
     assert_eq!(
         error_of(json!({"command": 1})),
         "`mcpServers.x.command` must be a string, not a number"
@@ -233,7 +236,7 @@ fn errors_name_the_place() {
     assert_eq!(error_of(json!({"command": ""})), "`mcpServers.x.command` must not be empty");
     assert_eq!(
         error_of(json!({"type": "carrier-pigeon", "url": "u"})),
-        "`mcpServers.x.type`: unknown transport `carrier-pigeon`, use stdio, http or sse"
+        "`mcpServers.x.type`: unknown transport `carrier-pigeon`; expected stdio, http or sse"
     );
     assert_eq!(
         error_of(json!({"command": "c", "url": "u"})),
@@ -272,6 +275,7 @@ fn variables_are_expanded_once() {
     check("${HOME:-x}", "/home/me");
     check("${NESTED}", "${HOME}");
     check("$${HOME}", "${HOME}");
+
     let fails = |text: &str, expected: ExpandError| {
         assert_eq!(expand(text, &lookup), Err(expected), "{text}")
     };
@@ -297,6 +301,7 @@ fn every_field_of_an_entry_is_expanded() {
     assert_eq!(server.env["A"], "/home/me");
     assert_eq!(server.env_file.as_deref(), Some("/home/me/.env"));
     assert_eq!(server.cwd.as_deref(), Some("/home/me"));
+
     let remote =
         entry(json!({"url": "http://${NOPE:-h}/", "headers": {"Authorization": "Bearer ${NOPE}"}}))
             .unwrap();
@@ -307,6 +312,7 @@ fn every_field_of_an_entry_is_expanded() {
 fn dotenv_files_are_read() {
     let text = "\u{feff}# comment\n\nexport A=1\nB = two words # comment\nC='lit $x \\n' # c\nD=\"a\\nb\\\"\"\nE=\nF=a#b\nA=2\nexported=yes\r\n";
     let read = dotenv::parse(text).unwrap();
+
     let expected = [
         ("A", "2"),
         ("B", "two words"),
@@ -317,6 +323,7 @@ fn dotenv_files_are_read() {
         ("exported", "yes"),
     ];
     assert_eq!(read, expected.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect());
+
     let fails = |text: &str, line, problem| {
         assert_eq!(dotenv::parse(text), Err(dotenv::DotenvError { line, problem }), "{text}");
     };
@@ -409,7 +416,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_written_is_read_back(
+    fn a_written_configuration_is_read_back(
         servers in prop::collection::btree_map("[A-Za-z0-9_-]{1,8}", any_entry().prop_map(Ok), 0..4),
         unknown in prop::collection::btree_map("x-[a-z]{1,4}", any_json(), 0..2),
     ) {

@@ -1,10 +1,10 @@
-//! A configuration's text as people keep it: JSON with comments and trailing commas, with or
-//! without a byte order mark.
+//! The text of a configuration: JSON with comments and trailing commas, with or without a byte
+//! order mark.
 
 use jsonc_parser::{ParseOptions, parse_to_serde_value};
 use serde_json::Value;
 
-/// Comments and trailing commas, as editors allow them, and nothing else that JSON does not have.
+/// Allows comments and trailing commas, as editors do, but no other deviations from JSON.
 const JSONC: ParseOptions = ParseOptions {
     allow_comments: true,
     allow_trailing_commas: true,
@@ -18,37 +18,37 @@ const JSONC: ParseOptions = ParseOptions {
     allow_extended_string_escapes: false,
 };
 
-/// Why a text is no configuration.
+/// Why a text is not a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     /// The bytes are neither UTF-8 nor UTF-16 with a byte order mark.
     #[error("the text is not UTF-8; save it as UTF-8")]
     Encoding,
-    /// There is nothing in it.
+    /// The text is empty.
     #[error("the text is empty; expected JSON with an `mcpServers` object")]
     Empty,
-    /// Another format.
+    /// The text is in another format.
     #[error("the text looks like {0}; expected JSON with an `mcpServers` object")]
     OtherFormat(&'static str),
-    /// No JSON, comments and trailing commas allowed for.
+    /// The text is not JSON, even with comments and trailing commas allowed.
     #[error("not JSON: {message}{hint}")]
     Syntax {
         /// What is wrong, with line and column.
         message: String,
-        /// What it often is, after a semicolon; may be empty.
+        /// A likely cause, starting with a semicolon; may be empty.
         hint: &'static str,
     },
 }
 
-/// Reads a configuration's bytes as JSON, allowing comments, trailing commas and byte order marks.
+/// Parses a configuration as JSON with comments, trailing commas and byte order marks.
 ///
 /// # Errors
 ///
-/// If the bytes are not text or the text is not JSON; the error names line and column.
+/// Returns an error if the bytes are not text or the text is not JSON, with line and column.
 pub fn parse(bytes: &[u8]) -> Result<Value, TextError> {
     let text = decode(bytes)?;
 
-    // Most texts are plain JSON, which serde_json reads faster and with exact numbers.
+    // Most texts are plain JSON, which serde_json parses faster and with exact numbers.
     if let Ok(value) = serde_json::from_str(&text) {
         return Ok(value);
     }
@@ -62,17 +62,18 @@ pub fn parse(bytes: &[u8]) -> Result<Value, TextError> {
     })
 }
 
-/// Reads UTF-8, or UTF-16 if a byte order mark says so. The mark itself is left out.
+/// Decodes UTF-8, or UTF-16 if it has a byte order mark. The mark itself is removed.
 ///
 /// # Errors
 ///
-/// If the bytes are neither.
+/// Returns an error if the bytes are neither.
 pub fn decode(bytes: &[u8]) -> Result<String, TextError> {
     let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let (units, rest) = bytes.as_chunks::<2>();
         let text = String::from_utf16(&units.iter().copied().map(unit).collect::<Vec<_>>());
         text.ok().filter(|_| rest.is_empty()).ok_or(TextError::Encoding)
     };
+
     match bytes {
         [0xff, 0xfe, rest @ ..] => utf16(rest, u16::from_le_bytes),
         [0xfe, 0xff, rest @ ..] => utf16(rest, u16::from_be_bytes),
@@ -82,10 +83,11 @@ pub fn decode(bytes: &[u8]) -> Result<String, TextError> {
     }
 }
 
-/// What the text probably is, if it is in a format that other programs keep their servers in.
+/// Returns the probable format of the text, if other programs keep their servers in that format.
 fn other_format(text: &str) -> Option<&'static str> {
     let mut lines = text.lines().map(str::trim);
     let first = lines.find(|line| !line.is_empty() && !line.starts_with(['#', ';']))?;
+
     let is_table = first.starts_with('[') && first.ends_with(']') && text.contains('=');
     if is_table {
         Some("TOML")
@@ -96,12 +98,12 @@ fn other_format(text: &str) -> Option<&'static str> {
     }
 }
 
-/// What people often write where JSON allows something else.
+/// Returns a likely cause of a syntax error.
 fn hint(text: &str) -> &'static str {
     if text.contains(['“', '”', '‘', '’', '„']) {
-        "; are there typographic quotes (“ ”)? write \""
+        "; are there typographic quotes (“ ”)? write \" instead"
     } else if text.contains('\\') {
-        "; in JSON a backslash is written \\\\, as in \"C:\\\\node\\\\node.exe\""
+        "; in JSON, write a backslash as \\\\, as in \"C:\\\\node\\\\node.exe\""
     } else {
         ""
     }

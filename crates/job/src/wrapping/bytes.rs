@@ -1,4 +1,4 @@
-//! What bytes are, if they are not plain JSON in UTF-8.
+//! Recognizing and decoding bytes that are not plain JSON in UTF-8.
 
 use base64::{
     Engine as _,
@@ -6,8 +6,8 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 
-/// What schema registries put in front of a value: the first byte, how long it is all in all, and
-/// what it is called.
+/// The headers that schema registries put in front of a value: the first byte, the length of the
+/// header, and the name of the format.
 pub(super) const REGISTRY_HEADERS: [(u8, usize, &str); 3] = [
     (0, 5, "Confluent's wire format"),
     (0, 9, "Apicurio's wire format"),
@@ -17,7 +17,7 @@ pub(super) const REGISTRY_HEADERS: [(u8, usize, &str); 3] = [
 /// The second byte of AWS Glue's header if the value is compressed with zlib.
 pub(super) const GLUE_ZLIB: u8 = 5;
 
-/// The first bytes of what is not read, and its name.
+/// The first bytes of formats that are recognized but not supported, and their names.
 const NOT_READ: [(&[u8], &str); 12] = [
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"\x04\x22\x4d\x18", "lz4"),
@@ -33,13 +33,13 @@ const NOT_READ: [(&[u8], &str); 12] = [
     (b"\x80\x04", "Python's pickle"),
 ];
 
-/// Names a format that is recognised and not read.
+/// Returns the name of a format that is recognized but not supported.
 pub(super) fn name_unread_format(bytes: &[u8]) -> Option<&'static str> {
     if let Some((_, name)) = NOT_READ.iter().find(|(magic, _)| bytes.starts_with(magic)) {
         return Some(name);
     }
 
-    // A map, and the text that is its first key. No text in UTF-8 begins with such a byte.
+    // A map followed by the text of its first key. UTF-8 text cannot start with such a byte.
     match *bytes {
         [0x80, 0x05, ..] => Some("Python's pickle"),
         [0x81..=0x8f, 0xa0..=0xbf | 0xd9..=0xdb, ..] => Some("MessagePack"),
@@ -51,7 +51,7 @@ pub(super) fn name_unread_format(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// How bytes are compressed, in a way that is read.
+/// A supported compression.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Compression {
     Gzip,
@@ -69,7 +69,7 @@ impl Compression {
     pub(super) fn of(bytes: &[u8]) -> Option<Self> {
         match *bytes {
             [0x1f, 0x8b, ..] => Some(Self::Gzip),
-            // The two bytes are a multiple of 31, and there is no dictionary.
+            // A multiple of 31, and no preset dictionary.
             [0x78, flags, ..]
                 if flags & 0x20 == 0 && u16::from_be_bytes([0x78, flags]).is_multiple_of(31) =>
             {
@@ -80,8 +80,8 @@ impl Compression {
     }
 }
 
-/// Returns text in UTF-16 or UTF-32 and the encoding's name. Without a byte order mark, only what
-/// begins as JSON does is taken for such text.
+/// Decodes text in UTF-16 or UTF-32 and returns it with the name of the encoding. Only text that
+/// starts as JSON does is accepted.
 pub(super) fn decode_wide_text(bytes: &[u8]) -> Option<(String, &'static str)> {
     let (name, text) = match bytes {
         [0xff, 0xfe, 0, 0, rest @ ..] => ("UTF-32", utf32(rest, u32::from_le_bytes)),
@@ -94,6 +94,7 @@ pub(super) fn decode_wide_text(bytes: &[u8]) -> Option<(String, &'static str)> {
         [0, 1..=255, ..] => ("UTF-16", utf16(bytes, u16::from_be_bytes)),
         _ => return None,
     };
+
     text.filter(|text| text.trim_start().starts_with(['{', '"', '['])).map(|text| (text, name))
 }
 
@@ -113,7 +114,7 @@ fn utf32(bytes: &[u8], unit: fn([u8; 4]) -> u32) -> Option<String> {
     units.iter().map(|bytes| char::from_u32(unit(*bytes))).collect()
 }
 
-/// The shortest text that is taken for base64: every envelope is longer.
+/// The shortest text that is treated as base64; every envelope is longer.
 const MIN_BASE64: usize = 12;
 
 /// Decodes base64 in the standard or the URL-safe alphabet, with or without padding and line

@@ -1,13 +1,13 @@
-//! JSON objects that connectors and message services make around a value.
+//! JSON objects that connectors and message services put around a value.
 
 use serde_json::{Map, Value};
 
-/// A JSON object that a tool makes around the value.
+/// A JSON object that a tool puts around a value.
 pub(super) struct ObjectWrapping {
     pub(super) name: &'static str,
-    /// The members by which it is known.
+    /// The members by which the wrapping is recognized.
     marks: &'static [&'static str],
-    /// The members that lead to the value. Each may hold a list instead of an object.
+    /// The members that lead to the value. Each may contain a list instead of an object.
     path: &'static [&'static str],
     /// Whether the value itself is in a list.
     is_list: bool,
@@ -30,7 +30,7 @@ impl ObjectWrapping {
         Self { name, marks, path, is_list: true }
     }
 
-    /// Returns the wrapping that `object` is.
+    /// Returns the wrapping that `object` matches.
     pub(super) fn find(object: &Map<String, Value>) -> Option<&'static Self> {
         WRAPPINGS.iter().find(|wrapping| wrapping.matches(object))
     }
@@ -40,6 +40,7 @@ impl ObjectWrapping {
         let Some((first, rest)) = self.path.split_first() else { return false };
         let first = object.get(*first);
         let inside = rest.iter().fold(first, |value, name| first_of(value?)?.get(*name));
+
         has_marks && inside.is_some_and(|value| !self.is_list || value.is_array())
     }
 
@@ -67,10 +68,11 @@ fn first_of(value: &Value) -> Option<&Value> {
     }
 }
 
-/// Returns the only element of a list, or the value itself if it is no list.
+/// Returns the only element of a list, or the value itself if it is not a list.
 ///
 /// # Errors
-/// Returns the number of elements if it is not one.
+///
+/// Returns the number of elements if there is not exactly one.
 pub(super) fn only_of(value: Value) -> Result<Value, usize> {
     match value {
         Value::Array(items) => match <[Value; 1]>::try_from(items) {
