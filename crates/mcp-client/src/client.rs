@@ -5,8 +5,9 @@
 //! (credentials, a forgotten session, a revision, a missing header). All other repeats are left to
 //! the worker, because they cost the job an attempt.
 
+mod annotations;
+
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
         Arc,
@@ -19,13 +20,13 @@ use fleet_job::outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome, Wa
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Map, Value};
 
+use self::annotations::Annotations;
 use crate::{
     balance::Balancer,
     body::Sent,
     classify::{self, Broken},
     config::{ClientConfig, ConfigError, Era},
     endpoint::{Dialect, Endpoint},
-    params::{self, ParamHeader},
     transport::{Answer, Transport},
     wire::{self, Input, News, Request},
 };
@@ -33,9 +34,6 @@ use crate::{
 /// The largest number of pages of tools that are read. A server with more is assumed to repeat
 /// itself.
 const MAX_PAGES: usize = 1000;
-
-/// How many tools' annotations are remembered. When there are more, all are forgotten.
-const MAX_ANNOTATED: usize = 256;
 
 /// One call of a tool.
 #[derive(Debug, Clone, Default)]
@@ -73,7 +71,7 @@ struct Inner {
     transport: Transport,
     endpoints: Vec<Endpoint>,
     balancer: Mutex<Balancer>,
-    annotated: Mutex<HashMap<String, Arc<Vec<ParamHeader>>>>,
+    annotations: Annotations,
     next_id: AtomicU64,
 }
 
@@ -133,7 +131,7 @@ impl McpClient {
             balancer: Mutex::new(Balancer::new(endpoints.len(), rand::random())),
             endpoints,
             config,
-            annotated: Mutex::default(),
+            annotations: Annotations::default(),
             next_id: AtomicU64::new(1),
         })))
     }
@@ -202,7 +200,7 @@ impl McpClient {
             let (page, _) = self.0.within(limit, &mut request, None).await?;
             let next = add_page(page, &mut tools);
             if next.is_none() || next == cursor {
-                tools.retain(|tool| self.0.remember_annotations(tool).is_some());
+                tools.retain(|tool| self.0.annotations.remember(tool).is_some());
                 return Ok(tools);
             }
             cursor = next;
@@ -223,10 +221,6 @@ impl McpClient {
 impl Inner {
     fn balancer(&self) -> MutexGuard<'_, Balancer> {
         self.balancer.lock()
-    }
-
-    fn annotated(&self) -> MutexGuard<'_, HashMap<String, Arc<Vec<ParamHeader>>>> {
-        self.annotated.lock()
     }
 
     fn seat(&self, tried: &[usize]) -> Option<Seat<'_>> {
@@ -314,7 +308,7 @@ impl Inner {
             let dialect =
                 endpoint.dialect(&self.transport, sent).await.map_err(Refusal::untouched)?;
             sent.reset();
-            self.annotate(request);
+            self.annotations.apply(request);
 
             let id = self.next_id.fetch_add(1, Ordering::Relaxed);
             let reply =
@@ -417,77 +411,9 @@ impl Inner {
             )),
         }
     }
-
-    /// Adds the headers that the request's tool is known to require.
-    fn annotate(&self, request: &mut Request) {
-        let Some(name) = request.params.get("name").and_then(Value::as_str) else { return };
-        let Some(annotations) = self.annotated().get(name).cloned() else { return };
-        if let Some(arguments) = request.params.get("arguments").and_then(Value::as_object) {
-            request.param_headers = params::headers(&annotations, arguments);
-        }
-    }
-
-    /// Remembers which headers a tool requires. Returns whether there are any, or `None` if its
-    /// annotations are invalid.
-    fn remember_annotations(&self, tool: &Value) -> Option<bool> {
-        let name = tool.get("name").and_then(Value::as_str)?;
-        let found = match params::annotations(tool.get("inputSchema").unwrap_or(&Value::Null)) {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::warn!(tool = name, %error, "a tool cannot be called because of its annotations");
-                return None;
-            }
-        };
-
-        let any = !found.is_empty();
-
-        let mut annotated = self.annotated();
-        if any {
-            if annotated.len() >= MAX_ANNOTATED {
-                annotated.clear();
-            }
-            annotated.insert(name.to_owned(), Arc::new(found));
-        } else {
-            annotated.remove(name);
-        }
-
-        Some(any)
-    }
-
-    /// Looks up which headers the request's tool requires. Returns whether there are any.
-    async fn learn_annotations(
-        &self,
-        endpoint: &Endpoint,
-        dialect: &Dialect,
-        request: &Request,
-        sent: &Sent,
-    ) -> bool {
-        let Some(name) = request.params.get("name").and_then(Value::as_str) else { return false };
-
-        let mut cursor = None;
-        for _ in 0..MAX_PAGES {
-            let list = Request::new("tools/list", cursor_params(cursor.as_ref()));
-            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            let reply = endpoint.exchange(&self.transport, dialect, &list, id, None, sent).await;
-            let Ok(Answer::Result(page)) = reply.map(|reply| reply.answer) else { return false };
-
-            let mut tools = Vec::new();
-            let next = add_page(page, &mut tools);
-            if let Some(tool) =
-                tools.iter().find(|tool| tool.get("name").and_then(Value::as_str) == Some(name))
-            {
-                return self.remember_annotations(tool).unwrap_or_default();
-            }
-
-            if next.is_none() || next == cursor {
-                return false;
-            }
-            cursor = next;
-        }
-        false
-    }
 }
 
+/// Returns the parameters of a request for the page at `cursor`.
 fn cursor_params(cursor: Option<&Value>) -> Map<String, Value> {
     cursor.map(|cursor| ("cursor".to_owned(), cursor.clone())).into_iter().collect()
 }

@@ -8,10 +8,8 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | `client` | choosing endpoints, deadlines, what may be sent again |
-//! | `annotations` | the argument headers that tools require |
-//! | `endpoint` | the session of an endpoint, and requests in its era |
-//! | `handshake` | finding out which era an endpoint speaks |
+//! | `client` | choosing endpoints, deadlines, what may be sent again; the argument headers of tools |
+//! | `endpoint` | the era and session of an endpoint, and requests in that era |
 //! | `transport` | one POST and its answer, with all limits |
 //! | `classify` | the table of outcomes; pure |
 //! | `balance`, `wire`, `params` | load balancing, messages, argument headers; pure |
