@@ -298,7 +298,7 @@ impl Transport {
                     Taken::Answer(message) => return answer(vec![message]),
                     Taken::Odd(Odd { why, is_end: true }) => return Err(Broken::Unreadable(why)),
                     Taken::Odd(Odd { why, is_end: false }) => odd = Some(why),
-                    // Only what comes last stands in the place of an answer.
+                    // Only the last event can replace the answer.
                     Taken::Aside if !event.data.is_empty() => odd = None,
                     Taken::Aside => {}
                 }

@@ -1,4 +1,4 @@
-//! Several endpoints: who is asked, and what may be asked of another.
+//! Several endpoints: which one gets a request, and what may be sent to another one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ async fn good(name: &'static str) -> Server {
 }
 
 #[tokio::test]
-async fn calls_are_spread() {
+async fn calls_are_spread_over_the_endpoints() {
     let servers = [good("a").await, good("b").await, good("c").await];
     let client = client(servers.each_ref().map(|server| server.url.clone()), |_| {});
     for _ in 0..30 {
@@ -29,7 +29,7 @@ async fn calls_are_spread() {
 }
 
 #[tokio::test]
-async fn a_call_that_could_not_be_sent_goes_to_the_next() {
+async fn a_call_that_could_not_be_sent_goes_to_the_next_endpoint() {
     let server = good("a").await;
     let client = client(&[nobody().await, nobody().await, server.url.clone()], |_| {});
     for _ in 0..10 {
@@ -39,7 +39,7 @@ async fn a_call_that_could_not_be_sent_goes_to_the_next() {
 }
 
 #[tokio::test]
-async fn only_when_all_are_unavailable_the_server_is() {
+async fn the_server_is_unavailable_only_if_all_endpoints_are() {
     let urls = [nobody().await, nobody().await];
     let failure = expect(&client(&urls, |_| {}), Unavailable, ErrorKind::Connect).await;
     assert!(urls.iter().all(|url| failure.error.message.contains(url)), "{failure:?}");
@@ -48,7 +48,7 @@ async fn only_when_all_are_unavailable_the_server_is() {
 }
 
 #[tokio::test]
-async fn refused_credentials_at_one_are_tried_at_another() {
+async fn refused_credentials_are_tried_at_another_endpoint() {
     for code in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
         let (locked, open) = (modern(move |_| code.into_response()).await, good("open").await);
         let client = client(&[locked.url.clone(), open.url.clone()], |_| {});
@@ -60,7 +60,7 @@ async fn refused_credentials_at_one_are_tried_at_another() {
 }
 
 #[tokio::test]
-async fn what_may_have_run_is_not_sent_elsewhere() {
+async fn a_call_that_may_have_run_is_not_sent_elsewhere() {
     let lossy = raw(|stream, _| Box::pin(async { drop(stream) })).await;
     let other = good("other").await;
     let client = client(&[lossy, other.url.clone()], |_| {});
@@ -69,7 +69,7 @@ async fn what_may_have_run_is_not_sent_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_busy_endpoint_is_left_alone() {
+async fn a_busy_endpoint_is_avoided() {
     let busy = modern(|_| StatusCode::SERVICE_UNAVAILABLE.into_response()).await;
     let other = good("other").await;
     let client = client(&[busy.url.clone(), other.url.clone()], |_| {});
@@ -81,14 +81,14 @@ async fn a_busy_endpoint_is_left_alone() {
 }
 
 #[tokio::test]
-async fn the_one_with_the_fewest_calls_in_flight_is_asked() {
+async fn the_endpoint_with_the_fewest_calls_in_flight_is_chosen() {
     let held = Arc::new(AtomicUsize::new(0));
     let count = held.clone();
     let slow = raw(move |mut stream, request| {
         count.fetch_add(1, Ordering::SeqCst);
         let count = count.clone();
         Box::pin(async move {
-            // Until the client lets go.
+            // Until the client closes the connection.
             drop(stream.read(&mut [0]).await);
             count.fetch_sub(1, Ordering::SeqCst);
             drop(request);

@@ -1,4 +1,4 @@
-//! Servers of the revisions before 2026-07-28: handshake, sessions, and finding out that it is one.
+//! Servers of the revisions before 2026-07-28: recognizing them, handshake, and sessions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -55,7 +55,7 @@ async fn legacy() -> (Server, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn the_era_is_found_out_once() {
+async fn the_era_is_determined_once() {
     let (server, _) = legacy().await;
     let client = client([&server.url], |config| config.era = Era::Auto);
     for _ in 0..3 {
@@ -100,7 +100,7 @@ async fn a_forgotten_session_is_renewed() {
 }
 
 #[tokio::test]
-async fn a_modern_client_does_not_fall_back_when_told_so() {
+async fn a_client_that_is_set_to_modern_does_not_fall_back() {
     let (server, _) = legacy().await;
     expect(
         &client([&server.url], |config| config.era = Era::Modern),
@@ -112,7 +112,7 @@ async fn a_modern_client_does_not_fall_back_when_told_so() {
 }
 
 #[tokio::test]
-async fn what_says_nothing_about_the_era_is_no_reason_to_fall_back() {
+async fn an_answer_that_says_nothing_about_the_era_is_no_reason_to_fall_back() {
     let rows = [(401, Unavailable, ErrorKind::Unauthorized), (503, Retry, ErrorKind::Http)];
     for (code, class, kind) in rows {
         let server = server(move |_| StatusCode::from_u16(code).unwrap().into_response()).await;
@@ -122,7 +122,7 @@ async fn what_says_nothing_about_the_era_is_no_reason_to_fall_back() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_speaks_neither_is_unavailable() {
+async fn an_endpoint_that_speaks_neither_era_is_unavailable() {
     for code in [404, 405, 400] {
         let server = server(move |_| StatusCode::from_u16(code).unwrap().into_response()).await;
         let client = client([&server.url], |config| config.era = Era::Auto);
@@ -145,7 +145,7 @@ async fn an_unknown_revision_is_refused() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_replaced_by_a_legacy_one_is_asked_again() {
+async fn a_server_that_is_replaced_by_a_legacy_server_gets_a_new_handshake() {
     let downgraded = Arc::new(AtomicBool::new(false));
     let flag = downgraded.clone();
     let server = server(move |seen| {
@@ -172,7 +172,7 @@ async fn a_server_that_is_replaced_by_a_legacy_one_is_asked_again() {
 }
 
 #[tokio::test]
-async fn errors_of_a_legacy_server_are_read_like_any() {
+async fn errors_of_a_legacy_server_are_classified_like_any() {
     let server = server(|seen| match seen.method() {
         "tools/call" => Json(rpc_error(seen.id(), -32602, "unknown tool")).into_response(),
         _ => answer(&seen, 0),
@@ -188,7 +188,7 @@ async fn errors_of_a_legacy_server_are_read_like_any() {
 }
 
 #[tokio::test]
-async fn a_dropped_call_is_cancelled_by_name() {
+async fn a_dropped_call_is_cancelled_by_its_id() {
     let (sender, mut cancelled) = tokio::sync::mpsc::unbounded_channel();
     let running = Arc::new(AtomicUsize::new(0));
     let count = running.clone();
@@ -228,7 +228,7 @@ async fn a_dropped_call_is_cancelled_by_name() {
     assert_eq!(cancelled.recv().await.unwrap().0, "notifications/initialized");
     let (method, params) = cancelled.recv().await.unwrap();
     assert_eq!((method.as_str(), &params["requestId"]), ("notifications/cancelled", &json!(1)));
-    // A deadline is a cancellation too.
+    // A deadline also cancels the call.
     let mut late = ToolCall::new("t", Map::new());
     late.timeout = Some(Duration::from_millis(300));
     drop(client.call_tool(late).await);

@@ -1,4 +1,4 @@
-//! The client against servers that behave, and against servers and networks that do not.
+//! Tests of the client with well-behaved servers, and with servers and networks that misbehave.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test reports")]
 

@@ -1,5 +1,5 @@
-//! What the network can do to a call, against real sockets. The question each time: may the tool
-//! have run?
+//! What the network can do to a call, tested with real sockets. Each test asks: may the tool have
+//! run?
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,16 +16,16 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 #[tokio::test]
-async fn connection_refused() {
+async fn a_refused_connection() {
     let url = nobody().await;
     let failure = expect(&client([&url], |_| {}), Unavailable, ErrorKind::Connect).await;
     assert!(failure.error.message.contains(&url), "{failure:?}");
 }
 
 #[tokio::test]
-async fn no_such_host() {
+async fn an_unknown_host() {
     let client = client(&["http://mcp-fleet.invalid:8080".to_owned()], |config| {
-        // A resolver that can't reach its servers may take longer than the test should.
+        // A resolver that cannot reach its servers may take longer than a test should.
         config.connect_timeout = Duration::from_millis(500);
     });
     expect(&client, Unavailable, ErrorKind::Connect).await;
@@ -33,7 +33,7 @@ async fn no_such_host() {
 
 #[tokio::test]
 async fn tls_fails() {
-    // The server speaks plain HTTP, and says so.
+    // The server speaks plain HTTP and answers accordingly.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -45,8 +45,8 @@ async fn tls_fails() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_never_made() {
-    // The kernel accepts, and the TLS handshake is never answered.
+async fn a_connection_that_is_never_established() {
+    // The kernel accepts the connection, but the TLS handshake is never answered.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let short = Duration::from_millis(50);
@@ -59,24 +59,24 @@ async fn a_connection_that_is_never_made() {
 }
 
 #[tokio::test]
-async fn closed_after_the_request() {
+async fn a_connection_closed_after_the_request() {
     let url = raw(|stream, _| Box::pin(async { drop(stream) })).await;
     expect(&client(&[url], |_| {}), Retry, ErrorKind::ConnectionLost).await;
 }
 
 #[tokio::test]
-async fn closed_before_the_request() {
+async fn a_connection_closed_before_the_request() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { while listener.accept().await.is_ok() {} });
-    // Whether the request was handed over before the close was seen is a race; that it is not the
-    // job's fault is not.
+    // It is a race whether the request was sent before the close was noticed, but in either case it
+    // is not the job's fault.
     let failure = failure(&client(&[url], |_| {})).await;
     assert_ne!(failure.class, Permanent, "{failure:?}");
 }
 
 #[tokio::test]
-async fn reset_in_the_body() {
+async fn a_connection_reset_in_the_body() {
     let url = raw(|mut stream, _| {
         Box::pin(async move {
             let head =
@@ -90,7 +90,7 @@ async fn reset_in_the_body() {
 }
 
 #[tokio::test]
-async fn stream_ends_before_the_answer() {
+async fn a_stream_that_ends_before_the_answer() {
     let url = raw(|mut stream, _| {
         Box::pin(async move {
             let body = "data: {\"method\":\"notifications/message\",\"params\":{}}\n\n";
@@ -150,7 +150,7 @@ async fn not_http() {
 }
 
 #[tokio::test]
-async fn slow_and_fine() {
+async fn a_slow_answer_is_accepted() {
     let url = raw(|mut stream, request| {
         Box::pin(async move {
             let body = result(&request["id"], text("slow")).to_string();
@@ -169,7 +169,7 @@ async fn slow_and_fine() {
     assert_eq!(succeeds(&client(&[url], |_| {})).await["content"][0]["text"], "slow");
 }
 
-/// Sends `head` and then 100 MiB, and counts what went out before the client closed.
+/// Sends `head` and then 100 MiB, and counts the bytes sent before the client closed.
 async fn flood(head: &'static str) -> (String, Arc<AtomicUsize>) {
     let written = Arc::new(AtomicUsize::new(0));
     let count = written.clone();
@@ -204,7 +204,7 @@ async fn too_much() {
 }
 
 #[tokio::test]
-async fn too_large_an_error_page() {
+async fn a_very_large_error_page() {
     let (url, written) =
         flood("HTTP/1.1 500 Oops\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n").await;
     let failure = expect(&client(&[url], |_| {}), Retry, ErrorKind::Http).await;

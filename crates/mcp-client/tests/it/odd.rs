@@ -1,4 +1,5 @@
-//! Servers that answer in a way of their own. The gateway reads the same (`fleet-wire`).
+//! Servers with quirks in their answers. The gateway reads answers with the same crate
+//! (`fleet-wire`).
 
 use axum::Json;
 use axum::http::{StatusCode, header};
@@ -21,7 +22,7 @@ fn typed(kind: &'static str, body: impl Into<axum::body::Body>) -> Response {
     ([(header::CONTENT_TYPE, kind)], body.into()).into_response()
 }
 
-/// The answer to a request, in the way of the quirk.
+/// The answer to a request, with the quirk.
 fn answer(quirk: &str, seen: &Seen) -> Response {
     let id = seen.id();
     let plain = result(id, text("done"));
@@ -98,7 +99,7 @@ fn answer(quirk: &str, seen: &Seen) -> Response {
 }
 
 #[tokio::test]
-async fn answers_are_read_as_they_come() {
+async fn answers_with_quirks_are_read() {
     for quirk in [
         "upper",
         "json-rpc",
@@ -130,9 +131,9 @@ async fn answers_are_read_as_they_come() {
     }
 }
 
-/// The tool has run, and would answer the same again.
+/// The tool has run and would give the same answer again.
 #[tokio::test]
-async fn answers_that_can_not_be_read_are_final_and_named() {
+async fn unreadable_answers_are_final_and_explained() {
     for (quirk, named) in [
         ("error-text", "boom"),
         ("code-text", "E_FAIL"),
@@ -147,7 +148,7 @@ async fn answers_that_can_not_be_read_are_final_and_named() {
     }
 }
 
-/// A number that no double holds is passed on as it is written.
+/// A number that does not fit into a double is passed on as written.
 #[tokio::test]
 async fn a_number_that_is_too_large_is_passed_on() {
     let server = modern(|seen| answer("huge", &seen)).await;
@@ -156,7 +157,7 @@ async fn a_number_that_is_too_large_is_passed_on() {
 }
 
 #[tokio::test]
-async fn an_encoding_that_is_not_known_is_named() {
+async fn an_unknown_encoding_is_named() {
     let server = modern(|seen| {
         let body = result(seen.id(), text("done")).to_string();
         ([(header::CONTENT_TYPE, "application/json"), (header::CONTENT_ENCODING, "br")], body)
@@ -168,7 +169,7 @@ async fn an_encoding_that_is_not_known_is_named() {
 }
 
 #[tokio::test]
-async fn a_refusal_counts_however_its_body_is_encoded() {
+async fn an_error_status_counts_however_its_body_is_encoded() {
     let server = modern(|_| {
         (StatusCode::UNAUTHORIZED, [(header::CONTENT_ENCODING, "br")], "not text").into_response()
     })
@@ -186,9 +187,9 @@ fn initialized(seen: &Seen, version: &str) -> Response {
     .into_response()
 }
 
-/// All of a session goes where the server sends it, its notifications and its end too.
+/// All requests of a session follow the redirect, including notifications and the end.
 #[tokio::test]
-async fn a_legacy_server_that_has_moved_is_followed() {
+async fn a_redirect_of_a_legacy_server_is_followed() {
     let server = server(|seen| match seen.method() {
         _ if seen.path != "/mcp/" => {
             (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, "/mcp/")]).into_response()
@@ -202,9 +203,9 @@ async fn a_legacy_server_that_has_moved_is_followed() {
     succeeds(&client([&server.url], |config| config.era = Era::Auto)).await;
 }
 
-/// The revision that we ask for is refused, with a list of those that are spoken.
+/// The server refuses our revision and lists those that it supports.
 #[tokio::test]
-async fn a_refused_revision_is_asked_for_again_from_the_list() {
+async fn after_a_refused_revision_one_from_the_list_is_tried() {
     let server = server(|seen| match seen.method() {
         "initialize" if seen.body["params"]["protocolVersion"] == "2025-06-18" => {
             initialized(&seen, "2025-06-18")
@@ -222,7 +223,7 @@ async fn a_refused_revision_is_asked_for_again_from_the_list() {
     assert_eq!(server.count("initialize"), 2);
 }
 
-/// Some older servers leave a method that they do not know without an answer.
+/// Some older servers do not answer methods that they do not know.
 #[tokio::test]
 async fn silence_to_discover_is_followed_by_initialize() {
     let server = crate::support::silent_server(|seen| match seen.method() {

@@ -1,4 +1,4 @@
-//! Each row of the design's outcome table over HTTP, and what the requests look like.
+//! The table of outcomes over HTTP, row by row, and the form of the requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -95,7 +95,7 @@ async fn retry_after_is_reported() {
 }
 
 #[tokio::test]
-async fn the_tool_says_it_failed() {
+async fn a_tool_reports_an_error() {
     for (meta, class) in [(json!({}), Retry), (json!({"io.mcp-fleet/final": true}), Permanent)] {
         let answer = json!({"isError": true, "_meta": meta, "content": [{"type": "text", "text": "disk full"}]});
         let expected = answer.clone();
@@ -108,7 +108,7 @@ async fn the_tool_says_it_failed() {
 }
 
 #[tokio::test]
-async fn answers_that_are_not_mcp() {
+async fn answers_that_do_not_follow_the_protocol() {
     fn json_text(text: &'static str) -> Response {
         ([(header::CONTENT_TYPE, "application/json")], text).into_response()
     }
@@ -116,7 +116,7 @@ async fn answers_that_are_not_mcp() {
         ([(header::CONTENT_TYPE, "text/event-stream")], text).into_response()
     }
     type Answer = fn() -> Response;
-    // Each came whole, so the tool may have run, and would answer the same again.
+    // Each answer is complete, so the tool may have run and would give the same answer again.
     let rows: [Answer; 17] = [
         || json_text("garbage"),
         || json_text(r#"{"jsonrpc":"2.0","id":999,"result":{}}"#),
@@ -143,8 +143,8 @@ async fn answers_that_are_not_mcp() {
         assert_eq!(failure.error.data, Some(json!({"reason": "unreadable-answer"})), "{failure:?}");
         assert_eq!(server.count("tools/call"), 1, "{failure:?}");
     }
-    // A stream that has an end and no answer is like a connection that was lost.
-    // Events that can't be meant as the answer, or have others behind them, are none.
+    // A stream that ends without an answer counts as a lost connection. Events that cannot be meant
+    // as the answer, or that others follow, are not answers.
     let rows: [Answer; 4] = [
         || events(": hi\n\n"),
         || events("data: ping\n\n"),
@@ -155,7 +155,7 @@ async fn answers_that_are_not_mcp() {
         let server = modern(move |_| answer()).await;
         expect(&client(&[server.url], |_| {}), Retry, ErrorKind::ConnectionLost).await;
     }
-    // Answers to the very call: the tool may have run.
+    // These answer this call, so the tool may have run.
     for answer in [r#""result":3"#, r#""error":{"code":"x"}"#, r#""outcome":1"#] {
         let server = modern(move |seen| {
             let body = format!(r#"{{"jsonrpc":"2.0","id":{},{answer}}}"#, seen.id());
@@ -174,8 +174,8 @@ async fn answers_that_are_not_mcp() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_no_mcp_server_is_unavailable() {
-    // From the beginning: the handshake finds out.
+async fn an_endpoint_that_is_not_an_mcp_server_is_unavailable() {
+    // The handshake notices it from the start.
     let server = server(|_| status(404).into_response()).await;
     let client = client([&server.url], |_| {});
     expect(&client, Unavailable, ErrorKind::Http).await;
@@ -198,7 +198,7 @@ async fn an_endpoint_that_stops_being_an_mcp_server_is_unavailable() {
 }
 
 #[tokio::test]
-async fn requests_look_as_the_protocol_wants() {
+async fn requests_have_the_form_that_the_protocol_requires() {
     let server = modern(|seen| Json(result(seen.id(), text("ok"))).into_response()).await;
     let client = client([&server.url], |config| {
         config.bearer_token = Some("t0ken".into());
@@ -230,7 +230,7 @@ async fn requests_look_as_the_protocol_wants() {
 }
 
 #[tokio::test]
-async fn progress_comes_before_the_answer() {
+async fn progress_is_reported_before_the_answer() {
     let server = modern(|seen| {
         let token = &seen.body["params"]["_meta"]["progressToken"];
         let news = |progress: i64| {
@@ -255,9 +255,10 @@ async fn progress_comes_before_the_answer() {
     assert_eq!(*receiver.borrow(), Some(newest), "nobody has looked at the first");
 }
 
-/// The rounds of a task: what the tool may ask for goes there, its question comes back as a result.
+/// The rounds of a task: the request tells what the tool may ask for, and the tool's question is
+/// returned as a result.
 #[tokio::test]
-async fn a_call_that_can_be_asked_gets_the_question() {
+async fn a_call_with_input_gets_the_question() {
     let server = modern(|seen| {
         let question =
             json!({"resultType": "input_required", "inputRequests": {"name": {}}, "requestState": "s"});
@@ -311,7 +312,7 @@ async fn tools_are_listed_over_all_pages() {
 }
 
 #[tokio::test]
-async fn pages_that_go_in_circles_end() {
+async fn endless_pages_are_an_error() {
     let server = modern(|seen| {
         let next =
             seen.body["params"]["cursor"].as_str().map_or(0, |cursor| cursor.parse().unwrap()) + 1;
@@ -324,7 +325,7 @@ async fn pages_that_go_in_circles_end() {
 }
 
 #[tokio::test]
-async fn headers_for_arguments_are_learned_when_a_server_wants_them() {
+async fn argument_headers_are_learned_when_a_server_requires_them() {
     let server = modern(|seen| match seen.method() {
         "tools/list" => {
             let schema =
@@ -352,7 +353,7 @@ async fn headers_for_arguments_are_learned_when_a_server_wants_them() {
 }
 
 #[tokio::test]
-async fn secrets_stay_out_of_outcomes() {
+async fn secrets_do_not_appear_in_outcomes() {
     let server = modern(|_| status(401).into_response()).await;
     let url = server.url.replace("http://", "http://user:hunter2@");
     let authorized = client(&[format!("{url}/mcp?key=hunter2")], |_| {});
@@ -365,7 +366,7 @@ async fn secrets_stay_out_of_outcomes() {
 }
 
 #[tokio::test]
-async fn credentials_of_a_url_are_sent_and_a_token_goes_before_them() {
+async fn credentials_in_a_url_are_sent_but_a_token_takes_precedence() {
     let server = modern(|seen| Json(result(seen.id(), text("ok"))).into_response()).await;
     let url = server.url.replace("http://", "http://user:hunter2@");
     for (token, expected) in [(None, "Basic dXNlcjpodW50ZXIy"), (Some("t0ken"), "Bearer t0ken")] {
@@ -378,7 +379,7 @@ async fn credentials_of_a_url_are_sent_and_a_token_goes_before_them() {
 }
 
 #[tokio::test]
-async fn a_probe_tells_whether_anybody_answers() {
+async fn a_probe_succeeds_if_an_endpoint_answers() {
     let server = modern(|seen| Json(result(seen.id(), text("ok"))).into_response()).await;
     let probed = client(&[crate::support::nobody().await, server.url.clone()], |_| {});
     probed.probe().await.unwrap();

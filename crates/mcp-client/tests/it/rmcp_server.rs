@@ -1,4 +1,4 @@
-//! The client against the Rust SDK's own server, in both eras.
+//! The client with the server of the Rust SDK, in both eras.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,7 +29,7 @@ struct Tools {
     cancelled: Arc<AtomicUsize>,
 }
 
-/// Counts a call that ends without having returned.
+/// Counts calls that end without returning.
 struct Watch(Option<Arc<AtomicUsize>>);
 
 impl Drop for Watch {
@@ -97,7 +97,7 @@ impl ServerHandler for Tools {
     }
 }
 
-/// A server in one of the modes that people run it in.
+/// A server in one of its usual modes.
 async fn serve(sessions: bool, json_response: bool) -> (String, Tools) {
     let tools = Tools::default();
     let factory = tools.clone();

@@ -1,4 +1,4 @@
-//! Legacy servers that forget their sessions and say so in every way that has been seen.
+//! Legacy servers that forget their sessions and say so in every way seen in practice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,14 +23,14 @@ fn answered(status: u16, body: impl IntoResponse) -> Response {
     (StatusCode::from_u16(status).unwrap(), body).into_response()
 }
 
-/// A legacy server that knows only the session of its present life.
+/// A legacy server that knows only the session since its last restart.
 struct Legacy {
     server: Server,
     life: Arc<AtomicUsize>,
 }
 
 impl Legacy {
-    /// Refuses unknown sessions by `refuse`, and answers calls by `work`.
+    /// Refuses unknown sessions with `refuse` and answers calls with `work`.
     async fn start(refuse: Refuse, work: Work) -> Self {
         let life = Arc::new(AtomicUsize::new(0));
         let current = life.clone();
@@ -104,7 +104,7 @@ const WAYS: [(&str, Refuse); 14] = [
 ];
 
 #[tokio::test]
-async fn a_server_that_forgot_its_sessions_is_initialised_anew_however_it_says_so() {
+async fn a_forgotten_session_is_renewed_however_the_server_says_so() {
     for (way, refuse) in WAYS {
         let legacy = Legacy::start(refuse, works).await;
         let client = legacy.client();
@@ -122,7 +122,7 @@ async fn a_server_that_forgot_its_sessions_is_initialised_anew_however_it_says_s
 }
 
 #[tokio::test]
-async fn what_may_have_run_is_not_sent_again_and_the_next_call_gets_through() {
+async fn a_call_that_may_have_run_is_not_sent_again_but_the_next_call_succeeds() {
     for status in [500, 503] {
         let refuse: Refuse = if status == 500 {
             |_| answered(500, "KeyError: 'session'")
@@ -173,8 +173,8 @@ async fn a_refusal_that_a_new_session_does_not_lift_is_the_answer() {
     for _ in 0..5 {
         expect(&client, Permanent, ErrorKind::Http).await;
     }
-    // The first call was sent again in a new session. After that the session is asked about before
-    // it is given up.
+    // The first call was sent again in a new session. From then on the session is checked before it
+    // is given up.
     assert_eq!((legacy.server.count("initialize"), legacy.server.count("tools/call")), (2, 6));
     assert_eq!(legacy.server.count("ping"), 4);
 }

@@ -1,4 +1,4 @@
-//! Small servers that misbehave in one way each, and a client that is quick to give up.
+//! Small servers that misbehave in one way each, and a client with short timeouts.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -83,7 +83,7 @@ pub(crate) fn text(text: &str) -> Value {
 
 pub(crate) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// A request as a server of these tests sees it.
+/// A request as received by a test server.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) headers: http::HeaderMap,
@@ -102,7 +102,7 @@ impl Seen {
     }
 }
 
-/// A server and what it has seen.
+/// A server and the requests that it has received.
 pub(crate) struct Server {
     pub(crate) url: String,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -130,8 +130,7 @@ where
     silent_server(move |seen| Some(answer(seen))).await
 }
 
-/// A server that answers with what `answer` returns, and leaves a request without an answer if that
-/// is `None`.
+/// A server that answers with what `answer` returns, and not at all if that is `None`.
 pub(crate) async fn silent_server<F>(answer: F) -> Server
 where
     F: Fn(Seen) -> Option<Response> + Clone + Send + Sync + 'static,
@@ -164,7 +163,7 @@ where
     Server { url, seen }
 }
 
-/// A modern server that answers `server/discover` as it should, and everything else by `answer`.
+/// A modern server that answers `server/discover` correctly and everything else with `answer`.
 pub(crate) async fn modern<F>(answer: F) -> Server
 where
     F: Fn(Seen) -> Response + Clone + Send + Sync + 'static,
@@ -203,8 +202,8 @@ pub(crate) async fn write_json(stream: &mut TcpStream, body: &Value) {
     stream.write_all(body.as_bytes()).await.unwrap();
 }
 
-/// A server on bare TCP that answers `server/discover`, and leaves the connection on which another
-/// request came to `behave`.
+/// A bare TCP server that answers `server/discover` and passes the connection of any other request
+/// to `behave`.
 pub(crate) async fn raw<F>(behave: F) -> String
 where
     F: Fn(TcpStream, Value) -> Boxed<()> + Send + Sync + 'static,
@@ -229,7 +228,7 @@ where
     url
 }
 
-/// An address on which nobody listens.
+/// An address on which no server listens.
 pub(crate) async fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
