@@ -45,7 +45,7 @@ async fn the_end_of_an_idle_topic_is_found_at_once() {
     // The first search leaves fetches in progress that nothing answers.
     let mut reader = tokio::task::spawn_blocking(move || {
         reader.next(POLL).unwrap();
-        reader.look_for_end(LONG).unwrap();
+        reader.refresh_end(LONG).unwrap();
         assert!(reader.at_end());
         reader
     })
@@ -66,7 +66,7 @@ async fn the_end_of_an_idle_topic_is_found_at_once() {
 
     let look = move || {
         let start = Instant::now();
-        reader.look_for_end(LONG).unwrap();
+        reader.refresh_end(LONG).unwrap();
         let took = start.elapsed();
         let mut read = 0;
         while start.elapsed() < LONG && !reader.at_end() {

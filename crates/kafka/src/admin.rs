@@ -13,7 +13,7 @@ use rdkafka::{
     error::{KafkaError as Native, RDKafkaErrorCode},
 };
 
-use crate::{error::KafkaError, moved::ask_where_it_went, settings::Settings};
+use crate::{error::KafkaError, retry_while_moving::retry_while_moving, settings::Settings};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a broker may take to describe a topic.
@@ -319,13 +319,13 @@ pub fn group_positions(
     let mut asked = TopicPartitionList::new();
     asked.add_partition_range(topic, 0, partitions - 1);
     let committed =
-        ask_where_it_went(timeout, |timeout| client.committed_offsets(asked.clone(), timeout))
+        retry_while_moving(timeout, |timeout| client.committed_offsets(asked.clone(), timeout))
             .map_err(request("fetching the committed offsets"))?;
 
     let mut positions = Vec::new();
     for partition in 0..partitions {
         // Fetch the end after the commit, or it could lie below the commit.
-        let (start, end) = ask_where_it_went(timeout, |timeout| {
+        let (start, end) = retry_while_moving(timeout, |timeout| {
             client.fetch_watermarks(topic, partition, timeout)
         })
         .map_err(request("fetching the end of a partition"))?;
@@ -377,7 +377,7 @@ pub fn spans_of<const N: usize>(
 
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         for partition in found.map_or(&[][..], |found| found.partitions()) {
-            let (start, end) = ask_where_it_went(timeout, |timeout| {
+            let (start, end) = retry_while_moving(timeout, |timeout| {
                 client.fetch_watermarks(topic, partition.id(), timeout)
             })
             .map_err(|source| KafkaError::Request {
@@ -410,7 +410,7 @@ pub fn spans(
 
     let mut spans = Vec::new();
     for partition in 0..partitions {
-        let (start, end) = ask_where_it_went(timeout, |timeout| {
+        let (start, end) = retry_while_moving(timeout, |timeout| {
             client.fetch_watermarks(topic, partition, timeout)
         })
         .map_err(request("fetching the end of a partition"))?;
@@ -427,7 +427,7 @@ pub fn spans(
     }
 
     let found =
-        ask_where_it_went(timeout, |timeout| client.offsets_for_times(asked.clone(), timeout))
+        retry_while_moving(timeout, |timeout| client.offsets_for_times(asked.clone(), timeout))
             .map_err(request("fetching offsets by time"))?;
 
     for span in &mut spans {

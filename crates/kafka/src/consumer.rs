@@ -193,18 +193,18 @@ impl Events {
     /// Waits for the next event; `None` once all poll threads have ended.
     pub async fn recv(&mut self) -> Option<Event> {
         let event = self.receiver.recv().await?;
-        self.taken(&event);
+        self.release_weight(&event);
         Some(event)
     }
 
     /// Returns the next event if there is one already.
     pub fn try_recv(&mut self) -> Option<Event> {
         let event = self.receiver.try_recv().ok()?;
-        self.taken(&event);
+        self.release_weight(&event);
         Some(event)
     }
 
-    fn taken(&self, event: &Event) {
+    fn release_weight(&self, event: &Event) {
         if let Event::Record(_, record) = event {
             self.queued.fetch_sub(weight(record), Ordering::Relaxed);
         }

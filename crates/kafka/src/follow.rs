@@ -25,7 +25,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     error::KafkaError,
-    reader::{Asker, Ends, From, Reader},
+    reader::{EndQuery, From, ReadPositions, Reader},
     settings::Settings,
 };
 pub use listen::{FollowGuard, Following, Interrupted, Listener, Opener, Unneeded};
@@ -44,7 +44,7 @@ pub struct Follower {
 struct Shared {
     settings: Settings,
     hub: Mutex<Option<Arc<Hub>>>,
-    asker: Mutex<Option<Asker>>,
+    end_query: Mutex<Option<EndQuery>>,
 }
 
 impl std::fmt::Debug for Follower {
@@ -65,7 +65,11 @@ impl Follower {
     /// Creates a follower for these brokers, which connects when it is first used.
     pub fn new(settings: Settings) -> Self {
         Self {
-            shared: Arc::new(Shared { settings, hub: Mutex::default(), asker: Mutex::default() }),
+            shared: Arc::new(Shared {
+                settings,
+                hub: Mutex::default(),
+                end_query: Mutex::default(),
+            }),
         }
     }
 
@@ -146,21 +150,21 @@ impl Follower {
 
     /// Fetches where a topic ends, over separate connections: on those of the shared client the
     /// answer would wait behind a fetch that the broker holds back.
-    fn look_for_end(
+    fn refresh_end(
         &self,
         topic: &str,
-        ends: &mut Ends,
+        ends: &mut ReadPositions,
         timeout: Duration,
     ) -> Result<(), KafkaError> {
-        let mut asker = lock(&self.shared.asker);
-        let ready = match asker.take() {
+        let mut end_query = lock(&self.shared.end_query);
+        let ready = match end_query.take() {
             Some(ready) => ready,
-            None => Asker::new(&self.shared.settings)?,
+            None => EndQuery::new(&self.shared.settings)?,
         };
 
         // A client that has failed is not kept.
-        ready.look_for_end(topic, ends, timeout)?;
-        *asker = Some(ready);
+        ready.refresh_end(topic, ends, timeout)?;
+        *end_query = Some(ready);
         Ok(())
     }
 }
@@ -181,7 +185,7 @@ enum Source {
     /// Reads what was on the topic when it was opened, or what a slow thread has missed.
     Reading(Box<Reader>),
     /// Receives new records through the shared client.
-    Following { hub: Arc<Hub>, subscription: u64, ends: Ends },
+    Following { hub: Arc<Hub>, subscription: u64, ends: ReadPositions },
 }
 
 impl FollowedTopic {
@@ -258,7 +262,7 @@ impl FollowedTopic {
     }
 
     /// Returns whether everything has been read that was there when the topic was opened, or at the
-    /// last call of [`FollowedTopic::look_for_end`].
+    /// last call of [`FollowedTopic::refresh_end`].
     fn at_end(&self) -> bool {
         match &self.source {
             Source::Reading(reader) => reader.at_end(),
@@ -271,12 +275,10 @@ impl FollowedTopic {
     /// # Errors
     ///
     /// Returns [`KafkaError::Request`].
-    fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
+    fn refresh_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
         match &mut self.source {
-            Source::Reading(reader) => reader.look_for_end(timeout),
-            Source::Following { ends, .. } => {
-                self.follower.look_for_end(&self.topic, ends, timeout)
-            }
+            Source::Reading(reader) => reader.refresh_end(timeout),
+            Source::Following { ends, .. } => self.follower.refresh_end(&self.topic, ends, timeout),
         }
     }
 }

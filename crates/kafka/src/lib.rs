@@ -14,9 +14,9 @@ mod convert;
 pub mod error;
 pub mod follow;
 pub mod link;
-mod moved;
 pub mod producer;
 pub mod reader;
+mod retry_while_moving;
 pub mod settings;
 
 pub use error::KafkaError;

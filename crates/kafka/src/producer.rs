@@ -54,9 +54,9 @@ pub struct Delivered {
 type OnDelivery = Box<dyn FnOnce(Result<Delivered, KafkaError>) + Send + Sync>;
 
 /// A callback for the outcome of a write, which is called at most once.
-struct Report(Option<OnDelivery>);
+struct DeliveryCallback(Option<OnDelivery>);
 
-impl Report {
+impl DeliveryCallback {
     fn tell(&mut self, result: Result<Delivered, KafkaError>) {
         if let Some(then) = self.0.take() {
             then(result);
@@ -64,7 +64,7 @@ impl Report {
     }
 }
 
-impl Drop for Report {
+impl Drop for DeliveryCallback {
     fn drop(&mut self) {
         self.tell(Err(KafkaError::Produce { topic: String::new(), source: Native::Canceled }));
     }
@@ -76,9 +76,9 @@ struct Deliveries;
 impl ClientContext for Deliveries {}
 
 impl ProducerContext for Deliveries {
-    type DeliveryOpaque = Box<Report>;
+    type DeliveryOpaque = Box<DeliveryCallback>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, mut report: Box<Report>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, mut report: Box<DeliveryCallback>) {
         report.tell(match result {
             Ok(message) => {
                 Ok(Delivered { partition: message.partition(), offset: message.offset() })
@@ -97,12 +97,12 @@ impl ProducerContext for Deliveries {
 const POLL: Duration = Duration::from_secs(5);
 
 /// A client and the thread that polls it for delivery reports.
-struct Polled {
+struct PolledClient {
     client: Arc<BaseProducer<Deliveries>>,
     is_dropped: Arc<AtomicBool>,
 }
 
-impl Polled {
+impl PolledClient {
     fn start(settings: &Settings) -> Result<Self, Native> {
         let client: BaseProducer<Deliveries> =
             settings.producer().create_with_context(Deliveries)?;
@@ -123,19 +123,19 @@ impl Polled {
 
     /// Discards everything that has not been written yet. Does not wait for librdkafka's broker
     /// threads, which may be blocked resolving a host name.
-    fn give_up(&self) {
+    fn purge(&self) {
         self.client.purge(PurgeConfig::default().queue().inflight().non_blocking());
     }
 }
 
-impl Drop for Polled {
+impl Drop for PolledClient {
     fn drop(&mut self) {
         self.is_dropped.store(true, Ordering::Relaxed);
-        self.give_up();
+        self.purge();
     }
 }
 
-type Inner = Arc<Polled>;
+type Inner = Arc<PolledClient>;
 
 /// A producer whose writes are acknowledged by all in-sync replicas. Records with the same key keep
 /// their order.
@@ -187,7 +187,7 @@ impl Producer {
     }
 
     fn create(settings: &Settings) -> Result<Inner, Native> {
-        Polled::start(settings).map(Arc::new)
+        PolledClient::start(settings).map(Arc::new)
     }
 
     fn current(&self) -> Inner {
@@ -226,7 +226,7 @@ impl Producer {
             key: record.key.as_deref(),
             timestamp: record.timestamp.map(Timestamp::as_millis),
             headers: (!record.headers.is_empty()).then(|| convert::to_headers(&record.headers)),
-            delivery_opaque: Box::new(Report(Some(Box::new(then)))),
+            delivery_opaque: Box::new(DeliveryCallback(Some(Box::new(then)))),
         };
         producer.client.send(native).map_err(|(source, mut native)| {
             self.replace_after_fatal(&producer, &source);
@@ -317,7 +317,7 @@ impl Producer {
 
         // Another thread may still be handing a record to the old client and keep it alive for a
         // moment.
-        old.give_up();
+        old.purge();
     }
 
     /// Waits for at most `timeout` until every queued record has been acknowledged or has failed.

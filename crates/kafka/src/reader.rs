@@ -14,7 +14,9 @@ use rdkafka::{
     util::Timeout,
 };
 
-use crate::{admin, convert, error::KafkaError, moved::ask_where_it_went, settings::Settings};
+use crate::{
+    admin, convert, error::KafkaError, retry_while_moving::retry_while_moving, settings::Settings,
+};
 
 /// The shortest timeout of a poll.
 const LEAST_POLL: Duration = Duration::from_millis(1);
@@ -38,12 +40,12 @@ pub enum From {
 
 /// Reads all partitions of one topic. All calls block the thread.
 pub struct Reader {
-    consumer: BaseConsumer<Quiet>,
+    consumer: BaseConsumer<QuietContext>,
     settings: Settings,
     /// Created when the end of the topic is first requested.
-    asker: Option<Asker>,
+    end_query: Option<EndQuery>,
     topic: String,
-    ends: Ends,
+    ends: ReadPositions,
     /// Whether the end was requested since the reader was opened. librdkafka's reports of reached
     /// ends may be older than that request.
     looked: bool,
@@ -53,9 +55,9 @@ pub struct Reader {
 /// A context that does not log the reached end of a partition, which librdkafka reports as an
 /// error.
 #[derive(Debug)]
-pub(crate) struct Quiet;
+pub(crate) struct QuietContext;
 
-impl ClientContext for Quiet {
+impl ClientContext for QuietContext {
     fn error(&self, error: Native, reason: &str) {
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
             tracing::warn!(%error, reason, "Kafka error");
@@ -63,7 +65,7 @@ impl ClientContext for Quiet {
     }
 }
 
-impl ConsumerContext for Quiet {
+impl ConsumerContext for QuietContext {
     /// All messages arrive in the queue that is being polled, so the wait need not be interrupted
     /// for another queue.
     fn main_queue_min_poll_interval(&self) -> Timeout {
@@ -73,10 +75,10 @@ impl ConsumerContext for Quiet {
 
 /// How far a topic has been read, and where it ends, per partition.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Ends(Vec<End>);
+pub(crate) struct ReadPositions(Vec<PartitionPosition>);
 
 #[derive(Debug, Clone)]
-struct End {
+struct PartitionPosition {
     partition: i32,
     /// The offset after the last record when the end was last requested.
     end: i64,
@@ -84,7 +86,7 @@ struct End {
     next: i64,
 }
 
-impl Ends {
+impl ReadPositions {
     /// Records that everything before `next` has been read.
     pub(crate) fn reached(&mut self, partition: i32, next: i64) {
         for end in self.0.iter_mut().filter(|end| end.partition == partition) {
@@ -100,7 +102,7 @@ impl Ends {
     }
 
     /// Records where a partition ends.
-    fn ends_at(&mut self, partition: i32, high: i64) {
+    fn note_end(&mut self, partition: i32, high: i64) {
         for end in self.0.iter_mut().filter(|end| end.partition == partition) {
             end.end = end.end.max(high);
         }
@@ -120,18 +122,18 @@ impl Ends {
 /// Fetches the ends of topics over separate connections. On the connections of a client that reads,
 /// an answer waits behind a fetch that the broker holds back while there is nothing to read: half a
 /// second for each request.
-pub(crate) struct Asker(BaseConsumer<Quiet>);
+pub(crate) struct EndQuery(BaseConsumer<QuietContext>);
 
-impl Asker {
+impl EndQuery {
     pub(crate) fn new(settings: &Settings) -> Result<Self, KafkaError> {
-        settings.reader().create_with_context(Quiet).map(Self).map_err(KafkaError::client)
+        settings.reader().create_with_context(QuietContext).map(Self).map_err(KafkaError::client)
     }
 
     /// Fetches where the partitions of `topic` end now.
-    pub(crate) fn look_for_end(
+    pub(crate) fn refresh_end(
         &self,
         topic: &str,
-        ends: &mut Ends,
+        ends: &mut ReadPositions,
         timeout: Duration,
     ) -> Result<(), KafkaError> {
         let request = |source| KafkaError::Request { what: "fetching the end of a topic", source };
@@ -146,7 +148,7 @@ impl Asker {
         for found in answer.elements() {
             found.error().map_err(request)?;
             if let Offset::Offset(high) = found.offset() {
-                ends.ends_at(found.partition(), high);
+                ends.note_end(found.partition(), high);
             }
         }
         Ok(())
@@ -207,15 +209,15 @@ impl Reader {
         place: impl Fn(i32, i64, i64) -> Result<(Offset, i64), KafkaError>,
     ) -> Result<Self, KafkaError> {
         let partitions = admin::partitions(settings, topic, timeout)?;
-        let consumer: BaseConsumer<Quiet> =
-            settings.reader().create_with_context(Quiet).map_err(KafkaError::client)?;
+        let consumer: BaseConsumer<QuietContext> =
+            settings.reader().create_with_context(QuietContext).map_err(KafkaError::client)?;
 
         let mut assignment = TopicPartitionList::new();
-        let mut ends = Ends::default();
+        let mut ends = ReadPositions::default();
         let request = |what| move |source| KafkaError::Request { what, source };
 
         for partition in 0..partitions {
-            let (low, high) = ask_where_it_went(timeout, |timeout| {
+            let (low, high) = retry_while_moving(timeout, |timeout| {
                 consumer.fetch_watermarks(topic, partition, timeout)
             })
             .map_err(request("fetching the end of a partition"))?;
@@ -224,7 +226,7 @@ impl Reader {
             assignment
                 .add_partition_offset(topic, partition, offset)
                 .map_err(request("selecting where to read"))?;
-            ends.0.push(End { partition, end: high, next });
+            ends.0.push(PartitionPosition { partition, end: high, next });
         }
 
         consumer.assign(&assignment).map_err(request("selecting what to read"))?;
@@ -233,7 +235,7 @@ impl Reader {
         Ok(Self {
             consumer,
             settings,
-            asker: None,
+            end_query: None,
             topic: topic.to_owned(),
             ends,
             looked: false,
@@ -291,12 +293,12 @@ impl Reader {
         self.ends.positions()
     }
 
-    pub(crate) fn ends(&self) -> Ends {
+    pub(crate) fn ends(&self) -> ReadPositions {
         self.ends.clone()
     }
 
     /// Returns whether everything has been read that was there when the reader was opened, or at
-    /// the last call of [`Reader::look_for_end`].
+    /// the last call of [`Reader::refresh_end`].
     pub fn at_end(&self) -> bool {
         self.ends.at_end()
     }
@@ -307,14 +309,14 @@ impl Reader {
     /// # Errors
     ///
     /// Returns [`KafkaError::Request`].
-    pub fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
-        let asker = match self.asker.take() {
-            Some(asker) => asker,
-            None => Asker::new(&self.settings)?,
+    pub fn refresh_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
+        let end_query = match self.end_query.take() {
+            Some(end_query) => end_query,
+            None => EndQuery::new(&self.settings)?,
         };
 
-        asker.look_for_end(&self.topic, &mut self.ends, timeout)?;
-        self.asker = Some(asker);
+        end_query.refresh_end(&self.topic, &mut self.ends, timeout)?;
+        self.end_query = Some(end_query);
         self.looked = true;
         Ok(())
     }
@@ -336,8 +338,8 @@ pub fn search(
     let deadline = Instant::now() + timeout;
     let request = |what| move |source| KafkaError::Request { what, source };
     let partitions = admin::partitions(settings, topic, timeout)?;
-    let consumer: BaseConsumer<Quiet> =
-        settings.reader().create_with_context(Quiet).map_err(KafkaError::client)?;
+    let consumer: BaseConsumer<QuietContext> =
+        settings.reader().create_with_context(QuietContext).map_err(KafkaError::client)?;
 
     let mut times = TopicPartitionList::new();
     for partition in 0..partitions {
@@ -406,8 +408,8 @@ pub fn search_backlog(
     let mut config = settings.reader();
     // Barely more than may be read.
     config.set("queued.max.messages.kbytes", "4096");
-    let consumer: BaseConsumer<Quiet> =
-        config.create_with_context(Quiet).map_err(KafkaError::client)?;
+    let consumer: BaseConsumer<QuietContext> =
+        config.create_with_context(QuietContext).map_err(KafkaError::client)?;
     look_through(&consumer, &assignment, open, Bounds { deadline, bytes: max_bytes }, found)
 }
 
@@ -419,7 +421,7 @@ struct Bounds {
 
 /// Searches from the assigned offsets to the end of the partitions in `open`.
 fn look_through(
-    consumer: &BaseConsumer<Quiet>,
+    consumer: &BaseConsumer<QuietContext>,
     assignment: &TopicPartitionList,
     mut open: HashSet<i32>,
     mut bounds: Bounds,
@@ -479,8 +481,8 @@ pub fn first_records(
     let mut config = settings.reader();
     // Only one record of each partition is wanted, so nothing should be fetched ahead.
     config.set("queued.min.messages", "1");
-    let consumer: BaseConsumer<Quiet> =
-        config.create_with_context(Quiet).map_err(KafkaError::client)?;
+    let consumer: BaseConsumer<QuietContext> =
+        config.create_with_context(QuietContext).map_err(KafkaError::client)?;
 
     let mut assignment = TopicPartitionList::new();
     for (partition, offset) in from {

@@ -35,7 +35,7 @@ impl CommitThread {
         let (orders, inbox) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("kafka-commit".to_owned())
-            .spawn(move || commit_all(&consumer, &inbox))?;
+            .spawn(move || run_commit_loop(&consumer, &inbox))?;
 
         Ok(Self { orders: Some(orders), thread })
     }
@@ -66,23 +66,25 @@ impl CommitThread {
     }
 }
 
-fn commit_all(consumer: &BaseConsumer<Context>, inbox: &mpsc::Receiver<FinalCommit>) {
+fn run_commit_loop(consumer: &BaseConsumer<Context>, inbox: &mpsc::Receiver<FinalCommit>) {
     let context = consumer.context();
     loop {
-        match inbox.recv_timeout(context.membership.pace()) {
-            Ok(first) => commit(consumer, std::iter::once(first).chain(inbox.try_iter()).collect()),
-            Err(mpsc::RecvTimeoutError::Timeout) => prove(consumer),
+        match inbox.recv_timeout(context.membership.check_interval()) {
+            Ok(first) => {
+                commit_orders(consumer, std::iter::once(first).chain(inbox.try_iter()).collect())
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => prove_if_due(consumer),
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         }
     }
 }
 
 /// Proves the membership if a proof is due.
-fn prove(consumer: &BaseConsumer<Context>) {
+fn prove_if_due(consumer: &BaseConsumer<Context>) {
     let context = consumer.context();
     if context.membership.wants_proof() {
-        let _alone = context.alone();
-        if let Err(error) = context.prove(consumer) {
+        let _committing = context.lock_commits();
+        if let Err(error) = context.prove_membership(consumer) {
             tracing::debug!(%error, "could not prove membership in the consumer group");
         }
     }
@@ -90,22 +92,22 @@ fn prove(consumer: &BaseConsumer<Context>) {
 
 /// Commits many partitions in one request. If that fails, commits them one by one, so that a
 /// refused partition does not hold up the others.
-fn commit(consumer: &BaseConsumer<Context>, commits: Vec<FinalCommit>) {
+fn commit_orders(consumer: &BaseConsumer<Context>, commits: Vec<FinalCommit>) {
     let context = consumer.context();
-    let _alone = context.alone();
-    let commits = context.membership.still_owned(commits);
+    let _committing = context.lock_commits();
+    let commits = context.membership.retain_owned(commits);
     if commits.is_empty() {
         return;
     }
 
     let proven = context.prove_after_gap(consumer);
-    let together = proven.clone().and_then(|()| context.commit_together(consumer, &commits));
+    let together = proven.clone().and_then(|()| context.commit_batch(consumer, &commits));
 
     for commit in commits {
         let result = match (&proven, &together) {
             (_, Ok(())) => Ok(()),
             (Err(error), _) => Err(error.clone()),
-            (Ok(()), Err(_)) => context.commit_alone(consumer, &commit),
+            (Ok(()), Err(_)) => context.commit_one(consumer, &commit),
         };
         if let Err(error) = &result {
             tracing::warn!(%error, partition = commit.partition.number, "a commit failed; it will be repeated");
@@ -115,7 +117,10 @@ fn commit(consumer: &BaseConsumer<Context>, commits: Vec<FinalCommit>) {
 }
 
 impl Context {
-    fn list<'a>(&self, commits: impl IntoIterator<Item = &'a FinalCommit>) -> TopicPartitionList {
+    fn commit_list<'a>(
+        &self,
+        commits: impl IntoIterator<Item = &'a FinalCommit>,
+    ) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for commit in commits {
             let mut element = list.add_partition(&self.topic, commit.partition.number);
@@ -131,29 +136,29 @@ impl Context {
     }
 
     /// Commits all these partitions in one request. Returns an error if one of them fails.
-    pub(super) fn commit_together(
+    pub(super) fn commit_batch(
         &self,
         consumer: &BaseConsumer<Self>,
         commits: &[FinalCommit],
     ) -> KafkaResult<()> {
         let sent = self.membership.now();
 
-        match consumer.commit(&self.list(commits), CommitMode::Sync) {
+        match consumer.commit(&self.commit_list(commits), CommitMode::Sync) {
             Ok(()) => {
-                self.membership.accepted(sent, commits);
+                self.membership.note_accepted(sent, commits);
                 Ok(())
             }
             Err(error) => {
-                self.membership.refused(error.rdkafka_error_code());
+                self.membership.note_refused(error.rdkafka_error_code());
                 Err(error)
             }
         }
     }
 
     /// Repeats a commit that is already in place, which the coordinator accepts from members only.
-    pub(super) fn prove(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
-        match self.membership.standing() {
-            Some(standing) => self.commit_alone(consumer, &standing),
+    pub(super) fn prove_membership(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+        match self.membership.next_proof() {
+            Some(standing) => self.commit_one(consumer, &standing),
             None => Ok(()),
         }
     }
@@ -161,17 +166,17 @@ impl Context {
     /// Proves the membership if there was a gap in contact, after which nothing new may be
     /// committed without a proof.
     pub(super) fn prove_after_gap(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
-        if self.membership.is_out_of_contact() { self.prove(consumer) } else { Ok(()) }
+        if self.membership.is_out_of_contact() { self.prove_membership(consumer) } else { Ok(()) }
     }
 
     /// Commits one partition. If the metadata is too large for the broker, commits the offset
     /// alone: at worst that repeats jobs, and without any commit more of them would repeat.
-    pub(super) fn commit_alone(
+    pub(super) fn commit_one(
         &self,
         consumer: &BaseConsumer<Self>,
         commit: &FinalCommit,
     ) -> KafkaResult<()> {
-        match self.commit_together(consumer, std::slice::from_ref(commit)) {
+        match self.commit_batch(consumer, std::slice::from_ref(commit)) {
             Err(error)
                 if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) =>
             {
@@ -180,7 +185,7 @@ impl Context {
                      are not counted across restarts"
                 );
                 let bare = FinalCommit { metadata: String::new(), ..commit.clone() };
-                self.commit_together(consumer, &[bare])
+                self.commit_batch(consumer, &[bare])
             }
             other => other,
         }
@@ -197,7 +202,7 @@ impl Context {
         }
 
         let mut result = Ok(());
-        open.retain(|commit| match self.commit_alone(consumer, commit) {
+        open.retain(|commit| match self.commit_one(consumer, commit) {
             Ok(()) => false,
             Err(error) => {
                 result = Err(error);

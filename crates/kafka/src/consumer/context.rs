@@ -41,7 +41,7 @@ pub(super) struct Context {
     /// The log that currently has the topic's name.
     identity: Mutex<LogIdentity>,
     /// Set when the topic may have been deleted and created again.
-    pub(super) remade: AtomicBool,
+    pub(super) recreated: AtomicBool,
     /// Set if the topic did not exist when a broker was last asked for its id.
     is_missing: AtomicBool,
     /// Set whenever a record is read; the watch thread clears it.
@@ -51,7 +51,7 @@ pub(super) struct Context {
     /// The known ends of the partitions.
     ends: Mutex<Ends>,
     /// Set when one of those ends has to be verified.
-    pub(super) has_doubtful_end: AtomicBool,
+    pub(super) has_unverified_end: AtomicBool,
     /// The partitions that cannot be read.
     unreadable: Mutex<Unreadable>,
     /// The partitions that had no committed offset when they were assigned.
@@ -82,12 +82,12 @@ impl Context {
             number,
             drain,
             identity: Mutex::default(),
-            remade: AtomicBool::new(false),
+            recreated: AtomicBool::new(false),
             is_missing: AtomicBool::new(false),
             has_read: AtomicBool::new(false),
             last_read: Mutex::default(),
             ends: Mutex::default(),
-            has_doubtful_end: AtomicBool::new(false),
+            has_unverified_end: AtomicBool::new(false),
             unreadable: Mutex::default(),
             without_commit: Mutex::default(),
             generations: AtomicU64::new(0),
@@ -103,17 +103,22 @@ impl Context {
     }
 
     /// Waits for the commit under way, if any, and prevents others from starting.
-    pub(super) fn alone(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn lock_commits(&self) -> MutexGuard<'_, ()> {
         self.committing.lock()
     }
 
     /// Begins a new assignment of a partition and returns its generation.
-    pub(super) fn own(&self, partition: Partition, committed: Option<(i64, String)>) -> u64 {
+    pub(super) fn begin_assignment(
+        &self,
+        partition: Partition,
+        committed: Option<(i64, String)>,
+    ) -> u64 {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
 
-        self.known_ends().begin(partition, committed.as_ref().map(|(offset, _)| *offset));
+        self.known_ends()
+            .begin_assignment(partition, committed.as_ref().map(|(offset, _)| *offset));
         let has_commit = committed.is_some();
-        self.membership.own(partition, generation, self.identity().name(), committed);
+        self.membership.take_ownership(partition, generation, self.identity().name(), committed);
 
         let mut without_commit = self.without_commit();
         match has_commit {
@@ -132,7 +137,7 @@ impl Context {
         self.identity.lock().clone()
     }
 
-    pub(super) fn identify(&self, log: LogIdentity) {
+    pub(super) fn set_identity(&self, log: LogIdentity) {
         *self.identity.lock() = log;
     }
 
@@ -165,7 +170,7 @@ impl Context {
     }
 
     /// Reports which of this member's partitions cannot be read, if that has changed.
-    fn tell_unreadable(&self, statistics: &Statistics) {
+    fn report_unreadable(&self, statistics: &Statistics) {
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
 
         let owned = self.membership.all_owned();
@@ -174,26 +179,26 @@ impl Context {
             owned.contains(&partition).then_some((partition, sample))
         });
 
-        let stuck = self.unreadable().sampled(samples);
+        let stuck = self.unreadable().compare_samples(samples);
         if let Some(stuck) = stuck {
             self.emit(Event::Unreadable(self.number, stuck));
         }
     }
 
     /// Returns whether nothing of a partition has been read under its current assignment.
-    pub(super) fn is_at_start(&self, partition: Partition) -> bool {
+    pub(super) fn is_unread(&self, partition: Partition) -> bool {
         !self.last_read().contains_key(&partition)
     }
 
     /// Records that an offset was read. Returns the offset read before it, unless that one is
     /// lower.
-    pub(super) fn went_back(&self, partition: Partition, offset: i64) -> Option<i64> {
+    pub(super) fn note_read_offset(&self, partition: Partition, offset: i64) -> Option<i64> {
         self.last_read().insert(partition, offset).filter(|last| *last >= offset)
     }
 
     /// Records that nothing below `end` is left to read. A later record below `end` shows that the
     /// log was truncated.
-    pub(super) fn passed(&self, partition: Partition, end: i64) {
+    pub(super) fn mark_read_up_to(&self, partition: Partition, end: i64) {
         let mut read = self.last_read();
         let last = read.entry(partition).or_insert(end - 1);
         *last = (*last).max(end - 1);
@@ -204,14 +209,14 @@ impl Context {
         (topic == self.topic).then_some(Partition { topic: self.number, number })
     }
 
-    pub(super) fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
+    pub(super) fn partitions_in(&self, list: &TopicPartitionList) -> Vec<Partition> {
         list.elements()
             .iter()
             .filter_map(|element| self.partition(element.topic(), element.partition()))
             .collect()
     }
 
-    pub(super) fn positions(
+    pub(super) fn partition_list(
         &self,
         partitions: impl IntoIterator<Item = Partition>,
     ) -> TopicPartitionList {
@@ -226,7 +231,7 @@ impl Context {
 impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
         self.called_back.store(true, Ordering::Relaxed);
-        self.membership.sampled(&statistics);
+        self.membership.note_statistics(&statistics);
 
         let lag = statistics.topics.values().flat_map(|topic| {
             topic.partitions.values().filter_map(|stats| {
@@ -241,7 +246,7 @@ impl ClientContext for Context {
         }
 
         self.sample_ends(&statistics);
-        self.tell_unreadable(&statistics);
+        self.report_unreadable(&statistics);
 
         let group = statistics
             .cgrp

@@ -41,7 +41,7 @@ struct Known {
 
 impl Ends {
     /// Starts an assignment of the partition at this position.
-    pub(super) fn begin(&mut self, partition: Partition, position: Option<i64>) {
+    pub(super) fn begin_assignment(&mut self, partition: Partition, position: Option<i64>) {
         self.0.insert(partition, Known { position, ..Known::default() });
     }
 
@@ -52,12 +52,12 @@ impl Ends {
     }
 
     /// Records that the record at this offset was read.
-    pub(super) fn read(&mut self, partition: Partition, offset: i64) {
+    pub(super) fn note_read(&mut self, partition: Partition, offset: i64) {
         self.0.entry(partition).or_default().position = Some(offset + 1);
     }
 
     /// Records that the partition was read to its end. Returns the end that this verifies, if any.
-    fn reached(&mut self, partition: Partition) -> Option<i64> {
+    fn note_end(&mut self, partition: Partition) -> Option<i64> {
         let known = self.0.get_mut(&partition)?;
         known.is_read = true;
         known.end = known.next_end.take()?;
@@ -65,7 +65,7 @@ impl Ends {
     }
 
     /// Records that fetching is paused, so that ends say nothing about the position.
-    pub(super) fn paused(&mut self, partition: Partition) {
+    pub(super) fn note_paused(&mut self, partition: Partition) {
         if let Some(known) = self.0.get_mut(&partition) {
             known.is_read = false;
         }
@@ -73,7 +73,7 @@ impl Ends {
 
     /// Takes the end of the log and the number of queued records from the statistics. Returns
     /// whether the end has to be verified, because it lies beyond the position.
-    fn sampled(&mut self, partition: Partition, end: i64, waiting: i64) -> bool {
+    fn note_sample(&mut self, partition: Partition, end: i64, waiting: i64) -> bool {
         // Queued records may account for the gap; a seek would fetch them again.
         if waiting > 0 {
             return false;
@@ -92,13 +92,13 @@ impl Ends {
     }
 
     /// Returns the partitions whose ends have to be verified, with their positions.
-    fn doubtful(&self) -> Vec<(Partition, Option<i64>)> {
+    fn unverified(&self) -> Vec<(Partition, Option<i64>)> {
         let doubtful = self.0.iter().filter(|(_, known)| known.seen.is_some());
         doubtful.map(|(partition, known)| (*partition, known.position)).collect()
     }
 
     /// Records whether the seek back to the partition's position succeeded.
-    fn set_back(&mut self, partition: Partition, is_set_back: bool) {
+    fn note_seek(&mut self, partition: Partition, is_set_back: bool) {
         if let Some(known) = self.0.get_mut(&partition) {
             known.next_end = known.seen.take().filter(|_| is_set_back);
         }
@@ -107,12 +107,12 @@ impl Ends {
 
 impl Context {
     /// Handles librdkafka's report that a partition was read to its end.
-    pub(super) fn reached_end(&self, number: i32) {
+    pub(super) fn handle_end(&self, number: i32) {
         let Some(partition) = self.partition(&self.topic, number) else { return };
 
-        let end = self.known_ends().reached(partition);
+        let end = self.known_ends().note_end(partition);
         if let Some(end) = end {
-            self.passed(partition, end);
+            self.mark_read_up_to(partition, end);
             self.emit(Event::End(partition, end));
         }
     }
@@ -123,22 +123,22 @@ impl Context {
         for sample in topic.partitions.values() {
             let partition = self.partition(&self.topic, sample.partition);
             if partition.is_some_and(|partition| {
-                self.known_ends().sampled(partition, sample.eof_offset, sample.fetchq_cnt)
+                self.known_ends().note_sample(partition, sample.eof_offset, sample.fetchq_cnt)
             }) {
-                self.has_doubtful_end.store(true, Ordering::Relaxed);
+                self.has_unverified_end.store(true, Ordering::Relaxed);
             }
         }
     }
 
     /// On the poll thread: seeks back to the position of each partition with an unverified end, so
     /// that the end is reached again.
-    pub(super) fn make_sure_of_ends(&self, consumer: &BaseConsumer<Self>) {
-        if !self.has_doubtful_end.swap(false, Ordering::Relaxed) {
+    pub(super) fn verify_ends(&self, consumer: &BaseConsumer<Self>) {
+        if !self.has_unverified_end.swap(false, Ordering::Relaxed) {
             return;
         }
 
         let mut list = TopicPartitionList::new();
-        let doubtful = self.known_ends().doubtful();
+        let doubtful = self.known_ends().unverified();
 
         for (partition, position) in &doubtful {
             let offset = position.map_or(Offset::Beginning, Offset::Offset);
@@ -155,7 +155,7 @@ impl Context {
                 .ok()
                 .and_then(|list| list.find_partition(&self.topic, partition.number));
             let is_set_back = found.is_some_and(|element| element.error().is_ok());
-            self.known_ends().set_back(partition, is_set_back);
+            self.known_ends().note_seek(partition, is_set_back);
         }
     }
 }
@@ -167,68 +167,68 @@ mod tests {
     const P: Partition = Partition { topic: 0, number: 3 };
 
     /// Pretends that the seek succeeded for every unverified end.
-    fn set_back(ends: &mut Ends) {
-        for (partition, _) in ends.doubtful() {
-            ends.set_back(partition, true);
+    fn seek_all(ends: &mut Ends) {
+        for (partition, _) in ends.unverified() {
+            ends.note_seek(partition, true);
         }
     }
 
     #[test]
     fn an_end_counts_once_it_is_reached_again_after_a_seek() {
         let mut ends = Ends::default();
-        ends.begin(P, Some(5));
-        assert!(!ends.sampled(P, 10, 0), "may belong to an earlier assignment");
-        assert_eq!(ends.reached(P), None);
-        ends.read(P, 7);
-        assert!(!ends.sampled(P, 8, 0), "the last record read is the end");
-        assert!(!ends.sampled(P, -1001, 0), "the end is unknown");
-        assert!(!ends.sampled(P, 10, 2), "records may be queued");
-        ends.paused(P);
-        assert!(!ends.sampled(P, 10, 0), "fetching is paused");
-        assert_eq!(ends.reached(P), None);
+        ends.begin_assignment(P, Some(5));
+        assert!(!ends.note_sample(P, 10, 0), "may belong to an earlier assignment");
+        assert_eq!(ends.note_end(P), None);
+        ends.note_read(P, 7);
+        assert!(!ends.note_sample(P, 8, 0), "the last record read is the end");
+        assert!(!ends.note_sample(P, -1001, 0), "the end is unknown");
+        assert!(!ends.note_sample(P, 10, 2), "records may be queued");
+        ends.note_paused(P);
+        assert!(!ends.note_sample(P, 10, 0), "fetching is paused");
+        assert_eq!(ends.note_end(P), None);
 
-        assert!(ends.sampled(P, 10, 0));
-        assert_eq!(ends.reached(P), None, "reported before the seek");
-        assert_eq!(ends.doubtful(), [(P, Some(8))]);
-        set_back(&mut ends);
-        assert_eq!(ends.doubtful(), []);
+        assert!(ends.note_sample(P, 10, 0));
+        assert_eq!(ends.note_end(P), None, "reported before the seek");
+        assert_eq!(ends.unverified(), [(P, Some(8))]);
+        seek_all(&mut ends);
+        assert_eq!(ends.unverified(), []);
         // There was another record after all.
-        ends.read(P, 8);
-        assert_eq!(ends.reached(P), Some(10));
-        assert_eq!(ends.reached(P), None, "already known");
-        assert!(!ends.sampled(P, 10, 0), "already known");
+        ends.note_read(P, 8);
+        assert_eq!(ends.note_end(P), Some(10));
+        assert_eq!(ends.note_end(P), None, "already known");
+        assert!(!ends.note_sample(P, 10, 0), "already known");
     }
 
     /// A seek would go to the first record of the log, and every job in it would run again.
     #[test]
     fn an_end_is_not_verified_while_the_position_is_unknown() {
         let mut ends = Ends::default();
-        ends.begin(P, None);
+        ends.begin_assignment(P, None);
         ends.forget(P);
-        ends.reached(P);
-        assert!(!ends.sampled(P, 10, 0));
-        assert_eq!(ends.doubtful(), []);
+        ends.note_end(P);
+        assert!(!ends.note_sample(P, 10, 0));
+        assert_eq!(ends.unverified(), []);
 
-        ends.read(P, 10);
-        ends.reached(P);
-        assert!(ends.sampled(P, 12, 0));
-        assert_eq!(ends.doubtful(), [(P, Some(11))]);
+        ends.note_read(P, 10);
+        ends.note_end(P);
+        assert!(ends.note_sample(P, 12, 0));
+        assert_eq!(ends.unverified(), [(P, Some(11))]);
     }
 
     #[test]
     fn an_end_whose_seek_failed_is_verified_later() {
         let mut ends = Ends::default();
-        ends.begin(P, None);
-        ends.reached(P);
-        assert!(ends.sampled(P, 10, 0));
-        assert_eq!(ends.doubtful(), [(P, None)]);
+        ends.begin_assignment(P, None);
+        ends.note_end(P);
+        assert!(ends.note_sample(P, 10, 0));
+        assert_eq!(ends.unverified(), [(P, None)]);
 
-        ends.set_back(P, false);
-        assert_eq!(ends.reached(P), None);
+        ends.note_seek(P, false);
+        assert_eq!(ends.note_end(P), None);
 
-        assert!(ends.sampled(P, 10, 0));
-        set_back(&mut ends);
-        ends.begin(P, Some(0));
-        assert_eq!(ends.reached(P), None, "belongs to an earlier assignment");
+        assert!(ends.note_sample(P, 10, 0));
+        seek_all(&mut ends);
+        ends.begin_assignment(P, Some(0));
+        assert_eq!(ends.note_end(P), None, "belongs to an earlier assignment");
     }
 }

@@ -51,7 +51,11 @@ pub(super) type Commits = HashMap<Partition, (i64, String)>;
 impl Context {
     /// Fetches the identity of the topic's current log. Whatever is not answered keeps its last
     /// known value. Reports whether the topic exists.
-    pub(super) fn look_up(&self, consumer: &BaseConsumer<Self>, tries: usize) -> LogIdentity {
+    pub(super) fn fetch_identity(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        tries: usize,
+    ) -> LogIdentity {
         let before = self.identity();
         let cluster = consumer.client().fetch_cluster_id(TIMEOUT).map(Arc::from).or(before.cluster);
 
@@ -81,20 +85,20 @@ impl Context {
 
     /// Decides where to start reading each assigned partition. Changes `list` where librdkafka
     /// would start elsewhere.
-    pub(super) fn starts(
+    pub(super) fn find_starts(
         &self,
         consumer: &BaseConsumer<Self>,
         list: &TopicPartitionList,
         partitions: &[Partition],
         committed: &Commits,
     ) -> Vec<(Partition, Start)> {
-        let (before, now) = (self.identity(), self.look_up(consumer, ID_TRIES));
+        let (before, now) = (self.identity(), self.fetch_identity(consumer, ID_TRIES));
         let has_changed = now.name().is_another_topic(before.name());
-        self.identify(now);
+        self.set_identity(now);
 
         let mut starts = Vec::new();
         for attempt in 1.. {
-            starts = self.judged(consumer, partitions, committed);
+            starts = self.judge_starts(consumer, partitions, committed);
             let is_odd =
                 |(_, start): &(_, Start)| matches!(start.finding, Finding::BeyondEnd { .. });
             if attempt >= END_TRIES || !starts.iter().any(is_odd) {
@@ -126,7 +130,7 @@ impl Context {
     }
 
     /// Judges the commit of each partition by the bounds of its log.
-    fn judged(
+    fn judge_starts(
         &self,
         consumer: &BaseConsumer<Self>,
         partitions: &[Partition],
@@ -135,8 +139,8 @@ impl Context {
         let log = self.identity().name();
         let with_commit =
             || partitions.iter().copied().filter(|partition| committed.contains_key(partition));
-        let firsts = self.ends(consumer, with_commit(), Offset::Beginning);
-        let ends = self.ends(consumer, with_commit(), Offset::End);
+        let firsts = self.fetch_bounds(consumer, with_commit(), Offset::Beginning);
+        let ends = self.fetch_bounds(consumer, with_commit(), Offset::End);
 
         let judge = |partition: &Partition| {
             let commit = committed.get(partition);
@@ -153,13 +157,13 @@ impl Context {
 
     /// Fetches the first offset or the end of each of these partitions. Partitions without an
     /// answer are left out.
-    pub(super) fn ends(
+    pub(super) fn fetch_bounds(
         &self,
         consumer: &BaseConsumer<Self>,
         partitions: impl Iterator<Item = Partition>,
         which: Offset,
     ) -> HashMap<Partition, i64> {
-        let mut asked = self.positions(partitions);
+        let mut asked = self.partition_list(partitions);
         if asked.count() == 0 || asked.set_all_offsets(which).is_err() {
             return HashMap::new();
         }

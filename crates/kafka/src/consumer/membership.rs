@@ -78,12 +78,12 @@ impl Membership {
     // --- Partitions -----------------------------------------------------------------------------
 
     /// Records that the group has assigned partitions to this member, possibly none.
-    pub(super) fn joined(&self) {
+    pub(super) fn note_joined(&self) {
         self.state().has_joined = true;
     }
 
     /// Records a new assignment of a partition.
-    pub(super) fn own(
+    pub(super) fn take_ownership(
         &self,
         partition: Partition,
         generation: u64,
@@ -101,7 +101,7 @@ impl Membership {
     }
 
     /// Drops commits whose partitions no longer have the same assignment.
-    pub(super) fn still_owned(&self, commits: Vec<FinalCommit>) -> Vec<FinalCommit> {
+    pub(super) fn retain_owned(&self, commits: Vec<FinalCommit>) -> Vec<FinalCommit> {
         commits
             .into_iter()
             .filter(|commit| self.owns(commit.partition, commit.generation))
@@ -137,7 +137,7 @@ impl Membership {
     }
 
     /// Records that a record was read.
-    pub(super) fn delivered(&self, partition: Partition, offset: i64) {
+    pub(super) fn note_delivered(&self, partition: Partition, offset: i64) {
         if let Some(owned) = self.state().owned.get_mut(&partition) {
             let bare = || Progress::none(offset).encode(owned.log).unwrap_or_default();
             owned.standing.get_or_insert_with(|| (offset, bare()));
@@ -153,12 +153,12 @@ impl Membership {
     }
 
     /// Records a turn of the poll thread's loop.
-    pub(super) fn turned(&self) {
+    pub(super) fn note_turn(&self) {
         self.state().contact.turned(self.now());
     }
 
     /// Runs `wait`, while which the poll thread waits for the engine and its silence is no gap.
-    pub(super) fn excused<T>(&self, wait: impl FnOnce() -> T) -> T {
+    pub(super) fn excuse_during<T>(&self, wait: impl FnOnce() -> T) -> T {
         self.state().contact.excuse(true, self.now());
         let result = wait();
         self.state().contact.excuse(false, self.now());
@@ -166,14 +166,14 @@ impl Membership {
     }
 
     /// Takes the state of the connection to the coordinator from the statistics.
-    pub(super) fn sampled(&self, statistics: &Statistics) {
-        if let Some(sample) = sample(statistics) {
+    pub(super) fn note_statistics(&self, statistics: &Statistics) {
+        if let Some(sample) = coordinator_sample(statistics) {
             self.state().contact.sampled(sample);
         }
     }
 
     /// Records that the coordinator accepted these commits, which were sent at `sent`.
-    pub(super) fn accepted(&self, sent: Duration, commits: &[FinalCommit]) {
+    pub(super) fn note_accepted(&self, sent: Duration, commits: &[FinalCommit]) {
         let mut state = self.state();
         state.contact.accepted(sent);
         for commit in commits {
@@ -185,7 +185,7 @@ impl Membership {
     }
 
     /// Records that the coordinator refused a commit.
-    pub(super) fn refused(&self, code: Option<RDKafkaErrorCode>) {
+    pub(super) fn note_refused(&self, code: Option<RDKafkaErrorCode>) {
         let is_stranger = matches!(
             code,
             Some(RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::FencedInstanceId)
@@ -202,22 +202,22 @@ impl Membership {
 
     /// Returns whether another member may own our partitions, if we have read any of their records.
     pub(super) fn is_out_of_contact(&self) -> bool {
-        self.holds(|contact, now| contact.is_broken(now))
+        self.judge_contact(|contact, now| contact.is_broken(now))
     }
 
     /// Returns whether a proof of the membership is due.
     pub(super) fn wants_proof(&self) -> bool {
-        self.holds(|contact, now| contact.wants_proof(now))
+        self.judge_contact(|contact, now| contact.wants_proof(now))
     }
 
-    fn holds(&self, judge: impl FnOnce(&Contact, Duration) -> bool) -> bool {
+    fn judge_contact(&self, judge: impl FnOnce(&Contact, Duration) -> bool) -> bool {
         let state = self.state();
         judge(&state.contact, self.now())
             && state.owned.values().any(|owned| owned.standing.is_some())
     }
 
     /// Returns a commit of one partition that changes nothing, for use as a proof.
-    pub(super) fn standing(&self) -> Option<FinalCommit> {
+    pub(super) fn next_proof(&self) -> Option<FinalCommit> {
         let mut state = self.state();
         state.proofs = state.proofs.wrapping_add(1);
         let turn = state.proofs;
@@ -242,14 +242,14 @@ impl Membership {
     }
 
     /// Returns how long to wait before checking again whether a proof is due.
-    pub(super) fn pace(&self) -> Duration {
+    pub(super) fn check_interval(&self) -> Duration {
         if self.is_out_of_contact() { LOOK_AGAIN } else { self.gap / LOOKS_PER_GAP }
     }
 }
 
 /// Returns what the statistics say about the coordinator. Times are on the statistics' own clock,
 /// since they may be read late.
-fn sample(statistics: &Statistics) -> Option<Sample> {
+fn coordinator_sample(statistics: &Statistics) -> Option<Sample> {
     let micros = |micros: i64| u64::try_from(micros).ok().map(Duration::from_micros);
     let at = micros(statistics.age)?;
     // A consumer's only broker that stands for a role instead of a node.
@@ -327,20 +327,20 @@ mod tests {
     #[test]
     fn a_proof_repeats_the_last_commit_or_the_first_offset_read() {
         let membership = membership();
-        membership.own(partition(0), 1, LOG, Some((7, "m".into())));
-        membership.own(partition(1), 2, LOG, None);
-        let standing = || {
-            let all = (0..4).filter_map(|_| membership.standing());
+        membership.take_ownership(partition(0), 1, LOG, Some((7, "m".into())));
+        membership.take_ownership(partition(1), 2, LOG, None);
+        let proofs = || {
+            let all = (0..4).filter_map(|_| membership.next_proof());
             all.map(|commit| (commit.partition.number, commit.offset, commit.metadata))
                 .collect::<BTreeSet<_>>()
         };
 
-        assert_eq!(standing(), [(0, 7, "m".into())].into());
+        assert_eq!(proofs(), [(0, 7, "m".into())].into());
 
-        membership.delivered(partition(0), 8);
-        membership.delivered(partition(1), 3);
-        membership.delivered(partition(1), 4);
-        assert_eq!(standing(), [(0, 7, "m".into()), (1, 3, named(3))].into());
+        membership.note_delivered(partition(0), 8);
+        membership.note_delivered(partition(1), 3);
+        membership.note_delivered(partition(1), 4);
+        assert_eq!(proofs(), [(0, 7, "m".into()), (1, 3, named(3))].into());
 
         let commit = FinalCommit {
             partition: partition(0),
@@ -349,32 +349,32 @@ mod tests {
             metadata: String::new(),
         };
 
-        membership.accepted(membership.now(), &[commit]);
-        assert_eq!(standing(), [(0, 9, String::new()), (1, 3, named(3))].into());
+        membership.note_accepted(membership.now(), &[commit]);
+        assert_eq!(proofs(), [(0, 9, String::new()), (1, 3, named(3))].into());
 
         membership.disown(&[partition(0), partition(1)]);
-        assert_eq!(membership.standing(), None);
+        assert_eq!(membership.next_proof(), None);
     }
 
     #[test]
     fn a_member_that_has_read_nothing_needs_no_proof() {
         let membership = membership();
-        membership.own(partition(0), 1, LOG, None);
+        membership.take_ownership(partition(0), 1, LOG, None);
 
         membership.suspect();
         assert!(!membership.is_out_of_contact() && !membership.wants_proof());
 
-        membership.delivered(partition(0), 3);
+        membership.note_delivered(partition(0), 3);
         assert!(membership.is_out_of_contact() && membership.wants_proof());
 
-        let proof = membership.standing().unwrap();
-        membership.accepted(membership.now(), &[proof]);
+        let proof = membership.next_proof().unwrap();
+        membership.note_accepted(membership.now(), &[proof]);
         assert!(!membership.is_out_of_contact());
 
-        membership.refused(Some(RDKafkaErrorCode::RebalanceInProgress));
+        membership.note_refused(Some(RDKafkaErrorCode::RebalanceInProgress));
         assert!(!membership.is_out_of_contact());
 
-        membership.refused(Some(RDKafkaErrorCode::UnknownMemberId));
+        membership.note_refused(Some(RDKafkaErrorCode::UnknownMemberId));
         assert!(membership.is_out_of_contact());
     }
 
@@ -408,8 +408,8 @@ mod tests {
             (statistics("UP", seconds(3), "wait-join"), Sample { at, received, is_joining: true }),
             (statistics("DOWN", -1, "wait-join"), Sample { at, received: None, is_joining: false }),
         ] {
-            assert_eq!(sample(&statistics), Some(expected));
+            assert_eq!(coordinator_sample(&statistics), Some(expected));
         }
-        assert_eq!(sample(&Statistics::default()), None);
+        assert_eq!(coordinator_sample(&Statistics::default()), None);
     }
 }

@@ -50,13 +50,13 @@ impl PollThread {
     /// Polls and carries out orders until the member is closed or fails.
     pub(super) fn run(self) {
         let context = self.consumer.context().clone();
-        context.wakeup.wakes_this_thread();
+        context.wakeup.register_current_thread();
         let idle = context.membership.longest_park();
 
         loop {
-            context.membership.turned();
-            let anew = context.begin_what_was_remade(&self.consumer);
-            context.make_sure_of_ends(&self.consumer);
+            context.membership.note_turn();
+            let anew = context.restart_if_recreated(&self.consumer);
+            context.verify_ends(&self.consumer);
             let is_drained = match anew.and_then(|()| self.poll()) {
                 Ok(is_drained) => is_drained,
                 Err(error) => return context.emit(Event::Failed(error)),
@@ -103,14 +103,14 @@ impl PollThread {
         match self.consumer.poll(Duration::ZERO) {
             Some(Ok(message)) => {
                 if let Some(partition) = context.partition(message.topic(), message.partition()) {
-                    if let Some(last) = context.went_back(partition, message.offset()) {
+                    if let Some(last) = context.note_read_offset(partition, message.offset()) {
                         drop(message);
-                        context.begin_what_went_back(&self.consumer, partition, last)?;
+                        context.restart_after_rewind(&self.consumer, partition, last)?;
                         return Ok(false);
                     }
                     context.has_read.store(true, Ordering::Relaxed);
-                    context.membership.delivered(partition, message.offset());
-                    context.known_ends().read(partition, message.offset());
+                    context.membership.note_delivered(partition, message.offset());
+                    context.known_ends().note_read(partition, message.offset());
                     let record = convert::to_record(&message);
                     context.channel.queued.fetch_add(weight(&record), Ordering::Relaxed);
                     context.emit(Event::Record(partition, record));
@@ -119,9 +119,11 @@ impl PollThread {
             Some(Err(source @ Native::MessageConsumptionFatal(_))) => {
                 return Err(KafkaError::Request { what: "consuming", source });
             }
-            Some(Err(Native::PartitionEOF(number))) => context.reached_end(number),
+            Some(Err(Native::PartitionEOF(number))) => context.handle_end(number),
             // The next statistics show which partition this is.
-            Some(Err(Native::MessageConsumption(code))) if context.unreadable().met(code) => {
+            Some(Err(Native::MessageConsumption(code)))
+                if context.unreadable().note_failure(code) =>
+            {
                 tracing::debug!(%code, "a partition could not be read");
             }
             // librdkafka recovers from all other errors.
@@ -143,10 +145,10 @@ impl PollThread {
 
         context.unreadable().set_paused(partition, paused);
         if paused {
-            context.known_ends().paused(partition);
+            context.known_ends().note_paused(partition);
         }
 
-        let list = context.positions([partition]);
+        let list = context.partition_list([partition]);
         let result = if paused { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
 
         if let Err(error) = result {
@@ -187,7 +189,7 @@ impl PollThread {
         let context = self.consumer.context();
         let mut open = commits;
         for attempt in 1.. {
-            open = context.membership.still_owned(open);
+            open = context.membership.retain_owned(open);
             match context.commit_each(&self.consumer, &mut open) {
                 Ok(()) => break,
                 Err(error) if attempt >= LAST_COMMIT_TRIES => return Err(error),

@@ -34,10 +34,10 @@ impl ConsumerContext for Context {
 
         match rebalance {
             Rebalance::Assign(list) => {
-                self.assigned(consumer, list);
-                self.membership.joined();
+                self.handle_assign(consumer, list);
+                self.membership.note_joined();
             }
-            Rebalance::Revoke(list) => self.revoked(consumer, list),
+            Rebalance::Revoke(list) => self.handle_revoke(consumer, list),
             Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed"),
         }
     }
@@ -56,8 +56,8 @@ impl ConsumerContext for Context {
 impl Context {
     /// Begins the assignments of new partitions. Changes `list` where librdkafka would start
     /// reading elsewhere.
-    fn assigned(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
-        let partitions = self.partitions(list);
+    fn handle_assign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        let partitions = self.partitions_in(list);
         if partitions.is_empty() {
             return;
         }
@@ -70,10 +70,10 @@ impl Context {
         }
         let commits = self.commits_in(committed.as_ref());
 
-        let starts = self.starts(consumer, list, &partitions, &commits).into_iter();
+        let starts = self.find_starts(consumer, list, &partitions, &commits).into_iter();
         let assigned = starts.map(|(partition, start)| {
             let standing = commits.get(&partition).filter(|_| start.progress.is_some());
-            let generation = self.own(partition, standing.cloned());
+            let generation = self.begin_assignment(partition, standing.cloned());
 
             // Without an answer, librdkafka still starts at the committed offset, but we do not
             // know that offset, so reading must not be reset to the beginning of the log.
@@ -99,7 +99,7 @@ impl Context {
         partitions: &[Partition],
     ) -> Option<TopicPartitionList> {
         (1..=COMMITTED_TRIES).find_map(|attempt| {
-            let asked = self.positions(partitions.iter().copied());
+            let asked = self.partition_list(partitions.iter().copied());
             match consumer.committed_offsets(asked, COMMITTED_TIMEOUT) {
                 Ok(committed) => Some(committed),
                 Err(error) => {
@@ -124,8 +124,8 @@ impl Context {
     }
 
     /// Ends the assignments of partitions, with a last commit unless they are lost already.
-    fn revoked(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
-        let partitions = self.partitions(list);
+    fn handle_revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        let partitions = self.partitions_in(list);
         if partitions.is_empty() {
             return;
         }
@@ -134,7 +134,7 @@ impl Context {
             self.emit(Event::Lost(partitions.clone()));
             // A commit that starts after this member has joined again would be accepted and
             // overwrite the new owner's.
-            let _alone = self.alone();
+            let _committing = self.lock_commits();
             self.membership.disown(&partitions);
             return;
         }
@@ -142,9 +142,10 @@ impl Context {
         let (reply, commits) = mpsc::sync_channel(1);
         self.emit(Event::Revoking(partitions.clone(), Instant::now() + self.drain, reply));
         // The engine answers by the deadline.
-        let commits = self.membership.excused(|| commits.recv_timeout(self.drain + REPLY_MARGIN));
+        let commits =
+            self.membership.excuse_during(|| commits.recv_timeout(self.drain + REPLY_MARGIN));
 
-        let _alone = self.alone();
+        let _committing = self.lock_commits();
         match commits.map(|commits| self.commit_before_revoke(consumer, commits)) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {

@@ -51,7 +51,7 @@ impl Unreadable {
     }
 
     /// Records an error. Returns `false` if it is not one that keeps a partition from being read.
-    pub(super) fn met(&mut self, code: Code) -> bool {
+    pub(super) fn note_failure(&mut self, code: Code) -> bool {
         let is_cause = Self::is_cause(code);
         if is_cause {
             self.met = Some(code);
@@ -70,7 +70,7 @@ impl Unreadable {
 
     /// Compares the statistics of our partitions with the last ones. Returns all unreadable
     /// partitions if they have changed.
-    pub(super) fn sampled<'s>(
+    pub(super) fn compare_samples<'s>(
         &mut self,
         samples: impl Iterator<Item = (Partition, &'s statistics::Partition)>,
     ) -> Option<Stuck> {
@@ -120,20 +120,20 @@ mod tests {
 
         let look = |unreadable: &mut Unreadable, bad: i64, good: i64| {
             let samples = [(BAD, sample(bad, 9)), (GOOD, sample(good, 9)), (PAUSED, sample(3, 9))];
-            let stuck =
-                unreadable.sampled(samples.iter().map(|(partition, sample)| (*partition, sample)));
+            let stuck = unreadable
+                .compare_samples(samples.iter().map(|(partition, sample)| (*partition, sample)));
             stuck.map(|stuck| stuck.partitions)
         };
 
-        assert!(!unreadable.met(Code::BrokerTransportFailure));
+        assert!(!unreadable.note_failure(Code::BrokerTransportFailure));
         assert_eq!(look(&mut unreadable, 5, 0), None);
         assert_eq!(look(&mut unreadable, 5, 0), None, "no failure was reported");
 
-        assert!(unreadable.met(Code::BadCompression));
+        assert!(unreadable.note_failure(Code::BadCompression));
         assert_eq!(look(&mut unreadable, 5, 4), Some(vec![(BAD, 5)]));
         assert_eq!(look(&mut unreadable, 5, 9), None, "already known; the other one is at its end");
 
-        assert!(unreadable.met(Code::BadCompression));
+        assert!(unreadable.note_failure(Code::BadCompression));
         assert_eq!(look(&mut unreadable, 5, 9), None);
         assert_eq!(look(&mut unreadable, 6, 9), Some(Vec::new()), "readable again");
     }

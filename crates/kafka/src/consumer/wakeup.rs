@@ -11,7 +11,7 @@ pub(super) struct Wakeup {
 
 impl Wakeup {
     /// Makes the calling thread the one to wake. Wakeups before this call have no effect.
-    pub(super) fn wakes_this_thread(&self) {
+    pub(super) fn register_current_thread(&self) {
         self.thread.get_or_init(std::thread::current);
     }
 

@@ -83,7 +83,7 @@ fn watch(consumer: &BaseConsumer<Context>, inbox: &mpsc::Receiver<()>) {
         idle_periods = if is_due { 0 } else { idle_periods + 1 };
 
         if u32::is_multiple_of(idle_periods, IDLE_PERIODS) {
-            context.look_again(consumer);
+            context.check_identity(consumer);
         }
     }
 }
@@ -91,63 +91,65 @@ fn watch(consumer: &BaseConsumer<Context>, inbox: &mpsc::Receiver<()>) {
 impl Context {
     /// Compares the topic's id with the last known one if the member owns partitions of the topic,
     /// and checks whether the topic exists. The poll thread handles a change.
-    fn look_again(&self, consumer: &BaseConsumer<Self>) {
-        let (before, now) = (self.identity(), self.look_up(consumer, 1));
+    fn check_identity(&self, consumer: &BaseConsumer<Self>) {
+        let (before, now) = (self.identity(), self.fetch_identity(consumer, 1));
         if self.membership.all_owned().is_empty() {
             // The identity is fetched when partitions are assigned.
             return;
         }
 
         if now.name().is_another_topic(before.name()) {
-            self.remade.store(true, Ordering::Relaxed);
+            self.recreated.store(true, Ordering::Relaxed);
             self.wakeup.wake();
         } else if before.topic.is_none() {
-            self.identify(now);
+            self.set_identity(now);
         }
     }
 
     /// On the poll thread: restarts the topic from its beginning if it was created again.
-    pub(super) fn begin_what_was_remade(
+    pub(super) fn restart_if_recreated(
         &self,
         consumer: &BaseConsumer<Self>,
     ) -> Result<(), KafkaError> {
-        if !self.remade.swap(false, Ordering::Relaxed) {
+        if !self.recreated.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
 
-        let (before, now) = (self.identity(), self.look_up(consumer, 1));
+        let (before, now) = (self.identity(), self.fetch_identity(consumer, 1));
         if !now.name().is_another_topic(before.name()) {
             return Ok(());
         }
 
-        self.identify(now);
-        self.begin_anew(consumer, self.membership.all_owned(), &Finding::Remade)
+        self.set_identity(now);
+        self.restart_partitions(consumer, self.membership.all_owned(), &Finding::Remade)
     }
 
     /// On the poll thread: handles a record whose offset is not above `last`, the one read before
     /// it. The record will be read again.
-    pub(super) fn begin_what_went_back(
+    pub(super) fn restart_after_rewind(
         &self,
         consumer: &BaseConsumer<Self>,
         partition: Partition,
         last: i64,
     ) -> Result<(), KafkaError> {
-        self.remade.store(true, Ordering::Relaxed);
-        self.begin_what_was_remade(consumer)?;
-        if self.is_at_start(partition) {
+        self.recreated.store(true, Ordering::Relaxed);
+        self.restart_if_recreated(consumer)?;
+        if self.is_unread(partition) {
             return Ok(());
         }
         // The topic is the same one, or has no id.
-        let end =
-            self.ends(consumer, std::iter::once(partition), Offset::End).get(&partition).copied();
+        let end = self
+            .fetch_bounds(consumer, std::iter::once(partition), Offset::End)
+            .get(&partition)
+            .copied();
 
         let finding = Finding::BeyondEnd { committed: last + 1, end: end.unwrap_or_default() };
-        self.begin_anew(consumer, vec![partition], &finding)
+        self.restart_partitions(consumer, vec![partition], &finding)
     }
 
     /// Lets running jobs end, commits nothing, and reads the partitions from the beginning of their
     /// logs under a new assignment.
-    fn begin_anew(
+    fn restart_partitions(
         &self,
         consumer: &BaseConsumer<Self>,
         partitions: Vec<Partition>,
@@ -155,27 +157,31 @@ impl Context {
     ) -> Result<(), KafkaError> {
         // Pending commits refer to the old log.
         {
-            let _alone = self.alone();
+            let _committing = self.lock_commits();
             self.membership.fence(&partitions);
         }
 
         let (reply, drained) = mpsc::sync_channel(1);
         self.emit(Event::LogReplaced(partitions.clone(), Instant::now() + self.drain, reply));
 
-        if self.membership.excused(|| drained.recv_timeout(self.drain + REPLY_MARGIN)).is_err() {
+        if self
+            .membership
+            .excuse_during(|| drained.recv_timeout(self.drain + REPLY_MARGIN))
+            .is_err()
+        {
             tracing::warn!(
                 "jobs of a replaced log did not end in time; assigning its partitions anew"
             );
         }
 
-        let there = self.there(consumer, partitions);
+        let there = self.retain_existing(consumer, partitions);
         self.seek_to_beginning(consumer, &there, finding).map_err(|source| {
             KafkaError::Request { what: "restarting a replaced log from its beginning", source }
         })?;
 
         let assigned = there.into_iter().map(|partition| Assigned {
             partition,
-            generation: self.own(partition, None),
+            generation: self.begin_assignment(partition, None),
             log: self.identity(),
             start: Start { progress: None, finding: finding.clone(), deleted: 0 },
         });
@@ -186,7 +192,7 @@ impl Context {
 
     /// Returns those of `partitions` that exist. The new topic may have fewer, and the group will
     /// revoke the others.
-    fn there(
+    fn retain_existing(
         &self,
         consumer: &BaseConsumer<Self>,
         mut partitions: Vec<Partition>,
@@ -220,7 +226,7 @@ impl Context {
         };
 
         for attempt in 1.. {
-            let mut list = self.positions(partitions.iter().copied());
+            let mut list = self.partition_list(partitions.iter().copied());
             list.set_all_offsets(offset)?;
 
             let moved = consumer
@@ -233,6 +239,6 @@ impl Context {
             }
         }
         // The engine assumes that a newly assigned partition is being fetched.
-        consumer.resume(&self.positions(partitions.iter().copied()))
+        consumer.resume(&self.partition_list(partitions.iter().copied()))
     }
 }

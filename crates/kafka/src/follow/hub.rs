@@ -18,7 +18,7 @@ use rdkafka::{
 };
 
 use super::mailbox::Mailbox;
-use crate::{convert, error::KafkaError, reader::Quiet, settings::Settings};
+use crate::{convert, error::KafkaError, reader::QuietContext, settings::Settings};
 
 /// The timeout of a poll, which is also how long the thread outlives its last follower. rdkafka
 /// spins through any fraction of a millisecond in a timeout, so this is in whole seconds.
@@ -26,7 +26,7 @@ const POLL: Duration = Duration::from_secs(5);
 
 /// The shared client and the subscriptions that it serves.
 pub(super) struct Hub {
-    consumer: BaseConsumer<Quiet>,
+    consumer: BaseConsumer<QuietContext>,
     subscriptions: Mutex<Subscriptions>,
     /// Set after a fatal error, when librdkafka cannot use this client any more.
     failed: AtomicBool,
@@ -56,8 +56,8 @@ impl std::fmt::Debug for Hub {
 impl Hub {
     /// Creates the client and starts its thread, which ends after the last use.
     pub(super) fn start(settings: &Settings) -> Result<Arc<Self>, KafkaError> {
-        let consumer: BaseConsumer<Quiet> =
-            settings.follower().create_with_context(Quiet).map_err(KafkaError::client)?;
+        let consumer: BaseConsumer<QuietContext> =
+            settings.follower().create_with_context(QuietContext).map_err(KafkaError::client)?;
         let hub = Arc::new(Self {
             consumer,
             subscriptions: Mutex::default(),

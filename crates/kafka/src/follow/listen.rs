@@ -216,7 +216,7 @@ impl FollowThread {
         let (mut asked, mut told) = (0, None);
         loop {
             let wanted = self.following.asked.load(Ordering::Acquire);
-            if told.is_some() && wanted > asked && look_for_end(&mut topic)? {
+            if told.is_some() && wanted > asked && refresh_end(&mut topic)? {
                 asked = wanted;
             }
 
@@ -245,8 +245,8 @@ impl FollowThread {
 
 /// Fetches where the topic ends, and returns whether that is known now. If the topic no longer
 /// exists, it has to be opened again.
-fn look_for_end<E: From<KafkaError>>(topic: &mut FollowedTopic) -> Result<bool, Interrupted<E>> {
-    match topic.look_for_end(ASK) {
+fn refresh_end<E: From<KafkaError>>(topic: &mut FollowedTopic) -> Result<bool, Interrupted<E>> {
+    match topic.refresh_end(ASK) {
         Ok(()) => Ok(true),
         Err(error) if is_gone(&error) => Err(Interrupted::Failed(error.into())),
         Err(error) => {

@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// # Errors
 ///
 /// Returns the last error of `ask`.
-pub(crate) fn ask_where_it_went<T>(
+pub(crate) fn retry_while_moving<T>(
     timeout: Duration,
     mut ask: impl FnMut(Duration) -> Result<T, Native>,
 ) -> Result<T, Native> {
@@ -54,7 +54,7 @@ mod tests {
 
     fn check(codes: &[Code], timeout: Duration, expected: Result<(), Code>) {
         let mut left = codes.iter();
-        let answer = ask_where_it_went(timeout, |_| {
+        let answer = retry_while_moving(timeout, |_| {
             left.next().map_or(Ok(()), |code| Err(Native::MetadataFetch(*code)))
         });
 
