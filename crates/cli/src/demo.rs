@@ -348,7 +348,7 @@ fn read_all(settings: &Settings, events: &str, dlq: &str) -> Result<Tally, CliEr
 
     let mut reader = Reader::open(settings, dlq, From::Start, OPEN)?;
     while let Some(record) = next_record(&mut reader)? {
-        if let Some(place) = dead_letter::original_place(&record.headers) {
+        if let Some(place) = dead_letter::original_position(&record.headers) {
             tally.add_dead_letter(place, record);
         }
     }

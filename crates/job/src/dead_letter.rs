@@ -122,14 +122,14 @@ impl DeadLetter {
 
         add(header::ORIGINAL_CONSUMER_GROUP, self.group.clone().into_bytes());
         add(header::EXCEPTION_FQCN, exception_name(self.error.kind).into_bytes());
-        add(header::EXCEPTION_MESSAGE, shortened(&self.error.message));
+        add(header::EXCEPTION_MESSAGE, shorten(&self.error.message));
         add(header::JOB_ID, self.job_id.clone().into_bytes());
         add(header::ATTEMPTS, self.attempts.to_string().into_bytes());
 
         if let Some(first) =
             self.first_error.as_ref().filter(|first| first.message != self.error.message)
         {
-            add(header::FIRST_ERROR, shortened(&first.message));
+            add(header::FIRST_ERROR, shorten(&first.message));
         }
 
         add(header::WORKER, self.worker.clone().into_bytes());
@@ -141,7 +141,7 @@ impl DeadLetter {
 /// Returns partition and offset of the original record from the headers of a dead letter. The last
 /// headers count: a record that was replayed and failed again also has those of its earlier
 /// failures.
-pub fn original_place(headers: &[Header]) -> Option<(i32, i64)> {
+pub fn original_position(headers: &[Header]) -> Option<(i32, i64)> {
     let last = |name: &str| headers.iter().rev().find(|(header, _)| header == name)?.1.as_deref();
 
     let partition = last(header::ORIGINAL_PARTITION)?.try_into().ok()?;
@@ -187,7 +187,7 @@ impl Reasons {
             |name: &str| block.iter().rev().find(|(header, _)| header == name)?.1.as_deref();
         let text = |name: &str| Some(String::from_utf8_lossy(bytes(name)?).into_owned());
 
-        let (partition, offset) = original_place(block)?;
+        let (partition, offset) = original_position(block)?;
         let timestamp =
             || bytes(header::ORIGINAL_TIMESTAMP)?.try_into().ok().map(i64::from_be_bytes);
 
@@ -250,7 +250,7 @@ pub fn exception_name(kind: ErrorKind) -> String {
     format!("{EXCEPTION_PREFIX}{}", kind.as_str())
 }
 
-fn shortened(message: &str) -> Vec<u8> {
+fn shorten(message: &str) -> Vec<u8> {
     let end = message.floor_char_boundary(MAX_MESSAGE_BYTES);
     message.as_bytes()[..end].to_vec()
 }
@@ -358,7 +358,7 @@ mod tests {
 
         assert_eq!(get(header::ORIGINAL_PARTITION), [0, 0, 0, 3]);
         assert_eq!(get(header::ORIGINAL_OFFSET), [0, 0, 0, 0, 0, 0, 1, 2]);
-        assert_eq!(original_place(&headers), Some((3, 258)));
+        assert_eq!(original_position(&headers), Some((3, 258)));
         assert_eq!(get(header::EXCEPTION_FQCN), b"mcp-fleet.tool");
         assert_eq!(get(header::ATTEMPTS), b"3");
         assert_eq!(get(header::FIRST_ERROR), b"slow");

@@ -12,10 +12,10 @@ mod payload;
 use serde_json::{Map, Value};
 
 use self::cloud_events::{
-    binary_cloud_event, cloud_event_headers, is_declared_cloud_event, looks_like_cloud_event,
-    structured_cloud_event,
+    cloud_event_headers, is_declared_cloud_event, looks_like_cloud_event, open_binary_event,
+    open_structured_event,
 };
-use self::fields::{check_id, from_object};
+use self::fields::{check_id, decode_fields};
 use crate::{
     envelope::Envelope,
     outcome::{ErrorKind, JobError},
@@ -64,13 +64,13 @@ pub fn decode_counted(
     max_bytes: usize,
 ) -> Result<(Envelope, usize), DecodeError> {
     let value = record.value.as_deref().ok_or_else(|| {
-        anonymous(
+        error_without_id(
             ErrorKind::Undecodable,
             "the record has no value; a job must be a JSON object".to_owned(),
         )
     })?;
     if value.len() > max_bytes {
-        return Err(anonymous(
+        return Err(error_without_id(
             ErrorKind::TooLarge,
             format!(
                 "the record's value has {} bytes, but the worker accepts at most {max_bytes}; \
@@ -81,12 +81,12 @@ pub fn decode_counted(
     }
 
     let opened = match cloud_event_headers(record) {
-        Some(attributes) => binary_cloud_event(attributes, value, max_bytes)?,
+        Some(attributes) => open_binary_event(attributes, value, max_bytes)?,
         None => {
             let is_declared = is_declared_cloud_event(record);
             let opened = open(value, max_bytes, |object| is_declared || is_envelope(object))?;
             match is_declared || looks_like_cloud_event(&opened.object) {
-                true => structured_cloud_event(opened, max_bytes)?,
+                true => open_structured_event(opened, max_bytes)?,
                 false => opened,
             }
         }
@@ -100,7 +100,7 @@ pub fn decode_counted(
         .filter(|id| check_id(id).is_ok())
         .map(str::to_owned);
 
-    let envelope = from_object(object).map_err(|error| DecodeError { error, job_id })?;
+    let envelope = decode_fields(object).map_err(|error| DecodeError { error, job_id })?;
     Ok((envelope, opened.unpacked))
 }
 
@@ -112,12 +112,12 @@ pub fn decode_counted(
 pub fn from_json(text: &[u8]) -> Result<Envelope, DecodeError> {
     let opened = open(text, usize::MAX, is_envelope)?;
     let object = match looks_like_cloud_event(&opened.object) {
-        true => structured_cloud_event(opened, usize::MAX)?.object,
+        true => open_structured_event(opened, usize::MAX)?.object,
         false => opened.object,
     };
 
     let job_id = object.get("jobID").and_then(Value::as_str).map(str::to_owned);
-    from_object(object).map_err(|error| DecodeError { error, job_id })
+    decode_fields(object).map_err(|error| DecodeError { error, job_id })
 }
 
 /// Decodes one envelope from an object that is known to be an envelope and not a CloudEvent.
@@ -126,10 +126,10 @@ pub fn from_json(text: &[u8]) -> Result<Envelope, DecodeError> {
 ///
 /// Returns the errors of [`decode`], except for the size limit.
 pub fn from_value(object: Map<String, Value>) -> Result<Envelope, JobError> {
-    from_object(object)
+    decode_fields(object)
 }
 
-fn anonymous(kind: ErrorKind, message: String) -> DecodeError {
+fn error_without_id(kind: ErrorKind, message: String) -> DecodeError {
     DecodeError { error: JobError::new(kind, message), job_id: None }
 }
 

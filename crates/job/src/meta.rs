@@ -57,7 +57,7 @@ pub fn for_call(
     meta.insert(JOB_ID.to_owned(), envelope.job_id.clone().into());
     meta.insert(ATTEMPT.to_owned(), attempt.into());
 
-    let key = match (index, round(envelope)) {
+    let key = match (index, round_hash(envelope)) {
         (Some(index), _) => format!("{key}#{index}"),
         (None, Some(round)) => format!("{key}#{round}"),
         (None, None) => key.to_owned(),
@@ -76,7 +76,7 @@ pub fn for_call(
 
 /// Returns what distinguishes a later round of a task from the first one, which has the same job id
 /// and arguments.
-fn round(envelope: &Envelope) -> Option<String> {
+fn round_hash(envelope: &Envelope) -> Option<String> {
     let Work::ToolCall(call) = &envelope.work else { return None };
     let TaskRound { input_responses, request_state, .. } = call.task.as_ref()?;
     if input_responses.is_empty() && request_state.is_none() {

@@ -161,23 +161,23 @@ impl Standing {
             return Verdict::State;
         }
 
-        match self.relation(entry) {
+        match self.relate(entry) {
             Relation::Older => {
                 self.remember(entry.source);
                 Verdict::Stale
             }
             Relation::Newer => {
                 self.remember(self.source);
-                self.older.retain(|older| entry.source.is_none_or(|source| !older.is(source)));
+                self.older.retain(|older| entry.source.is_none_or(|source| !older.matches(source)));
                 self.source = entry.source;
                 self.replace(entry)
             }
-            Relation::Same => self.within_the_source(entry),
+            Relation::Same => self.take_of_same_source(entry),
         }
     }
 
     /// Takes a record of the newest source.
-    fn within_the_source(&mut self, entry: &Entry) -> Verdict {
+    fn take_of_same_source(&mut self, entry: &Entry) -> Verdict {
         // Knowledge of the source's record grows: first that there will be one, then which one it
         // is, then in which topic.
         if entry.source.is_some_and(|source| {
@@ -215,16 +215,18 @@ impl Standing {
     }
 
     /// Compares the source of a record with the newest known source.
-    fn relation(&self, entry: &Entry) -> Relation {
+    fn relate(&self, entry: &Entry) -> Relation {
         let is_later = entry.origin() > self.offset;
 
         // Its writer knew everything that is known of the job here, and possibly more.
         let is_told = entry.restated.is_some_and(|restated| self.offset <= restated.known);
 
         match (entry.source, self.source) {
-            (Some(source), Some(newest)) if source.is(newest) => Relation::Same,
+            (Some(source), Some(newest)) if source.matches(newest) => Relation::Same,
             (Some(_), _) if is_told => Relation::Newer,
-            (Some(source), _) if self.older.iter().any(|older| older.is(source)) => Relation::Older,
+            (Some(source), _) if self.older.iter().any(|older| older.matches(source)) => {
+                Relation::Older
+            }
             (Some(_), None) if is_later => Relation::Same,
             (Some(_), Some(_)) if is_later => Relation::Newer,
             (None, _) if is_later && entry.announces => Relation::Newer,
@@ -236,7 +238,7 @@ impl Standing {
     /// Remembers an earlier source.
     fn remember(&mut self, source: Option<SourceKey>) {
         let Some(source) =
-            source.filter(|source| !self.older.iter().any(|older| older.is(*source)))
+            source.filter(|source| !self.older.iter().any(|older| older.matches(*source)))
         else {
             return;
         };
@@ -387,7 +389,7 @@ impl SourceKey {
     }
 
     /// Returns whether both are the same record, as far as is known.
-    fn is(self, other: Self) -> bool {
+    fn matches(self, other: Self) -> bool {
         let is_same_log = match (self.log, other.log) {
             (Some(log), Some(other)) => log == other,
             _ => self.time.zip(other.time).is_none_or(|(time, other)| time == other),

@@ -54,28 +54,31 @@ pub(crate) fn open(
 
     loop {
         found = match found {
-            Value::Object(object) if is_wanted(&object) => return Ok(layers.opened(object)),
+            Value::Object(object) if is_wanted(&object) => return Ok(layers.finish(object)),
             Value::Object(object) => match ObjectWrapping::find(&object) {
                 Some(wrapping) => {
                     layers.enter(wrapping.name)?;
-                    wrapping.take_inside(object).map_err(|count| layers.not_one(count))?
+                    wrapping.take_inside(object).map_err(|count| layers.not_one_error(count))?
                 }
-                None if layers.names.is_empty() => return Ok(layers.opened(object)),
-                None => return Err(layers.nothing_inside("an object without `jobID`")),
+                None if layers.names.is_empty() => return Ok(layers.finish(object)),
+                None => return Err(layers.nothing_inside_error("an object without `jobID`")),
             },
             Value::Array(items) if items.iter().any(Value::is_object) => {
                 layers.enter("an array")?;
-                objects::only_of(Value::Array(items)).map_err(|count| layers.not_one(count))?
+                objects::take_only(Value::Array(items))
+                    .map_err(|count| layers.not_one_error(count))?
             }
             Value::String(text) => layers.parse_text(&text)?,
-            other => return Err(layers.nothing_inside(&format!("a JSON {}", kind_of(&other)))),
+            other => {
+                return Err(layers.nothing_inside_error(&format!("a JSON {}", kind_of(&other))));
+            }
         };
     }
 }
 
 /// Returns the name of the member of `object` that contains a wanted object, as an object or as
 /// JSON in a string.
-pub(crate) fn holder(
+pub(crate) fn find_member_with(
     object: &Map<String, Value>,
     is_wanted: impl Fn(&Map<String, Value>) -> bool,
 ) -> Option<&str> {
@@ -112,14 +115,14 @@ struct Layers {
 }
 
 impl Layers {
-    fn opened(&self, object: Map<String, Value>) -> Opened {
+    fn finish(&self, object: Map<String, Value>) -> Opened {
         Opened { object, unpacked: self.unpacked }
     }
 
     /// Records that a layer is being removed.
     fn enter(&mut self, name: &str) -> Result<(), JobError> {
         if self.names.len() >= MAX_LAYERS {
-            return Err(self.invalid(&format!("; at most {MAX_LAYERS} layers are supported")));
+            return Err(self.invalid_error(&format!("; at most {MAX_LAYERS} layers are supported")));
         }
         self.names.push(name.to_owned());
         Ok(())
@@ -141,13 +144,13 @@ impl Layers {
         }
         if let Some(name) = bytes::name_unread_format(bytes) {
             self.enter(name)?;
-            return Err(self.invalid(
+            return Err(self.invalid_error(
                 ", which is not supported; write the envelope as plain JSON, and leave compression to the producer \
                  (`compression.type`)",
             ));
         }
         if matches!(bytes.first(), Some(0 | 3)) {
-            return self.behind_registry_header(bytes);
+            return self.parse_after_registry_header(bytes);
         }
 
         // C programs may include the terminating zero of a string.
@@ -157,7 +160,7 @@ impl Layers {
             Ok(found) => Ok(found),
             Err(source) => match self.parse_base64(text, "base64")? {
                 Some(found) => Ok(found),
-                None => Err(self.not_json(&source)),
+                None => Err(self.not_json_error(&source)),
             },
         }
     }
@@ -182,7 +185,7 @@ impl Layers {
 
     /// Parses the value behind the header of a schema registry, which is JSON only if the
     /// serializer is for JSON.
-    fn behind_registry_header(&mut self, bytes: &[u8]) -> Result<Value, JobError> {
+    fn parse_after_registry_header(&mut self, bytes: &[u8]) -> Result<Value, JobError> {
         let first = bytes.first();
         let of_this_kind = REGISTRY_HEADERS.iter().filter(|(magic, ..)| Some(magic) == first);
         for (_, length, name) in of_this_kind.clone() {
@@ -198,7 +201,7 @@ impl Layers {
         match of_this_kind.clone().next() {
             Some((_, length, name)) if bytes.len() > *length => {
                 self.enter(name)?;
-                Err(self.invalid(
+                Err(self.invalid_error(
                     ", but what follows is not JSON; Avro and Protobuf are not supported: use the serializer for JSON \
                      Schema, or write plain JSON",
                 ))
@@ -228,7 +231,7 @@ impl Layers {
                 ErrorKind::Undecodable,
                 "the record's value is a JSON string; a job must be a JSON object".to_owned(),
             )),
-            false => Err(self.nothing_inside("a string that is not JSON")),
+            false => Err(self.nothing_inside_error("a string that is not JSON")),
         }
     }
 
@@ -254,39 +257,41 @@ impl Layers {
             return Err(JobError::new(ErrorKind::TooLarge, message));
         }
 
-        read.map_err(|source| self.invalid(&format!(" that cannot be decompressed: {source}")))?;
+        read.map_err(|source| {
+            self.invalid_error(&format!(" that cannot be decompressed: {source}"))
+        })?;
         self.unpacked += plain.len();
         Ok(plain)
     }
 
-    fn not_json(&self, source: &serde_json::Error) -> JobError {
+    fn not_json_error(&self, source: &serde_json::Error) -> JobError {
         match self.names.is_empty() {
             true => JobError::new(
                 ErrorKind::Undecodable,
                 format!("the record's value is not JSON: {source}"),
             ),
-            false => self.nothing_inside(&format!("the content is not JSON: {source}")),
+            false => self.nothing_inside_error(&format!("the content is not JSON: {source}")),
         }
     }
 
     /// The error for a list, which is not one job.
-    fn not_one(&self, count: usize) -> JobError {
-        self.invalid(&format!(
+    fn not_one_error(&self, count: usize) -> JobError {
+        self.invalid_error(&format!(
             ", which contains {count} values instead of one; write each job as a separate record"
         ))
     }
 
-    fn nothing_inside(&self, found: &str) -> JobError {
+    fn nothing_inside_error(&self, found: &str) -> JobError {
         if self.names.is_empty() {
             let message = format!("the record's value is {found}; a job must be a JSON object");
             return JobError::new(ErrorKind::Undecodable, message);
         }
-        self.invalid(&format!(
+        self.invalid_error(&format!(
             ", but there is no job envelope inside ({found}); write an object with `jobID`, `jobType` and `payload` there"
         ))
     }
 
-    fn invalid(&self, rest: &str) -> JobError {
+    fn invalid_error(&self, rest: &str) -> JobError {
         let layers = self.names.join(", then ");
         JobError::new(
             ErrorKind::InvalidEnvelope,

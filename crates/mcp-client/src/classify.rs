@@ -63,7 +63,7 @@ enum Verdict {
 }
 
 /// Classifies an HTTP error by its status.
-fn verdict(head: &Head) -> Verdict {
+fn judge_status(head: &Head) -> Verdict {
     match head.status {
         401 | 403 | 407 => Verdict::Unauthorized,
         300..=399 => Verdict::Redirected,
@@ -80,7 +80,7 @@ fn verdict(head: &Head) -> Verdict {
 
 /// Returns the failure for a request that got no readable answer. `at` is the label of the
 /// endpoint.
-pub(crate) fn broken(broken: &Broken, at: &str) -> Failure {
+pub(crate) fn classify_broken(broken: &Broken, at: &str) -> Failure {
     let error = |kind, message| JobError::new(kind, message);
     match broken {
         Broken::NotSent(why) => Failure::unavailable(error(
@@ -101,19 +101,21 @@ pub(crate) fn broken(broken: &Broken, at: &str) -> Failure {
             format!("the answer of {at} exceeds the limit of {limit} bytes"),
         )),
         Broken::Unreadable(why) => {
-            unreadable(format!("the answer of {at} cannot be read: {}", quote(why)))
+            unreadable_failure(format!("the answer of {at} cannot be read: {}", quote(why)))
         }
-        Broken::ContentType(found) => unreadable(format!(
+        Broken::ContentType(found) => unreadable_failure(format!(
             "the answer of {at} is neither JSON nor an event stream, but {}",
             quote(found)
         )),
-        Broken::Unanswered => unreadable(format!("{at} accepted the request without answering it")),
+        Broken::Unanswered => {
+            unreadable_failure(format!("{at} accepted the request without answering it"))
+        }
     }
 }
 
 /// Returns the failure of a call whose answer cannot be read. The tool may have run and would give
 /// the same answer again.
-fn unreadable(message: String) -> Failure {
+fn unreadable_failure(message: String) -> Failure {
     let data = json!({ "reason": UNREADABLE_ANSWER });
     let error = JobError::new(ErrorKind::Protocol, message).with_data(data);
     Failure::permanent(error.with_error_code(codes::UNREADABLE_ANSWER))
@@ -121,17 +123,23 @@ fn unreadable(message: String) -> Failure {
 
 /// Returns the failure for an HTTP error status, with the JSON-RPC error in its body if there is
 /// one.
-pub(crate) fn http(head: &Head, error: Option<&RpcError>, now: SystemTime, at: &str) -> Failure {
+pub(crate) fn classify_http(
+    head: &Head,
+    error: Option<&RpcError>,
+    now: SystemTime,
+    at: &str,
+) -> Failure {
     let delay = head.retry_after.as_deref().and_then(|text| retry_after(text, now));
     // The reason that our server gives for a call takes precedence over the status of the request.
-    if let Some(failure) = error.and_then(|error| by_reason(error, at)) {
+    if let Some(failure) = error.and_then(|error| classify_reason(error, at)) {
         let wish = failure.retry_after.max(delay);
         return failure.after(wish);
     }
 
     let status = i64::from(head.status);
-    let verdict = verdict(head);
-    let detail = error.map_or_else(|| described(head, at), |error| rpc_error(error, at).message);
+    let verdict = judge_status(head);
+    let detail =
+        error.map_or_else(|| describe_status(head, at), |error| to_job_error(error, at).message);
 
     let failure = match verdict {
         Verdict::Unauthorized => {
@@ -147,7 +155,7 @@ pub(crate) fn http(head: &Head, error: Option<&RpcError>, now: SystemTime, at: &
         }
         Verdict::Full(_) | Verdict::Retry | Verdict::Permanent => {
             let error = match error {
-                Some(error) => rpc_error(error, at),
+                Some(error) => to_job_error(error, at),
                 None => JobError::new(ErrorKind::Http, detail).with_code(status),
             };
             match verdict {
@@ -157,7 +165,7 @@ pub(crate) fn http(head: &Head, error: Option<&RpcError>, now: SystemTime, at: &
             }
         }
         Verdict::AskBody => match error {
-            Some(error) => rpc(error, at),
+            Some(error) => classify_rpc(error, at),
             None => Failure::retry(JobError::new(ErrorKind::Http, detail).with_code(status)),
         },
     };
@@ -173,15 +181,15 @@ pub(crate) fn gives_reason(error: &JobError) -> bool {
 
 /// Returns the failure for the reason that our server gives in `data.reason` for not making a call.
 /// Returns `None` if there is no known reason.
-fn by_reason(error: &RpcError, at: &str) -> Option<Failure> {
+fn classify_reason(error: &RpcError, at: &str) -> Option<Failure> {
     let data = error.data.as_ref()?;
     let reason = data.get("reason")?.as_str()?;
     match reason {
         // Repeating a call does not get it approved.
-        "denied" | "approval-required" => return Some(Failure::permanent(rpc_error(error, at))),
+        "denied" | "approval-required" => return Some(Failure::permanent(to_job_error(error, at))),
         // The tool behind our server has run and would give the same answer again.
         UNREADABLE_ANSWER => {
-            let error = JobError { kind: ErrorKind::Protocol, ..rpc_error(error, at) };
+            let error = JobError { kind: ErrorKind::Protocol, ..to_job_error(error, at) };
             return Some(Failure::permanent(error.with_error_code(codes::UNREADABLE_ANSWER)));
         }
         _ => {}
@@ -192,32 +200,32 @@ fn by_reason(error: &RpcError, at: &str) -> Option<Failure> {
     let delay = data.get("retryAfterMs").and_then(Value::as_u64).map(Duration::from_millis);
     let delay = delay.map(|delay| delay.min(MAX_RETRY_AFTER));
 
-    Some(Failure::held(reason, server, rpc_error(error, at)).after(delay))
+    Some(Failure::held(reason, server, to_job_error(error, at)).after(delay))
 }
 
 /// Describes an HTTP error that has no JSON-RPC error in its body.
-fn described(head: &Head, at: &str) -> String {
+fn describe_status(head: &Head, at: &str) -> String {
     let text = quote(&head.text);
     let separator = if text.is_empty() { "" } else { ": " };
     format!("{at} answered HTTP {}{separator}{text}", head.status)
 }
 
 /// Returns the failure for a JSON-RPC error.
-pub(crate) fn rpc(error: &RpcError, at: &str) -> Failure {
-    if let Some(failure) = by_reason(error, at) {
+pub(crate) fn classify_rpc(error: &RpcError, at: &str) -> Failure {
+    if let Some(failure) = classify_reason(error, at) {
         return failure;
     }
     match error.code {
-        -32700 | -32600 | -32601 | -32602 => Failure::permanent(rpc_error(error, at)),
+        -32700 | -32600 | -32601 | -32602 => Failure::permanent(to_job_error(error, at)),
         HEADER_MISMATCH | MISSING_CAPABILITY | UNSUPPORTED_VERSION => {
-            Failure::permanent(rpc_error(error, at))
+            Failure::permanent(to_job_error(error, at))
         }
-        _ => Failure::retry(rpc_error(error, at)),
+        _ => Failure::retry(to_job_error(error, at)),
     }
 }
 
 /// Converts a JSON-RPC error into the fleet's error.
-fn rpc_error(error: &RpcError, at: &str) -> JobError {
+fn to_job_error(error: &RpcError, at: &str) -> JobError {
     let message = format!("{at} answered with error {}: {}", error.code, quote(&error.message));
     let told = JobError {
         data: error.data.clone(),
@@ -233,7 +241,7 @@ fn rpc_error(error: &RpcError, at: &str) -> JobError {
 }
 
 /// Classifies the result of `tools/call`. A question is a result too if somebody can be asked.
-pub(crate) fn tool_result(result: Value, may_ask: bool, at: &str) -> Outcome {
+pub(crate) fn classify_result(result: Value, may_ask: bool, at: &str) -> Outcome {
     let protocol = |message: String| {
         Outcome::Failed(Failure::permanent(JobError::new(ErrorKind::Protocol, message)))
     };

@@ -20,7 +20,7 @@ fn now() -> SystemTime {
 #[test]
 fn transport_failures() {
     let check = |what: Broken, class: FailureClass, kind: ErrorKind, text: &str| {
-        let failure = broken(&what, AT);
+        let failure = classify_broken(&what, AT);
         assert_eq!((failure.class, failure.error.kind), (class, kind), "{what:?}");
         assert!(failure.error.message.contains(text), "{}", failure.error.message);
         assert!(failure.error.message.contains(AT), "{}", failure.error.message);
@@ -39,7 +39,7 @@ fn http_statuses() {
     let check = |statuses: &[u16], class: FailureClass, kind: ErrorKind| {
         for &status in statuses {
             let head = Head { status, text: "why".into(), ..Head::default() };
-            let failure = http(&head, None, now(), AT);
+            let failure = classify_http(&head, None, now(), AT);
             assert_eq!((failure.class, failure.error.kind), (class, kind), "{status}");
             assert_eq!(failure.error.code, Some(i64::from(status)));
             assert_eq!(failure.retry_after, None);
@@ -58,8 +58,8 @@ fn json_rpc_errors() {
         let error =
             RpcError { code, message: "why".into(), data: Some(json!({"d": 1})), addressed: true };
         let failure = match status {
-            200 => rpc(&error, AT),
-            _ => http(&Head { status, ..Head::default() }, Some(&error), now(), AT),
+            200 => classify_rpc(&error, AT),
+            _ => classify_http(&Head { status, ..Head::default() }, Some(&error), now(), AT),
         };
         assert_eq!(failure.class, class, "{status} {code}");
         if !matches!(status, 401 | 403) {
@@ -94,8 +94,8 @@ fn a_reason_takes_precedence_over_code_and_status() {
         let error =
             RpcError { code: -32603, message: "why".into(), data: Some(data), addressed: true };
         let failure = match status {
-            200 => rpc(&error, AT),
-            _ => http(&Head { status, ..Head::default() }, Some(&error), now(), AT),
+            200 => classify_rpc(&error, AT),
+            _ => classify_http(&Head { status, ..Head::default() }, Some(&error), now(), AT),
         };
         assert_eq!(failure.class, class, "{status} {reason}");
         assert!(class == Unavailable || failure.error.code == Some(-32603), "{status} {reason}");
@@ -123,7 +123,7 @@ fn a_reason_takes_precedence_over_code_and_status() {
 fn a_server_that_asks_for_a_delay_is_full_but_available() {
     let check = |status: u16, retry_after: Option<&str>, class: FailureClass| {
         let head = Head { status, retry_after: retry_after.map(str::to_owned), ..Head::default() };
-        let failure = http(&head, None, now(), AT);
+        let failure = classify_http(&head, None, now(), AT);
         assert_eq!((failure.class, failure.server), (class, None), "{status} {retry_after:?}");
     };
     check(503, Some("7"), Held(ServerBusy));
@@ -139,20 +139,20 @@ fn a_server_that_asks_for_a_delay_is_full_but_available() {
 fn a_question_is_a_result_if_somebody_can_be_asked() {
     let question =
         json!({"resultType": "input_required", "inputRequests": {}, "requestState": "s"});
-    assert_eq!(tool_result(question.clone(), true, AT), Outcome::Succeeded(question.clone()));
+    assert_eq!(classify_result(question.clone(), true, AT), Outcome::Succeeded(question.clone()));
     assert!(
-        matches!(tool_result(question, false, AT), Outcome::Failed(failure) if failure.class == Permanent)
+        matches!(classify_result(question, false, AT), Outcome::Failed(failure) if failure.class == Permanent)
     );
     let task = json!({"resultType": "task", "taskId": "t"});
     assert!(
-        matches!(tool_result(task, true, AT), Outcome::Failed(failure) if failure.class == Permanent)
+        matches!(classify_result(task, true, AT), Outcome::Failed(failure) if failure.class == Permanent)
     );
 }
 
 #[test]
 fn tool_results() {
     let check = |result: Value, expected: Option<(FailureClass, ErrorKind, &str)>| match (
-        tool_result(result.clone(), false, AT),
+        classify_result(result.clone(), false, AT),
         expected,
     ) {
         (Outcome::Succeeded(value), None) => assert_eq!(value, result),
@@ -203,7 +203,7 @@ fn a_call_with_an_unreadable_answer_is_not_repeated() {
         data: Some(data),
         addressed: true,
     };
-    let failure = rpc(&error, AT);
+    let failure = classify_rpc(&error, AT);
     assert_eq!((failure.class, failure.error.kind), (Permanent, ErrorKind::Protocol));
     assert_eq!(failure.error.code, Some(-32603));
 }
@@ -211,5 +211,5 @@ fn a_call_with_an_unreadable_answer_is_not_repeated() {
 #[test]
 fn a_requested_delay_is_kept() {
     let head = Head { status: 503, retry_after: Some("7".into()), ..Head::default() };
-    assert_eq!(http(&head, None, now(), AT).retry_after, Some(Duration::from_secs(7)));
+    assert_eq!(classify_http(&head, None, now(), AT).retry_after, Some(Duration::from_secs(7)));
 }

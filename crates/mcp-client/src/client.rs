@@ -155,8 +155,8 @@ impl McpClient {
 
         let limit = timeout.unwrap_or(self.0.config.default_timeout);
 
-        match self.0.within(limit, &mut request, progress.as_ref()).await {
-            Ok((result, endpoint)) => classify::tool_result(result, may_ask, &endpoint.label),
+        match self.0.send_within(limit, &mut request, progress.as_ref()).await {
+            Ok((result, endpoint)) => classify::classify_result(result, may_ask, &endpoint.label),
             Err(failure) => Outcome::Failed(failure),
         }
     }
@@ -169,7 +169,7 @@ impl McpClient {
     pub async fn probe(&self) -> Result<(), Failure> {
         let mut tried = Vec::new();
         let mut failures = Vec::new();
-        while let Some(seat) = self.0.seat(&tried) {
+        while let Some(seat) = self.0.take_seat(&tried) {
             tried.push(seat.index);
             match self.0.probe(&self.0.endpoints[seat.index]).await {
                 Ok(()) => {
@@ -182,7 +182,7 @@ impl McpClient {
                 }
             }
         }
-        Err(merge(failures))
+        Err(merge_failures(failures))
     }
 
     /// Lists all tools of the server that can be called over HTTP, with the server's descriptions.
@@ -197,7 +197,7 @@ impl McpClient {
         for _ in 0..MAX_PAGES {
             let mut request = Request::new("tools/list", cursor_params(cursor.as_ref()));
             let limit = self.0.config.default_timeout;
-            let (page, _) = self.0.within(limit, &mut request, None).await?;
+            let (page, _) = self.0.send_within(limit, &mut request, None).await?;
             let next = add_page(page, &mut tools);
             if next.is_none() || next == cursor {
                 tools.retain(|tool| self.0.annotations.remember(tool).is_some());
@@ -223,13 +223,13 @@ impl Inner {
         self.balancer.lock()
     }
 
-    fn seat(&self, tried: &[usize]) -> Option<Seat<'_>> {
+    fn take_seat(&self, tried: &[usize]) -> Option<Seat<'_>> {
         let index = self.balancer().pick(Instant::now(), tried)?;
         Some(Seat { inner: self, index })
     }
 
     /// Sends the request within a deadline.
-    async fn within(
+    async fn send_within(
         &self,
         limit: Duration,
         request: &mut Request,
@@ -246,7 +246,7 @@ impl Inner {
                 self.balancer().put_aside(index, Instant::now(), None);
                 Broken::NotSent(format!("no connection within {} ms", limit.as_millis()))
             };
-            return Err(classify::broken(&broken, &self.endpoints[index].label));
+            return Err(classify::classify_broken(&broken, &self.endpoints[index].label));
         };
         result
     }
@@ -260,7 +260,7 @@ impl Inner {
     ) -> Result<(Value, &Endpoint), Failure> {
         let mut tried = Vec::new();
         let mut failures = Vec::new();
-        while let Some(seat) = self.seat(&tried) {
+        while let Some(seat) = self.take_seat(&tried) {
             tried.push(seat.index);
             track.endpoint.store(seat.index, Ordering::Relaxed);
             let endpoint = &self.endpoints[seat.index];
@@ -286,7 +286,7 @@ impl Inner {
             }
             failures.push(failure);
         }
-        Err(merge(failures))
+        Err(merge_failures(failures))
     }
 
     /// Sends the request to one endpoint. It is sent again only after a refusal that a new session,
@@ -316,9 +316,9 @@ impl Inner {
             let reply = match reply {
                 Ok(reply) => reply,
                 Err(broken) => {
-                    let failure = classify::broken(&broken, &endpoint.label);
+                    let failure = classify::classify_broken(&broken, &endpoint.label);
                     if matches!(broken, Broken::ContentType(_)) {
-                        Box::pin(self.still_there(endpoint, &dialect)).await?;
+                        Box::pin(self.check_presence(endpoint, &dialect)).await?;
                     }
                     return Err(Refusal {
                         failure,
@@ -359,7 +359,7 @@ impl Inner {
 
             let failure = endpoint.failure(&reply);
             if matches!((reply.head.status, &reply.answer), (404 | 405, Answer::Nothing)) {
-                Box::pin(self.still_there(endpoint, &dialect)).await?;
+                Box::pin(self.check_presence(endpoint, &dialect)).await?;
             }
             let untouched = may_be_taken_elsewhere(&failure);
             return Err(Refusal { failure, untouched });
@@ -369,7 +369,7 @@ impl Inner {
     /// Asks the endpoint for its era again after an answer that no MCP server gives. Behind a proxy
     /// whose route is gone, every call looks like a permanent failure, but it is the server that is
     /// missing.
-    async fn still_there(&self, endpoint: &Endpoint, dialect: &Dialect) -> Result<(), Refusal> {
+    async fn check_presence(&self, endpoint: &Endpoint, dialect: &Dialect) -> Result<(), Refusal> {
         endpoint.forget(dialect);
         match endpoint.dialect(&self.transport, &Sent::default()).await {
             Err(failure) if failure.class == FailureClass::Unavailable => {
@@ -403,9 +403,9 @@ impl Inner {
             }
             Ok(Err(refusal)) => Err(refusal.failure),
             Err(_) if sent.get() => {
-                Err(classify::broken(&Broken::TimedOut(limit), &endpoint.label))
+                Err(classify::classify_broken(&Broken::TimedOut(limit), &endpoint.label))
             }
-            Err(_) => Err(classify::broken(
+            Err(_) => Err(classify::classify_broken(
                 &Broken::NotSent(format!("no connection within {} ms", limit.as_millis())),
                 &endpoint.label,
             )),
@@ -455,7 +455,7 @@ fn may_be_taken_elsewhere(failure: &Failure) -> bool {
 
 /// Combines the failures of all endpoints. The server counts as unavailable only if all endpoints
 /// are.
-fn merge(failures: Vec<Failure>) -> Failure {
+fn merge_failures(failures: Vec<Failure>) -> Failure {
     let others: Vec<String> =
         failures.iter().map(|failure| failure.error.message.clone()).collect();
     let chosen = failures.into_iter().reduce(|a, b| match (a.class, b.class) {

@@ -125,7 +125,7 @@ impl Endpoint {
     ) -> Result<Dialect, Failure> {
         match self.known() {
             Some(dialect) => Ok(dialect),
-            None => Box::pin(self.find_out(transport, sent)).await,
+            None => Box::pin(self.make_handshake(transport, sent)).await,
         }
     }
 
@@ -254,13 +254,13 @@ impl Endpoint {
     pub(crate) fn failure(&self, reply: &Reply) -> Failure {
         match &reply.answer {
             Answer::Error(error) if (200..300).contains(&reply.head.status) => {
-                classify::rpc(error, &self.label)
+                classify::classify_rpc(error, &self.label)
             }
             Answer::Error(error) => {
-                classify::http(&reply.head, Some(error), SystemTime::now(), &self.label)
+                classify::classify_http(&reply.head, Some(error), SystemTime::now(), &self.label)
             }
             Answer::Nothing | Answer::Result(_) => {
-                classify::http(&reply.head, None, SystemTime::now(), &self.label)
+                classify::classify_http(&reply.head, None, SystemTime::now(), &self.label)
             }
         }
     }

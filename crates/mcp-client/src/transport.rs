@@ -144,7 +144,7 @@ impl Transport {
     pub(crate) async fn post(&self, mut post: Post<'_>) -> Result<Reply, Broken> {
         let body = Bytes::from(std::mem::take(&mut post.body));
         let mut response = self.send(post.url, &post, body.clone()).await?;
-        if let Some(url) = moved(&response, post.url) {
+        if let Some(url) = redirect_target(&response, post.url) {
             post.sent.reset();
             response = self.send(&url, &post, body).await?;
         }
@@ -165,7 +165,7 @@ impl Transport {
                 Err(_) => Vec::new(),
             };
 
-            let answer = match one_answer(wire::read(&text, post.id)) {
+            let answer = match pick_answer(wire::read(&text, post.id)) {
                 Some(Message::Result(result)) => Answer::Result(result),
                 Some(Message::Error(error)) => Answer::Error(error),
                 _ => Answer::Nothing,
@@ -180,8 +180,8 @@ impl Transport {
         let mut body = body?;
         let (answer, streamed) = match kind {
             Media::Json => {
-                let text = whole(&mut body, is_framed, limit).await?;
-                (answer(wire::read(&text, post.id))?, false)
+                let text = read_whole(&mut body, is_framed, limit).await?;
+                (require_answer(wire::read(&text, post.id))?, false)
             }
             Media::EventStream => (
                 self.read_events(body, post.url, &post.headers, post.id, post.progress).await?,
@@ -189,8 +189,8 @@ impl Transport {
             ),
             Media::Other(_) if matches!(head.status, 202 | 204) => return Err(Broken::Unanswered),
             Media::Other(name) => {
-                let text = whole(&mut body, is_framed, limit).await?;
-                (unlabelled(&text, name, post.id)?, false)
+                let text = read_whole(&mut body, is_framed, limit).await?;
+                (find_unlabelled_answer(&text, name, post.id)?, false)
             }
         };
         Ok(Reply { head, session, answer, streamed })
@@ -230,7 +230,7 @@ impl Transport {
         };
 
         let mut response = send(url, body.clone()).await?;
-        if let Some(url) = moved(&response, url) {
+        if let Some(url) = redirect_target(&response, url) {
             response = send(&url, body).await?;
         }
 
@@ -247,7 +247,7 @@ impl Transport {
         };
 
         let mut sent = send(url).await;
-        if let Some(url) = sent.as_ref().ok().and_then(|response| moved(response, url)) {
+        if let Some(url) = sent.as_ref().ok().and_then(|response| redirect_target(response, url)) {
             sent = send(&url).await;
         }
         if let Err(error) = sent {
@@ -284,7 +284,7 @@ impl Transport {
         let mut decoder = Decoder::new(limit);
         let mut start = Start::default();
         let mut odd = None;
-        while let Some(mut chunk) = body.chunk().await.map_err(|error| not_read(error, limit))? {
+        while let Some(mut chunk) = body.chunk().await.map_err(|error| read_error(error, limit))? {
             match start.take(&chunk) {
                 0 => {}
                 length if length > limit => return Err(Broken::TooLarge(limit)),
@@ -295,7 +295,7 @@ impl Transport {
                 decoder.next_event(&mut chunk).map_err(|EventTooLarge| Broken::TooLarge(limit))?
             {
                 match self.take_event(&event, url, headers, id, progress).await {
-                    Taken::Answer(message) => return answer(vec![message]),
+                    Taken::Answer(message) => return require_answer(vec![message]),
                     Taken::Odd(Odd { why, is_end: true }) => return Err(Broken::Unreadable(why)),
                     Taken::Odd(Odd { why, is_end: false }) => odd = Some(why),
                     // Only the last event can replace the answer.
@@ -306,12 +306,14 @@ impl Transport {
         }
 
         if let Start::Text(text) = start {
-            return answer(wire::read(&text, id));
+            return require_answer(wire::read(&text, id));
         }
         // Some servers omit the last blank line. An incomplete event was cut with its connection.
         let last = decoder.finish().filter(|event| event.is_message() && !is_cut(&event.data));
-        match last.and_then(|event| one_answer(wire::read(&event.data, id))) {
-            Some(message) if !matches!(message, Message::Malformed(_)) => answer(vec![message]),
+        match last.and_then(|event| pick_answer(wire::read(&event.data, id))) {
+            Some(message) if !matches!(message, Message::Malformed(_)) => {
+                require_answer(vec![message])
+            }
             _ => Err(odd.map_or_else(
                 || Broken::Lost("the event stream ended before the answer".to_owned()),
                 Broken::Unreadable,
@@ -376,20 +378,20 @@ fn is_answer(message: &Message) -> bool {
 
 /// Returns the answer in a body that is not declared as JSON. If it is the answer to this request,
 /// the tool has run, and a wrong content type is no reason to run it again.
-fn unlabelled(text: &[u8], name: String, id: u64) -> Result<Answer, Broken> {
-    match one_answer(wire::read(text, id)) {
+fn find_unlabelled_answer(text: &[u8], name: String, id: u64) -> Result<Answer, Broken> {
+    match pick_answer(wire::read(text, id)) {
         Some(
             message @ (Message::Result(_)
             | Message::Error(RpcError { addressed: true, .. })
             | Message::Unreadable(_)),
-        ) => answer(vec![message]),
+        ) => require_answer(vec![message]),
         _ => Err(Broken::ContentType(if name.is_empty() { "nothing".to_owned() } else { name })),
     }
 }
 
 /// Returns the message that ends the request. A certain answer takes precedence over a possible
 /// one.
-fn one_answer(messages: Vec<Message>) -> Option<Message> {
+fn pick_answer(messages: Vec<Message>) -> Option<Message> {
     let (malformed, others): (Vec<_>, Vec<_>) =
         messages.into_iter().partition(|message| matches!(message, Message::Malformed(_)));
     let mut candidates = others.into_iter().chain(malformed);
@@ -402,8 +404,8 @@ fn one_answer(messages: Vec<Message>) -> Option<Message> {
 }
 
 /// Reads a whole body. If only the end of the connection marks its end, an incomplete body was cut.
-async fn whole(body: &mut Body, is_framed: bool, limit: usize) -> Result<Vec<u8>, Broken> {
-    let text = body.whole().await.map_err(|error| not_read(error, limit))?;
+async fn read_whole(body: &mut Body, is_framed: bool, limit: usize) -> Result<Vec<u8>, Broken> {
+    let text = body.whole().await.map_err(|error| read_error(error, limit))?;
     if !is_framed && is_cut(&text) {
         return Err(Broken::Lost("the connection ended in the middle of the answer".to_owned()));
     }
@@ -429,8 +431,8 @@ fn has_too_large_head(error: &reqwest::Error) -> bool {
 }
 
 /// Returns the answer among the messages, which must contain one.
-fn answer(messages: Vec<Message>) -> Result<Answer, Broken> {
-    match one_answer(messages) {
+fn require_answer(messages: Vec<Message>) -> Result<Answer, Broken> {
+    match pick_answer(messages) {
         Some(Message::Result(result)) => Ok(Answer::Result(result)),
         Some(Message::Error(error)) => Ok(Answer::Error(error)),
         Some(Message::Unreadable(why) | Message::Malformed(why)) => Err(Broken::Unreadable(why)),
@@ -447,17 +449,18 @@ fn body_of(response: Response, limit: usize) -> Result<Body, Broken> {
     let encoding = encoding.map(str::to_owned);
     let length = response.content_length();
     let chunks = response.bytes_stream().boxed();
-    Body::new(chunks, encoding.as_deref(), length, limit).map_err(|error| not_decoded(error, limit))
+    Body::new(chunks, encoding.as_deref(), length, limit)
+        .map_err(|error| decode_error(error, limit))
 }
 
-fn not_read(error: BodyError<reqwest::Error>, limit: usize) -> Broken {
+fn read_error(error: BodyError<reqwest::Error>, limit: usize) -> Broken {
     match error {
         BodyError::Lost(error) => Broken::Lost(causes(error)),
-        BodyError::Encoding(error) => not_decoded(error, limit),
+        BodyError::Encoding(error) => decode_error(error, limit),
     }
 }
 
-fn not_decoded(error: DecodeError, limit: usize) -> Broken {
+fn decode_error(error: DecodeError, limit: usize) -> Broken {
     match error {
         DecodeError::Unknown(name) => {
             Broken::ContentType(format!("encoded as {name}, which was not requested"))
@@ -481,7 +484,7 @@ fn head(response: &Response) -> Head {
 
 /// Returns the URL to which the request must be sent again, if the server redirects within its
 /// origin.
-fn moved(response: &Response, from: &Url) -> Option<Url> {
+fn redirect_target(response: &Response, from: &Url) -> Option<Url> {
     let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
     fleet_wire::head::moved(response.status().as_u16(), from, location)
 }

@@ -283,11 +283,11 @@ pub struct Progress {
 
 /// Reads the messages that arrived in answer to request `id`.
 pub(crate) fn read(bytes: &[u8], id: u64) -> Vec<Message> {
-    fleet_wire::read(bytes).into_iter().map(|message| of_request(message, id)).collect()
+    fleet_wire::read(bytes).into_iter().map(|message| interpret(message, id)).collect()
 }
 
 /// Interprets one message with regard to request `id`.
-fn of_request(message: fleet_wire::Message, id: u64) -> Message {
+fn interpret(message: fleet_wire::Message, id: u64) -> Message {
     // Ids count up from 0 and never get near this limit.
     let own = Id::Number(i64::try_from(id).unwrap_or(i64::MAX));
     match message.answer_to(&own) {
@@ -303,7 +303,7 @@ fn of_request(message: fleet_wire::Message, id: u64) -> Message {
         Err(fleet_wire::Message::Notification(method, message))
             if method == "notifications/progress" =>
         {
-            progress(message.get("params"), id)
+            read_progress(message.get("params"), id)
         }
         Err(fleet_wire::Message::Reply(..)) => Message::Foreign,
         Err(_) => Message::Other,
@@ -315,7 +315,7 @@ fn is_id(found: &Value, id: u64) -> bool {
 }
 
 /// Interprets a progress notification.
-fn progress(params: Option<&Value>, id: u64) -> Message {
+fn read_progress(params: Option<&Value>, id: u64) -> Message {
     let get = |key: &str| params.and_then(|params| params.get(key));
     match get("progress").and_then(Value::as_f64) {
         Some(progress) if get(META_PROGRESS).is_some_and(|token| is_id(token, id)) => {

@@ -10,9 +10,9 @@ use serde_json::{Map, Value};
 
 use crate::{
     mend::mend,
-    outline::{id_at_end, outline},
+    outline::{find_id_at_end, outline},
     quote,
-    surround::{answers_within, as_utf8, values_in_a_row},
+    surround::{find_answers, split_values, to_utf8},
 };
 
 /// How much of an unreadable message is quoted, in characters.
@@ -30,7 +30,7 @@ pub enum Id {
 impl Id {
     pub(crate) fn of(value: &Value) -> Option<Self> {
         match value {
-            Value::Number(number) => whole(number).map(Self::Number),
+            Value::Number(number) => whole_number(number).map(Self::Number),
             Value::String(text) => Some(Self::Text(text.clone())),
             _ => None,
         }
@@ -152,7 +152,7 @@ impl Message {
 /// is not JSON but contains answers, as a line of a log may, returns those answers.
 #[must_use]
 pub fn read(bytes: &[u8]) -> Vec<Message> {
-    let bytes = &*as_utf8(bytes);
+    let bytes = &*to_utf8(bytes);
     let problem = match serde_json::from_slice::<Value>(bytes) {
         Ok(value) => return read_value(value),
         Err(problem) => problem,
@@ -160,19 +160,19 @@ pub fn read(bytes: &[u8]) -> Vec<Message> {
 
     let mended = mend(bytes);
     if !mended.trim_start().starts_with(['{', '[']) {
-        return or_noise(answers_within(&mended));
+        return or_noise(find_answers(&mended));
     }
 
     if let Ok(value) = serde_json::from_str(&mended) {
         return read_value(value);
     }
 
-    let (values, rest) = values_in_a_row(&mended);
+    let (values, rest) = split_values(&mended);
     if !values.is_empty() {
         let mut messages: Vec<_> = values.into_iter().flat_map(read_value).collect();
         messages.extend(match rest.trim_start().starts_with('{') {
             true => read_broken(rest, &problem),
-            false => answers_within(rest),
+            false => find_answers(rest),
         });
         return messages;
     }
@@ -228,7 +228,7 @@ pub fn answer_in(bytes: &[u8], id: &Id) -> Option<Answer> {
 /// Returns the ids at the top level of an answer. There are several if the member is repeated.
 #[must_use]
 pub fn ids_in(bytes: &[u8]) -> Vec<Id> {
-    outline(&String::from_utf8_lossy(&as_utf8(bytes))).ids
+    outline(&String::from_utf8_lossy(&to_utf8(bytes))).ids
 }
 
 /// Finds the id near the start or end of an answer that is too long to keep. Returns `None` if the
@@ -240,7 +240,7 @@ pub fn id_of_long(head: &[u8], tail: &[u8]) -> Option<Id> {
         return None;
     }
 
-    outline.id().cloned().or_else(|| id_at_end(&String::from_utf8_lossy(tail)))
+    outline.id().cloned().or_else(|| find_id_at_end(&String::from_utf8_lossy(tail)))
 }
 
 /// Reads the messages in a value: the value itself, the elements of an array, or the JSON in a
@@ -297,7 +297,7 @@ fn read_one(value: Value) -> Message {
 
 fn read_error(error: &Value) -> Reply {
     let code = match error.get("code") {
-        Some(Value::Number(code)) => whole(code),
+        Some(Value::Number(code)) => whole_number(code),
         _ => None,
     };
     let Some(code) = code else { return unreadable("its error has no code", error) };
@@ -315,7 +315,7 @@ fn unreadable(why: &str, what: &Value) -> Reply {
 }
 
 /// Returns a number without a fraction, however it is written.
-fn whole(number: &serde_json::Number) -> Option<i64> {
+fn whole_number(number: &serde_json::Number) -> Option<i64> {
     let rounded =
         |number: f64| (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64);
     number.as_i64().or_else(|| number.as_f64().and_then(rounded))

@@ -38,7 +38,7 @@ pub(crate) fn outline(text: &str) -> Outline {
             }
             // Python prints its strings in single quotes.
             quote @ (b'"' | b'\'') => {
-                let end = end_of_string(bytes, at, *quote);
+                let end = find_string_end(bytes, at, *quote);
                 let string = text.get(at..end).unwrap_or_default();
                 if depth == 1 && key.is_none() {
                     key = Some(string);
@@ -76,7 +76,7 @@ impl Outline {
     fn note(&mut self, key: Option<&str>, value: &str) {
         let quotes = ['"', '\''];
         match key.map(|key| key.trim_matches(quotes)) {
-            Some("id") => self.ids.extend(id_in(value)),
+            Some("id") => self.ids.extend(parse_id(value)),
             Some("method") => self.has_method = true,
             Some("result" | "error") => self.has_answer = true,
             _ => {}
@@ -85,7 +85,7 @@ impl Outline {
 }
 
 /// Parses an id as written in JSON or Python.
-fn id_in(written: &str) -> Option<Id> {
+fn parse_id(written: &str) -> Option<Id> {
     let written = written.trim();
     match written.strip_prefix('\'') {
         Some(text) => Some(Id::Text(text.trim_end_matches('\'').to_owned())),
@@ -94,7 +94,7 @@ fn id_in(written: &str) -> Option<Id> {
 }
 
 /// Returns the position after the closing quote of the string that starts here.
-fn end_of_string(bytes: &[u8], start: usize, quote: u8) -> usize {
+fn find_string_end(bytes: &[u8], start: usize, quote: u8) -> usize {
     let mut at = start + 1;
     while let Some(byte) = bytes.get(at) {
         match byte {
@@ -108,7 +108,7 @@ fn end_of_string(bytes: &[u8], start: usize, quote: u8) -> usize {
 
 /// Returns the id of an object from the object's end, if the id is one of its last members, as some
 /// writers arrange it.
-pub(crate) fn id_at_end(tail: &str) -> Option<Id> {
+pub(crate) fn find_id_at_end(tail: &str) -> Option<Id> {
     let (_, behind) = tail.rsplit_once("\"id\"")?;
     let value = behind.trim_start().strip_prefix(':')?;
     let end = value.find([',', '}'])?;
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn ids_are_found_at_the_end() {
-        let check = |text: &str, id: Option<Id>| assert_eq!(id_at_end(text), id, "{text}");
+        let check = |text: &str, id: Option<Id>| assert_eq!(find_id_at_end(text), id, "{text}");
         check(r#"AAAA"}]},"jsonrpc":"2.0","id":7}"#, number(7));
         check(r#"AAAA"}]},"id":7,"jsonrpc":"2.0"}"#, number(7));
         check(r#"AAAA"},"id":7}]},"jsonrpc":"2.0"}"#, None);

@@ -11,7 +11,7 @@ use crate::message::{Message, read_value};
 const MAX_STARTS: usize = 16;
 
 /// Removes a byte order mark, and converts text that looks like UTF-16 to UTF-8.
-pub(crate) fn as_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
+pub(crate) fn to_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
     if let Some(rest) = bytes.strip_prefix(b"\xef\xbb\xbf") {
         return Cow::Borrowed(rest);
     }
@@ -41,7 +41,7 @@ pub(crate) fn as_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// Returns the JSON values at the start of a text, and the rest of the text.
-pub(crate) fn values_in_a_row(text: &str) -> (Vec<Value>, &str) {
+pub(crate) fn split_values(text: &str) -> (Vec<Value>, &str) {
     let mut values = Vec::new();
     let mut row = Deserializer::from_str(text).into_iter();
     let mut end = 0;
@@ -55,10 +55,10 @@ pub(crate) fn values_in_a_row(text: &str) -> (Vec<Value>, &str) {
 /// Finds answers at the ends of lines in a text that is not JSON. Other messages are ignored: a log
 /// also quotes requests and texts of third parties, and truncates answers that are still to come.
 /// So an answer must be complete, end its line, and have the member `jsonrpc`.
-pub(crate) fn answers_within(text: &str) -> Vec<Message> {
+pub(crate) fn find_answers(text: &str) -> Vec<Message> {
     let mut rest = text;
     for _ in 0..MAX_STARTS {
-        let Some(start) = start_of_object(rest) else { break };
+        let Some(start) = find_object_start(rest) else { break };
         rest = &rest[start..];
 
         let mut row = Deserializer::from_str(rest).into_iter::<Value>();
@@ -102,7 +102,7 @@ fn begins_with_line_end(text: &str) -> bool {
 }
 
 /// Returns the position at which an object may start.
-fn start_of_object(text: &str) -> Option<usize> {
+fn find_object_start(text: &str) -> Option<usize> {
     text.match_indices('{')
         .map(|(at, _)| at)
         .find(|at| text.get(at + 1..).is_some_and(|behind| behind.trim_start().starts_with('"')))

@@ -5,7 +5,7 @@
 use base64::Engine as _;
 use serde_json::{Map, Value};
 
-use super::{DecodeError, anonymous, open};
+use super::{DecodeError, error_without_id, open};
 use crate::{envelope::JobType, outcome::ErrorKind, record::RawRecord, wrapping::Opened};
 
 /// The prefix of CloudEvents attributes in Kafka headers.
@@ -39,14 +39,14 @@ pub(super) fn cloud_event_headers(record: &RawRecord) -> Option<Map<String, Valu
     Some(attributes.collect())
 }
 
-pub(super) fn binary_cloud_event(
+pub(super) fn open_binary_event(
     attributes: Map<String, Value>,
     value: &[u8],
     max_bytes: usize,
 ) -> Result<Opened, DecodeError> {
     let opened = open(value, max_bytes, |_| true)?;
     let payload = Value::Object(opened.object);
-    Ok(Opened { object: from_attributes(attributes, Some(payload)), ..opened })
+    Ok(Opened { object: convert_attributes(attributes, Some(payload)), ..opened })
 }
 
 pub(super) fn is_declared_cloud_event(record: &RawRecord) -> bool {
@@ -59,14 +59,14 @@ pub(super) fn looks_like_cloud_event(object: &Map<String, Value>) -> bool {
     object.contains_key("specversion") && !object.contains_key("jobID")
 }
 
-pub(super) fn structured_cloud_event(opened: Opened, limit: usize) -> Result<Opened, DecodeError> {
+pub(super) fn open_structured_event(opened: Opened, limit: usize) -> Result<Opened, DecodeError> {
     let Opened { mut object, mut unpacked } = opened;
     let data = match (object.shift_remove("data"), object.shift_remove("data_base64")) {
         (Some(data), _) => Some(data),
         (None, Some(Value::String(text))) => {
             let bytes =
                 base64::engine::general_purpose::STANDARD.decode(&text).map_err(|source| {
-                    anonymous(
+                    error_without_id(
                         ErrorKind::Undecodable,
                         format!("the CloudEvent's `data_base64` is not valid base64: {source}"),
                     )
@@ -79,19 +79,22 @@ pub(super) fn structured_cloud_event(opened: Opened, limit: usize) -> Result<Ope
         (None, _) => None,
     };
 
-    Ok(Opened { object: from_attributes(object, data), unpacked })
+    Ok(Opened { object: convert_attributes(object, data), unpacked })
 }
 
 /// Converts the attributes and data of a CloudEvent into an envelope. Attributes that are not
 /// fields of the envelope are kept under their own names.
-fn from_attributes(mut attributes: Map<String, Value>, data: Option<Value>) -> Map<String, Value> {
+fn convert_attributes(
+    mut attributes: Map<String, Value>,
+    data: Option<Value>,
+) -> Map<String, Value> {
     let mut object = Map::new();
 
     if let Some(id) = attributes.shift_remove("id") {
         object.insert("jobID".to_owned(), id);
     }
     if let Some(kind) = attributes.shift_remove("type") {
-        object.insert("jobType".to_owned(), without_namespace(kind));
+        object.insert("jobType".to_owned(), strip_namespace(kind));
     }
     if let Some(data) = data {
         object.insert("payload".to_owned(), data);
@@ -99,7 +102,7 @@ fn from_attributes(mut attributes: Map<String, Value>, data: Option<Value>) -> M
 
     for (name, value) in attributes {
         match CE_FIELDS.iter().find(|(attribute, _)| *attribute == name) {
-            Some((_, field)) => object.insert((*field).to_owned(), typed_attribute(field, value)),
+            Some((_, field)) => object.insert((*field).to_owned(), parse_attribute(field, value)),
             None => object.insert(name, value),
         };
     }
@@ -109,7 +112,7 @@ fn from_attributes(mut attributes: Map<String, Value>, data: Option<Value>) -> M
 
 /// Removes the namespace of a CloudEvents type, which is usually a reverse-DNS name:
 /// `io.mcp-fleet.tool-call` is a `tool-call`.
-fn without_namespace(kind: Value) -> Value {
+fn strip_namespace(kind: Value) -> Value {
     let known = kind
         .as_str()
         .and_then(|text| text.rsplit('.').next())
@@ -120,7 +123,7 @@ fn without_namespace(kind: Value) -> Value {
 
 /// Parses attributes that are numbers or objects. In headers every attribute is text, so these are
 /// written as JSON.
-fn typed_attribute(field: &str, value: Value) -> Value {
+fn parse_attribute(field: &str, value: Value) -> Value {
     let is_json = matches!(field, "priority" | "timeoutMs" | "maxAttempts" | "metadata");
     match &value {
         Value::String(text) if is_json => serde_json::from_str(text).unwrap_or(value),

@@ -27,7 +27,7 @@ pub(super) fn invalid(message: String) -> JobError {
 }
 
 /// Reads a `T`. An error names the position of the problem below `prefix`.
-pub(super) fn typed<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T, JobError> {
+pub(super) fn read_typed<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T, JobError> {
     let read = match number::has_plain_numbers(&value) {
         true => serde_path_to_error::deserialize(value),
         false => serde_json::from_str(&value.to_string())
@@ -46,9 +46,9 @@ pub(super) fn typed<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T
 }
 
 /// Decodes an envelope and checks every bound.
-pub(super) fn from_object(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
+pub(super) fn decode_fields(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
     if !is_envelope(&object)
-        && let Some(member) = wrapping::holder(&object, is_envelope)
+        && let Some(member) = wrapping::find_member_with(&object, is_envelope)
     {
         return Err(invalid(format!(
             "`jobID` is missing, but `{member}` contains a job envelope; write that as the record's value"
@@ -63,20 +63,21 @@ pub(super) fn from_object(mut object: Map<String, Value>) -> Result<Envelope, Jo
     let payload = object.shift_remove("payload").unwrap_or_default();
 
     // `null` means absent in optional fields only; the required fields reject it.
-    let wire: WireEnvelope = typed(Value::Object(object), "").map_err(with_hint)?;
+    let wire: WireEnvelope = read_typed(Value::Object(object), "").map_err(with_hint)?;
 
     check_id(&wire.job_id).map_err(|why| invalid(format!("`jobID` {why}")))?;
-    let work = payload::work(&wire.job_type, payload).map_err(with_hint)?;
+    let work = payload::decode_work(&wire.job_type, payload).map_err(with_hint)?;
     check_bounds(&wire)?;
 
     Ok(Envelope {
         job_id: wire.job_id,
         work,
-        priority: bounded("priority", wire.priority, 0, u64::from(MAX_PRIORITY))?.map(|n| n as u8),
+        priority: check_range("priority", wire.priority, 0, u64::from(MAX_PRIORITY))?
+            .map(|n| n as u8),
         not_before: wire.not_before,
         deadline: wire.deadline,
-        timeout_ms: bounded("timeoutMs", wire.timeout_ms, 1, MAX_TIMEOUT_MS)?,
-        max_attempts: bounded("maxAttempts", wire.max_attempts, 1, u64::from(MAX_ATTEMPTS))?
+        timeout_ms: check_range("timeoutMs", wire.timeout_ms, 1, MAX_TIMEOUT_MS)?,
+        max_attempts: check_range("maxAttempts", wire.max_attempts, 1, u64::from(MAX_ATTEMPTS))?
             .and_then(|n| NonZeroU32::new(n as u32)),
         idempotency_key: wire.idempotency_key,
         reply_to: wire.reply_to,
@@ -157,7 +158,7 @@ fn spelling_hint(object: &Map<String, Value>) -> String {
     if hints.is_empty() { String::new() } else { format!(" ({})", hints.join(", ")) }
 }
 
-pub(super) fn bounded(
+pub(super) fn check_range(
     field: &str,
     value: Option<u64>,
     min: u64,

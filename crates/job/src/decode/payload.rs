@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::fields::{bounded, invalid, typed};
+use super::fields::{check_range, invalid, read_typed};
 use crate::{
     envelope::{JobType, MAX_BATCH_CALLS, MAX_BATCH_PARALLEL, ToolBatch, ToolCall, Work},
     mcp_servers::{self, McpServers},
@@ -11,15 +11,15 @@ use crate::{
 };
 
 /// Decodes the work of a job from its type and payload.
-pub(super) fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
+pub(super) fn decode_work(job_type: &str, payload: Value) -> Result<Work, JobError> {
     let kind = JobType::from_name(job_type).ok_or_else(|| {
         let known = JobType::ALL.map(JobType::as_str).join(", ");
         invalid(format!("`jobType`: `{job_type}` is unknown; expected one of {known}"))
     })?;
 
     let payload = match payload {
-        Value::String(text) if kind == JobType::ServerInit => configuration_in(&text)?,
-        Value::String(text) => payload_in(&text)?,
+        Value::String(text) if kind == JobType::ServerInit => parse_configuration(&text)?,
+        Value::String(text) => parse_payload(&text)?,
         Value::Null => {
             return Err(invalid(format!("`payload` is missing; a {job_type} job needs one")));
         }
@@ -34,22 +34,23 @@ pub(super) fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
     };
 
     match kind {
-        JobType::ServerInit => server_init(Value::Object(object)),
+        JobType::ServerInit => decode_server_init(Value::Object(object)),
         JobType::ToolCall => {
             let arguments = take_arguments(&mut object);
-            let call: ToolCall = typed(Value::Object(object), "payload")?;
+            let call: ToolCall = read_typed(Value::Object(object), "payload")?;
             check_call(&call, "payload")?;
-            Ok(Work::ToolCall(with_arguments(call, arguments)))
+            Ok(Work::ToolCall(restore_arguments(call, arguments)))
         }
         JobType::ToolBatch => {
             let calls = object.get_mut("calls").and_then(Value::as_array_mut).into_iter().flatten();
             let arguments: Vec<_> =
                 calls.map(|call| call.as_object_mut().and_then(take_arguments)).collect();
-            let mut batch: ToolBatch = typed(Value::Object(object), "payload")?;
+            let mut batch: ToolBatch = read_typed(Value::Object(object), "payload")?;
             check_batch(&batch)?;
 
             let calls = batch.calls.into_iter().zip(arguments);
-            batch.calls = calls.map(|(call, arguments)| with_arguments(call, arguments)).collect();
+            batch.calls =
+                calls.map(|(call, arguments)| restore_arguments(call, arguments)).collect();
             Ok(Work::ToolBatch(batch))
         }
     }
@@ -57,7 +58,7 @@ pub(super) fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
 
 /// Parses a payload in a string. Some producers encode it twice, so it may be a string inside a
 /// string.
-fn payload_in(text: &str) -> Result<Value, JobError> {
+fn parse_payload(text: &str) -> Result<Value, JobError> {
     let read = |text: &str| {
         serde_json::from_str(text).map_err(|source| {
             invalid(format!("`payload` is a string that does not contain valid JSON: {source}"))
@@ -70,7 +71,7 @@ fn payload_in(text: &str) -> Result<Value, JobError> {
 }
 
 /// Parses a configuration in a string, which may have comments and other deviations from JSON.
-fn configuration_in(text: &str) -> Result<Value, JobError> {
+fn parse_configuration(text: &str) -> Result<Value, JobError> {
     let read = |text: &str| {
         mcp_servers::text::parse(text.as_bytes())
             .map_err(|error| invalid(format!("`payload`: {error}")))
@@ -91,12 +92,12 @@ fn take_arguments(call: &mut Map<String, Value>) -> Option<Map<String, Value>> {
 }
 
 /// Puts the arguments back into a call.
-fn with_arguments(call: ToolCall, arguments: Option<Map<String, Value>>) -> ToolCall {
+fn restore_arguments(call: ToolCall, arguments: Option<Map<String, Value>>) -> ToolCall {
     ToolCall { arguments: arguments.unwrap_or(call.arguments), ..call }
 }
 
 /// Decodes the payload of a `server-init` job.
-fn server_init(payload: Value) -> Result<Work, JobError> {
+fn decode_server_init(payload: Value) -> Result<Work, JobError> {
     let servers =
         McpServers::from_value(&payload).map_err(|error| invalid(format!("`payload`: {error}")))?;
 
@@ -135,7 +136,12 @@ fn check_batch(batch: &ToolBatch) -> Result<(), JobError> {
         )));
     }
 
-    bounded("payload.parallel", batch.parallel.map(u64::from), 1, u64::from(MAX_BATCH_PARALLEL))?;
+    check_range(
+        "payload.parallel",
+        batch.parallel.map(u64::from),
+        1,
+        u64::from(MAX_BATCH_PARALLEL),
+    )?;
 
     batch
         .calls

@@ -79,12 +79,12 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, String>, DotenvError> {
 fn parse_value(raw: &str) -> Result<String, DotenvProblem> {
     if let Some(body) = raw.strip_prefix('\'') {
         let (value, after) = body.split_once('\'').ok_or(DotenvProblem::OpenQuote)?;
-        return only_comment(after).map(|()| value.to_owned());
+        return check_only_comment(after).map(|()| value.to_owned());
     }
 
     if let Some(body) = raw.strip_prefix('"') {
-        let (value, after) = double_quoted(body)?;
-        return only_comment(after).map(|()| value);
+        let (value, after) = parse_double_quoted(body)?;
+        return check_only_comment(after).map(|()| value);
     }
 
     // A `#` starts a comment only at the start or after white space: `a#b` is a value.
@@ -98,7 +98,7 @@ fn parse_value(raw: &str) -> Result<String, DotenvProblem> {
     Ok(raw.to_owned())
 }
 
-fn double_quoted(body: &str) -> Result<(String, &str), DotenvProblem> {
+fn parse_double_quoted(body: &str) -> Result<(String, &str), DotenvProblem> {
     let mut value = String::new();
     let mut chars = body.char_indices();
     while let Some((position, c)) = chars.next() {
@@ -119,7 +119,7 @@ fn double_quoted(body: &str) -> Result<(String, &str), DotenvProblem> {
 }
 
 /// Checks that nothing but a comment follows a closing quote.
-fn only_comment(after: &str) -> Result<(), DotenvProblem> {
+fn check_only_comment(after: &str) -> Result<(), DotenvProblem> {
     let after = after.trim_start();
     if after.is_empty() || after.starts_with('#') { Ok(()) } else { Err(DotenvProblem::AfterQuote) }
 }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{
     ConfigError, RemoteServer, ServerEntry, StdioServer, Transport,
-    fields::{Fields, wrong},
+    fields::{Fields, wrong_type},
 };
 
 /// Keys for the address of a remote server: the usual one, Windsurf's and Gemini's.
@@ -52,9 +52,9 @@ impl ServerEntry {
         let mut fields = Fields::new(value, path)?;
         check_enabled(&mut fields)?;
 
-        let named = named_transport(&mut fields)?;
-        let mut program = program(&mut fields)?;
-        let remote = remote_url(&mut fields)?;
+        let named = read_named_transport(&mut fields)?;
+        let mut program = read_program(&mut fields)?;
+        let remote = read_remote_url(&mut fields)?;
         let kind = match (named, &program, &remote) {
             (_, Some(_), Some(_)) => return Err(fields.conflict("command", "url")),
             (Some(Kind::Stdio), None, Some(_)) => return Err(fields.conflict("type", "url")),
@@ -72,9 +72,9 @@ impl ServerEntry {
                 read_surroundings(&mut fields, program.as_mut())?;
                 Transport::Stdio(fields.required("command", program)?)
             }
-            Kind::Http => Transport::Http(remote_server(&mut fields, remote)?),
-            Kind::Remote => Transport::Url(remote_server(&mut fields, remote)?),
-            Kind::Sse => Transport::Sse(remote_server(&mut fields, remote)?),
+            Kind::Http => Transport::Http(read_remote_server(&mut fields, remote)?),
+            Kind::Remote => Transport::Url(read_remote_server(&mut fields, remote)?),
+            Kind::Sse => Transport::Sse(read_remote_server(&mut fields, remote)?),
         };
         Ok(Self { transport, unknown: fields.rest() })
     }
@@ -118,12 +118,12 @@ fn check_enabled(fields: &mut Fields<'_>) -> Result<(), ConfigError> {
         (_, Some(false)) => "enabled",
         _ => return Ok(()),
     };
-    Err(ConfigError::Disabled { path: fields.place(key) })
+    Err(ConfigError::Disabled { path: fields.path_of(key) })
 }
 
 /// Returns the transport that `type` or `transport` names. Programs spell Streamable HTTP in
 /// several ways, so case, `-` and `_` are ignored.
-fn named_transport(fields: &mut Fields<'_>) -> Result<Option<Kind>, ConfigError> {
+fn read_named_transport(fields: &mut Fields<'_>) -> Result<Option<Kind>, ConfigError> {
     let mut named = None;
     for key in ["type", "transport"] {
         let Some(name) = fields.string(key)? else { continue };
@@ -139,7 +139,7 @@ fn named_transport(fields: &mut Fields<'_>) -> Result<Option<Kind>, ConfigError>
             "http" | "streamablehttp" => Kind::Http,
             "sse" => Kind::Sse,
             "remote" => Kind::Remote,
-            _ => return Err(ConfigError::UnknownTransport { path: fields.place(key), name }),
+            _ => return Err(ConfigError::UnknownTransport { path: fields.path_of(key), name }),
         };
 
         if named.is_some_and(|earlier| earlier != kind) {
@@ -152,7 +152,7 @@ fn named_transport(fields: &mut Fields<'_>) -> Result<Option<Kind>, ConfigError>
 
 /// Returns the program and its arguments. `command` may be a string, an array (OpenCode), or an
 /// object (Zed, until 2025).
-fn program(fields: &mut Fields<'_>) -> Result<Option<StdioServer>, ConfigError> {
+fn read_program(fields: &mut Fields<'_>) -> Result<Option<StdioServer>, ConfigError> {
     let mut server = match fields.take("command") {
         None => return Ok(None),
         Some(Value::String(command)) if command.is_empty() => {
@@ -160,23 +160,23 @@ fn program(fields: &mut Fields<'_>) -> Result<Option<StdioServer>, ConfigError> 
             return Ok(None);
         }
         Some(Value::String(command)) => StdioServer { command, ..StdioServer::default() },
-        Some(Value::Array(words)) => command_line(&fields.place("command"), words)?,
-        Some(Value::Object(object)) => command_object(&fields.place("command"), object)?,
-        Some(other) => return Err(wrong(fields.place("command"), "a string", &other)),
+        Some(Value::Array(words)) => read_command_array(&fields.path_of("command"), words)?,
+        Some(Value::Object(object)) => read_command_object(&fields.path_of("command"), object)?,
+        Some(other) => return Err(wrong_type(fields.path_of("command"), "a string", &other)),
     };
 
     server.args.extend(fields.texts("args")?);
     Ok(Some(server))
 }
 
-fn command_line(path: &str, words: Vec<Value>) -> Result<StdioServer, ConfigError> {
+fn read_command_array(path: &str, words: Vec<Value>) -> Result<StdioServer, ConfigError> {
     let mut words = super::fields::texts(path, words)?.into_iter();
     let command = words.next().filter(|command| !command.is_empty());
     let command = command.ok_or_else(|| ConfigError::Empty { path: path.to_owned() })?;
     Ok(StdioServer { command, args: words.collect(), ..StdioServer::default() })
 }
 
-fn command_object(path: &str, object: Map<String, Value>) -> Result<StdioServer, ConfigError> {
+fn read_command_object(path: &str, object: Map<String, Value>) -> Result<StdioServer, ConfigError> {
     let object = Value::Object(object);
     let mut fields = Fields::new(&object, path)?;
     let command = fields.string("path")?;
@@ -207,7 +207,7 @@ fn read_surroundings(
 }
 
 /// Returns the address of the server. It may be under several keys if they agree.
-fn remote_url(fields: &mut Fields<'_>) -> Result<Option<String>, ConfigError> {
+fn read_remote_url(fields: &mut Fields<'_>) -> Result<Option<String>, ConfigError> {
     let mut found: Option<(&'static str, String)> = None;
     for key in URL_KEYS {
         let Some(url) = fields.string(key)? else { continue };
@@ -219,7 +219,7 @@ fn remote_url(fields: &mut Fields<'_>) -> Result<Option<String>, ConfigError> {
     Ok(found.map(|(_, url)| url))
 }
 
-fn remote_server(
+fn read_remote_server(
     fields: &mut Fields<'_>,
     url: Option<String>,
 ) -> Result<RemoteServer, ConfigError> {

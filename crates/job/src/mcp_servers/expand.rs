@@ -87,7 +87,7 @@ pub fn expand(text: &str, lookup: &dyn Fn(&str) -> Variable) -> Result<String, E
 
         let end = body.find('}').ok_or(ExpandError::Unclosed)?;
         out.push_str(before);
-        out.push_str(&variable(&body[..end], lookup)?);
+        out.push_str(&expand_variable(&body[..end], lookup)?);
         rest = &body[end + 1..];
     }
 
@@ -95,7 +95,7 @@ pub fn expand(text: &str, lookup: &dyn Fn(&str) -> Variable) -> Result<String, E
     Ok(out)
 }
 
-fn variable(body: &str, lookup: &dyn Fn(&str) -> Variable) -> Result<String, ExpandError> {
+fn expand_variable(body: &str, lookup: &dyn Fn(&str) -> Variable) -> Result<String, ExpandError> {
     if let Some(name) = body.strip_prefix("input:") {
         return Err(ExpandError::Input { name: name.to_owned() });
     }

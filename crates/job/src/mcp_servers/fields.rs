@@ -21,12 +21,12 @@ impl<'a> Fields<'a> {
     pub(super) fn new(value: &Value, path: &'a str) -> Result<Self, ConfigError> {
         match value {
             Value::Object(object) => Ok(Self { path, left: object.clone(), empty: None }),
-            other => Err(wrong(path.to_owned(), "an object", other)),
+            other => Err(wrong_type(path.to_owned(), "an object", other)),
         }
     }
 
     /// Returns the path of the field `key`.
-    pub(super) fn place(&self, key: &str) -> String {
+    pub(super) fn path_of(&self, key: &str) -> String {
         format!("{}.{key}", self.path)
     }
 
@@ -44,7 +44,7 @@ impl<'a> Fields<'a> {
                 Ok(None)
             }
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong(self.place(key), "a string", &other)),
+            Some(other) => Err(wrong_type(self.path_of(key), "a string", &other)),
         }
     }
 
@@ -57,7 +57,7 @@ impl<'a> Fields<'a> {
         match self.take(key) {
             None => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(value)),
-            Some(other) => Err(wrong(self.place(key), "true or false", &other)),
+            Some(other) => Err(wrong_type(self.path_of(key), "true or false", &other)),
         }
     }
 
@@ -65,8 +65,8 @@ impl<'a> Fields<'a> {
     pub(super) fn texts(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {
         match self.take(key) {
             None => Ok(Vec::new()),
-            Some(Value::Array(items)) => texts(&self.place(key), items),
-            Some(other) => Err(wrong(self.place(key), "an array of strings", &other)),
+            Some(Value::Array(items)) => texts(&self.path_of(key), items),
+            Some(other) => Err(wrong_type(self.path_of(key), "an array of strings", &other)),
         }
     }
 
@@ -84,12 +84,12 @@ impl<'a> Fields<'a> {
         }
 
         let Value::Object(object) = value else {
-            return Err(wrong(self.place(key), "an object of strings", &value));
+            return Err(wrong_type(self.path_of(key), "an object of strings", &value));
         };
 
         let set = object.into_iter().filter(|(_, value)| !value.is_null());
         set.map(|(name, value)| {
-            let text = text(&format!("{}.{name}", self.place(key)), value)?;
+            let text = text(&format!("{}.{name}", self.path_of(key)), value)?;
             Ok((name, text))
         })
         .collect()
@@ -102,8 +102,8 @@ impl<'a> Fields<'a> {
         value: Option<T>,
     ) -> Result<T, ConfigError> {
         value.ok_or_else(|| match self.empty {
-            Some(empty) if empty == key => ConfigError::Empty { path: self.place(key) },
-            _ => ConfigError::Missing { path: self.place(key) },
+            Some(empty) if empty == key => ConfigError::Empty { path: self.path_of(key) },
+            _ => ConfigError::Missing { path: self.path_of(key) },
         })
     }
 
@@ -111,7 +111,7 @@ impl<'a> Fields<'a> {
     pub(super) fn no_endpoint(&self) -> ConfigError {
         match self.empty {
             Some(key @ ("command" | "url" | "serverUrl" | "httpUrl")) => {
-                ConfigError::Empty { path: self.place(key) }
+                ConfigError::Empty { path: self.path_of(key) }
             }
             _ => ConfigError::NoEndpoint { path: self.path.to_owned() },
         }
@@ -142,7 +142,7 @@ fn text(path: &str, value: Value) -> Result<String, ConfigError> {
         Value::String(text) => Ok(text),
         Value::Number(number) => Ok(number.to_string()),
         Value::Bool(value) => Ok(value.to_string()),
-        other => Err(wrong(path.to_owned(), "a string", &other)),
+        other => Err(wrong_type(path.to_owned(), "a string", &other)),
     }
 }
 
@@ -158,6 +158,6 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-pub(super) fn wrong(path: String, expected: &'static str, found: &Value) -> ConfigError {
+pub(super) fn wrong_type(path: String, expected: &'static str, found: &Value) -> ConfigError {
     ConfigError::WrongType { path, expected, found: kind_of(found) }
 }

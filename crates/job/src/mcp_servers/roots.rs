@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::{
     ConfigError, ROOT, ROOT_VSCODE,
     entry::looks_like_entry,
-    fields::{kind_of, wrong},
+    fields::{kind_of, wrong_type},
 };
 
 /// Keys for servers by name: the usual one, VS Code's in `mcp.json` and in its settings, Zed's,
@@ -34,34 +34,34 @@ pub struct RawServers<'a> {
 /// the root key is not an object.
 pub fn find(object: &Map<String, Value>) -> Result<RawServers<'_>, ConfigError> {
     let mut present = ROOTS.into_iter().chain([NESTED]).filter(|key| object.contains_key(*key));
-    let Some(key) = present.next() else { return Err(no_root(object)) };
+    let Some(key) = present.next() else { return Err(explain_missing_root(object)) };
     if let Some(second) = present.next() {
         return Err(ConfigError::TwoRoots { first: key, second });
     }
 
-    let entries = entries_of(key, &object[key])?;
+    let entries = read_entries(key, &object[key])?;
     if key != NESTED {
         return Ok(RawServers { path: key, key, entries });
     }
 
     for (inner, path) in [(ROOT_VSCODE, "mcp.servers"), (ROOT, "mcp.mcpServers")] {
         if let Some(value) = entries.get(inner).filter(|value| !looks_like_entry(value)) {
-            return Ok(RawServers { path, key, entries: entries_of(path, value)? });
+            return Ok(RawServers { path, key, entries: read_entries(path, value)? });
         }
     }
     Ok(RawServers { path: NESTED, key, entries })
 }
 
-fn entries_of<'a>(path: &str, value: &'a Value) -> Result<&'a Map<String, Value>, ConfigError> {
+fn read_entries<'a>(path: &str, value: &'a Value) -> Result<&'a Map<String, Value>, ConfigError> {
     match value {
         Value::Object(entries) => Ok(entries),
         Value::Array(_) => Err(ConfigError::List { path: path.to_owned() }),
-        other => Err(wrong(path.to_owned(), "an object", other)),
+        other => Err(wrong_type(path.to_owned(), "an object", other)),
     }
 }
 
 /// Returns why there is no root key, with what the object seems to be instead.
-fn no_root(object: &Map<String, Value>) -> ConfigError {
+fn explain_missing_root(object: &Map<String, Value>) -> ConfigError {
     if looks_like_entry(&Value::Object(object.clone())) {
         return ConfigError::OneEntry;
     }

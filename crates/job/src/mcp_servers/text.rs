@@ -56,9 +56,9 @@ pub fn parse(bytes: &[u8]) -> Result<Value, TextError> {
         return Err(TextError::Empty);
     }
 
-    parse_to_serde_value(&text, &JSONC).map_err(|error| match other_format(&text) {
+    parse_to_serde_value(&text, &JSONC).map_err(|error| match guess_format(&text) {
         Some(format) => TextError::OtherFormat(format),
-        None => TextError::Syntax { message: error.to_string(), hint: hint(&text) },
+        None => TextError::Syntax { message: error.to_string(), hint: guess_cause(&text) },
     })
 }
 
@@ -84,7 +84,7 @@ pub fn decode(bytes: &[u8]) -> Result<String, TextError> {
 }
 
 /// Returns the probable format of the text, if other programs keep their servers in that format.
-fn other_format(text: &str) -> Option<&'static str> {
+fn guess_format(text: &str) -> Option<&'static str> {
     let mut lines = text.lines().map(str::trim);
     let first = lines.find(|line| !line.is_empty() && !line.starts_with(['#', ';']))?;
 
@@ -99,7 +99,7 @@ fn other_format(text: &str) -> Option<&'static str> {
 }
 
 /// Returns a likely cause of a syntax error.
-fn hint(text: &str) -> &'static str {
+fn guess_cause(text: &str) -> &'static str {
     if text.contains(['“', '”', '‘', '’', '„']) {
         "; are there typographic quotes (“ ”)? write \" instead"
     } else if text.contains('\\') {

@@ -50,14 +50,14 @@ impl ObjectWrapping {
         let mut value = Value::Null;
         for (depth, name) in self.path.iter().enumerate() {
             if depth > 0 {
-                object = match only_of(value)? {
+                object = match take_only(value)? {
                     Value::Object(object) => object,
                     _ => Map::new(),
                 };
             }
             value = object.shift_remove(*name).unwrap_or_default();
         }
-        only_of(value)
+        take_only(value)
     }
 }
 
@@ -73,7 +73,7 @@ fn first_of(value: &Value) -> Option<&Value> {
 /// # Errors
 ///
 /// Returns the number of elements if there is not exactly one.
-pub(super) fn only_of(value: Value) -> Result<Value, usize> {
+pub(super) fn take_only(value: Value) -> Result<Value, usize> {
     match value {
         Value::Array(items) => match <[Value; 1]>::try_from(items) {
             Ok([only]) => Ok(only),

@@ -43,7 +43,7 @@ enum Discovered {
 
 impl Endpoint {
     /// Makes the handshake, unless another request has made it in the meantime.
-    pub(super) async fn find_out(
+    pub(super) async fn make_handshake(
         &self,
         transport: &Transport,
         sent: &Sent,
@@ -66,7 +66,8 @@ impl Endpoint {
             }
         }
 
-        let asked = tokio::time::timeout(self.handshake_timeout, self.ask(transport, sent)).await;
+        let asked =
+            tokio::time::timeout(self.handshake_timeout, self.find_dialect(transport, sent)).await;
         let result = asked.unwrap_or_else(|_| {
             let broken = if sent.get() {
                 Broken::TimedOut(self.handshake_timeout)
@@ -76,7 +77,7 @@ impl Endpoint {
                     self.handshake_timeout.as_millis()
                 ))
             };
-            Err(classify::broken(&broken, &self.label))
+            Err(classify::classify_broken(&broken, &self.label))
         });
 
         let result = result.map_err(not_the_jobs_fault);
@@ -89,7 +90,7 @@ impl Endpoint {
     }
 
     /// Makes the handshake: finds out the era, and opens a session in the legacy era.
-    async fn ask(&self, transport: &Transport, sent: &Sent) -> Result<Dialect, Failure> {
+    async fn find_dialect(&self, transport: &Transport, sent: &Sent) -> Result<Dialect, Failure> {
         let not_modern = match self.era {
             Era::Legacy => return self.initialize(transport, sent).await,
             Era::Modern | Era::Auto => match self.discover(transport, sent).await {
@@ -120,14 +121,17 @@ impl Endpoint {
         let reply = match tokio::time::timeout(patience, exchange).await {
             // Some older servers do not answer methods that they do not know.
             Err(_) if sent.get() => {
-                return Discovered::NotModern(classify::broken(
+                return Discovered::NotModern(classify::classify_broken(
                     &Broken::TimedOut(patience),
                     &self.label,
                 ));
             }
             Err(_) => {
                 let why = format!("no connection within {} ms", patience.as_millis());
-                return Discovered::Failed(classify::broken(&Broken::NotSent(why), &self.label));
+                return Discovered::Failed(classify::classify_broken(
+                    &Broken::NotSent(why),
+                    &self.label,
+                ));
             }
             Ok(reply) => reply,
         };
@@ -135,9 +139,11 @@ impl Endpoint {
         let reply = match reply {
             Ok(reply) => reply,
             Err(broken @ (Broken::NotSent(_) | Broken::Lost(_) | Broken::TimedOut(_))) => {
-                return Discovered::Failed(classify::broken(&broken, &self.label));
+                return Discovered::Failed(classify::classify_broken(&broken, &self.label));
             }
-            Err(broken) => return Discovered::NotModern(classify::broken(&broken, &self.label)),
+            Err(broken) => {
+                return Discovered::NotModern(classify::classify_broken(&broken, &self.label));
+            }
         };
 
         let speaks_modern = |versions: Option<&Value>| {
@@ -219,7 +225,7 @@ impl Endpoint {
             progress: None,
             sent,
         };
-        transport.post(post).await.map_err(|broken| classify::broken(&broken, &self.label))
+        transport.post(post).await.map_err(|broken| classify::classify_broken(&broken, &self.label))
     }
 
     /// Accepts the result of `initialize` and opens the session.
@@ -243,9 +249,9 @@ impl Endpoint {
 
         let body = wire::notification("notifications/initialized", None);
         let head = transport.notify(&self.url, &session.headers(), body).await;
-        let head = head.map_err(|broken| classify::broken(&broken, &self.label))?;
+        let head = head.map_err(|broken| classify::classify_broken(&broken, &self.label))?;
         if !(200..300).contains(&head.status) {
-            return Err(classify::http(&head, None, SystemTime::now(), &self.label));
+            return Err(classify::classify_http(&head, None, SystemTime::now(), &self.label));
         }
 
         session.lease = self.lock().keeper.issue();
