@@ -116,7 +116,7 @@ impl Gateway {
     /// # Errors
     ///
     /// Where it is known and not there, or where nobody can know yet.
-    async fn find(&self, server: &str, what: &str) -> Result<bool, ErrorData> {
+    async fn find_server(&self, server: &str, what: &str) -> Result<bool, ErrorData> {
         let Some(shared) = &self.inner.shared else {
             return Ok(self.inner.fleet.is_hosted(server));
         };
@@ -138,7 +138,7 @@ impl Gateway {
     }
 
     /// In the `_meta` of lists: the servers that can't be relied on now.
-    fn warning(&self) -> Option<MetaObject> {
+    fn unavailable_meta(&self) -> Option<MetaObject> {
         let unavailable = self.inner.fleet.unavailable();
         if unavailable.is_empty() {
             return None;
@@ -156,7 +156,7 @@ pub(crate) fn own_info() -> Implementation {
 
 /// Says in a result who answers, as results should from 2026-07-28 on. To the client that is this
 /// server; what a hosted one says of itself is in its status.
-fn identify(context: &RequestContext<RoleServer>, meta: &mut Option<MetaObject>) {
+fn identify_server(context: &RequestContext<RoleServer>, meta: &mut Option<MetaObject>) {
     if is_modern(context)
         && let Ok(info) = serde_json::to_value(own_info())
     {
@@ -175,7 +175,7 @@ pub(crate) fn is_modern(context: &RequestContext<RoleServer>) -> bool {
 }
 
 /// Every list has one page.
-fn first_page(request: Option<PaginatedRequestParams>) -> Result<(), ErrorData> {
+fn check_cursor(request: Option<PaginatedRequestParams>) -> Result<(), ErrorData> {
     if request.is_some_and(|request| request.cursor.is_some()) {
         return Err(ErrorData::invalid_params("unknown cursor: the list has one page", None));
     }
@@ -185,11 +185,11 @@ fn first_page(request: Option<PaginatedRequestParams>) -> Result<(), ErrorData> 
 /// A list that is true for now, and for this caller.
 macro_rules! list {
     ($result:ident, $gateway:ident, $context:expr, $request:ident, $items:expr) => {{
-        first_page($request)?;
+        check_cursor($request)?;
         let mut result =
             $result::with_all_items($items).with_ttl_ms(0).with_cache_scope(CacheScope::Private);
-        result.meta = $gateway.warning();
-        identify($context, &mut result.meta);
+        result.meta = $gateway.unavailable_meta();
+        identify_server($context, &mut result.meta);
         Ok(result)
     }};
 }
@@ -242,7 +242,7 @@ impl ServerHandler for Gateway {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListPromptsResult, ErrorData> {
-        list!(ListPromptsResult, self, &context, request, self.prompts())
+        list!(ListPromptsResult, self, &context, request, self.all_prompts())
     }
 
     async fn get_prompt(
@@ -250,9 +250,9 @@ impl ServerHandler for Gateway {
         request: GetPromptRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<GetPromptResponse, ErrorData> {
-        let mut response = self.prompt(request, context.clone()).await?;
+        let mut response = self.fetch_prompt(request, context.clone()).await?;
         if let GetPromptResponse::Complete(result) = &mut response {
-            identify(&context, &mut result.meta);
+            identify_server(&context, &mut result.meta);
         }
         Ok(response)
     }
@@ -262,7 +262,7 @@ impl ServerHandler for Gateway {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        list!(ListResourcesResult, self, &context, request, self.resources())
+        list!(ListResourcesResult, self, &context, request, self.all_resources())
     }
 
     async fn list_resource_templates(
@@ -270,7 +270,7 @@ impl ServerHandler for Gateway {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListResourceTemplatesResult, ErrorData> {
-        list!(ListResourceTemplatesResult, self, &context, request, self.templates())
+        list!(ListResourceTemplatesResult, self, &context, request, self.all_templates())
     }
 
     async fn read_resource(
@@ -278,9 +278,9 @@ impl ServerHandler for Gateway {
         request: ReadResourceRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
-        let mut response = self.resource(request, context.clone()).await?;
+        let mut response = self.fetch_resource(request, context.clone()).await?;
         if let ReadResourceResponse::Complete(result) = &mut response {
-            identify(&context, &mut result.meta);
+            identify_server(&context, &mut result.meta);
         }
         Ok(response)
     }
@@ -290,8 +290,8 @@ impl ServerHandler for Gateway {
         request: CompleteRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CompleteResult, ErrorData> {
-        let mut result = self.completions(request, context.clone()).await?;
-        identify(&context, &mut result.meta);
+        let mut result = self.complete_argument(request, context.clone()).await?;
+        identify_server(&context, &mut result.meta);
         Ok(result)
     }
 
@@ -310,11 +310,11 @@ impl ServerHandler for Gateway {
         &self,
         requested: &SubscriptionFilter,
     ) -> Option<SubscriptionFilter> {
-        Some(self.acceptable(requested))
+        Some(self.accept_filter(requested))
     }
 
     async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
-        self.tell_stream(context).await;
+        self.stream_changes(context).await;
         Ok(())
     }
 
@@ -342,7 +342,7 @@ impl ServerHandler for Gateway {
     ) -> Result<InitializeResult, ErrorData> {
         context.peer.set_peer_info(request.clone());
         // What the client says after this may reach another replica.
-        self.tell_session(context.peer);
+        self.start_session_notices(context.peer);
         self.negotiate_initialize(&request)
     }
 
@@ -362,8 +362,8 @@ impl ServerHandler for Gateway {
         request: GetTaskParams,
         context: RequestContext<RoleServer>,
     ) -> Result<GetTaskResult, ErrorData> {
-        let mut result = self.task(&request.task_id, &context).await?;
-        identify(&context, &mut result.meta);
+        let mut result = self.read_task(&request.task_id, &context).await?;
+        identify_server(&context, &mut result.meta);
         Ok(result)
     }
 
@@ -391,9 +391,9 @@ impl ServerHandler for Gateway {
         let request = ClientRequest::ListSkillsRequest(ListSkillsRequest::with_param(
             request.unwrap_or_default(),
         ));
-        let (server, result) = self.skills(request, &context).await?;
+        let (server, result) = self.forward_skills_request(request, &context).await?;
         let mut result = forward::skills(&server, result)?;
-        identify(&context, &mut result.meta);
+        identify_server(&context, &mut result.meta);
         Ok(result)
     }
 
@@ -403,9 +403,9 @@ impl ServerHandler for Gateway {
         context: RequestContext<RoleServer>,
     ) -> Result<GetSkillResult, ErrorData> {
         let request = ClientRequest::GetSkillRequest(GetSkillRequest::new(request));
-        let (server, result) = self.skills(request, &context).await?;
+        let (server, result) = self.forward_skills_request(request, &context).await?;
         let mut result = forward::skill(&server, result)?;
-        identify(&context, &mut result.meta);
+        identify_server(&context, &mut result.meta);
         Ok(result)
     }
 
@@ -416,9 +416,9 @@ impl ServerHandler for Gateway {
     ) -> Result<ListResourcesResult, ErrorData> {
         let request = ReadResourceDirectoryRequest::new(request);
         let request = ClientRequest::ReadResourceDirectoryRequest(request);
-        let (server, result) = self.skills(request, &context).await?;
+        let (server, result) = self.forward_skills_request(request, &context).await?;
         let mut result = forward::directory(&server, &self.inner.fleet.routes(), result)?;
-        identify(&context, &mut result.meta);
+        identify_server(&context, &mut result.meta);
         Ok(result)
     }
 
@@ -427,6 +427,6 @@ impl ServerHandler for Gateway {
         request: CustomRequest,
         context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
-        self.custom(request, context).await
+        self.forward_custom_request(request, context).await
     }
 }

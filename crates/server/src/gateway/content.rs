@@ -26,22 +26,22 @@ pub(super) fn no_resource(uri: &str) -> ErrorData {
 }
 
 impl Gateway {
-    pub(super) fn prompts(&self) -> Vec<Prompt> {
+    pub(super) fn all_prompts(&self) -> Vec<Prompt> {
         let own = self.inner.providers.iter().flat_map(|provider| provider.prompts());
         own.chain(self.inner.fleet.routes().prompts().cloned()).collect()
     }
 
-    pub(super) fn resources(&self) -> Vec<Resource> {
+    pub(super) fn all_resources(&self) -> Vec<Resource> {
         let own = self.inner.providers.iter().flat_map(|provider| provider.resources());
         own.chain(self.inner.fleet.routes().resources().cloned()).collect()
     }
 
-    pub(super) fn templates(&self) -> Vec<ResourceTemplate> {
+    pub(super) fn all_templates(&self) -> Vec<ResourceTemplate> {
         let own = self.inner.providers.iter().flat_map(|provider| provider.resource_templates());
         own.chain(self.inner.fleet.routes().templates().cloned()).collect()
     }
 
-    pub(super) async fn prompt(
+    pub(super) async fn fetch_prompt(
         &self,
         mut params: GetPromptRequestParams,
         context: RequestContext<RoleServer>,
@@ -60,7 +60,7 @@ impl Gateway {
             return Err(unknown());
         }
 
-        self.learn_of(&params.name).await?;
+        self.learn_prompt_server(&params.name).await?;
         let Some(route) = self.inner.fleet.routes().prompt(&params.name).cloned() else {
             return Err(unknown());
         };
@@ -79,15 +79,15 @@ impl Gateway {
 
     /// Waits briefly for the registry to report the server of a prompt that this replica doesn't
     /// know yet.
-    async fn learn_of(&self, prompt: &str) -> Result<(), ErrorData> {
+    async fn learn_prompt_server(&self, prompt: &str) -> Result<(), ErrorData> {
         let is_known = self.inner.fleet.routes().prompt(prompt).is_some();
         if let (false, Some(server)) = (is_known, tool_name::server_of(prompt)) {
-            self.find(server, prompt).await?;
+            self.find_server(server, prompt).await?;
         }
         Ok(())
     }
 
-    pub(super) async fn resource(
+    pub(super) async fn fetch_resource(
         &self,
         mut params: ReadResourceRequestParams,
         context: RequestContext<RoleServer>,
@@ -112,7 +112,7 @@ impl Gateway {
             .map_err(|error| forward::hide_values(&self.inner.fleet, &server, error))
     }
 
-    pub(super) async fn completions(
+    pub(super) async fn complete_argument(
         &self,
         mut params: CompleteRequestParams,
         context: RequestContext<RoleServer>,

@@ -39,7 +39,7 @@ const NEW_METHODS: [&str; 5] =
 
 impl Gateway {
     /// Answers a request of a method that rmcp does not know, or whose parameters it can't read.
-    pub(super) async fn custom(
+    pub(super) async fn forward_custom_request(
         &self,
         request: CustomRequest,
         context: RequestContext<RoleServer>,
@@ -60,7 +60,7 @@ impl Gateway {
         let routes = self.inner.fleet.routes();
         let server = match routes.extensions().owner_of_method(method) {
             Owner::One(server) => server.to_owned(),
-            Owner::Several(servers) => return Err(ambiguous(method, &servers)),
+            Owner::Several(servers) => return Err(ambiguous_method(method, &servers)),
             Owner::Nobody => {
                 return Err(unknown_method(
                     method,
@@ -78,7 +78,7 @@ impl Gateway {
     }
 
     /// Passes a request of the skills extension on to the server that has them.
-    pub(super) async fn skills(
+    pub(super) async fn forward_skills_request(
         &self,
         request: ClientRequest,
         context: &RequestContext<RoleServer>,
@@ -86,7 +86,7 @@ impl Gateway {
         let routes = self.inner.fleet.routes();
         let server = match routes.extensions().owner(SKILLS_EXTENSION_ID) {
             Owner::One(server) => server.to_owned(),
-            Owner::Several(servers) => return Err(ambiguous(request.method(), &servers)),
+            Owner::Several(servers) => return Err(ambiguous_method(request.method(), &servers)),
             Owner::Nobody => {
                 return Err(unknown_method(request.method(), ", and no hosted server has skills"));
             }
@@ -103,7 +103,7 @@ fn unknown_method(method: &str, why: &str) -> ErrorData {
     ErrorData::new(ErrorCode::METHOD_NOT_FOUND, message, None)
 }
 
-fn ambiguous(method: &str, servers: &[&str]) -> ErrorData {
+fn ambiguous_method(method: &str, servers: &[&str]) -> ErrorData {
     let method = clipped(method, MAX_NAME);
     let message = format!(
         "method `{method}` is not passed on: it can't be told which of these servers is meant: {}",

@@ -19,7 +19,7 @@ use rmcp::{
     service::RequestContext,
 };
 
-use super::{Gateway, MAX_NAME, identify, traces};
+use super::{Gateway, MAX_NAME, identify_server, traces};
 use crate::{
     metrics::{OPERATION_DURATION, TOOL_CALLS},
     provider::Provider,
@@ -46,7 +46,7 @@ pub(super) struct CallRecord {
     tool: Arc<str>,
     kind: &'static str,
     started: Instant,
-    /// The request context of the answer, for [`identify`].
+    /// The request context of the answer, for [`identify_server`].
     context: RequestContext<RoleServer>,
 }
 
@@ -66,7 +66,7 @@ impl<'g> Invocation<'g> {
         params: CallToolRequestParams,
         mut context: RequestContext<RoleServer>,
     ) -> (Self, CallRecord) {
-        let span = traces::received(&params.name, &mut context);
+        let span = traces::start_call_span(&params.name, &mut context);
         let provider = gateway.provider_of(&params.name);
         let exists =
             || provider.is_some() || gateway.inner.fleet.routes().tool(&params.name).is_some();
@@ -104,10 +104,10 @@ impl CallRecord {
         mut result: Result<CallToolResponse, ErrorData>,
     ) -> Result<CallToolResponse, ErrorData> {
         if let Ok(CallToolResponse::Complete(result)) = &mut result {
-            identify(&self.context, &mut result.meta);
+            identify_server(&self.context, &mut result.meta);
         }
 
-        let outcome = outcome(&result);
+        let outcome = outcome_label(&result);
         record_outcome(&self.span, outcome, &result);
         metrics::counter!(TOOL_CALLS.name, "kind" => self.kind, "outcome" => outcome).increment(1);
 
@@ -132,12 +132,12 @@ impl Gateway {
         }
         let repeats = self.inner.repeats.as_ref();
         let Some((repeats, key)) = repeats.zip(invocation.repeat_key()) else {
-            return self.run(invocation).await;
+            return self.run_call(invocation).await;
         };
 
         let cancelled = invocation.context.ct.clone();
         let limit = self.inner.fleet.longest_call(&invocation.params.name);
-        let answer = repeats.answer(key, limit, &cancelled, self.run(invocation)).await;
+        let answer = repeats.answer(key, limit, &cancelled, self.run_call(invocation)).await;
         answer.unwrap_or_else(|error| {
             let data = serde_json::json!({ "reason": error.reason() });
             Err(ErrorData::internal_error(error.to_string(), Some(data)))
@@ -145,7 +145,7 @@ impl Gateway {
     }
 
     /// Gives a call to the provider or to the hosted server that has the tool.
-    async fn run(&self, invocation: Invocation<'_>) -> Result<CallToolResponse, ErrorData> {
+    async fn run_call(&self, invocation: Invocation<'_>) -> Result<CallToolResponse, ErrorData> {
         let Invocation { mut params, context, provider } = invocation;
         if let Some(provider) = provider {
             return provider.call_tool(params, context).await;
@@ -185,7 +185,7 @@ impl Gateway {
         let Some(server) = tool_name::server_of(name) else {
             return Err(unknown_tool_with_hint(name, &fleet.routes()));
         };
-        if !self.find(server, name).await? {
+        if !self.find_server(server, name).await? {
             return Err(forward::unknown_server(server, name));
         }
 
@@ -203,7 +203,7 @@ impl Gateway {
         params: CallToolRequestParams,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let (span, context) = traces::passed_on(server, &params.name, context);
+        let (span, context) = traces::start_forward_span(server, &params.name, context);
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
         let forwarded = forward::forward(&self.inner.fleet, server, request, &context).await;
 
@@ -211,7 +211,7 @@ impl Gateway {
             let result = forward::tool_result(server, result);
             result.map_err(|error| forward::hide_values(&self.inner.fleet, server, error))
         });
-        record_outcome(&span, outcome(&result), &result);
+        record_outcome(&span, outcome_label(&result), &result);
         result
     }
 }
@@ -227,7 +227,7 @@ impl HostedTool {
 }
 
 /// How a call ended, as metrics and spans name it.
-fn outcome(result: &Result<CallToolResponse, ErrorData>) -> &'static str {
+fn outcome_label(result: &Result<CallToolResponse, ErrorData>) -> &'static str {
     match result {
         Ok(CallToolResponse::Complete(result)) if result.is_error == Some(true) => "tool-error",
         Ok(_) => OK,

@@ -54,7 +54,7 @@ impl Session {
 
 impl Gateway {
     /// The part of a requested subscription that can be granted.
-    pub(super) fn acceptable(&self, requested: &SubscriptionFilter) -> SubscriptionFilter {
+    pub(super) fn accept_filter(&self, requested: &SubscriptionFilter) -> SubscriptionFilter {
         let mut accepted = requested.clone();
         if let Some(uris) = &mut accepted.resource_subscriptions {
             uris.retain(|uri| self.has_resource(uri));
@@ -64,7 +64,7 @@ impl Gateway {
     }
 
     /// Notifies a stream of changes until its client cancels it or the server stops.
-    pub(super) async fn tell_stream(&self, context: SubscriptionContext) {
+    pub(super) async fn stream_changes(&self, context: SubscriptionContext) {
         let mut changes = self.inner.fleet.changes();
         let uris = context.accepted().resource_subscriptions.iter().flatten();
         let watched: Vec<_> = uris.filter_map(|uri| self.inner.fleet.watch_resource(uri)).collect();
@@ -88,7 +88,7 @@ impl Gateway {
         };
 
         let notify_of_tasks = async {
-            if self.tell_of_tasks(context.request_context()).await.is_ok() {
+            if self.stream_task_states(context.request_context()).await.is_ok() {
                 // All watched tasks have ended, but the stream stays open.
                 std::future::pending::<()>().await;
             }
@@ -106,7 +106,7 @@ impl Gateway {
     }
 
     /// Notifies a session of changes until it ends. Further calls for the same session do nothing.
-    pub(super) fn tell_session(&self, peer: Peer<RoleServer>) {
+    pub(super) fn start_session_notices(&self, peer: Peer<RoleServer>) {
         if self.session.is_notified.swap(true, Ordering::Relaxed) {
             return;
         }

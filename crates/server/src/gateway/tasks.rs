@@ -54,7 +54,7 @@ impl Gateway {
 
     /// Tells a stream of the tasks that it watches: how each is now, and then every change until
     /// its end.
-    pub(super) async fn tell_of_tasks(
+    pub(super) async fn stream_task_states(
         &self,
         context: &RequestContext<RoleServer>,
     ) -> Result<(), ServiceError> {
@@ -63,7 +63,7 @@ impl Gateway {
             .get::<Parts>()
             .and_then(|parts| parts.extensions.get::<WatchedTasks>());
         let (Some(watched), Some(tasks)) = (watched, self.inner.tasks.get()) else { return Ok(()) };
-        let caller = caller(tasks, context);
+        let caller = caller_of(tasks, context);
         let mut states: SelectAll<BoxStream<'static, DetailedTask>> =
             watched.ids.iter().map(|id| tasks.watch(id, &caller).boxed()).collect();
 
@@ -98,9 +98,11 @@ impl Gateway {
             return Ok(None);
         }
 
-        let (caller, trace) = (caller(tasks, context), TraceContext::of_meta(&context.meta));
-        let task =
-            tasks.create(params.clone(), capabilities, &caller, &trace).await.map_err(refused)?;
+        let (caller, trace) = (caller_of(tasks, context), TraceContext::of_meta(&context.meta));
+        let task = tasks
+            .create(params.clone(), capabilities, &caller, &trace)
+            .await
+            .map_err(to_error_data)?;
         Ok(Some(CallToolResponse::Task(task)))
     }
 
@@ -117,13 +119,17 @@ impl Gateway {
         LongRunning::of(routes.tool(tool)?.listed.meta.as_ref())
     }
 
-    pub(super) async fn task(
+    pub(super) async fn read_task(
         &self,
         task_id: &str,
         context: &RequestContext<RoleServer>,
     ) -> Result<GetTaskResult, ErrorData> {
-        let tasks = self.tasks()?;
-        tasks.get(task_id, &caller(tasks, context)).await.map(GetTaskResult::new).map_err(refused)
+        let tasks = self.require_tasks()?;
+        tasks
+            .get(task_id, &caller_of(tasks, context))
+            .await
+            .map(GetTaskResult::new)
+            .map_err(to_error_data)
     }
 
     pub(super) async fn answer_task(
@@ -131,9 +137,12 @@ impl Gateway {
         request: UpdateTaskParams,
         context: &RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
-        let tasks = self.tasks()?;
-        let caller = caller(tasks, context);
-        tasks.update(&request.task_id, request.input_responses, &caller).await.map_err(refused)
+        let tasks = self.require_tasks()?;
+        let caller = caller_of(tasks, context);
+        tasks
+            .update(&request.task_id, request.input_responses, &caller)
+            .await
+            .map_err(to_error_data)
     }
 
     pub(super) async fn end_task(
@@ -141,11 +150,11 @@ impl Gateway {
         task_id: &str,
         context: &RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
-        let tasks = self.tasks()?;
-        tasks.cancel(task_id, &caller(tasks, context)).await.map_err(refused)
+        let tasks = self.require_tasks()?;
+        tasks.cancel(task_id, &caller_of(tasks, context)).await.map_err(to_error_data)
     }
 
-    fn tasks(&self) -> Result<&Tasks, ErrorData> {
+    fn require_tasks(&self) -> Result<&Tasks, ErrorData> {
         // Without them rmcp answers by itself, because the capability is not there.
         self.inner
             .tasks
@@ -154,11 +163,11 @@ impl Gateway {
     }
 }
 
-fn caller(tasks: &Tasks, context: &RequestContext<RoleServer>) -> Caller {
+fn caller_of(tasks: &Tasks, context: &RequestContext<RoleServer>) -> Caller {
     tasks.caller(context.extensions.get::<Parts>().map(|parts| &parts.headers))
 }
 
-fn refused(error: JobsError) -> ErrorData {
+fn to_error_data(error: JobsError) -> ErrorData {
     match &error {
         JobsError::NotFound(id) => {
             ErrorData::invalid_params(format!("there is no task `{id}`, or it is not yours"), None)

@@ -8,16 +8,17 @@ use rmcp::{RoleServer, service::RequestContext};
 
 /// Begins the span of a call that has come in. What the caller says in `_meta` goes before what its
 /// HTTP client says in headers. From here on, whoever looks into `_meta` finds this span.
-pub(super) fn received(tool: &str, context: &mut RequestContext<RoleServer>) -> Span {
+pub(super) fn start_call_span(tool: &str, context: &mut RequestContext<RoleServer>) -> Span {
     let mut trace = TraceContext::of_meta(&context.meta);
     if trace.parent.is_none()
         && let Some(parts) = context.extensions.get::<Parts>()
     {
         trace = TraceContext::find(|name| parts.headers.get(name)?.to_str().ok());
     }
-    let span = Span::start(SpanKind::Server, name(tool), &trace, || {
+    let span = Span::start(SpanKind::Server, span_name(tool), &trace, || {
         let version = context.protocol_version().map(|version| version.to_string());
-        let text = |key, value: Option<String>| Some((key, Value::from(short(&value?).to_owned())));
+        let text =
+            |key, value: Option<String>| Some((key, Value::from(clip_text(&value?).to_owned())));
         let attempt = context.meta.get(meta::ATTEMPT).and_then(serde_json::Value::as_i64);
         let more = [
             text("mcp.protocol.version", version),
@@ -26,22 +27,24 @@ pub(super) fn received(tool: &str, context: &mut RequestContext<RoleServer>) -> 
             attempt.map(|attempt| ("fleet.job.attempt", attempt.into())),
         ];
         let more = more.into_iter().flatten();
-        attributes(tool).into_iter().chain(more).collect::<Vec<Attribute>>()
+        call_attributes(tool).into_iter().chain(more).collect::<Vec<Attribute>>()
     });
     span.context().put_into(&mut context.meta);
     span
 }
 
 /// Begins the span of a call that is passed on, and returns the context with which that is done.
-pub(super) fn passed_on(
+pub(super) fn start_forward_span(
     server: &str,
     tool: &str,
     context: &RequestContext<RoleServer>,
 ) -> (Span, RequestContext<RoleServer>) {
-    let span =
-        Span::start(SpanKind::Client, name(tool), &TraceContext::of_meta(&context.meta), || {
-            attributes(tool).into_iter().chain([("fleet.upstream", server.to_owned().into())])
-        });
+    let span = Span::start(
+        SpanKind::Client,
+        span_name(tool),
+        &TraceContext::of_meta(&context.meta),
+        || call_attributes(tool).into_iter().chain([("fleet.upstream", server.to_owned().into())]),
+    );
     let mut context = context.clone();
     span.context().put_into(&mut context.meta);
     (span, context)
@@ -52,19 +55,19 @@ pub(super) fn job_id(context: &RequestContext<RoleServer>) -> Option<&str> {
     context.meta.get(meta::JOB_ID)?.as_str().filter(|id| id.len() <= MAX_ID_BYTES)
 }
 
-fn name(tool: &str) -> String {
-    format!("tools/call {}", short(tool))
+fn span_name(tool: &str) -> String {
+    format!("tools/call {}", clip_text(tool))
 }
 
 /// What a caller may write into a span: no more than an id is long.
-fn short(text: &str) -> &str {
+fn clip_text(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_ID_BYTES)]
 }
 
-fn attributes(tool: &str) -> [Attribute; 3] {
+fn call_attributes(tool: &str) -> [Attribute; 3] {
     [
         ("mcp.method.name", "tools/call".into()),
         ("gen_ai.operation.name", "execute_tool".into()),
-        ("gen_ai.tool.name", short(tool).to_owned().into()),
+        ("gen_ai.tool.name", clip_text(tool).to_owned().into()),
     ]
 }
