@@ -16,9 +16,9 @@ use fleet_ops::blocking::run_blocking;
 use super::{Caller, Jobs, JobsError};
 
 /// How long somebody may wait for it.
-const SEARCH: Duration = Duration::from_secs(5);
+const SEARCH_LIMIT: Duration = Duration::from_secs(5);
 /// How much of the backlog is looked through.
-const MAX_BYTES: usize = 32 << 20;
+const MAX_SEARCH_BYTES: usize = 32 << 20;
 /// More than the workers' limit on jobs is not unpacked.
 const MAX_JOB_BYTES: usize = 16 << 20;
 
@@ -36,7 +36,7 @@ impl Jobs {
     ) -> Result<Known, JobsError> {
         let not_searched = || JobsError::NotSearched(job_id.chars().take(256).collect());
         let permit =
-            tokio::time::timeout(SEARCH, self.inner.searches.clone().acquire_owned()).await;
+            tokio::time::timeout(SEARCH_LIMIT, self.inner.searches.clone().acquire_owned()).await;
         let permit = permit.map_err(|_| not_searched())?;
 
         let (settings, topic) =
@@ -45,11 +45,17 @@ impl Jobs {
         let search = move || {
             let _permit = permit;
             let mut job = None;
-            let is_done =
-                reader::search_backlog(&settings, &topic, &group, SEARCH, MAX_BYTES, |record| {
-                    job = waiting(record, &wanted);
+            let is_done = reader::search_backlog(
+                &settings,
+                &topic,
+                &group,
+                SEARCH_LIMIT,
+                MAX_SEARCH_BYTES,
+                |record| {
+                    job = queued_job(record, &wanted);
                     job.is_some()
-                })?;
+                },
+            )?;
             Ok::<_, JobsError>((job, is_done))
         };
         let (job, is_done) = run_blocking(search).await?;
@@ -63,7 +69,7 @@ impl Jobs {
 }
 
 /// What is shown of the job in a record of the jobs topic, if it is this one.
-fn waiting(record: &RawRecord, job_id: &str) -> Option<Known> {
+fn queued_job(record: &RawRecord, job_id: &str) -> Option<Known> {
     let envelope =
         decode::decode(record, MAX_JOB_BYTES).ok().filter(|envelope| envelope.job_id == job_id)?;
     let time = record.timestamp.unwrap_or_else(fleet_ops::clock::now);
@@ -92,14 +98,14 @@ mod tests {
             value: Some(value.to_vec()),
             headers: Vec::new(),
         };
-        let known = waiting(&record, "j").unwrap();
+        let known = queued_job(&record, "j").unwrap();
         assert_eq!((known.partition, known.offset), (-1, 7));
         assert_eq!((known.event.state, known.event.tool.as_deref()), (JobState::Queued, Some("t")));
         assert_eq!(
             (known.event.submitted_at, known.event.tenant.as_deref()),
             (record.timestamp, Some("acme"))
         );
-        assert!(waiting(&record, "k").is_none());
-        assert!(waiting(&RawRecord { value: None, ..record }, "j").is_none());
+        assert!(queued_job(&record, "k").is_none());
+        assert!(queued_job(&RawRecord { value: None, ..record }, "j").is_none());
     }
 }

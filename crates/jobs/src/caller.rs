@@ -32,26 +32,26 @@ impl Owners {
     }
 
     /// Who sent a request with these headers.
-    pub fn of(&self, headers: Option<&HeaderMap>) -> Caller {
+    pub fn identify(&self, headers: Option<&HeaderMap>) -> Caller {
         let mut hasher = Sha256::new();
         let mut any = false;
         for part in [b"mcp-fleet owner".as_slice(), &self.key] {
-            feed(&mut hasher, part);
+            hash_part(&mut hasher, part);
         }
         for name in &CREDENTIALS {
             for value in headers.into_iter().flat_map(|headers| headers.get_all(name)) {
                 any = true;
-                feed(&mut hasher, name.as_str().as_bytes());
-                feed(&mut hasher, value.as_bytes());
+                hash_part(&mut hasher, name.as_str().as_bytes());
+                hash_part(&mut hasher, value.as_bytes());
             }
         }
         // The key once more, so that what went in before can't be gone on with.
-        feed(&mut hasher, &self.key);
+        hash_part(&mut hasher, &self.key);
         Caller { owner: any.then(|| hex(&hasher.finalize()[..16])) }
     }
 }
 
-fn feed(hasher: &mut Sha256, bytes: &[u8]) {
+fn hash_part(hasher: &mut Sha256, bytes: &[u8]) {
     hasher.update((bytes.len() as u64).to_be_bytes());
     hasher.update(bytes);
 }
@@ -59,9 +59,9 @@ fn feed(hasher: &mut Sha256, bytes: &[u8]) {
 /// An id that follows from `parts`, and from which nobody can find them.
 pub(crate) fn derived_id(prefix: &str, parts: &[&str]) -> String {
     let mut hasher = Sha256::new();
-    feed(&mut hasher, prefix.as_bytes());
+    hash_part(&mut hasher, prefix.as_bytes());
     for part in parts {
-        feed(&mut hasher, part.as_bytes());
+        hash_part(&mut hasher, part.as_bytes());
     }
     format!("{prefix}-{}", hex(&hasher.finalize()[..16]))
 }
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn who_has_the_same_credentials_is_the_same() {
         let owners = Owners::new(None);
-        let of = |pairs: &[_]| owners.of(Some(&headers(pairs))).owner;
+        let of = |pairs: &[_]| owners.identify(Some(&headers(pairs))).owner;
         let mine = of(&[("authorization", "Bearer a")]);
         assert!(mine.as_deref().is_some_and(|name| name.len() == 32 && !name.contains("Bearer")));
         assert_eq!(mine, of(&[("authorization", "Bearer a"), ("accept", "*/*")]));
@@ -90,8 +90,9 @@ mod tests {
             assert_ne!(mine, of(other), "{other:?}");
         }
         assert_eq!(of(&[]), None);
-        assert_eq!(owners.of(None).owner, None);
-        let keyed = Owners::new(Some("k")).of(Some(&headers(&[("authorization", "Bearer a")])));
+        assert_eq!(owners.identify(None).owner, None);
+        let keyed =
+            Owners::new(Some("k")).identify(Some(&headers(&[("authorization", "Bearer a")])));
         assert_ne!(keyed.owner, mine);
     }
 

@@ -1,8 +1,8 @@
 //! Who may submit a job that several can submit at the same moment.
 //!
 //! Claims stand in a topic of one partition, so all replicas see them in one order: the first claim
-//! of a job id holds for [`HOLDS`], and claims that come meanwhile are lost. Who has won writes the
-//! job within [`BOUND`] or not at all. The rest of the time that a claim holds is for what the
+//! of a job id holds for [`CLAIM_LIFETIME`], and claims that come meanwhile are lost. Who has won writes the
+//! job within [`WRITE_LIMIT`] or not at all. The rest of the time that a claim holds is for what the
 //! producer may still have under way, so that the next one can't meet it.
 
 use std::{
@@ -19,19 +19,19 @@ use tokio::sync::oneshot;
 use super::{Inner, Jobs, JobsError};
 
 /// How long whoever has won may take until the last record is handed to the producer.
-pub(super) const BOUND: Duration = Duration::from_secs(10);
+pub(super) const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a claim keeps others away: the bound, the producer's delivery timeout (at most 45 s by
 /// default, for the last record), and room for clocks that differ.
-const HOLDS: Duration = Duration::from_secs(75);
+const CLAIM_LIFETIME: Duration = Duration::from_secs(75);
 /// How long the log may take to say who has won.
-const VERDICT: Duration = Duration::from_secs(5);
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(5);
 /// After so many claims those that hold no more are forgotten.
-const SWEEP: usize = 1_000;
+const SWEEP_EVERY: usize = 1_000;
 
 /// The value of a record in the topic of claims; the key is the job's id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "mcp-fleet claim")]
-struct Record {
+struct ClaimRecord {
     /// Whose claim it is: a random name.
     mark: String,
     /// When it was made.
@@ -39,8 +39,8 @@ struct Record {
 }
 
 /// What a record of the topic looks like.
-pub(crate) fn schema() -> Schema {
-    schema_for!(Record)
+pub(crate) fn claim_schema() -> Schema {
+    schema_for!(ClaimRecord)
 }
 
 /// Jobs that were claimed together.
@@ -55,8 +55,8 @@ pub(crate) struct Claim {
 
 impl Claim {
     /// Whether there is still time to write.
-    pub(super) fn check(&self) -> Result<(), JobsError> {
-        if self.made.elapsed() < BOUND {
+    pub(super) fn check_age(&self) -> Result<(), JobsError> {
+        if self.made.elapsed() < WRITE_LIMIT {
             return Ok(());
         }
         Err(JobsError::NotReady(
@@ -76,23 +76,24 @@ pub(super) struct Claims {
 impl Claims {
     /// Takes up a record of the topic. What anybody may have written there and can't be read is
     /// passed over.
-    pub(super) fn hear(&mut self, record: RawRecord) {
+    pub(super) fn take_record(&mut self, record: RawRecord) {
         let job_id = record.key.and_then(|key| String::from_utf8(key).ok());
-        let claim = record.value.and_then(|value| serde_json::from_slice::<Record>(&value).ok());
+        let claim =
+            record.value.and_then(|value| serde_json::from_slice::<ClaimRecord>(&value).ok());
         if let (Some(job_id), Some(claim)) = (job_id, claim) {
-            self.decide(job_id, claim);
+            self.decide_claim(job_id, claim);
         }
     }
 
-    fn decide(&mut self, job_id: String, claim: Record) {
+    fn decide_claim(&mut self, job_id: String, claim: ClaimRecord) {
         let before = self.holds.get(&job_id);
-        let wins = before.is_none_or(|before| claim.time > before.plus(HOLDS));
+        let wins = before.is_none_or(|before| claim.time > before.plus(CLAIM_LIFETIME));
         if wins {
             self.holds.insert(job_id.clone(), claim.time);
         }
         self.heard += 1;
-        if self.heard.is_multiple_of(SWEEP) {
-            self.holds.retain(|_, time| claim.time <= time.plus(HOLDS));
+        if self.heard.is_multiple_of(SWEEP_EVERY) {
+            self.holds.retain(|_, time| claim.time <= time.plus(CLAIM_LIFETIME));
             self.waiting.retain(|_, waiting| !waiting.is_closed());
         }
         if let Some(waiting) = self.waiting.remove(&(job_id, claim.mark)) {
@@ -101,7 +102,7 @@ impl Claims {
         }
     }
 
-    fn wait(&mut self, job_id: &str, mark: &str) -> oneshot::Receiver<bool> {
+    fn await_verdict(&mut self, job_id: &str, mark: &str) -> oneshot::Receiver<bool> {
         let (sender, receiver) = oneshot::channel();
         self.waiting.insert((job_id.to_owned(), mark.to_owned()), sender);
         receiver
@@ -110,14 +111,17 @@ impl Claims {
 
 impl Jobs {
     /// Claims jobs, and says which of them may be submitted.
-    pub(super) async fn claim(&self, job_ids: &HashSet<String>) -> Result<Claim, JobsError> {
+    pub(super) async fn claim_jobs(&self, job_ids: &HashSet<String>) -> Result<Claim, JobsError> {
         let (made, mark) = (std::time::Instant::now(), uuid::Uuid::new_v4().to_string());
-        let record = Record { mark: mark.clone(), time: fleet_ops::clock::now() };
+        let record = ClaimRecord { mark: mark.clone(), time: fleet_ops::clock::now() };
         // A struct of a text and a time can't fail to become JSON.
         let value = serde_json::to_vec(&record).unwrap_or_default();
         let waiting: Vec<_> = {
             let mut claims = self.inner.claims();
-            job_ids.iter().map(|job_id| (job_id.clone(), claims.wait(job_id, &mark))).collect()
+            job_ids
+                .iter()
+                .map(|job_id| (job_id.clone(), claims.await_verdict(job_id, &mark)))
+                .collect()
         };
         let records = job_ids.iter().map(|job_id| Outgoing {
             topic: self.inner.topics.claims.clone(),
@@ -127,7 +131,7 @@ impl Jobs {
         });
         self.write_all(records.collect()).await?;
         let mut claim = Claim { won: HashSet::new(), lost: HashSet::new(), made };
-        let deadline = tokio::time::Instant::now() + VERDICT;
+        let deadline = tokio::time::Instant::now() + VERDICT_TIMEOUT;
         for (job_id, verdict) in waiting {
             match tokio::time::timeout_at(deadline, verdict).await {
                 Ok(Ok(true)) => claim.won.insert(job_id),
@@ -155,10 +159,10 @@ mod tests {
     use super::*;
 
     fn verdict(claims: &mut Claims, job_id: &str, mark: u32, at_ms: i64) -> Option<bool> {
-        let waiting = claims.wait(job_id, &mark.to_string());
-        claims.decide(
+        let waiting = claims.await_verdict(job_id, &mark.to_string());
+        claims.decide_claim(
             job_id.to_owned(),
-            Record { mark: mark.to_string(), time: Timestamp::from_millis_clamped(at_ms) },
+            ClaimRecord { mark: mark.to_string(), time: Timestamp::from_millis_clamped(at_ms) },
         );
         waiting.now_or_never()?.ok()
     }
@@ -166,7 +170,7 @@ mod tests {
     #[test]
     fn the_first_claim_holds_for_its_time() {
         let mut claims = Claims::default();
-        let holds = i64::try_from(HOLDS.as_millis()).unwrap();
+        let holds = i64::try_from(CLAIM_LIFETIME.as_millis()).unwrap();
         assert_eq!(verdict(&mut claims, "a", 1, 0), Some(true));
         assert_eq!(verdict(&mut claims, "b", 2, 0), Some(true));
         assert_eq!(verdict(&mut claims, "a", 3, holds), Some(false));
@@ -183,12 +187,17 @@ mod tests {
         let log = [("a", 1, 0), ("a", 2, 5), ("b", 3, 1), ("a", 4, 200_000), ("b", 5, 2)];
         let own = |mine: u32| {
             let mut claims = Claims::default();
-            let mut waiting = claims
-                .wait(log.iter().find(|(_, mark, _)| *mark == mine).unwrap().0, &mine.to_string());
+            let mut waiting = claims.await_verdict(
+                log.iter().find(|(_, mark, _)| *mark == mine).unwrap().0,
+                &mine.to_string(),
+            );
             for (job, mark, time) in log {
-                claims.decide(
+                claims.decide_claim(
                     job.to_owned(),
-                    Record { mark: mark.to_string(), time: Timestamp::from_millis_clamped(time) },
+                    ClaimRecord {
+                        mark: mark.to_string(),
+                        time: Timestamp::from_millis_clamped(time),
+                    },
                 );
             }
             waiting.try_recv().unwrap()
@@ -199,10 +208,10 @@ mod tests {
     #[test]
     fn what_holds_no_more_is_forgotten() {
         let mut claims = Claims::default();
-        for n in 0..3 * SWEEP {
+        for n in 0..3 * SWEEP_EVERY {
             let time = Timestamp::from_millis_clamped(n as i64 * 1_000);
-            claims.decide(format!("job-{n}"), Record { mark: String::new(), time });
+            claims.decide_claim(format!("job-{n}"), ClaimRecord { mark: String::new(), time });
         }
-        assert!(claims.holds.len() <= SWEEP + 100, "{}", claims.holds.len());
+        assert!(claims.holds.len() <= SWEEP_EVERY + 100, "{}", claims.holds.len());
     }
 }

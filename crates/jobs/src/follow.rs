@@ -20,14 +20,14 @@ use fleet_ledger::{Batch, LoggedEvent, Update};
 use fleet_ops::errors::chain;
 use tokio::runtime::Handle;
 
-use super::{Inner, JobsError, Standing};
+use super::{Inner, JobsError, LogState};
 
 /// How long the broker may take to say whether there are jobs.
-const ASK: Duration = Duration::from_secs(10);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Starts the threads, which end with their guards. Questions reach the one that follows the events
 /// by [`Inner::events`].
-pub(super) fn start(jobs: &Arc<Inner>) -> Result<[FollowGuard; 3], KafkaError> {
+pub(super) fn start_threads(jobs: &Arc<Inner>) -> Result<[FollowGuard; 3], KafkaError> {
     let follower = || jobs.link.follower.clone();
     let service = Service { jobs: Arc::downgrade(jobs), runtime: Handle::current() };
     Ok([
@@ -99,13 +99,13 @@ impl Listener for EventsLog {
             other => other,
         };
         let topic = opened.or_stopped()?;
-        jobs.hub.begin(topic.positions());
+        jobs.hub.restart_at(topic.positions());
         Ok(topic)
     }
 
     fn take(&mut self, records: Vec<RawRecord>, topic: &FollowedTopic) -> Result<(), Stopped> {
         let jobs = self.0.jobs()?;
-        let updates: Vec<Update> = records.into_iter().filter_map(update).collect();
+        let updates: Vec<Update> = records.into_iter().filter_map(read_event_record).collect();
         let batch = Batch { updates: updates.clone(), positions: topic.positions() };
         let verdicts = self.0.runtime.block_on(jobs.store.apply(batch)).or_stopped()?;
         if verdicts.contains(&Verdict::Stale) {
@@ -115,19 +115,19 @@ impl Listener for EventsLog {
         // Nobody else has to know the rule: what is not the state of its job is not told.
         let told =
             updates.into_iter().zip(verdicts).filter(|(_, verdict)| *verdict == Verdict::State);
-        jobs.hub.tell(told.map(|(update, _)| update).collect());
+        jobs.hub.publish(told.map(|(update, _)| update).collect());
         Ok(())
     }
 
     fn caught_up(&mut self, number: u64) -> Result<(), Stopped> {
-        self.0.jobs()?.standing.send_replace(Standing::CaughtUp(number));
+        self.0.jobs()?.log_state.send_replace(LogState::CaughtUp(number));
         Ok(())
     }
 
     fn failed(&mut self, error: JobsError) -> Result<(), Unneeded> {
         log_failure(&error);
         if let Some(jobs) = self.0.jobs.upgrade() {
-            jobs.standing.send_if_modified(|standing| standing.fail(&error));
+            jobs.log_state.send_if_modified(|state| state.note_failure(&error));
         }
         Ok(())
     }
@@ -153,7 +153,7 @@ impl Listener for ControlLog {
         for control in records.into_iter().filter_map(read) {
             let job_id = control.job_id.clone();
             jobs.cancelled().add(control);
-            jobs.hub.nudge(&job_id);
+            jobs.hub.wake_waiters(&job_id);
         }
         Ok(())
     }
@@ -184,7 +184,7 @@ impl Listener for ClaimsLog {
             other => return other.or_stopped(),
         }
 
-        admin::partitions(opener.settings(), &topics.events, ASK).or_stopped()?;
+        admin::partitions(opener.settings(), &topics.events, BROKER_TIMEOUT).or_stopped()?;
         let topic = [admin::claims_topic(topics, -1)];
         let created = admin::create_topics(opener.settings(), &topic);
         self.0.runtime.block_on(created).or_stopped()?;
@@ -193,7 +193,7 @@ impl Listener for ClaimsLog {
 
     fn take(&mut self, records: Vec<RawRecord>, _: &FollowedTopic) -> Result<(), Stopped> {
         let jobs = self.0.jobs()?;
-        records.into_iter().for_each(|record| jobs.claims().hear(record));
+        records.into_iter().for_each(|record| jobs.claims().take_record(record));
         Ok(())
     }
 
@@ -208,7 +208,7 @@ impl Listener for ClaimsLog {
 }
 
 /// What a record of the events topic says. Anybody who may write there may have written it.
-fn update(record: RawRecord) -> Option<Update> {
+fn read_event_record(record: RawRecord) -> Option<Update> {
     let (partition, offset) = (record.position.partition, record.position.offset);
     let restated = Restated::of(&record);
     let Some(job_id) = record.key.and_then(|key| String::from_utf8(key).ok()) else {
@@ -253,7 +253,13 @@ mod tests {
         let check = |key: Option<&[u8]>, value: Option<&[u8]>| {
             let position = Position { topic: "t".to_owned(), partition: 3, offset: 9 };
             let (key, value) = (key.map(<[u8]>::to_vec), value.map(<[u8]>::to_vec));
-            update(RawRecord { position, timestamp: None, key, value, headers: Vec::new() })
+            read_event_record(RawRecord {
+                position,
+                timestamp: None,
+                key,
+                value,
+                headers: Vec::new(),
+            })
         };
         let good = br#"{"jobID":"a","state":"running","time":"2026-11-21T08:00:00Z"}"#;
         assert_eq!(check(None, Some(good)), None);

@@ -52,7 +52,7 @@ impl Hub {
     }
 
     /// Begins with records from these positions on; what was before is not known here.
-    pub(crate) fn begin(&self, positions: Positions) {
+    pub(crate) fn restart_at(&self, positions: Positions) {
         let mut inner = self.inner();
         let skipped = inner.ring.len() as u64;
         inner.first += skipped;
@@ -62,13 +62,13 @@ impl Hub {
     }
 
     /// Tells of records that the log holds.
-    pub(crate) fn tell(&self, updates: Vec<Update>) {
+    pub(crate) fn publish(&self, updates: Vec<Update>) {
         let mut inner = self.inner();
         for mut update in updates {
             if let Some((notify, _)) = inner.waiters.get(&update.job_id) {
                 notify.notify_waiters();
             }
-            let bytes = size(&update);
+            let bytes = update_bytes(&update);
             inner.bytes += bytes;
             // Whoever follows takes the event as it was read.
             if let Some(logged) = &mut update.event {
@@ -89,14 +89,14 @@ impl Hub {
     }
 
     /// Tells who waits for this job, and nobody else.
-    pub(crate) fn nudge(&self, job_id: &str) {
+    pub(crate) fn wake_waiters(&self, job_id: &str) {
         if let Some((notify, _)) = self.inner().waiters.get(job_id) {
             notify.notify_waiters();
         }
     }
 
     /// Waits for news of one job.
-    pub(crate) fn waiter(self: &Arc<Self>, job_id: &str) -> Waiter {
+    pub(crate) fn add_waiter(self: &Arc<Self>, job_id: &str) -> Waiter {
         let mut inner = self.inner();
         let entry = inner.waiters.entry(job_id.to_owned()).or_default();
         entry.1 += 1;
@@ -106,7 +106,7 @@ impl Hub {
 
     /// All records from these positions on; `None` where some of them are not known here any more.
     /// Without positions, the records that come from now on.
-    pub(crate) fn follow(self: &Arc<Self>, from: Option<Positions>) -> Option<Follower> {
+    pub(crate) fn follow(self: &Arc<Self>, from: Option<Positions>) -> Option<EventReader> {
         let inner = self.inner();
         let (number, from, read) = match from {
             None => (inner.first + inner.ring.len() as u64, Positions::new(), inner.positions()),
@@ -122,11 +122,11 @@ impl Hub {
                 (inner.first, from.clone(), from)
             }
         };
-        Some(Follower { hub: self.clone(), number, from, read, next: self.next.subscribe() })
+        Some(EventReader { hub: self.clone(), number, from, read, next: self.next.subscribe() })
     }
 }
 
-fn size(update: &Update) -> usize {
+fn update_bytes(update: &Update) -> usize {
     256 + update.job_id.len() + update.event.as_ref().map_or(0, |logged| logged.value.len())
 }
 
@@ -139,7 +139,7 @@ pub(crate) struct Waiter {
 
 impl Waiter {
     /// News that come after this call. What has come before, the ledger says.
-    pub(crate) fn news(&self) -> impl Future<Output = ()> + use<> {
+    pub(crate) fn next_news(&self) -> impl Future<Output = ()> + use<> {
         let notified = self.notify.clone().notified_owned();
         let mut notified = Box::pin(notified);
         // From here on nothing is missed, though nobody waits yet.
@@ -161,7 +161,7 @@ impl Drop for Waiter {
 }
 
 /// Reads records as they come.
-pub(crate) struct Follower {
+pub(crate) struct EventReader {
     hub: Arc<Hub>,
     number: u64,
     from: Positions,
@@ -173,7 +173,7 @@ pub(crate) struct Follower {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct FellBehind;
 
-impl Follower {
+impl EventReader {
     /// How far the log has been read: the offset to read next, by partition.
     pub(crate) fn positions(&self) -> &Positions {
         &self.read
@@ -218,9 +218,9 @@ mod tests {
         Update { partition, offset, job_id: format!("j{offset}"), event: None }
     }
 
-    fn read(follower: &mut Follower) -> Vec<(i32, i64)> {
+    fn read(reader: &mut EventReader) -> Vec<(i32, i64)> {
         let mut read = Vec::new();
-        while let Some(Ok(update)) = follower.next().now_or_never() {
+        while let Some(Ok(update)) = reader.next().now_or_never() {
             read.push((update.partition, update.offset));
         }
         read
@@ -229,15 +229,15 @@ mod tests {
     #[test]
     fn who_comes_back_hears_what_was_missed_and_nothing_twice() {
         let hub = Arc::new(Hub::new());
-        hub.begin([(0, 5), (1, 0)].into());
-        hub.tell(vec![update(0, 5), update(1, 0), update(0, 6)]);
-        let mut follower = hub.follow(Some([(0, 6), (1, 0)].into())).unwrap();
-        assert_eq!(read(&mut follower), [(1, 0), (0, 6)]);
-        hub.tell(vec![update(1, 1)]);
-        assert_eq!(read(&mut follower), [(1, 1)]);
+        hub.restart_at([(0, 5), (1, 0)].into());
+        hub.publish(vec![update(0, 5), update(1, 0), update(0, 6)]);
+        let mut reader = hub.follow(Some([(0, 6), (1, 0)].into())).unwrap();
+        assert_eq!(read(&mut reader), [(1, 0), (0, 6)]);
+        hub.publish(vec![update(1, 1)]);
+        assert_eq!(read(&mut reader), [(1, 1)]);
         let mut fresh = hub.follow(None).unwrap();
         assert_eq!(fresh.positions(), &[(0, 7), (1, 2)].into());
-        hub.tell(vec![update(1, 2)]);
+        hub.publish(vec![update(1, 2)]);
         assert_eq!(read(&mut fresh), [(1, 2)]);
         assert_eq!(fresh.positions(), &[(0, 7), (1, 3)].into());
     }
@@ -245,11 +245,11 @@ mod tests {
     #[test]
     fn what_is_not_known_any_more_is_not_made_up() {
         let hub = Arc::new(Hub::new());
-        hub.begin([(0, 5)].into());
+        hub.restart_at([(0, 5)].into());
         assert!(hub.follow(Some([(0, 4)].into())).is_none());
         assert!(hub.follow(Some(Positions::new())).is_none());
         let mut slow = hub.follow(None).unwrap();
-        hub.tell((0..RING as i64 + 1).map(|offset| update(0, 5 + offset)).collect());
+        hub.publish((0..RING as i64 + 1).map(|offset| update(0, 5 + offset)).collect());
         assert_eq!(slow.next().now_or_never(), Some(Err(FellBehind)));
         assert!(hub.follow(Some([(0, 5)].into())).is_none());
         assert!(hub.follow(Some([(0, 6)].into())).is_some());
@@ -258,12 +258,12 @@ mod tests {
     #[test]
     fn a_waiter_hears_of_its_own_job() {
         let hub = Arc::new(Hub::new());
-        let waiter = hub.waiter("j1");
-        let (before, other) = (waiter.news(), hub.waiter("j2"));
-        let never = other.news();
-        hub.tell(vec![update(0, 1)]);
+        let waiter = hub.add_waiter("j1");
+        let (before, other) = (waiter.next_news(), hub.add_waiter("j2"));
+        let never = other.next_news();
+        hub.publish(vec![update(0, 1)]);
         assert!(before.now_or_never().is_some());
-        assert!(waiter.news().now_or_never().is_none(), "that is over");
+        assert!(waiter.next_news().now_or_never().is_none(), "that is over");
         assert!(never.now_or_never().is_none());
         drop((waiter, other));
         assert!(hub.inner().waiters.is_empty());

@@ -50,9 +50,9 @@ pub mod testing;
 mod view;
 
 pub use caller::{Caller, Owners};
-pub(crate) use claims::schema as claim_schema;
+pub(crate) use claims::claim_schema;
 pub use error::JobsError;
-pub(crate) use hub::Follower;
+pub(crate) use hub::EventReader;
 pub use request::{JobRequest, PageRequest};
 pub use submit::MAX_JOBS;
 pub use tasks::Tasks;
@@ -60,15 +60,15 @@ pub use tasks::Tasks;
 /// How many wishes to cancel are kept in memory; the workers keep as many.
 const MAX_CANCELLED: usize = 100_000;
 /// How long somebody who asks for what is not known may wait for the ledger to catch up.
-const CATCH_UP: Duration = Duration::from_secs(5);
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the topics are measured.
-const MEASURE: Duration = Duration::from_secs(15);
+const MEASURE_INTERVAL: Duration = Duration::from_secs(15);
 /// How long one question to a broker may take.
-const ASK: Duration = Duration::from_secs(5);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many may look through the jobs topic at once.
-const SEARCHES: usize = 2;
+const MAX_SEARCHES: usize = 2;
 /// How often what is old is forgotten, and gauges are brought up to date.
-const TEND: Duration = Duration::from_secs(10);
+const FORGET_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The jobs of the fleet. Clones share everything.
 #[derive(Debug, Clone)]
@@ -91,7 +91,7 @@ struct Inner {
     events: Following,
     /// The threads that follow topics.
     threads: OnceLock<[FollowGuard; 3]>,
-    standing: watch::Sender<Standing>,
+    log_state: watch::Sender<LogState>,
     /// That something stands behind the end of a job.
     overtaken: Notify,
     claims: Mutex<claims::Claims>,
@@ -112,7 +112,7 @@ impl std::fmt::Debug for Inner {
 
 /// How the ledger stands to the topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum LogState {
     /// It is being read for the first time.
     Reading,
     /// It can't be read, and never was: a broker is away, or has just made the topic.
@@ -123,9 +123,9 @@ pub(crate) enum Standing {
     CaughtUp(u64),
 }
 
-impl Standing {
+impl LogState {
     /// A failure after it had caught up leaves it as it is: what it holds is true, if old.
-    fn fail(&mut self, error: &JobsError) -> bool {
+    fn note_failure(&mut self, error: &JobsError) -> bool {
         if matches!(self, Self::CaughtUp(_)) {
             return false;
         }
@@ -168,24 +168,24 @@ impl Jobs {
             cancelled: Mutex::new(Cancelled::new(MAX_CANCELLED)),
             events: Following::default(),
             threads: OnceLock::new(),
-            standing: watch::Sender::new(Standing::Reading),
+            log_state: watch::Sender::new(LogState::Reading),
             overtaken: Notify::new(),
             claims: Mutex::default(),
-            searches: Arc::new(Semaphore::new(SEARCHES)),
+            searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
             stop,
         });
-        _ = inner.threads.set(follow::start(&inner)?);
+        _ = inner.threads.set(follow::start_threads(&inner)?);
 
         let jobs = Self { inner };
-        tokio::spawn(jobs.clone().tend());
-        tokio::spawn(jobs.clone().measure());
+        tokio::spawn(jobs.clone().forget_old_jobs());
+        tokio::spawn(jobs.clone().measure_topics());
         tokio::spawn(jobs.clone().restate_overtaken());
         Ok(jobs)
     }
 
     /// Forgets what is old, again and again.
-    async fn tend(self) {
-        let mut turn = tokio::time::interval(TEND);
+    async fn forget_old_jobs(self) {
+        let mut turn = tokio::time::interval(FORGET_INTERVAL);
         loop {
             tokio::select! {
                 _ = turn.tick() => {}
@@ -222,8 +222,8 @@ impl Jobs {
 
     /// Says how far the ledger is behind, and how many dead letters there are. Where the broker
     /// does not answer, what was so last is still the best that is known.
-    async fn measure(self) {
-        let mut turn = tokio::time::interval(MEASURE);
+    async fn measure_topics(self) {
+        let mut turn = tokio::time::interval(MEASURE_INTERVAL);
         loop {
             tokio::select! {
                 _ = turn.tick() => {}
@@ -234,7 +234,9 @@ impl Jobs {
             let (answer, asked) = tokio::sync::oneshot::channel();
             // A thread that nobody waits for at the end, as the runtime would for one of its own.
             std::thread::spawn(move || {
-                answer.send(admin::spans_of(&settings, [&topics.events, &topics.dlq], ASK)).ok();
+                answer
+                    .send(admin::spans_of(&settings, [&topics.events, &topics.dlq], BROKER_TIMEOUT))
+                    .ok();
             });
             let found = tokio::select! {
                 found = asked => found,
@@ -257,11 +259,11 @@ impl Jobs {
     }
 
     /// Ends when the ledger has been read, or when it is clear that there is none to read.
-    pub async fn ready(&self) {
-        let mut standing = self.inner.standing.subscribe();
+    pub async fn wait_until_read(&self) {
+        let mut standing = self.inner.log_state.subscribe();
         // The sender lives as long as `self`.
         _ = standing
-            .wait_for(|standing| matches!(standing, Standing::CaughtUp(_) | Standing::Missing(_)))
+            .wait_for(|standing| matches!(standing, LogState::CaughtUp(_) | LogState::Missing(_)))
             .await;
     }
 
@@ -271,13 +273,13 @@ impl Jobs {
     }
 
     /// Cancelled when the server is told to stop, before it waits for open requests.
-    pub(crate) fn stopped(&self) -> CancellationToken {
+    pub(crate) fn stop_token(&self) -> CancellationToken {
         self.inner.stop.clone()
     }
 
     /// Whose requests those with these headers are.
     pub fn caller(&self, headers: Option<&http::HeaderMap>) -> Caller {
-        self.inner.owners.of(headers)
+        self.inner.owners.identify(headers)
     }
 
     /// The state of a job that `caller` may see. One that is not known is looked for in the log
@@ -290,7 +292,11 @@ impl Jobs {
     }
 
     /// The job's newest event, where `caller` may see it.
-    pub(crate) async fn known(&self, job_id: &str, caller: &Caller) -> Result<Known, JobsError> {
+    pub(crate) async fn find_known(
+        &self,
+        job_id: &str,
+        caller: &Caller,
+    ) -> Result<Known, JobsError> {
         let known = match self.inner.store.get(job_id).await? {
             Some(known) => Some(known),
             None => {
@@ -316,7 +322,7 @@ impl Jobs {
     /// # Errors
     /// Where the ledger can't say.
     pub async fn list(&self, mut query: Query, caller: &Caller) -> Result<JobList, JobsError> {
-        self.must_be_read()?;
+        self.check_log_is_read()?;
         query.asker.clone_from(&caller.owner);
         let page = self.inner.store.list(&query).await?;
         let listed = page.jobs.into_iter().map(|known| {
@@ -324,20 +330,20 @@ impl Jobs {
                 Cursor { submitted_at: known.submitted_at(), job_id: known.event.job_id.clone() };
             (self.view(known).in_a_list(), cursor)
         });
-        let (jobs, next) = view::bounded(listed, page.next);
+        let (jobs, next) = view::bound_page(listed, page.next);
         Ok(JobList { jobs, next_cursor: next.map(|cursor| cursor.to_string()) })
     }
 
     /// Every state of a job from now on, the present one first.
     pub fn watch(&self, job_id: &str, caller: &Caller) -> JobWatch {
-        let waiter = self.inner.hub.waiter(job_id);
+        let waiter = self.inner.hub.add_waiter(job_id);
         let (jobs, caller) = (self.clone(), caller.clone());
         JobWatch {
             jobs,
             caller,
             job_id: job_id.to_owned(),
             waiter,
-            heard: None,
+            delivered: None,
             is_in_backlog: false,
         }
     }
@@ -375,23 +381,23 @@ impl Jobs {
         reason: Option<&str>,
         limit: Duration,
     ) -> Result<Cancellation, JobsError> {
-        let mut known = match self.known(job_id, caller).await {
+        let mut known = match self.find_known(job_id, caller).await {
             Err(JobsError::NotFound(_)) => {
-                return self.cancel_unknown(job_id, caller, reason, limit).await;
+                return self.cancel_unknown_job(job_id, caller, reason, limit).await;
             }
             known => known?,
         };
         if !known.event.is_over() && self.catch_up().await.is_ok() {
             // An end that stands in the log already is not asked to be another one.
-            known = self.known(job_id, caller).await?;
+            known = self.find_known(job_id, caller).await?;
         }
         if known.event.is_over() {
             return Ok(Cancellation::of(self.view(known)));
         }
         if known.event.asks_for_input() {
-            return self.cancel_asking(known.event, caller, reason).await;
+            return self.cancel_waiting_for_input(known.event, caller, reason).await;
         }
-        self.tell_workers(job_id, known.event.submitted_at, reason).await?;
+        self.request_cancellation(job_id, known.event.submitted_at, reason).await?;
         let job = self.wait(job_id, caller, limit).await?;
         Ok(Cancellation::of(job))
     }
@@ -399,7 +405,7 @@ impl Jobs {
     /// Cancels a job that was perhaps written to Kafka directly: no worker has come to it yet, or
     /// there is none of that id. One that is somebody else's is not touched, and the answer is the
     /// same.
-    async fn cancel_unknown(
+    async fn cancel_unknown_job(
         &self,
         job_id: &str,
         caller: &Caller,
@@ -409,11 +415,11 @@ impl Jobs {
         if self.inner.store.get(job_id).await?.is_some() {
             return Ok(Cancellation::unknown());
         }
-        let waiter = self.inner.hub.waiter(job_id);
-        self.tell_workers(job_id, None, reason).await?;
+        let waiter = self.inner.hub.add_waiter(job_id);
+        self.request_cancellation(job_id, None, reason).await?;
         let deadline = tokio::time::Instant::now() + limit;
         loop {
-            let news = waiter.news();
+            let news = waiter.next_news();
             if self.inner.store.get(job_id).await?.is_some() {
                 break;
             }
@@ -429,7 +435,7 @@ impl Jobs {
     }
 
     /// Tells the workers that a job is not wanted any more.
-    async fn tell_workers(
+    async fn request_cancellation(
         &self,
         job_id: &str,
         submitted_at: Option<Timestamp>,
@@ -452,7 +458,7 @@ impl Jobs {
     }
 
     /// Cancels a task that waits for input. No worker has it, so its end is written here.
-    async fn cancel_asking(
+    async fn cancel_waiting_for_input(
         &self,
         event: JobEvent,
         caller: &Caller,
@@ -474,18 +480,18 @@ impl Jobs {
 
     /// News of all jobs, from these positions on or from now on; `None` where those are too long
     /// ago.
-    pub(crate) fn follow(&self, from: Option<BTreeMap<i32, i64>>) -> Option<Follower> {
+    pub(crate) fn follow(&self, from: Option<BTreeMap<i32, i64>>) -> Option<EventReader> {
         self.inner.hub.follow(from)
     }
 
     /// Waits until the ledger holds everything that the log held when this was called.
     pub(crate) async fn catch_up(&self) -> Result<(), JobsError> {
-        self.must_be_read()?;
+        self.check_log_is_read()?;
         let number = self.inner.events.ask();
-        let mut standing = self.inner.standing.subscribe();
+        let mut standing = self.inner.log_state.subscribe();
         let caught_up = standing
-            .wait_for(|standing| matches!(standing, Standing::CaughtUp(to) if *to >= number));
-        match tokio::time::timeout(CATCH_UP, caught_up).await {
+            .wait_for(|standing| matches!(standing, LogState::CaughtUp(to) if *to >= number));
+        match tokio::time::timeout(CATCH_UP_TIMEOUT, caught_up).await {
             Ok(_) => Ok(()),
             Err(_) => {
                 Err(JobsError::NotReady("the log could not be read to its end in time".to_owned()))
@@ -494,11 +500,11 @@ impl Jobs {
     }
 
     /// Nothing can be said before the log has been read once.
-    pub(crate) fn must_be_read(&self) -> Result<(), JobsError> {
-        match &*self.inner.standing.borrow() {
-            Standing::CaughtUp(_) => Ok(()),
-            Standing::Reading => Err(JobsError::NotReady("the log is being read".to_owned())),
-            Standing::Unreadable(why) | Standing::Missing(why) => {
+    pub(crate) fn check_log_is_read(&self) -> Result<(), JobsError> {
+        match &*self.inner.log_state.borrow() {
+            LogState::CaughtUp(_) => Ok(()),
+            LogState::Reading => Err(JobsError::NotReady("the log is being read".to_owned())),
+            LogState::Unreadable(why) | LogState::Missing(why) => {
                 Err(JobsError::NotReady(why.clone()))
             }
         }
@@ -511,7 +517,7 @@ pub struct JobWatch {
     caller: Caller,
     job_id: String,
     waiter: hub::Waiter,
-    heard: Option<(i32, i64, bool)>,
+    delivered: Option<(i32, i64, bool)>,
     /// No worker has come to the job yet, as far as is known.
     is_in_backlog: bool,
 }
@@ -530,13 +536,13 @@ impl JobWatch {
     /// As [`Jobs::get`].
     pub async fn next(&mut self) -> Result<JobView, JobsError> {
         loop {
-            let news = self.waiter.news();
-            let known = match self.jobs.known(&self.job_id, &self.caller).await {
+            let news = self.waiter.next_news();
+            let known = match self.jobs.find_known(&self.job_id, &self.caller).await {
                 Err(JobsError::NotFound(_)) if self.is_in_backlog => {
                     news.await;
                     continue;
                 }
-                Err(JobsError::NotFound(_)) if self.heard.is_none() => {
+                Err(JobsError::NotFound(_)) if self.delivered.is_none() => {
                     let known = self.jobs.find_in_backlog(&self.job_id, &self.caller).await?;
                     self.is_in_backlog = true;
                     known
@@ -546,8 +552,8 @@ impl JobWatch {
             let (partition, offset) = (known.partition, known.offset);
             let job = self.jobs.view(known);
             let place = Some((partition, offset, job.cancel_requested_at.is_some()));
-            if self.heard != place {
-                self.heard = place;
+            if self.delivered != place {
+                self.delivered = place;
                 return Ok(job);
             }
             news.await;
@@ -555,13 +561,13 @@ impl JobWatch {
     }
 
     /// Where the event stands of the state that was told last: partition and offset.
-    pub fn place(&self) -> Option<(i32, i64)> {
-        self.heard.map(|(partition, offset, _)| (partition, offset))
+    pub fn position(&self) -> Option<(i32, i64)> {
+        self.delivered.map(|(partition, offset, _)| (partition, offset))
     }
 
     /// Takes it that the state at this place was told before.
-    pub fn skip(&mut self, (partition, offset): (i32, i64)) {
-        self.heard = Some((partition, offset, false));
+    pub fn mark_delivered(&mut self, (partition, offset): (i32, i64)) {
+        self.delivered = Some((partition, offset, false));
     }
 }
 

@@ -185,8 +185,8 @@ impl JobRequest {
         if key.as_ref().is_some_and(|key| !(1..=256).contains(&key.len())) {
             return Err(BadRequest("`key` must have 1 to 256 bytes".to_owned()));
         }
-        let (job_type, payload) = self.work()?;
-        let mut object = match serde_json::to_value(self.without_work()) {
+        let (job_type, payload) = self.work_payload()?;
+        let mut object = match serde_json::to_value(self.without_work_fields()) {
             Ok(Value::Object(object)) => object,
             // A struct becomes an object.
             _ => Map::new(),
@@ -208,7 +208,7 @@ impl JobRequest {
     }
 
     /// The kind of job and its payload, in whichever way they were given.
-    fn work(&self) -> Result<(String, Value), BadRequest> {
+    fn work_payload(&self) -> Result<(String, Value), BadRequest> {
         let ways = [
             self.payload.is_some(),
             self.tool.is_some(),
@@ -260,7 +260,7 @@ impl JobRequest {
     }
 
     /// What remains for the envelope's own fields.
-    fn without_work(self) -> Self {
+    fn without_work_fields(self) -> Self {
         Self {
             job_id: None,
             job_type: None,
@@ -293,7 +293,7 @@ impl PageRequest {
     ///
     /// # Errors
     /// Where the limit, the type or the cursor is none.
-    pub fn query(self) -> Result<Query, BadRequest> {
+    pub fn into_query(self) -> Result<Query, BadRequest> {
         let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {
             return Err(BadRequest(format!("`limit` is {limit}; it must be 1 to {MAX_LIMIT}")));

@@ -28,10 +28,10 @@ mod problem;
 mod routes;
 mod sse;
 
-pub use problem::translate;
-pub use routes::label;
+pub use problem::translate_errors;
+pub use routes::path_label;
 
-use problem::{Kind, Problem};
+use problem::{Problem, ProblemKind};
 
 /// What the operations share.
 #[derive(Clone)]
@@ -57,8 +57,8 @@ pub struct RegistryTopic {
 /// The file names and texts of the OpenAPI and the AsyncAPI document.
 pub fn documents(topics: &Topics, registry: &RegistryTopic) -> [(&'static str, String); 2] {
     [
-        ("openapi.json", text(&openapi::document())),
-        ("asyncapi.json", text(&asyncapi::document(topics, registry))),
+        ("openapi.json", to_text(&openapi::build_document())),
+        ("asyncapi.json", to_text(&asyncapi::build_document(topics, registry))),
     ]
 }
 
@@ -69,7 +69,7 @@ pub fn router(jobs: Option<Jobs>, registry: &RegistryTopic, stop: CancellationTo
     let [openapi, asyncapi] = documents(&topics, registry).map(|(_, text)| text.into());
     let api = Api {
         // Streams must not keep a server that is told to stop from stopping.
-        stop: jobs.as_ref().map_or(stop, Jobs::stopped),
+        stop: jobs.as_ref().map_or(stop, Jobs::stop_token),
         jobs,
         streams: Arc::new(Semaphore::new(sse::MAX_STREAMS)),
         openapi,
@@ -80,7 +80,7 @@ pub fn router(jobs: Option<Jobs>, registry: &RegistryTopic, stop: CancellationTo
         let known = operation.params;
         router = router.route(
             operation.path,
-            operation.handler.layer(from_fn_with_state(known, params::check)),
+            operation.handler.layer(from_fn_with_state(known, params::check_query)),
         );
     }
     router
@@ -93,17 +93,17 @@ pub fn router(jobs: Option<Jobs>, registry: &RegistryTopic, stop: CancellationTo
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Response {
     let detail = format!("{} does not take {method}; `Allow` says what it takes", uri.path());
-    Problem::new(Kind::MethodNotAllowed, detail).into_response()
+    Problem::new(ProblemKind::MethodNotAllowed, detail).into_response()
 }
 
 async fn no_such_path(request: Request) -> Response {
     let path: String = request.uri().path().chars().take(256).collect();
     let detail = format!("there is nothing at {path}; GET /openapi.json says what there is");
-    Problem::new(Kind::NoSuchPath, detail).into_response()
+    Problem::new(ProblemKind::NoSuchPath, detail).into_response()
 }
 
 /// A document as it is served and stands in `schemas/`.
-fn text(document: &serde_json::Value) -> String {
+fn to_text(document: &serde_json::Value) -> String {
     // A value can't fail to become text.
     let mut text = serde_json::to_string_pretty(document).unwrap_or_default();
     text.push('\n');

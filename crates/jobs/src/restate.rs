@@ -12,17 +12,17 @@ use fleet_job::{event::JobEvent, state::Verdict};
 use fleet_kafka::producer::Outgoing;
 use fleet_ledger::{Batch, LoggedEvent, Overtaken, Update, store::Positions};
 
-use super::{Jobs, JobsError, Standing};
+use super::{Jobs, JobsError, LogState};
 use crate::metrics;
 
 /// How often to look for ends that a server before this one has left, or that could not be written.
-const TURN: Duration = Duration::from_secs(60);
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// The shortest wait between an end that is overtaken and its being written again.
 const PAUSE: Duration = Duration::from_secs(1);
 /// What is added to it at most, by chance, so that replicas don't write all at once.
 const JITTER_MS: u128 = 2_000;
 /// How many ends are written at once.
-const AT_ONCE: usize = 500;
+const BATCH: usize = 500;
 
 impl Jobs {
     /// Writes overtaken ends again, until the server stops.
@@ -30,7 +30,7 @@ impl Jobs {
         loop {
             tokio::select! {
                 () = self.inner.overtaken.notified() => {}
-                () = tokio::time::sleep(TURN) => {}
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
                 () = self.inner.stop.cancelled() => return,
             }
             let jitter = uuid::Uuid::new_v4().as_u128() % JITTER_MS;
@@ -39,10 +39,10 @@ impl Jobs {
             )
             .await;
 
-            match self.restate_some().await {
+            match self.restate_batch().await {
                 Ok(written) => {
                     ::metrics::counter!(metrics::ENDS_RESTATED.name).increment(written as u64);
-                    if written == AT_ONCE {
+                    if written == BATCH {
                         self.inner.overtaken.notify_one();
                     }
                 }
@@ -57,16 +57,16 @@ impl Jobs {
         }
     }
 
-    async fn restate_some(&self) -> Result<usize, JobsError> {
+    async fn restate_batch(&self) -> Result<usize, JobsError> {
         // An old part of the log may look overtaken until the rest of it is read.
-        if !matches!(*self.inner.standing.borrow(), Standing::CaughtUp(_)) {
+        if !matches!(*self.inner.log_state.borrow(), LogState::CaughtUp(_)) {
             return Ok(0);
         }
         // Before the jobs: everything up to here is known of them, and perhaps more.
         let positions = self.inner.store.positions().await?;
-        let overtaken = self.inner.store.overtaken(AT_ONCE).await?;
+        let overtaken = self.inner.store.overtaken(BATCH).await?;
         let ends: Vec<_> =
-            overtaken.into_iter().filter_map(|job| restated(job, &positions)).collect();
+            overtaken.into_iter().filter_map(|job| restated_record(job, &positions)).collect();
         if ends.is_empty() {
             return Ok(0);
         }
@@ -97,7 +97,7 @@ impl Jobs {
 }
 
 /// Partition, key and value of the record that states the end of a job once more.
-fn restated(job: Overtaken, positions: &Positions) -> Option<(i32, String, LoggedEvent)> {
+fn restated_record(job: Overtaken, positions: &Positions) -> Option<(i32, String, LoggedEvent)> {
     // A record that was taken ahead of the log is not known to the positions.
     let next = positions.get(&job.partition).copied().unwrap_or_default();
     let known = (next - 1).max(job.standing.offset());

@@ -32,7 +32,7 @@ use fleet_ops::{
 
 use super::{
     Caller, JobRequest, Jobs, JobsError,
-    claims::{BOUND, Claim},
+    claims::{Claim, WRITE_LIMIT},
     request::{BadRequest, Prepared},
 };
 use crate::metrics;
@@ -40,11 +40,11 @@ use crate::metrics;
 /// The most jobs in one request.
 pub const MAX_JOBS: usize = 1_000;
 /// How soon to look again for a job that somebody else submits.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// How long it may take to look for jobs in the jobs topic.
-const SEARCH: Duration = Duration::from_secs(10);
+const SEARCH_LIMIT: Duration = Duration::from_secs(10);
 /// Records that are handed over to the producer and not acknowledged yet.
-const WINDOW: usize = 1_000;
+const MAX_UNACKNOWLEDGED: usize = 1_000;
 
 /// A job on its way to Kafka.
 #[derive(Debug, Clone)]
@@ -85,7 +85,7 @@ impl Jobs {
         caller: &Caller,
         trace: &TraceContext,
     ) -> Result<Vec<Submitted>, JobsError> {
-        let jobs = prepare(requests, caller)?;
+        let jobs = prepare_jobs(requests, caller)?;
         for (index, job) in jobs.iter().enumerate() {
             self.check_reply_topic(&job.envelope).map_err(|error| match jobs.len() {
                 1 => JobsError::Bad(error),
@@ -93,8 +93,9 @@ impl Jobs {
             })?;
             self.check_size(&job.envelope)?;
         }
-        self.must_be_read()?;
-        let (this, caller, span) = (self.clone(), caller.clone(), self.sending(trace, jobs.len()));
+        self.check_log_is_read()?;
+        let (this, caller, span) =
+            (self.clone(), caller.clone(), self.start_send_span(trace, jobs.len()));
         let submitting = tokio::spawn(async move {
             let submitted = this.submit_prepared(jobs, &caller, &span.context().headers()).await;
             if let Err(error) = &submitted {
@@ -112,7 +113,7 @@ impl Jobs {
     }
 
     /// The span of writing jobs, as OpenTelemetry's conventions for messaging name it.
-    pub(super) fn sending(&self, trace: &TraceContext, jobs: usize) -> Span {
+    pub(super) fn start_send_span(&self, trace: &TraceContext, jobs: usize) -> Span {
         let topic = &self.inner.topics.jobs;
         Span::start(SpanKind::Producer, format!("send {topic}"), trace, || {
             [
@@ -137,17 +138,17 @@ impl Jobs {
             .map(|job| job.envelope.job_id.clone())
             .collect();
         // What is there already needs no claim, which would only keep others waiting.
-        let mut states = self.existing(&contested, caller).await?;
+        let mut states = self.find_existing(&contested, caller).await?;
         let open = contested
             .iter()
             .filter(|id| !states.contains_key(*id))
             .cloned()
             .collect::<HashSet<_>>();
-        let claim = if open.is_empty() { None } else { Some(self.claim(&open).await?) };
+        let claim = if open.is_empty() { None } else { Some(self.claim_jobs(&open).await?) };
         let mut elsewhere = HashSet::new();
         if let Some(claim) = &claim {
             // Somebody may have been quicker between the first look and the claim.
-            states.extend(self.existing(&claim.won, caller).await?);
+            states.extend(self.find_existing(&claim.won, caller).await?);
             elsewhere.clone_from(&claim.lost);
         }
         let is_old = |id: &String| states.contains_key(id) || elsewhere.contains(id);
@@ -167,7 +168,7 @@ impl Jobs {
         }
         self.enqueue(fresh, claim.as_ref()).await?;
         // What others submit is waited for at the end: they may wait for something of ours.
-        states.extend(self.submitted_elsewhere(&elsewhere, caller).await?);
+        states.extend(self.await_other_submissions(&elsewhere, caller).await?);
         let queued = || JobState::Queued.as_str().to_owned();
         let submitted = ids.into_iter().map(|(job_id, is_new)| {
             let state = states.get(&job_id).cloned().unwrap_or_else(queued);
@@ -179,7 +180,7 @@ impl Jobs {
     /// The states of those jobs that are there. A job that is `queued` and that no worker has
     /// spoken of is there if it is in the jobs topic: whoever wrote the event may have died before
     /// it wrote the job, and told nobody that the job was submitted.
-    async fn existing(
+    async fn find_existing(
         &self,
         job_ids: &HashSet<String>,
         caller: &Caller,
@@ -206,7 +207,7 @@ impl Jobs {
                 states.insert(job_id.clone(), event.state.as_str().to_owned());
             }
         }
-        for job_id in self.written(unspoken).await? {
+        for job_id in self.find_written(unspoken).await? {
             states.insert(job_id, JobState::Queued.as_str().to_owned());
         }
         Ok(states)
@@ -214,7 +215,10 @@ impl Jobs {
 
     /// Those of these jobs, with the times of their submission, that are in the jobs topic. Where
     /// there was no time to find out, they are taken to be.
-    async fn written(&self, jobs: HashMap<String, Timestamp>) -> Result<Vec<String>, JobsError> {
+    async fn find_written(
+        &self,
+        jobs: HashMap<String, Timestamp>,
+    ) -> Result<Vec<String>, JobsError> {
         let Some(since) = jobs.values().min().copied() else { return Ok(Vec::new()) };
         // Looking reads the backlog, so not everybody can look at once.
         let permit = self.inner.searches.clone().acquire_owned().await;
@@ -223,7 +227,7 @@ impl Jobs {
         let search = move || {
             let _permit = permit;
             let mut missing: HashSet<String> = jobs.keys().cloned().collect();
-            let is_done = reader::search(&settings, &topic, since, SEARCH, |record| {
+            let is_done = reader::search(&settings, &topic, since, SEARCH_LIMIT, |record| {
                 if let Ok(envelope) = decode::decode(record, usize::MAX) {
                     missing.remove(&envelope.job_id);
                 }
@@ -236,14 +240,14 @@ impl Jobs {
     }
 
     /// Waits for jobs that somebody else submits at this moment.
-    async fn submitted_elsewhere(
+    async fn await_other_submissions(
         &self,
         job_ids: &HashSet<String>,
         caller: &Caller,
     ) -> Result<HashMap<String, String>, JobsError> {
-        let deadline = tokio::time::Instant::now() + BOUND;
+        let deadline = tokio::time::Instant::now() + WRITE_LIMIT;
         loop {
-            let states = self.existing(job_ids, caller).await?;
+            let states = self.find_existing(job_ids, caller).await?;
             if states.len() == job_ids.len() {
                 return Ok(states);
             }
@@ -251,7 +255,7 @@ impl Jobs {
                 let why = "another request is submitting the same job; try again in a minute";
                 return Err(JobsError::NotReady(why.to_owned()));
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 
@@ -295,7 +299,7 @@ impl Jobs {
                 ..JobEvent::about(&job.envelope, JobState::Queued, now)
             })
             .collect();
-        claim.map_or(Ok(()), Claim::check)?;
+        claim.map_or(Ok(()), Claim::check_age)?;
         let announced = self.write_events(&events, &jobs).await?;
         let records = jobs.iter().map(|job| Outgoing {
             topic: self.inner.topics.jobs.clone(),
@@ -306,12 +310,12 @@ impl Jobs {
             timestamp: Some(job.submitted_at),
             partition: None,
         });
-        let written = match claim.map_or(Ok(()), Claim::check) {
+        let written = match claim.map_or(Ok(()), Claim::check_age) {
             Ok(()) => self.write_all(records.collect()).await.map(drop).map_err(JobsError::from),
             Err(error) => Err(error),
         };
         if written.is_err() {
-            self.undo(&jobs, &announced).await;
+            self.undo_events(&jobs, &announced).await;
         }
         written
     }
@@ -338,7 +342,7 @@ impl Jobs {
 
     /// Takes `queued` events back whose envelopes could not be written, as far as Kafka can be
     /// reached. An envelope that was written all the same is run, and the worker's events say so.
-    async fn undo(&self, jobs: &[Submission], announced: &[Delivered]) {
+    async fn undo_events(&self, jobs: &[Submission], announced: &[Delivered]) {
         for (job, at) in jobs.iter().zip(announced) {
             let (value, headers) = match &job.undo {
                 Undo::Nothing => continue,
@@ -374,7 +378,7 @@ impl Jobs {
         let mut waiting = VecDeque::new();
         for record in &records {
             waiting.push_back(self.inner.link.producer.enqueue_patiently(record).await?);
-            while waiting.len() >= WINDOW
+            while waiting.len() >= MAX_UNACKNOWLEDGED
                 && let Some(delivery) = waiting.pop_front()
             {
                 delivered.push(delivery.await?);
@@ -387,7 +391,7 @@ impl Jobs {
     }
 }
 
-fn prepare(requests: Vec<JobRequest>, caller: &Caller) -> Result<Vec<Prepared>, JobsError> {
+fn prepare_jobs(requests: Vec<JobRequest>, caller: &Caller) -> Result<Vec<Prepared>, JobsError> {
     let count = requests.len();
     if !(1..=MAX_JOBS).contains(&count) {
         let message = format!("a request must have 1 to {MAX_JOBS} jobs, and this one has {count}");

@@ -39,7 +39,7 @@ use crate::config::JobsConfig;
 /// In the result of a round that asks for input: what has been answered of it so far.
 const ANSWERED: &str = "io.mcp-fleet/inputResponses";
 /// How long the first record of a job may take to be read again.
-const READ: Duration = Duration::from_secs(10);
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes tasks and tells of them.
 #[derive(Debug, Clone)]
@@ -84,9 +84,9 @@ impl Tasks {
     ) -> Result<CreateTaskResult, JobsError> {
         let now = fleet_ops::clock::now();
         let task_id = uuid::Uuid::new_v4().simple().to_string();
-        let job_id = job_id(&task_id, caller);
+        let job_id = task_job_id(&task_id, caller);
         let round = TaskRound {
-            client_capabilities: object(&capabilities),
+            client_capabilities: to_object(&capabilities),
             input_responses: params.input_responses.into_iter().flatten().collect(),
             request_state: params.request_state,
         };
@@ -103,25 +103,25 @@ impl Tasks {
             ..Envelope::new(job_id.clone(), Work::ToolCall(call))
         };
         self.jobs.check_size(&envelope)?;
-        self.jobs.must_be_read()?;
-        let span = self.jobs.sending(trace, 1);
+        self.jobs.check_log_is_read()?;
+        let span = self.jobs.start_send_span(trace, 1);
         let headers = span.context().headers();
         let job =
             Submission { envelope, key: None, submitted_at: now, headers, undo: Undo::Remove };
         self.jobs
-            .enqueue_alone(job)
+            .enqueue_detached(job)
             .await
             .inspect_err(|error| span.fail("submit", &error.to_string()))?;
         let mut meta = MetaObject::new();
         meta.insert(fleet_job::meta::JOB_ID.to_owned(), job_id.into());
-        Ok(CreateTaskResult::new(self.task(&task_id, TaskStatus::Working, now, now))
+        Ok(CreateTaskResult::new(self.build_task(&task_id, TaskStatus::Working, now, now))
             .with_meta(meta))
     }
 
     /// How a task is.
     pub async fn get(&self, task_id: &str, caller: &Caller) -> Result<DetailedTask, JobsError> {
-        let known = self.known(task_id, caller).await?;
-        Ok(self.detailed(task_id, &self.jobs.view(known)))
+        let known = self.find_task(task_id, caller).await?;
+        Ok(self.describe_task(task_id, &self.jobs.view(known)))
     }
 
     /// How a task is now, and then whenever that changes, until its end. Nothing if it is unknown
@@ -131,28 +131,28 @@ impl Tasks {
         task_id: &str,
         caller: &Caller,
     ) -> impl Stream<Item = DetailedTask> + use<> {
-        let watch = self.jobs.watch(&job_id(task_id, caller), caller);
+        let watch = self.jobs.watch(&task_job_id(task_id, caller), caller);
         let states = Some((self.clone(), task_id.to_owned(), watch));
         unfold(states, async |states| {
             let (tasks, task_id, mut watch) = states?;
             let view = watch.next().await.ok()?;
-            let task = tasks.detailed(&task_id, &view);
+            let task = tasks.describe_task(&task_id, &view);
             Some((task, (!view.is_terminal()).then_some((tasks, task_id, watch))))
         })
     }
 
-    fn detailed(&self, task_id: &str, view: &JobView) -> DetailedTask {
+    fn describe_task(&self, task_id: &str, view: &JobView) -> DetailedTask {
         let event = &view.event;
         let submitted_at = event.submitted_at.unwrap_or(event.time);
-        let mut task = self.task(task_id, TaskStatus::Working, submitted_at, event.time);
+        let mut task = self.build_task(task_id, TaskStatus::Working, submitted_at, event.time);
         task.status_message = status_message(view);
-        DetailedTask::new(task, payload(event))
+        DetailedTask::new(task, task_payload(event))
     }
 
     /// Asks for a task to be cancelled. One that has ended is left as it is.
     pub async fn cancel(&self, task_id: &str, caller: &Caller) -> Result<(), JobsError> {
         let _alone = self.answering.lock().await;
-        let known = self.known(task_id, caller).await?;
+        let known = self.find_task(task_id, caller).await?;
         let reason = Some("tasks/cancel");
         self.jobs.cancel(&known.event.job_id, caller, reason, Duration::ZERO).await.map(drop)
     }
@@ -165,11 +165,11 @@ impl Tasks {
         caller: &Caller,
     ) -> Result<(), JobsError> {
         let _alone = self.answering.lock().await;
-        let known = self.known(task_id, caller).await?;
-        let Some(event) = answered(&known.event, responses) else { return Ok(()) };
-        let is_complete = requests(&event).is_some_and(|requests| requests.is_empty());
+        let known = self.find_task(task_id, caller).await?;
+        let Some(event) = apply_answers(&known.event, responses) else { return Ok(()) };
+        let is_complete = open_requests(&event).is_some_and(|requests| requests.is_empty());
         if is_complete {
-            self.next_round(event, known).await
+            self.start_next_round(event, known).await
         } else {
             self.jobs.write_event(JobEvent { time: fleet_ops::clock::now(), ..event }).await
         }
@@ -177,14 +177,19 @@ impl Tasks {
 
     /// Enqueues the job once more, with the answers. Where that fails, the task asks again as it
     /// did `before`.
-    async fn next_round(&self, event: JobEvent, before: Known) -> Result<(), JobsError> {
+    async fn start_next_round(&self, event: JobEvent, before: Known) -> Result<(), JobsError> {
         let gone =
             || JobsError::NotReady("the task's call is not in the jobs topic any more".to_owned());
         let source = event.source.clone().ok_or_else(gone)?;
         let (settings, from) =
             (self.jobs.inner.link.follower.settings().clone(), [(source.partition, source.offset)]);
         let mut found = run_blocking(move || {
-            Ok::<_, JobsError>(reader::first_records(&settings, &source.topic, &from, READ)?)
+            Ok::<_, JobsError>(reader::first_records(
+                &settings,
+                &source.topic,
+                &from,
+                READ_TIMEOUT,
+            )?)
         })
         .await?;
         let record = found.remove(&from[0].0).filter(|record| record.position.offset == from[0].1);
@@ -196,30 +201,30 @@ impl Tasks {
         let result = event.result.as_ref();
         let state = result.and_then(|result| result.get("requestState")?.as_str());
         round.request_state = state.map(str::to_owned);
-        round.input_responses = answers(result);
+        round.input_responses = given_answers(result);
         let key = record.key.and_then(|key| String::from_utf8(key).ok());
         let submitted_at = event.submitted_at.unwrap_or(event.time);
         self.jobs.check_size(&envelope)?;
         let undo = Undo::Restore(Box::new(before));
         let job = Submission { envelope, key, submitted_at, headers: record.headers, undo };
-        self.jobs.enqueue_alone(job).await
+        self.jobs.enqueue_detached(job).await
     }
 
-    async fn known(&self, task_id: &str, caller: &Caller) -> Result<Known, JobsError> {
+    async fn find_task(&self, task_id: &str, caller: &Caller) -> Result<Known, JobsError> {
         let not_found = || JobsError::NotFound(task_id.chars().take(256).collect());
         // Nothing else was ever given out, so nobody need look for it.
         if task_id.len() != 32 || !task_id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(not_found());
         }
-        let job_id = job_id(task_id, caller);
+        let job_id = task_job_id(task_id, caller);
         let known = async || {
-            self.jobs.known(&job_id, caller).await.map_err(|error| match error {
+            self.jobs.find_known(&job_id, caller).await.map_err(|error| match error {
                 JobsError::NotFound(_) => not_found(),
                 error => error,
             })
         };
         let mut found = known().await?;
-        if requests(&found.event).is_some() {
+        if open_requests(&found.event).is_some() {
             // It may have been answered on another replica, and nobody should be asked twice.
             self.jobs.catch_up().await?;
             found = known().await?;
@@ -230,7 +235,7 @@ impl Tasks {
         Ok(found)
     }
 
-    fn task(
+    fn build_task(
         &self,
         task_id: &str,
         status: TaskStatus,
@@ -246,11 +251,11 @@ impl Tasks {
 }
 
 /// The job behind a task.
-pub(crate) fn job_id(task_id: &str, caller: &Caller) -> String {
+pub(crate) fn task_job_id(task_id: &str, caller: &Caller) -> String {
     derived_id("task", &[caller.owner.as_deref().unwrap_or_default(), task_id])
 }
 
-fn object<T: serde::Serialize>(value: &T) -> Map<String, Value> {
+fn to_object<T: serde::Serialize>(value: &T) -> Map<String, Value> {
     match serde_json::to_value(value) {
         Ok(Value::Object(object)) => object,
         _ => Map::new(),
@@ -262,20 +267,20 @@ fn status_message(view: &JobView) -> Option<String> {
 }
 
 /// What a round that has ended asks for. `None` where it asks for nothing.
-fn requests(event: &JobEvent) -> Option<&Map<String, Value>> {
+fn open_requests(event: &JobEvent) -> Option<&Map<String, Value>> {
     let result = event.result.as_ref().filter(|_| event.asks_for_input())?;
     result.get("inputRequests").and_then(Value::as_object)
 }
 
-fn answers(result: Option<&Value>) -> Map<String, Value> {
+fn given_answers(result: Option<&Value>) -> Map<String, Value> {
     let answered = result.and_then(|result| result.get(ANSWERED)?.as_object());
     answered.cloned().unwrap_or_default()
 }
 
 /// The event after these answers; `None` where none of them was asked for.
-fn answered(event: &JobEvent, responses: InputResponses) -> Option<JobEvent> {
-    let mut open = requests(event)?.clone();
-    let mut answers = answers(event.result.as_ref());
+fn apply_answers(event: &JobEvent, responses: InputResponses) -> Option<JobEvent> {
+    let mut open = open_requests(event)?.clone();
+    let mut answers = given_answers(event.result.as_ref());
     let before = open.len();
     for (key, response) in responses {
         if open.shift_remove(&key).is_some() {
@@ -295,26 +300,26 @@ fn answered(event: &JobEvent, responses: InputResponses) -> Option<JobEvent> {
 
 /// What goes with a task's status. A tool's own error is a result; only an error of the protocol is
 /// a failure.
-fn payload(event: &JobEvent) -> TaskPayload {
+fn task_payload(event: &JobEvent) -> TaskPayload {
     match event.state {
         JobState::Queued | JobState::Running | JobState::Retrying => TaskPayload::Working,
         JobState::Cancelled => TaskPayload::Cancelled,
         JobState::Succeeded | JobState::Failed | JobState::Expired => {
-            let input: Option<InputRequests> = requests(event)
+            let input: Option<InputRequests> = open_requests(event)
                 .and_then(|requests| number::read(Value::Object(requests.clone())).ok());
             match (input, tool_result(event)) {
                 (Some(input_requests), _) => TaskPayload::InputRequired { input_requests },
                 (None, Some(Value::Object(result))) => {
                     TaskPayload::Completed { result: result.clone() }
                 }
-                _ => TaskPayload::Failed { error: error(event) },
+                _ => TaskPayload::Failed { error: task_error(event) },
             }
         }
     }
 }
 
 /// The JSON-RPC error of a task that has failed.
-fn error(event: &JobEvent) -> Map<String, Value> {
+fn task_error(event: &JobEvent) -> Map<String, Value> {
     let (code, message, data) = match (&event.error, &event.result_omitted) {
         (Some(error), _) => {
             let code = error.code.filter(|_| error.kind == ErrorKind::JsonRpc);
@@ -336,7 +341,7 @@ fn error(event: &JobEvent) -> Map<String, Value> {
 
 impl Jobs {
     /// Enqueues a job that nobody else can submit, also where the caller does not wait for it.
-    async fn enqueue_alone(&self, job: Submission) -> Result<(), JobsError> {
+    async fn enqueue_detached(&self, job: Submission) -> Result<(), JobsError> {
         let this = self.clone();
         let writing = tokio::spawn(async move { this.enqueue(vec![job], None).await });
         writing.await.map_err(|error| JobsError::NotReady(error.to_string()))?
@@ -385,42 +390,46 @@ mod tests {
         let tool = json!({"isError": true, "content": []});
         let tool = failed(JobError::new(ErrorKind::Tool, "no").with_data(tool));
         assert!(
-            matches!(payload(&tool), TaskPayload::Completed { result } if result["isError"] == true)
+            matches!(task_payload(&tool), TaskPayload::Completed { result } if result["isError"] == true)
         );
         let rpc = failed(JobError::new(ErrorKind::JsonRpc, "bad").with_code(-32602));
-        assert!(matches!(payload(&rpc), TaskPayload::Failed { error } if error["code"] == -32602));
+        assert!(
+            matches!(task_payload(&rpc), TaskPayload::Failed { error } if error["code"] == -32602)
+        );
         let http = failed(JobError::new(ErrorKind::Http, "gone").with_code(503));
-        assert!(matches!(payload(&http), TaskPayload::Failed { error } if error["code"] == -32603));
+        assert!(
+            matches!(task_payload(&http), TaskPayload::Failed { error } if error["code"] == -32603)
+        );
         let omitted = fleet_job::event::ResultOmitted { bytes: 5, limit_bytes: 4 };
         let omitted = JobEvent { result_omitted: Some(omitted), ..event(JobState::Succeeded) };
-        assert!(matches!(payload(&omitted), TaskPayload::Failed { .. }));
-        assert_eq!(payload(&event(JobState::Retrying)), TaskPayload::Working);
-        assert_eq!(payload(&event(JobState::Cancelled)), TaskPayload::Cancelled);
+        assert!(matches!(task_payload(&omitted), TaskPayload::Failed { .. }));
+        assert_eq!(task_payload(&event(JobState::Retrying)), TaskPayload::Working);
+        assert_eq!(task_payload(&event(JobState::Cancelled)), TaskPayload::Cancelled);
     }
 
     #[test]
     fn answers_are_collected_until_none_is_missing() {
         let asked = asking();
         assert!(
-            matches!(payload(&asked), TaskPayload::InputRequired { input_requests } if input_requests.len() == 2)
+            matches!(task_payload(&asked), TaskPayload::InputRequired { input_requests } if input_requests.len() == 2)
         );
         let answer =
             |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), json!(key))).collect();
-        assert_eq!(answered(&asked, answer(&["x"])), None);
-        let first = answered(&asked, answer(&["b", "x"])).unwrap();
-        assert_eq!(requests(&first).unwrap().keys().collect::<Vec<_>>(), ["a"]);
-        let both = answered(&first, answer(&["a", "b"])).unwrap();
-        assert!(requests(&both).unwrap().is_empty());
-        assert_eq!(Value::from(answers(both.result.as_ref())), json!({"b": "b", "a": "a"}));
-        assert_eq!(answered(&event(JobState::Running), answer(&["a"])), None);
+        assert_eq!(apply_answers(&asked, answer(&["x"])), None);
+        let first = apply_answers(&asked, answer(&["b", "x"])).unwrap();
+        assert_eq!(open_requests(&first).unwrap().keys().collect::<Vec<_>>(), ["a"]);
+        let both = apply_answers(&first, answer(&["a", "b"])).unwrap();
+        assert!(open_requests(&both).unwrap().is_empty());
+        assert_eq!(Value::from(given_answers(both.result.as_ref())), json!({"b": "b", "a": "a"}));
+        assert_eq!(apply_answers(&event(JobState::Running), answer(&["a"])), None);
     }
 
     #[test]
     fn the_same_id_is_another_task_for_somebody_else() {
         let owner = |name: &str| Caller { owner: Some(name.to_owned()) };
-        assert_eq!(job_id("t", &owner("a")), job_id("t", &owner("a")));
-        assert_ne!(job_id("t", &owner("a")), job_id("t", &owner("b")));
-        assert_ne!(job_id("t", &owner("a")), job_id("t", &Caller::default()));
-        assert!(!job_id("secret", &owner("a")).contains("secret"));
+        assert_eq!(task_job_id("t", &owner("a")), task_job_id("t", &owner("a")));
+        assert_ne!(task_job_id("t", &owner("a")), task_job_id("t", &owner("b")));
+        assert_ne!(task_job_id("t", &owner("a")), task_job_id("t", &Caller::default()));
+        assert!(!task_job_id("secret", &owner("a")).contains("secret"));
     }
 }

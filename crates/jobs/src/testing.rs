@@ -7,7 +7,7 @@ use crate::{Caller, Jobs, JobsError, tasks};
 
 /// The id of the job behind a task of this caller.
 pub fn task_job_id(task_id: &str, caller: &Caller) -> String {
-    tasks::job_id(task_id, caller)
+    tasks::task_job_id(task_id, caller)
 }
 
 /// Takes up an event as if it had been read from partition 0 of the events topic at `offset`.
@@ -18,6 +18,6 @@ pub fn task_job_id(task_id: &str, caller: &Caller) -> String {
 pub async fn take_up(jobs: &Jobs, offset: i64, event: JobEvent) -> Result<(), JobsError> {
     let updates = vec![Update::new(0, offset, event)];
     jobs.inner.store.apply(Batch { updates: updates.clone(), ..Batch::default() }).await?;
-    jobs.inner.hub.tell(updates);
+    jobs.inner.hub.publish(updates);
     Ok(())
 }

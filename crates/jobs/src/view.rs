@@ -24,7 +24,7 @@ pub(crate) fn view_of(known: Known, cancel: Option<&Control>) -> JobView {
 const MAX_PAGE_BYTES: u64 = 512 * 1024;
 
 /// The jobs of a page, up to its bound in bytes, and where the next page begins.
-pub(crate) fn bounded(
+pub(crate) fn bound_page(
     listed: impl Iterator<Item = (JobView, Cursor)>,
     after_all: Option<Cursor>,
 ) -> (Vec<JobView>, Option<Cursor>) {
@@ -57,7 +57,7 @@ mod tests {
                 event.tool = Some("t".repeat(1000));
                 (JobView { event, cancel_requested_at: None }, cursor(n))
             });
-            bounded(listed, Some(cursor(1_000_000)))
+            bound_page(listed, Some(cursor(1_000_000)))
         };
         let (jobs, next) = page(100);
         assert_eq!((jobs.len(), next), (100, Some(cursor(1_000_000))));

@@ -85,7 +85,7 @@ pub fn router(
         .layer(from_fn_with_state(guard.clone(), guard::check))
         .merge(card.layer(from_fn_with_state(guard.clone(), guard::check_host)))
         .layer(from_fn(observe::mark_credentials))
-        .layer(from_fn(rest::translate))
+        .layer(from_fn(rest::translate_errors))
         .layer(from_fn(observe::measure_request));
 
     // Metrics reveal which tools are called how often, so the guard checks requests for them.

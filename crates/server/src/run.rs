@@ -219,7 +219,7 @@ async fn report_ready(
         shared.ready().await;
         if let Some(jobs) = jobs {
             health.set_not_ready("reading the states of jobs");
-            jobs.ready().await;
+            jobs.wait_until_read().await;
         }
     };
 

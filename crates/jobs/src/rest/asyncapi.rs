@@ -38,9 +38,9 @@ struct Channel {
 }
 
 /// The document for topics of these names.
-pub(super) fn document(topics: &Topics, registry: &RegistryTopic) -> Value {
+pub(super) fn build_document(topics: &Topics, registry: &RegistryTopic) -> Value {
     let channels = channels(topics, &registry.name);
-    let of = |channel: &Channel| (channel.id.to_owned(), describe(channel));
+    let of = |channel: &Channel| (channel.id.to_owned(), describe_channel(channel));
     json!({
         "asyncapi": "3.0.0",
         "info": {
@@ -120,7 +120,7 @@ fn channels(topics: &Topics, registry: &str) -> [Channel; 7] {
     ]
 }
 
-fn describe(channel: &Channel) -> Value {
+fn describe_channel(channel: &Channel) -> Value {
     let mut kafka = json!({"topic": channel.address, "bindingVersion": BINDING});
     if let Some(cleanup) = channel.cleanup {
         kafka["topicConfiguration"] = json!({"cleanup.policy": [cleanup]});
@@ -175,7 +175,7 @@ fn messages() -> Value {
     let own = "The job's own key, where it has one: jobs of one key start in order.";
     let mut delayed = headers(&TRACE);
     delayed["properties"][delayed::HEADER] = json!({"type": "string", "description": "JSON: where the job came from, when it is due, what it has spent."});
-    let mut job = message("A job", &name::<WireEnvelope>(), headers(&TRACE), key(own));
+    let mut job = message("A job", &schema_name::<WireEnvelope>(), headers(&TRACE), key(own));
     job["examples"] = json!([{"payload": {
         "jobID": "job-123",
         "jobType": "tool-call",
@@ -183,7 +183,7 @@ fn messages() -> Value {
     }}]);
     json!({
         "job": job,
-        "event": message("What has become of a job", &name::<JobEvent>(), headers(&TRACE[..2]), by_id()),
+        "event": message("What has become of a job", &schema_name::<JobEvent>(), headers(&TRACE[..2]), by_id()),
         // Byte for byte what was on the jobs topic, which may be anything.
         "deadLetter": {
             "title": "A dead letter",
@@ -191,8 +191,8 @@ fn messages() -> Value {
             "headers": dead_letter_headers(),
             "bindings": key("The record's own key."),
         },
-        "delayedJob": message("A job that waits", &name::<WireEnvelope>(), delayed, key(own)),
-        "control": message("What is to be done with a job", &name::<Control>(), headers(&[]), by_id()),
+        "delayedJob": message("A job that waits", &schema_name::<WireEnvelope>(), delayed, key(own)),
+        "control": message("What is to be done with a job", &schema_name::<Control>(), headers(&[]), by_id()),
         "claim": message("A claim of a job", CLAIM, headers(&[]), by_id()),
         "hostedServer": message("A hosted MCP server", HOSTED_SERVER, headers(&[]), key("The server's name.")),
     })
@@ -231,8 +231,12 @@ fn dead_letter_headers() -> Value {
 
 /// The contract's schemas by name, and those of the server's own topics.
 fn contract(hosted_server: &Schema) -> Vec<(String, Value)> {
-    let names =
-        [name::<WireEnvelope>(), name::<JobEvent>(), name::<Control>(), name::<McpServers>()];
+    let names = [
+        schema_name::<WireEnvelope>(),
+        schema_name::<JobEvent>(),
+        schema_name::<Control>(),
+        schema_name::<McpServers>(),
+    ];
     let of_files = schema::all().map(|(_, schema)| schema.to_value());
     let own = [(HOSTED_SERVER, hosted_server.clone()), (CLAIM, crate::claim_schema())];
     let own = own.map(|(name, schema)| (name.to_owned(), schema.to_value()));
@@ -252,26 +256,26 @@ fn schemas(hosted_server: &Schema) -> Map<String, Value> {
         }
         all.insert(name, schema);
     }
-    all.values_mut().for_each(lead);
+    all.values_mut().for_each(rewrite_references);
     all.sort_keys();
     all
 }
 
 /// Leads references to where the definitions stand now.
-fn lead(value: &mut Value) {
+fn rewrite_references(value: &mut Value) {
     match value {
         Value::Object(object) => {
             if let Some(Value::String(to)) = object.get_mut("$ref") {
                 *to = to.replace("#/$defs/", "#/components/schemas/");
             }
-            object.values_mut().for_each(lead);
+            object.values_mut().for_each(rewrite_references);
         }
-        Value::Array(array) => array.iter_mut().for_each(lead),
+        Value::Array(array) => array.iter_mut().for_each(rewrite_references),
         _ => {}
     }
 }
 
-fn name<T: JsonSchema>() -> String {
+fn schema_name<T: JsonSchema>() -> String {
     T::schema_name().into_owned()
 }
 
@@ -294,7 +298,7 @@ mod tests {
     fn every_reference_leads_somewhere_and_the_schemas_are_the_contracts() {
         let hosted_server = schemars::schema_for!(McpServers);
         let registry = RegistryTopic { name: "hosted".to_owned(), schema: hosted_server.clone() };
-        let document = document(&Topics::of("work"), &registry);
+        let document = build_document(&Topics::of("work"), &registry);
         let mut found = Vec::new();
         references(&document, &mut found);
         for to in found {

@@ -15,24 +15,27 @@ use serde_json::Value;
 
 use super::{
     Api,
-    params::{CANCEL_WAIT, IDEMPOTENCY_KEY, JobId, Parameters, header_text},
-    problem::{Kind, Problem},
+    params::{CANCEL_WAIT_SECONDS, IDEMPOTENCY_KEY, JobId, Parameters, header_text},
+    problem::{Problem, ProblemKind},
 };
 use crate::{Caller, JobRequest, Jobs, MAX_JOBS};
 
 /// The jobs, and who asks about them.
-pub(super) struct Asked {
+pub(super) struct ApiClient {
     pub(super) jobs: Jobs,
     pub(super) caller: Caller,
 }
 
-impl FromRequestParts<Api> for Asked {
+impl FromRequestParts<Api> for ApiClient {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
         let jobs = api.jobs.clone();
         let jobs = jobs.ok_or_else(|| {
-            Problem::new(Kind::JobsOff, "jobs are off: set KAFKA_BROKERS, and not MCP_JOBS=false")
+            Problem::new(
+                ProblemKind::JobsOff,
+                "jobs are off: set KAFKA_BROKERS, and not MCP_JOBS=false",
+            )
         })?;
         let caller = jobs.caller(Some(&parts.headers));
         Ok(Self { jobs, caller })
@@ -40,24 +43,24 @@ impl FromRequestParts<Api> for Asked {
 }
 
 /// `POST /jobs`.
-pub(super) async fn submit(
-    asked: Asked,
+pub(super) async fn submit_jobs(
+    client: ApiClient,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    must_be_json(&headers)?;
-    must_be_plain(&headers)?;
-    let mut requests = requests(&body)?;
+    require_json(&headers)?;
+    require_uncompressed(&headers)?;
+    let mut requests = parse_jobs(&body)?;
     if let Some(key) = header_text(&headers, IDEMPOTENCY_KEY)? {
-        take_key(&mut requests, key)?;
+        apply_idempotency_key(&mut requests, key)?;
     }
     // A trace that can't be read is no reason to refuse a job.
     let trace = TraceContext::find(|name| header_text(&headers, name).ok()?);
-    let jobs = asked.jobs.submit(requests, &asked.caller, &trace).await?;
+    let jobs = client.jobs.submit(requests, &client.caller, &trace).await?;
     let all_existed = jobs.iter().all(|job| job.existing);
     let status = if all_existed { StatusCode::OK } else { StatusCode::ACCEPTED };
     let location = match jobs.as_slice() {
-        [job] => HeaderValue::try_from(format!("/jobs/{}", encoded(&job.job_id))).ok(),
+        [job] => HeaderValue::try_from(format!("/jobs/{}", encode_segment(&job.job_id))).ok(),
         _ => None,
     };
     let mut response = (status, Json(SubmittedJobs { jobs })).into_response();
@@ -68,21 +71,24 @@ pub(super) async fn submit(
 }
 
 /// `GET /jobs`.
-pub(super) async fn list(asked: Asked, parameters: Parameters) -> Result<Response, Problem> {
-    let jobs = asked.jobs.list(parameters.filter()?, &asked.caller).await?;
+pub(super) async fn list_jobs(
+    client: ApiClient,
+    parameters: Parameters,
+) -> Result<Response, Problem> {
+    let jobs = client.jobs.list(parameters.filter()?, &client.caller).await?;
     Ok(Json(jobs).into_response())
 }
 
 /// `GET /jobs/{id}`.
-pub(super) async fn show(
+pub(super) async fn show_job(
     State(api): State<Api>,
-    asked: Asked,
+    client: ApiClient,
     JobId(id): JobId,
     parameters: Parameters,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let deadline = tokio::time::Instant::now() + parameters.wait(0)?;
-    let mut watch = asked.jobs.watch(&id, &asked.caller);
+    let mut watch = client.jobs.watch(&id, &client.caller);
     let mut job = watch.next().await?;
     while !job.is_terminal() {
         tokio::select! {
@@ -91,7 +97,7 @@ pub(super) async fn show(
             () = api.stop.cancelled() => break,
         }
     }
-    let tag = etag(watch.place(), &job);
+    let tag = etag(watch.position(), &job);
     let known =
         headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut known = known.flat_map(|value| value.split(',')).map(str::trim);
@@ -104,20 +110,22 @@ pub(super) async fn show(
 }
 
 /// `DELETE /jobs/{id}`.
-pub(super) async fn cancel(
-    asked: Asked,
+pub(super) async fn cancel_job(
+    client: ApiClient,
     JobId(id): JobId,
     parameters: Parameters,
 ) -> Result<Response, Problem> {
-    let (wait, reason) = (parameters.wait(CANCEL_WAIT)?, parameters.reason()?);
-    let came_to = asked.jobs.cancel(&id, &asked.caller, reason.as_deref(), wait).await?;
+    let (wait, reason) = (parameters.wait(CANCEL_WAIT_SECONDS)?, parameters.reason()?);
+    let came_to = client.jobs.cancel(&id, &client.caller, reason.as_deref(), wait).await?;
     match came_to.outcome {
         CancelOutcome::Cancelled => Ok(Json(came_to).into_response()),
         CancelOutcome::Requested => Ok((StatusCode::ACCEPTED, Json(came_to)).into_response()),
         CancelOutcome::TooLate => {
             let summary = came_to.job.as_ref().map(JobView::summary).unwrap_or_default();
-            let problem =
-                Problem::new(Kind::TooLate, format!("{summary}; it can't be cancelled any more"));
+            let problem = Problem::new(
+                ProblemKind::TooLate,
+                format!("{summary}; it can't be cancelled any more"),
+            );
             Err(match came_to.job {
                 Some(job) => problem.with_job(job),
                 None => problem,
@@ -127,7 +135,7 @@ pub(super) async fn cancel(
 }
 
 /// A document that does not change while the server runs.
-pub(super) fn document(text: &Bytes) -> Response {
+pub(super) fn serve_document(text: &Bytes) -> Response {
     let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let cache = (header::CACHE_CONTROL, HeaderValue::from_static("max-age=300"));
     // It describes and holds no data, so any page may read it; viewers of such documents are pages.
@@ -136,7 +144,7 @@ pub(super) fn document(text: &Bytes) -> Response {
     ([kind, cache, origin], text.clone()).into_response()
 }
 
-fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
+fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     let kind =
         headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -149,13 +157,13 @@ fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
         format!("it is {essence}")
     };
     Err(Problem::new(
-        Kind::UnsupportedMediaType,
+        ProblemKind::UnsupportedMediaType,
         format!("the body must be application/json, and {said}"),
     ))
 }
 
 /// A body that is said to be compressed is not read, whatever it is.
-fn must_be_plain(headers: &HeaderMap) -> Result<(), Problem> {
+fn require_uncompressed(headers: &HeaderMap) -> Result<(), Problem> {
     let encodings = headers.get_all(header::CONTENT_ENCODING);
     let is_plain = |value: &HeaderValue| {
         value.to_str().is_ok_and(|value| value.trim().eq_ignore_ascii_case("identity"))
@@ -163,7 +171,7 @@ fn must_be_plain(headers: &HeaderMap) -> Result<(), Problem> {
     match encodings.iter().find(|value| !is_plain(value)) {
         None => Ok(()),
         Some(encoding) => Err(Problem::new(
-            Kind::UnsupportedMediaType,
+            ProblemKind::UnsupportedMediaType,
             format!(
                 "the body must not be compressed, and its Content-Encoding is {}",
                 String::from_utf8_lossy(encoding.as_bytes())
@@ -173,36 +181,38 @@ fn must_be_plain(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 /// The jobs in a body: one, an array of them, or an object with `jobs`.
-fn requests(body: &[u8]) -> Result<Vec<JobRequest>, Problem> {
+fn parse_jobs(body: &[u8]) -> Result<Vec<JobRequest>, Problem> {
     let body: Value = serde_json::from_slice(body).map_err(|error| {
-        Problem::new(Kind::BadRequest, format!("the body is not JSON: {error}"))
+        Problem::new(ProblemKind::BadRequest, format!("the body is not JSON: {error}"))
     })?;
     let many = match body {
         Value::Array(many) => many,
         Value::Object(mut object) => match object.shift_remove("jobs") {
-            None => return Ok(vec![request(Value::Object(object), None)?]),
+            None => return Ok(vec![parse_job(Value::Object(object), None)?]),
             Some(Value::Array(many)) if object.is_empty() => many,
             Some(Value::Array(_)) => {
                 let detail = "give either `jobs` or the fields of one job, not both";
-                return Err(Problem::new(Kind::BadJob, detail));
+                return Err(Problem::new(ProblemKind::BadJob, detail));
             }
-            Some(_) => return Err(Problem::new(Kind::BadJob, "`jobs` must be an array of jobs")),
+            Some(_) => {
+                return Err(Problem::new(ProblemKind::BadJob, "`jobs` must be an array of jobs"));
+            }
         },
         _ => {
             let detail = "the body must be a job, an array of jobs, or an object with `jobs`";
-            return Err(Problem::new(Kind::BadJob, detail));
+            return Err(Problem::new(ProblemKind::BadJob, detail));
         }
     };
     // Before each of them is looked at, because there can be very many.
     if !(1..=MAX_JOBS).contains(&many.len()) {
         let detail =
             format!("a request must have 1 to {MAX_JOBS} jobs, and this one has {}", many.len());
-        return Err(Problem::new(Kind::BadJob, detail).with_limit(MAX_JOBS));
+        return Err(Problem::new(ProblemKind::BadJob, detail).with_limit(MAX_JOBS));
     }
-    many.into_iter().enumerate().map(|(index, job)| request(job, Some(index))).collect()
+    many.into_iter().enumerate().map(|(index, job)| parse_job(job, Some(index))).collect()
 }
 
-fn request(job: Value, index: Option<usize>) -> Result<JobRequest, Problem> {
+fn parse_job(job: Value, index: Option<usize>) -> Result<JobRequest, Problem> {
     serde_path_to_error::deserialize(job).map_err(|error| {
         let place = match (index, error.path().to_string().as_str()) {
             (None, ".") => "the job".to_owned(),
@@ -210,12 +220,13 @@ fn request(job: Value, index: Option<usize>) -> Result<JobRequest, Problem> {
             (Some(index), ".") => format!("job {index}"),
             (Some(index), path) => format!("job {index}, `{path}`"),
         };
-        Problem::new(Kind::BadJob, format!("{place}: {}", error.into_inner())).with_index(index)
+        Problem::new(ProblemKind::BadJob, format!("{place}: {}", error.into_inner()))
+            .with_index(index)
     })
 }
 
 /// Gives the key of the header to the job that it is meant for.
-fn take_key(requests: &mut [JobRequest], key: &str) -> Result<(), Problem> {
+fn apply_idempotency_key(requests: &mut [JobRequest], key: &str) -> Result<(), Problem> {
     if !(1..=fleet_job::envelope::MAX_ID_BYTES).contains(&key.len()) {
         return Err(Problem::parameter(IDEMPOTENCY_KEY, "must have 1 to 256 bytes"));
     }
@@ -229,7 +240,7 @@ fn take_key(requests: &mut [JobRequest], key: &str) -> Result<(), Problem> {
             let detail = format!(
                 "`{IDEMPOTENCY_KEY}` goes with one job; give each of several its own `idempotencyKey`"
             );
-            Err(Problem::new(Kind::BadJob, detail))
+            Err(Problem::new(ProblemKind::BadJob, detail))
         }
     }
 }
@@ -242,7 +253,7 @@ fn etag(place: Option<(i32, i64)>, job: &JobView) -> String {
 }
 
 /// An id as a segment of a path.
-fn encoded(id: &str) -> String {
+fn encode_segment(id: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
     id.bytes()
         .map(
@@ -258,13 +269,13 @@ mod tests {
     use super::*;
 
     fn check(body: &str, detail: &str) {
-        let problem = serde_json::to_value(requests(body.as_bytes()).expect_err(body)).unwrap();
+        let problem = serde_json::to_value(parse_jobs(body.as_bytes()).expect_err(body)).unwrap();
         assert!(problem["detail"].as_str().unwrap().contains(detail), "{body}: {problem}");
     }
 
     #[test]
     fn a_body_holds_one_job_or_many() {
-        let count = |body: Value| requests(body.to_string().as_bytes()).unwrap().len();
+        let count = |body: Value| parse_jobs(body.to_string().as_bytes()).unwrap().len();
         let job = || json!({"tool": "t"});
         assert_eq!(count(job()), 1);
         assert_eq!(count(json!([job(), job()])), 2);
@@ -288,17 +299,18 @@ mod tests {
 
     #[test]
     fn a_key_goes_with_one_job_and_does_not_replace_its_own() {
-        let mut jobs = requests(br#"[{"tool":"t"}]"#).unwrap();
-        take_key(&mut jobs, "k").unwrap();
-        take_key(&mut jobs, "another").unwrap();
+        let mut jobs = parse_jobs(br#"[{"tool":"t"}]"#).unwrap();
+        apply_idempotency_key(&mut jobs, "k").unwrap();
+        apply_idempotency_key(&mut jobs, "another").unwrap();
         assert_eq!(jobs[0].idempotency_key.as_deref(), Some("k"));
-        take_key(&mut jobs, "").unwrap_err();
-        take_key(&mut requests(br#"[{"tool":"t"},{"tool":"t"}]"#).unwrap(), "k").unwrap_err();
+        apply_idempotency_key(&mut jobs, "").unwrap_err();
+        apply_idempotency_key(&mut parse_jobs(br#"[{"tool":"t"},{"tool":"t"}]"#).unwrap(), "k")
+            .unwrap_err();
     }
 
     #[test]
     fn ids_are_encoded_as_one_segment() {
-        assert_eq!(encoded("mcp-jobs/0/17"), "mcp-jobs%2F0%2F17");
-        assert_eq!(encoded("ä?#%.~"), "%C3%A4%3F%23%25.~");
+        assert_eq!(encode_segment("mcp-jobs/0/17"), "mcp-jobs%2F0%2F17");
+        assert_eq!(encode_segment("ä?#%.~"), "%C3%A4%3F%23%25.~");
     }
 }

@@ -6,7 +6,7 @@ use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::{
-    problem::{self, Kind, Problem},
+    problem::{self, Problem, ProblemKind},
     routes::{ALWAYS, Answer, Content, Operation, operations},
 };
 
@@ -17,7 +17,7 @@ const ABOUT: &str = "Jobs over plain HTTP: calls of MCP tools that are made late
     names the field.";
 
 /// The document.
-pub(super) fn document() -> Value {
+pub(super) fn build_document() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
@@ -25,7 +25,7 @@ pub(super) fn document() -> Value {
     let mut schemas = settings.into_generator();
     let mut paths: Map<String, Value> = Map::new();
     for operation in operations() {
-        let about = describe(&operation, &mut schemas);
+        let about = describe_operation(&operation, &mut schemas);
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
         path[operation.method.as_str().to_lowercase()] = about;
     }
@@ -57,16 +57,16 @@ pub(super) fn document() -> Value {
     })
 }
 
-fn describe(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
+fn describe_operation(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
     let parameters: Vec<Value> = operation
         .params
         .iter()
         .map(|param| {
             let mut about = json!({
                 "name": param.name,
-                "in": param.place.as_str(),
+                "in": param.location.as_str(),
                 "description": param.description,
-                "required": param.place.as_str() == "path",
+                "required": param.location.as_str() == "path",
                 "schema": (param.schema)(schemas),
             });
             about["example"] = match param.example.parse::<u64>() {
@@ -97,7 +97,7 @@ fn describe(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
     for answer in &operation.answers {
         answers.insert(answer.status.to_string(), describe_answer(answer, schemas));
     }
-    answers.extend(problems(operation));
+    answers.extend(describe_problems(operation));
     about["responses"] = json!(answers);
     about
 }
@@ -145,12 +145,12 @@ fn describe_answer(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
 }
 
 /// The problems of an operation by status.
-fn problems(operation: &Operation) -> BTreeMap<String, Value> {
-    let mut by_status: BTreeMap<u16, Vec<Kind>> = BTreeMap::new();
+fn describe_problems(operation: &Operation) -> BTreeMap<String, Value> {
+    let mut by_status: BTreeMap<u16, Vec<ProblemKind>> = BTreeMap::new();
     for kind in operation.problems.iter().copied().chain(ALWAYS) {
         by_status.entry(kind.status().as_u16()).or_default().push(kind);
     }
-    let describe = |(status, kinds): (u16, Vec<Kind>)| {
+    let describe = |(status, kinds): (u16, Vec<ProblemKind>)| {
         let names: Vec<_> = kinds.iter().map(|kind| format!("`{}`", kind.name())).collect();
         let mut about =
             json!({"$ref": "#/components/responses/Problem", "description": names.join(", ")});
@@ -187,7 +187,7 @@ mod tests {
                 _ => {}
             }
         }
-        let document = document();
+        let document = build_document();
         check(&document, &document);
         assert!(!document.to_string().contains("\"owner\""));
     }

@@ -16,21 +16,21 @@ use super::problem::Problem;
 use crate::PageRequest;
 
 /// The longest wait that can be asked for, in seconds.
-const MAX_WAIT: u64 = 60;
+const MAX_WAIT_SECONDS: u64 = 60;
 /// How long a cancellation waits for its end where nobody says, in seconds.
-pub(super) const CANCEL_WAIT: u64 = 5;
+pub(super) const CANCEL_WAIT_SECONDS: u64 = 5;
 /// The longest reason and filter, in characters.
 const MAX_TEXT: usize = 1024;
 
 /// Where a parameter stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ParamLocation {
     Path,
     Query,
     Header,
 }
 
-impl Place {
+impl ParamLocation {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Path => "path",
@@ -44,7 +44,7 @@ impl Place {
 #[derive(Clone, Copy)]
 pub(super) struct Param {
     pub(super) name: &'static str,
-    pub(super) place: Place,
+    pub(super) location: ParamLocation,
     /// Whether it may be given several times.
     pub(super) many: bool,
     pub(super) description: &'static str,
@@ -52,27 +52,27 @@ pub(super) struct Param {
     pub(super) example: &'static str,
 }
 
-const fn query(
+const fn query_param(
     name: &'static str,
     description: &'static str,
     schema: fn(&mut SchemaGenerator) -> Schema,
     example: &'static str,
 ) -> Param {
-    Param { name, place: Place::Query, many: false, description, schema, example }
+    Param { name, location: ParamLocation::Query, many: false, description, schema, example }
 }
 
-const fn header(
+const fn header_param(
     name: &'static str,
     description: &'static str,
     schema: fn(&mut SchemaGenerator) -> Schema,
     example: &'static str,
 ) -> Param {
-    Param { name, place: Place::Header, many: false, description, schema, example }
+    Param { name, location: ParamLocation::Header, many: false, description, schema, example }
 }
 
 const ID: Param = Param {
     name: "id",
-    place: Place::Path,
+    location: ParamLocation::Path,
     many: false,
     description: "The job's id, percent-encoded: `mcp-jobs/0/17` is `mcp-jobs%2F0%2F17`.",
     schema: |_| {
@@ -83,50 +83,55 @@ const ID: Param = Param {
 };
 const STATE: Param = Param {
     many: true,
-    ..query(
+    ..query_param(
         "state",
         "In one of these states; may be repeated, or have several, separated by commas.",
         |schemas| json_schema!({"type": "array", "items": schemas.subschema_for::<JobState>()}),
         "failed",
     )
 };
-const TYPE: Param = query(
+const TYPE: Param = query_param(
     "type",
     "Of this type.",
     |schemas| schemas.subschema_for::<fleet_job::envelope::JobType>(),
     "tool-call",
 );
-const TOOL: Param =
-    query("tool", "That call this tool, under its full name.", text, "files__file_digest");
-const TENANT: Param = query("tenant", "Of this tenant.", text, "acme");
+const TOOL: Param = query_param(
+    "tool",
+    "That call this tool, under its full name.",
+    text_schema,
+    "files__file_digest",
+);
+const TENANT: Param = query_param("tenant", "Of this tenant.", text_schema, "acme");
 const SINCE: Param =
-    query("since", "Submitted at this time or later.", time, "2026-11-21T08:00:00Z");
-const UNTIL: Param = query("until", "Submitted before this time.", time, "2026-11-22T08:00:00Z");
-const LIMIT: Param = query(
+    query_param("since", "Submitted at this time or later.", time_schema, "2026-11-21T08:00:00Z");
+const UNTIL: Param =
+    query_param("until", "Submitted before this time.", time_schema, "2026-11-22T08:00:00Z");
+const LIMIT: Param = query_param(
     "limit",
     "The most jobs on a page.",
     |_| json_schema!({"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": 50}),
     "50",
 );
-const CURSOR: Param = query(
+const CURSOR: Param = query_param(
     "cursor",
     "Where the page before ended: its `nextCursor`, as it is.",
     |_| json_schema!({"type": "string", "minLength": 12, "maxLength": 352}),
     "AAABmqJ2rAFqb2ItMTIz",
 );
-const REASON: Param = query(
+const REASON: Param = query_param(
     "reason",
     "Why, for people.",
     |_| json_schema!({"type": "string", "maxLength": MAX_TEXT}),
     "not needed any more",
 );
-const TRACEPARENT: Param = header(
+const TRACEPARENT: Param = header_param(
     "traceparent",
     "W3C Trace Context; goes with the job into the tools' calls.",
     |_| json_schema!({"type": "string"}),
     "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 );
-const TRACESTATE: Param = header(
+const TRACESTATE: Param = header_param(
     "tracestate",
     "W3C Trace Context.",
     |_| json_schema!({"type": "string"}),
@@ -137,7 +142,7 @@ pub(super) const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
 /// What `POST /jobs` takes.
 pub(super) const SUBMIT: &[Param] = &[
-    header(
+    header_param(
         IDEMPOTENCY_KEY,
         "The `idempotencyKey` of the one job in the body that has none of its own.",
         |_| json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}),
@@ -151,13 +156,13 @@ pub(super) const LIST: &[Param] = &[STATE, TYPE, TOOL, TENANT, SINCE, UNTIL, LIM
 /// What `GET /jobs/{id}` takes.
 pub(super) const SHOW: &[Param] = &[
     ID,
-    query(
+    query_param(
         "wait",
         "Wait for the job's end, at most for so many seconds.",
-        |_| json_schema!({"type": "integer", "minimum": 0, "maximum": MAX_WAIT, "default": 0}),
+        |_| json_schema!({"type": "integer", "minimum": 0, "maximum": MAX_WAIT_SECONDS, "default": 0}),
         "2",
     ),
-    header(
+    header_param(
         "If-None-Match",
         "The `ETag` of what is known already.",
         |_| json_schema!({"type": "string"}),
@@ -167,10 +172,10 @@ pub(super) const SHOW: &[Param] = &[
 /// What `DELETE /jobs/{id}` takes.
 pub(super) const CANCEL: &[Param] = &[
     ID,
-    query(
+    query_param(
         "wait",
         "Wait for what the cancellation comes to, at most for so many seconds.",
-        |_| json_schema!({"type": "integer", "minimum": 0, "maximum": MAX_WAIT, "default": CANCEL_WAIT}),
+        |_| json_schema!({"type": "integer", "minimum": 0, "maximum": MAX_WAIT_SECONDS, "default": CANCEL_WAIT_SECONDS}),
         "2",
     ),
     REASON,
@@ -178,7 +183,7 @@ pub(super) const CANCEL: &[Param] = &[
 /// What `GET /jobs/{id}/events` takes.
 pub(super) const WATCH: &[Param] = &[
     ID,
-    header(
+    header_param(
         "Last-Event-ID",
         "The `id` of the last event that was heard; browsers send it by themselves.",
         |_| json_schema!({"type": "string", "pattern": "^(waiting-)?[0-9]{1,9}-[0-9]{1,18}$"}),
@@ -191,7 +196,7 @@ pub(super) const FOLLOW: &[Param] = &[
     TYPE,
     TOOL,
     TENANT,
-    header(
+    header_param(
         "Last-Event-ID",
         "The `id` of the last event that was heard; browsers send it by themselves.",
         |_| json_schema!({"type": "string", "pattern": "^[0-9]{1,9}:[0-9]{1,18}(,[0-9]{1,9}:[0-9]{1,18})*$"}),
@@ -201,11 +206,11 @@ pub(super) const FOLLOW: &[Param] = &[
 /// For operations that take nothing.
 pub(super) const NONE: &[Param] = &[];
 
-fn text(_: &mut SchemaGenerator) -> Schema {
+fn text_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_TEXT})
 }
 
-fn time(_: &mut SchemaGenerator) -> Schema {
+fn time_schema(_: &mut SchemaGenerator) -> Schema {
     let (min, max) = (Timestamp::MIN.as_millis(), Timestamp::MAX.as_millis());
     json_schema!({
         "description": "RFC 3339, or milliseconds since the epoch.",
@@ -225,12 +230,13 @@ impl Parameters {
         let pairs: Vec<(String, String)> =
             url::form_urlencoded::parse(text.unwrap_or_default().as_bytes()).into_owned().collect();
         for (index, (name, _)) in pairs.iter().enumerate() {
-            let param =
-                known.iter().find(|param| param.place == Place::Query && param.name == name);
+            let param = known
+                .iter()
+                .find(|param| param.location == ParamLocation::Query && param.name == name);
             let Some(param) = param else {
                 let names = known
                     .iter()
-                    .filter(|param| param.place == Place::Query)
+                    .filter(|param| param.location == ParamLocation::Query)
                     .map(|param| param.name);
                 let known = match names.collect::<Vec<_>>().join(", ") {
                     none if none.is_empty() => "there are none here".to_owned(),
@@ -284,8 +290,8 @@ impl Parameters {
     /// How long to wait.
     pub(super) fn wait(&self, default: u64) -> Result<Duration, Problem> {
         let seconds = self.parse::<u64>("wait")?.unwrap_or(default);
-        if seconds > MAX_WAIT {
-            let why = format!("is {seconds}; it must be 0 to {MAX_WAIT} seconds");
+        if seconds > MAX_WAIT_SECONDS {
+            let why = format!("is {seconds}; it must be 0 to {MAX_WAIT_SECONDS} seconds");
             return Err(Problem::parameter("wait", why));
         }
         Ok(Duration::from_secs(seconds))
@@ -317,15 +323,15 @@ impl Parameters {
         };
         let limit = self.parse("limit")?;
         let cursor = self.get("cursor").map(str::to_owned);
-        PageRequest { filter, limit, cursor }
-            .query()
-            .map_err(|error| Problem::new(super::problem::Kind::BadRequest, error.to_string()))
+        PageRequest { filter, limit, cursor }.into_query().map_err(|error| {
+            Problem::new(super::problem::ProblemKind::BadRequest, error.to_string())
+        })
     }
 }
 
 /// Refuses a query with parameters that the operation does not know: a misspelled filter must not
 /// list everything.
-pub(super) async fn check(
+pub(super) async fn check_query(
     State(known): State<&'static [Param]>,
     mut request: Request,
     next: Next,

@@ -27,7 +27,7 @@ const RETRY_AFTER: u32 = 2;
 
 /// What can go wrong. The set is closed, so that programs can tell problems apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ProblemKind {
     BadRequest,
     Forbidden,
     NoSuchJob,
@@ -46,7 +46,7 @@ pub(super) enum Kind {
     TooManyStreams,
 }
 
-impl Kind {
+impl ProblemKind {
     pub(super) const ALL: [Self; 16] = [
         Self::BadRequest,
         Self::Forbidden,
@@ -67,7 +67,7 @@ impl Kind {
     ];
 
     /// Name, title and status.
-    fn about(self) -> (&'static str, &'static str, StatusCode) {
+    fn describe(self) -> (&'static str, &'static str, StatusCode) {
         match self {
             Self::BadRequest => {
                 ("bad-request", "The request can't be read", StatusCode::BAD_REQUEST)
@@ -119,7 +119,7 @@ impl Kind {
     }
 
     pub(super) fn name(self) -> &'static str {
-        self.about().0
+        self.describe().0
     }
 
     /// The stable code that `docs/errors.md` explains.
@@ -145,7 +145,7 @@ impl Kind {
     }
 
     pub(super) fn status(self) -> StatusCode {
-        self.about().2
+        self.describe().2
     }
 
     /// The kind of an error that somebody else has answered with.
@@ -163,13 +163,13 @@ impl Kind {
     }
 }
 
-impl Serialize for Kind {
+impl Serialize for ProblemKind {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{PREFIX}{}", self.name()))
     }
 }
 
-impl JsonSchema for Kind {
+impl JsonSchema for ProblemKind {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "ProblemType".into()
     }
@@ -185,7 +185,7 @@ impl JsonSchema for Kind {
 pub(super) struct Problem {
     /// Which problem it is.
     #[serde(rename = "type")]
-    kind: Kind,
+    kind: ProblemKind,
     /// The stable code of the problem, which `docs/errors.md` explains.
     code: &'static str,
     /// The same for people.
@@ -209,8 +209,8 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        let (_, title, status) = kind.about();
+    pub(super) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+        let (_, title, status) = kind.describe();
         let mut detail = detail.into();
         // It may repeat what was sent, however long that was.
         if detail.len() > MAX_DETAIL {
@@ -235,7 +235,7 @@ impl Problem {
         let name: String = name.chars().take(100).collect();
         Self {
             parameter: Some(name.clone()),
-            ..Self::new(Kind::BadRequest, format!("`{name}`: {why}"))
+            ..Self::new(ProblemKind::BadRequest, format!("`{name}`: {why}"))
         }
     }
 
@@ -254,7 +254,7 @@ impl Problem {
 
 impl From<BadRequest> for Problem {
     fn from(error: BadRequest) -> Self {
-        Self::new(Kind::BadJob, error.to_string())
+        Self::new(ProblemKind::BadJob, error.to_string())
     }
 }
 
@@ -262,26 +262,29 @@ impl From<JobsError> for Problem {
     fn from(error: JobsError) -> Self {
         let detail = error.to_string();
         match error {
-            JobsError::NotReady(_) => Self::new(Kind::NotReady, detail),
+            JobsError::NotReady(_) => Self::new(ProblemKind::NotReady, detail),
             JobsError::NotFound(_) | JobsError::NotSearched(_) => {
-                Self::new(Kind::NoSuchJob, detail)
+                Self::new(ProblemKind::NoSuchJob, detail)
             }
-            JobsError::Bad(_) => Self::new(Kind::BadJob, detail),
+            JobsError::Bad(_) => Self::new(ProblemKind::BadJob, detail),
             JobsError::BadJob { index, .. } => {
-                Self::new(Kind::BadJob, detail).with_index(Some(index))
+                Self::new(ProblemKind::BadJob, detail).with_index(Some(index))
             }
             JobsError::TooLarge { limit, .. } => {
-                Self::new(Kind::TooLarge, detail).with_limit(limit)
+                Self::new(ProblemKind::TooLarge, detail).with_limit(limit)
             }
-            JobsError::Kafka(KafkaError::NoTopic(_)) => Self::new(Kind::NotReady, detail),
+            JobsError::Kafka(KafkaError::NoTopic(_)) => Self::new(ProblemKind::NotReady, detail),
             JobsError::Kafka(error) if error.is_retryable() => {
-                Self::new(Kind::KafkaUnavailable, detail)
+                Self::new(ProblemKind::KafkaUnavailable, detail)
             }
-            JobsError::Kafka(_) => Self::new(Kind::KafkaRefused, detail),
+            JobsError::Kafka(_) => Self::new(ProblemKind::KafkaRefused, detail),
             JobsError::Store(_) => {
                 // What a file's name and state are is nobody's business but the operator's.
                 tracing::error!(error = detail, "the ledger has failed");
-                Self::new(Kind::Internal, "the ledger has failed; the server's log says more")
+                Self::new(
+                    ProblemKind::Internal,
+                    "the ledger has failed; the server's log says more",
+                )
             }
         }
     }
@@ -302,8 +305,8 @@ impl IntoResponse for Problem {
 
 /// Makes problems of errors that were answered before a handler was asked: by the router, and by
 /// what stands in front of every path of this server.
-pub async fn translate(request: Request, next: Next) -> Response {
-    if routes::label(request.uri().path()).is_none() {
+pub async fn translate_errors(request: Request, next: Next) -> Response {
+    if routes::path_label(request.uri().path()).is_none() {
         return next.run(request).await;
     }
     let response = next.run(request).await;
@@ -316,12 +319,12 @@ pub async fn translate(request: Request, next: Next) -> Response {
         return response;
     }
     let (mut parts, body) = response.into_parts();
-    let kind = Kind::of_status(status);
+    let kind = ProblemKind::of_status(status);
     // These answers are sentences of our own; one that is longer is not worth its room.
     let said = to_bytes(body, MAX_DETAIL).await.unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
     let detail = match said.trim() {
-        "" => kind.about().1.to_owned(),
+        "" => kind.describe().1.to_owned(),
         said => said.to_owned(),
     };
     let problem = Problem { status: status.as_u16(), ..Problem::new(kind, detail) };

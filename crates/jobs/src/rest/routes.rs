@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     Api, handlers,
     params::{self, Param},
-    problem::Kind,
+    problem::ProblemKind,
     sse,
 };
 use crate::{JobRequest, MAX_JOBS};
@@ -31,7 +31,7 @@ pub(super) struct Operation {
     /// The schema of a JSON body, and examples by name.
     pub(super) body: Option<(SchemaOf, Vec<(&'static str, Value)>)>,
     pub(super) answers: Vec<Answer>,
-    pub(super) problems: &'static [Kind],
+    pub(super) problems: &'static [ProblemKind],
     pub(super) handler: MethodRouter<Api>,
 }
 
@@ -63,8 +63,12 @@ impl Answer {
 
 /// Problems of every operation: those of whoever stands in front, and of queries that can't be
 /// read.
-pub(super) const ALWAYS: [Kind; 4] =
-    [Kind::BadRequest, Kind::Forbidden, Kind::BodyTimeout, Kind::TooLarge];
+pub(super) const ALWAYS: [ProblemKind; 4] = [
+    ProblemKind::BadRequest,
+    ProblemKind::Forbidden,
+    ProblemKind::BodyTimeout,
+    ProblemKind::TooLarge,
+];
 const LOCATION: &[(&str, &str)] = &[("Location", "Where the job is, where the body had one.")];
 const ETAG: &[(&str, &str)] = &[("ETag", "Different for whatever is different about the job.")];
 
@@ -93,10 +97,19 @@ impl Operation {
 
 /// All operations.
 pub(super) fn operations() -> Vec<Operation> {
-    vec![submit(), list(), show(), cancel(), watch(), follow(), openapi(), asyncapi()]
+    vec![
+        submit_operation(),
+        list_operation(),
+        show_operation(),
+        cancel_operation(),
+        watch_operation(),
+        follow_operation(),
+        openapi_operation(),
+        asyncapi_operation(),
+    ]
 }
 
-fn submit() -> Operation {
+fn submit_operation() -> Operation {
     let submitted =
         |existing| json!({"jobs": [{"jobID": "job-123", "state": "queued", "existing": existing}]});
     let answer = |status, description, existing| Answer {
@@ -105,7 +118,7 @@ fn submit() -> Operation {
         ..Answer::new(
             status,
             description,
-            Content::Json(schema::<SubmittedJobs>, submitted(existing)),
+            Content::Json(schema_of::<SubmittedJobs>, submitted(existing)),
         )
     };
     let call = || json!({"tool": "files__file_digest", "arguments": {"path": "README.md"}});
@@ -117,7 +130,7 @@ fn submit() -> Operation {
                       `idempotencyKey` is not submitted twice, so the same request can be made again.",
         params: params::SUBMIT,
         body: Some((
-            submission,
+            submission_schema,
             vec![
                 ("call", call()),
                 ("batch", batch),
@@ -129,34 +142,34 @@ fn submit() -> Operation {
             answer(200, "All of the jobs had been submitted before.", true),
         ],
         problems: &[
-            Kind::JobsOff,
-            Kind::UnsupportedMediaType,
-            Kind::BadJob,
-            Kind::KafkaRefused,
-            Kind::NotReady,
-            Kind::KafkaUnavailable,
-            Kind::Internal,
+            ProblemKind::JobsOff,
+            ProblemKind::UnsupportedMediaType,
+            ProblemKind::BadJob,
+            ProblemKind::KafkaRefused,
+            ProblemKind::NotReady,
+            ProblemKind::KafkaUnavailable,
+            ProblemKind::Internal,
         ],
-        ..Operation::new(Method::POST, "/jobs", "submitJobs", handlers::submit)
+        ..Operation::new(Method::POST, "/jobs", "submitJobs", handlers::submit_jobs)
     }
 }
 
-fn list() -> Operation {
-    let page = json!({"jobs": [job()], "nextCursor": "AAABmqJ2rAFqb2ItMTIz"});
-    let content = Content::Json(schema::<JobList>, page);
+fn list_operation() -> Operation {
+    let page = json!({"jobs": [example_job()], "nextCursor": "AAABmqJ2rAFqb2ItMTIz"});
+    let content = Content::Json(schema_of::<JobList>, page);
     Operation {
         summary: "List jobs",
         description: "Jobs that the caller may see, those that were submitted last first, without their results. All \
                       conditions must hold.",
         params: params::LIST,
         answers: vec![Answer::new(200, "A page of jobs.", content)],
-        problems: &[Kind::JobsOff, Kind::NotReady, Kind::Internal],
-        ..Operation::new(Method::GET, "/jobs", "listJobs", handlers::list)
+        problems: &[ProblemKind::JobsOff, ProblemKind::NotReady, ProblemKind::Internal],
+        ..Operation::new(Method::GET, "/jobs", "listJobs", handlers::list_jobs)
     }
 }
 
-fn show() -> Operation {
-    let found = Content::Json(schema::<JobView>, job());
+fn show_operation() -> Operation {
+    let found = Content::Json(schema_of::<JobView>, example_job());
     Operation {
         summary: "Ask for a job",
         description: "The job's state, with its result where there is one. With `wait`, the answer comes when the job has \
@@ -170,17 +183,22 @@ fn show() -> Operation {
                 ..Answer::new(304, "The job is as `If-None-Match` has it.", Content::Nothing)
             },
         ],
-        problems: &[Kind::JobsOff, Kind::NoSuchJob, Kind::NotReady, Kind::Internal],
-        ..Operation::new(Method::GET, "/jobs/{id}", "getJob", handlers::show)
+        problems: &[
+            ProblemKind::JobsOff,
+            ProblemKind::NoSuchJob,
+            ProblemKind::NotReady,
+            ProblemKind::Internal,
+        ],
+        ..Operation::new(Method::GET, "/jobs/{id}", "getJob", handlers::show_job)
     }
 }
 
-fn cancel() -> Operation {
+fn cancel_operation() -> Operation {
     let came_to = |outcome: &str, state: &str| {
-        let mut job = job();
+        let mut job = example_job();
         job["state"] = state.into();
         Content::Json(
-            schema::<Cancellation>,
+            schema_of::<Cancellation>,
             json!({"outcome": outcome, "known": true, "job": job}),
         )
     };
@@ -199,18 +217,18 @@ fn cancel() -> Operation {
             ),
         ],
         problems: &[
-            Kind::JobsOff,
-            Kind::TooLate,
-            Kind::KafkaRefused,
-            Kind::NotReady,
-            Kind::KafkaUnavailable,
-            Kind::Internal,
+            ProblemKind::JobsOff,
+            ProblemKind::TooLate,
+            ProblemKind::KafkaRefused,
+            ProblemKind::NotReady,
+            ProblemKind::KafkaUnavailable,
+            ProblemKind::Internal,
         ],
-        ..Operation::new(Method::DELETE, "/jobs/{id}", "cancelJob", handlers::cancel)
+        ..Operation::new(Method::DELETE, "/jobs/{id}", "cancelJob", handlers::cancel_job)
     }
 }
 
-fn watch() -> Operation {
+fn watch_operation() -> Operation {
     let events = "Each event is named after the job's state; its data is the job as `GET /jobs/{id}` has it; its id is \
                   `<partition>-<offset>`, after `waiting-` if the job waits in the jobs topic and has no event yet. A silent \
                   stream has a comment now and then.";
@@ -223,7 +241,7 @@ fn watch() -> Operation {
             Answer::new(
                 200,
                 "The job's states as they come.",
-                Content::Events(events, schema::<JobView>),
+                Content::Events(events, schema_of::<JobView>),
             ),
             Answer::new(
                 204,
@@ -232,17 +250,17 @@ fn watch() -> Operation {
             ),
         ],
         problems: &[
-            Kind::JobsOff,
-            Kind::NoSuchJob,
-            Kind::NotReady,
-            Kind::TooManyStreams,
-            Kind::Internal,
+            ProblemKind::JobsOff,
+            ProblemKind::NoSuchJob,
+            ProblemKind::NotReady,
+            ProblemKind::TooManyStreams,
+            ProblemKind::Internal,
         ],
-        ..Operation::new(Method::GET, "/jobs/{id}/events", "watchJob", sse::watch)
+        ..Operation::new(Method::GET, "/jobs/{id}/events", "watchJob", sse::watch_job)
     }
 }
 
-fn follow() -> Operation {
+fn follow_operation() -> Operation {
     let events = "Each event is named after the job's state; its data is the job as `GET /jobs/{id}` has it; its id is the \
                   vector of next offsets, `partition:offset`, comma-separated. An event `reset` (`{\"reason\": …}`) says \
                   that events before it are missing: ask for the jobs of interest anew.";
@@ -254,15 +272,20 @@ fn follow() -> Operation {
         answers: vec![Answer::new(
             200,
             "States of jobs as they come.",
-            Content::Events(events, schema::<JobView>),
+            Content::Events(events, schema_of::<JobView>),
         )],
-        problems: &[Kind::JobsOff, Kind::NotReady, Kind::TooManyStreams, Kind::Internal],
-        ..Operation::new(Method::GET, "/events", "followJobs", sse::follow)
+        problems: &[
+            ProblemKind::JobsOff,
+            ProblemKind::NotReady,
+            ProblemKind::TooManyStreams,
+            ProblemKind::Internal,
+        ],
+        ..Operation::new(Method::GET, "/events", "followJobs", sse::follow_jobs)
     }
 }
 
-fn openapi() -> Operation {
-    let content = Content::Json(object, json!({"openapi": "3.1.0"}));
+fn openapi_operation() -> Operation {
+    let content = Content::Json(object_schema, json!({"openapi": "3.1.0"}));
     Operation {
         summary: "This document",
         description: "The OpenAPI document of these operations.",
@@ -271,8 +294,8 @@ fn openapi() -> Operation {
     }
 }
 
-fn asyncapi() -> Operation {
-    let content = Content::Json(object, json!({"asyncapi": "3.0.0"}));
+fn asyncapi_operation() -> Operation {
+    let content = Content::Json(object_schema, json!({"asyncapi": "3.0.0"}));
     Operation {
         summary: "The document of the topics",
         description: "The AsyncAPI document of the Kafka topics, for producers and consumers that talk to Kafka directly.",
@@ -282,23 +305,23 @@ fn asyncapi() -> Operation {
 }
 
 async fn serve_openapi(State(api): State<Api>) -> Response {
-    handlers::document(&api.openapi).into_response()
+    handlers::serve_document(&api.openapi).into_response()
 }
 
 async fn serve_asyncapi(State(api): State<Api>) -> Response {
-    handlers::document(&api.asyncapi).into_response()
+    handlers::serve_document(&api.asyncapi).into_response()
 }
 
-fn schema<T: schemars::JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
+fn schema_of<T: schemars::JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
     schemas.subschema_for::<T>()
 }
 
-fn object(_: &mut SchemaGenerator) -> Schema {
+fn object_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object"})
 }
 
 /// One job, an array of jobs, or an object with `jobs`.
-fn submission(schemas: &mut SchemaGenerator) -> Schema {
+fn submission_schema(schemas: &mut SchemaGenerator) -> Schema {
     let job = schemas.subschema_for::<JobRequest>();
     // What says that it is one way must not be null: then it would be absent.
     let way = |field: &str, kinds: Value| json!({"required": [field], "properties": {field: {"type": kinds}}});
@@ -324,7 +347,7 @@ fn submission(schemas: &mut SchemaGenerator) -> Schema {
 }
 
 /// A job as an example.
-fn job() -> Value {
+fn example_job() -> Value {
     json!({
         "jobID": "job-123",
         "state": "succeeded",
@@ -340,7 +363,7 @@ fn job() -> Value {
 
 /// The path under which a request is counted, where it is one of these operations'; below `/jobs`
 /// what there is not counts as a job's.
-pub fn label(path: &str) -> Option<&'static str> {
+pub fn path_label(path: &str) -> Option<&'static str> {
     let mut segments = path.strip_prefix('/')?.split('/');
     match (segments.next()?, segments.next(), segments.next(), segments.next()) {
         ("jobs", None, ..) => Some("/jobs"),
@@ -364,7 +387,7 @@ mod tests {
         let operations = operations();
         for operation in &operations {
             let path = operation.path.replace("{id}", "a%2Fb");
-            assert_eq!(label(&path), Some(operation.path));
+            assert_eq!(path_label(&path), Some(operation.path));
             assert!(MethodFilter::try_from(operation.method.clone()).is_ok());
             assert!(!operation.answers.is_empty() && !operation.summary.is_empty());
         }
@@ -381,7 +404,7 @@ mod tests {
             ("/mcp", None),
             ("", None),
         ] {
-            assert_eq!(label(path), expected, "{path}");
+            assert_eq!(path_label(path), expected, "{path}");
         }
     }
 }

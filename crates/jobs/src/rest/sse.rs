@@ -27,11 +27,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Api,
-    handlers::Asked,
+    handlers::ApiClient,
     params::{JobId, Parameters, header_text},
-    problem::{Kind, Problem},
+    problem::{Problem, ProblemKind},
 };
-use crate::{Follower, JobWatch, Jobs, JobsError};
+use crate::{EventReader, JobWatch, Jobs, JobsError};
 
 /// How many streams there may be. Each holds a connection for as long as its client is there, and a
 /// process has only so many of those.
@@ -41,59 +41,59 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LAST_EVENT_ID: &str = "Last-Event-ID";
 
 /// `GET /jobs/{id}/events`.
-pub(super) async fn watch(
+pub(super) async fn watch_job(
     State(api): State<Api>,
-    asked: Asked,
+    client: ApiClient,
     JobId(id): JobId,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let told = last_event_id(&headers, read_position)?;
-    let mut watch = asked.jobs.watch(&id, &asked.caller);
-    let mut known = match asked.jobs.known(&id, &asked.caller).await {
+    let told = last_event_id(&headers, parse_position)?;
+    let mut watch = client.jobs.watch(&id, &client.caller);
+    let mut known = match client.jobs.find_known(&id, &client.caller).await {
         Err(JobsError::NotFound(_)) => {
             // It may wait in the jobs topic, where no worker has come to it.
             let job = watch.next().await?;
-            let first = (told != watch.place()).then_some(job);
-            return stream(&api, watch, first);
+            let first = (told != watch.position()).then_some(job);
+            return stream_job(&api, watch, first);
         }
         known => known?,
     };
     if told.is_some_and(|(partition, offset)| partition == known.partition && offset > known.offset)
     {
         // Another replica has heard of more than this one.
-        asked.jobs.catch_up().await?;
-        known = asked.jobs.known(&id, &asked.caller).await?;
+        client.jobs.catch_up().await?;
+        known = client.jobs.find_known(&id, &client.caller).await?;
     }
     if told == Some((known.partition, known.offset)) {
         if known.event.is_over() {
             // Nothing will ever follow, and this is how a browser is told not to come back.
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
-        watch.skip((known.partition, known.offset));
+        watch.mark_delivered((known.partition, known.offset));
     }
-    stream(&api, watch, None)
+    stream_job(&api, watch, None)
 }
 
 /// The stream of a job's states; `first` was taken from the watch before.
-fn stream(api: &Api, watch: JobWatch, first: Option<JobView>) -> Result<Response, Problem> {
-    let place = place(&api.streams)?;
-    let stream = Watching { watch, first, stop: api.stop.clone(), ended: false, _place: place };
+fn stream_job(api: &Api, watch: JobWatch, first: Option<JobView>) -> Result<Response, Problem> {
+    let permit = acquire_permit(&api.streams)?;
+    let stream = JobStream { watch, first, stop: api.stop.clone(), ended: false, _permit: permit };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    Ok((unbuffered(), Sse::new(unfold(stream, Watching::next)).keep_alive(keep_alive))
+    Ok((unbuffered(), Sse::new(unfold(stream, JobStream::next)).keep_alive(keep_alive))
         .into_response())
 }
 
 /// The states of one job.
-struct Watching {
+struct JobStream {
     watch: JobWatch,
     /// A state that was taken from the watch and not sent yet.
     first: Option<JobView>,
     stop: CancellationToken,
     ended: bool,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Watching {
+impl JobStream {
     async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
         if self.ended {
             return None;
@@ -114,73 +114,81 @@ impl Watching {
             }
         };
         self.ended = job.is_terminal();
-        let id = position_id(self.watch.place().unwrap_or_default());
-        Some((Ok(event(&job, &id)), self))
+        let id = format_position(self.watch.position().unwrap_or_default());
+        Some((Ok(job_event(&job, &id)), self))
     }
 }
 
 /// `GET /events`.
-pub(super) async fn follow(
+pub(super) async fn follow_jobs(
     State(api): State<Api>,
-    asked: Asked,
+    client: ApiClient,
     parameters: Parameters,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let query = Query { asker: asked.caller.owner.clone(), ..parameters.filter()? };
-    let from = last_event_id(&headers, positions)?;
-    asked.jobs.must_be_read()?;
-    let place = place(&api.streams)?;
-    let (follower, reset) = match from {
-        None => (live(&asked.jobs)?, None),
-        Some(from) => resume(&asked.jobs, from).await?,
+    let query = Query { asker: client.caller.owner.clone(), ..parameters.filter()? };
+    let from = last_event_id(&headers, parse_positions)?;
+    client.jobs.check_log_is_read()?;
+    let permit = acquire_permit(&api.streams)?;
+    let (reader, reset) = match from {
+        None => (follow_from_now(&client.jobs)?, None),
+        Some(from) => resume(&client.jobs, from).await?,
     };
-    let (jobs, stop) = (asked.jobs, api.stop.clone());
+    let (jobs, stop) = (client.jobs, api.stop.clone());
     // The first thing told is the place, so that nothing is missed however early the stream breaks.
-    let feed = Feed { jobs, query, follower, reset, alive_at: Instant::now(), stop, _place: place };
+    let feed =
+        EventFeed { jobs, query, reader, reset, alive_at: Instant::now(), stop, _permit: permit };
     Ok((unbuffered(), Sse::new(feed.events())).into_response())
 }
 
 /// What comes from now on.
-fn live(jobs: &Jobs) -> Result<Follower, Problem> {
-    jobs.follow(None).ok_or_else(|| Problem::new(Kind::NotReady, "the log can't be followed"))
+fn follow_from_now(jobs: &Jobs) -> Result<EventReader, Problem> {
+    jobs.follow(None)
+        .ok_or_else(|| Problem::new(ProblemKind::NotReady, "the log can't be followed"))
 }
 
 /// What comes from `from` on; where that is not known any more, what comes from now on, and why.
-async fn resume(jobs: &Jobs, from: Positions) -> Result<(Follower, Option<&'static str>), Problem> {
-    let is_ahead = |live: &Follower| {
+async fn resume(
+    jobs: &Jobs,
+    from: Positions,
+) -> Result<(EventReader, Option<&'static str>), Problem> {
+    let is_ahead = |live: &EventReader| {
         let reached = |(partition, offset): (&i32, &i64)| {
             live.positions().get(partition).is_some_and(|at| at >= offset)
         };
         !from.iter().all(reached)
     };
-    if is_ahead(&live(jobs)?) {
+    if is_ahead(&follow_from_now(jobs)?) {
         // Another replica has heard of more than this one.
         jobs.catch_up().await?;
-        let live = live(jobs)?;
+        let live = follow_from_now(jobs)?;
         if is_ahead(&live) {
             return Ok((live, Some("the log ends before Last-Event-ID: it was made again")));
         }
     }
     match jobs.follow(Some(from)) {
-        Some(follower) => Ok((follower, None)),
-        None => Ok((live(jobs)?, Some("what came after Last-Event-ID is not at hand any more"))),
+        Some(reader) => Ok((reader, None)),
+        None => Ok((
+            follow_from_now(jobs)?,
+            Some("what came after Last-Event-ID is not at hand any more"),
+        )),
     }
 }
 
 /// The states of all jobs that somebody may see.
-struct Feed {
+struct EventFeed {
     jobs: Jobs,
     query: Query,
-    follower: Follower,
+    reader: EventReader,
     /// Why there is a gap that was not told of yet.
     reset: Option<&'static str>,
     /// When to say next that the stream is alive.
     alive_at: Instant,
     stop: CancellationToken,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Feed {
+impl EventFeed {
     fn events(self) -> impl Stream<Item = Result<Event, Infallible>> {
         unfold(self, async |mut feed| feed.next().await.map(|event| (Ok(event), feed)))
     }
@@ -202,12 +210,12 @@ impl Feed {
                 biased;
                 () = self.stop.cancelled() => return None,
                 () = sleep_until(self.alive_at) => {}
-                next = self.follower.next() => match next {
-                    Ok(update) => if let Some(event) = self.event(&update) {
+                next = self.reader.next() => match next {
+                    Ok(update) => if let Some(event) = self.wanted_event(&update) {
                         return Some(event);
                     },
                     Err(_) => {
-                        self.follower = self.jobs.follow(None)?;
+                        self.reader = self.jobs.follow(None)?;
                         self.reset = Some("the stream was read more slowly than events came");
                     }
                 }
@@ -215,15 +223,15 @@ impl Feed {
         }
     }
 
-    fn event(&self, update: &Update) -> Option<Event> {
+    fn wanted_event(&self, update: &Update) -> Option<Event> {
         let job = update.event().filter(|event| is_wanted(&self.query, event))?;
         let known =
             Known { partition: update.partition, offset: update.offset, event: job.clone() };
-        Some(event(&self.jobs.view(known), &self.id()))
+        Some(job_event(&self.jobs.view(known), &self.id()))
     }
 
     fn id(&self) -> String {
-        let positions = self.follower.positions().iter();
+        let positions = self.reader.positions().iter();
         positions
             .map(|(partition, offset)| format!("{partition}:{offset}"))
             .collect::<Vec<_>>()
@@ -235,16 +243,16 @@ fn is_wanted(query: &Query, event: &JobEvent) -> bool {
     query.may_see(event.owner.as_deref()) && query.filter.matches(event)
 }
 
-fn event(job: &JobView, id: &str) -> Event {
+fn job_event(job: &JobView, id: &str) -> Event {
     // A view of a job is plain data and can't fail to become JSON.
     let data = serde_json::to_string(job).unwrap_or_default();
     Event::default().event(job.event.state.as_str()).id(id).data(data)
 }
 
-fn place(streams: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
+fn acquire_permit(streams: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
     streams.clone().try_acquire_owned().map_err(|_| {
         let detail = format!("{MAX_STREAMS} streams are open, which is as many as there may be");
-        Problem::new(Kind::TooManyStreams, detail).with_limit(MAX_STREAMS)
+        Problem::new(ProblemKind::TooManyStreams, detail).with_limit(MAX_STREAMS)
     })
 }
 
@@ -265,28 +273,28 @@ fn last_event_id<T>(
 
 /// The id of an event of one job: partition and offset in the events topic. The partition of a job
 /// that waits in the jobs topic is negative, and its id begins with this word.
-const WAITING: &str = "waiting-";
+const WAITING_PREFIX: &str = "waiting-";
 
-fn position_id((partition, offset): (i32, i64)) -> String {
+fn format_position((partition, offset): (i32, i64)) -> String {
     match partition {
         0.. => format!("{partition}-{offset}"),
-        _ => format!("{WAITING}{}-{offset}", !partition),
+        _ => format!("{WAITING_PREFIX}{}-{offset}", !partition),
     }
 }
 
-fn read_position(text: &str) -> Option<(i32, i64)> {
-    let waiting = text.strip_prefix(WAITING);
+fn parse_position(text: &str) -> Option<(i32, i64)> {
+    let waiting = text.strip_prefix(WAITING_PREFIX);
     let (partition, offset) = waiting.unwrap_or(text).split_once('-')?;
-    let partition: i32 = number(partition)?;
-    Some((if waiting.is_some() { !partition } else { partition }, number(offset)?))
+    let partition: i32 = parse_digits(partition)?;
+    Some((if waiting.is_some() { !partition } else { partition }, parse_digits(offset)?))
 }
 
 /// `partition:offset`, comma-separated, each partition once.
-fn positions(text: &str) -> Option<Positions> {
+fn parse_positions(text: &str) -> Option<Positions> {
     let mut positions = Positions::new();
     for pair in text.split(',') {
         let (partition, offset) = pair.split_once(':')?;
-        if positions.insert(number(partition)?, number(offset)?).is_some() {
+        if positions.insert(parse_digits(partition)?, parse_digits(offset)?).is_some() {
             return None;
         }
     }
@@ -294,7 +302,7 @@ fn positions(text: &str) -> Option<Positions> {
 }
 
 /// A number as this server writes it: digits alone.
-fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
+fn parse_digits<T: std::str::FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
@@ -306,7 +314,7 @@ mod tests {
 
     #[test]
     fn places_are_read_and_nonsense_is_not() {
-        assert_eq!(positions("0:18,1:5"), Some([(0, 18), (1, 5)].into()));
+        assert_eq!(parse_positions("0:18,1:5"), Some([(0, 18), (1, 5)].into()));
         for bad in [
             "",
             "0",
@@ -319,7 +327,7 @@ mod tests {
             "0:1;1:2",
             "0:99999999999999999999",
         ] {
-            assert_eq!(positions(bad), None, "{bad}");
+            assert_eq!(parse_positions(bad), None, "{bad}");
         }
     }
 
@@ -328,21 +336,24 @@ mod tests {
         for (position, id) in
             [((3, 18), "3-18"), ((-1, 7), "waiting-0-7"), ((-4, 0), "waiting-3-0")]
         {
-            assert_eq!((position_id(position).as_str(), read_position(id)), (id, Some(position)));
+            assert_eq!(
+                (format_position(position).as_str(), parse_position(id)),
+                (id, Some(position))
+            );
         }
         for bad in ["", "3", "-1-7", "waiting-0", "waiting--1-7", "0-7-1", "waiting-waiting-0-7"] {
-            assert_eq!(read_position(bad), None, "{bad}");
+            assert_eq!(parse_position(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn places_for_streams_are_bounded_and_come_back() {
         let streams = Arc::new(Semaphore::new(1));
-        let taken = place(&streams).unwrap();
-        let problem = serde_json::to_value(place(&streams).unwrap_err()).unwrap();
+        let taken = acquire_permit(&streams).unwrap();
+        let problem = serde_json::to_value(acquire_permit(&streams).unwrap_err()).unwrap();
         assert_eq!(problem["status"], 503, "{problem}");
         drop(taken);
-        drop(place(&streams).unwrap());
+        drop(acquire_permit(&streams).unwrap());
     }
 
     #[test]

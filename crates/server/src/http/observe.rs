@@ -33,7 +33,7 @@ pub(super) async fn measure_request(request: Request, next: Next) -> Response {
         card::CARD => card::CARD,
         card::CATALOG => card::CATALOG,
         // Labels are bounded, so they never contain an id.
-        path => rest::label(path).unwrap_or("/mcp"),
+        path => rest::path_label(path).unwrap_or("/mcp"),
     };
 
     // All unknown methods share one label.
