@@ -129,7 +129,7 @@ fn a_job_is_submitted_waited_for_and_listed(env: &Env) {
         (json!({"tool": "t", "priority": 99}), "`priority` is 99"),
         (json!({"jobs": []}), "1 to 1000 jobs"),
         (json!({"jobs": [digest("a"), {"tool": ""}]}), "job 1: `payload.tool` is empty"),
-        (json!({"tool": "t", "arguments": {"x": "y".repeat(1 << 20)}}), "workers take at most"),
+        (json!({"tool": "t", "arguments": {"x": "y".repeat(1 << 20)}}), "workers accept at most"),
     ] {
         let refusal = client.refusal("job_submit", &arguments);
         assert!(refusal.contains(says), "{refusal}");

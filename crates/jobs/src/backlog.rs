@@ -1,6 +1,5 @@
-//! Jobs that were written to Kafka directly and that no worker has come to: nobody has said
-//! anything of them, so they stand in no ledger. Whoever asks for one by its id has the backlog
-//! looked through. Nothing follows the jobs topic for it.
+//! Jobs that were written to Kafka directly and that no worker has read yet. They have no event and
+//! so are in no ledger. A query for such a job searches the backlog; nothing follows the jobs topic.
 
 use std::time::Duration;
 
@@ -13,28 +12,29 @@ use fleet_kafka::reader;
 use fleet_ledger::Known;
 use fleet_ops::blocking::run_blocking;
 
-use super::{Caller, Jobs, JobsError};
+use super::{Caller, Jobs, JobsError, SHOWN_ID, not_found};
 
-/// How long somebody may wait for it.
+/// The longest time that a search may take.
 const SEARCH_LIMIT: Duration = Duration::from_secs(5);
-/// How much of the backlog is looked through.
+/// The most bytes of the backlog that are searched.
 const MAX_SEARCH_BYTES: usize = 32 << 20;
-/// More than the workers' limit on jobs is not unpacked.
+/// The largest job that is unpacked.
 const MAX_JOB_BYTES: usize = 16 << 20;
 
 impl Jobs {
-    /// The job of this id, if it waits in the jobs topic and `caller` may see it. Its place is none
-    /// of the events topic.
+    /// Finds a job that waits in the jobs topic, if `caller` may see it. Its position is not one of
+    /// the events topic.
     ///
     /// # Errors
-    /// [`JobsError::NotFound`]; [`JobsError::NotSearched`] where the backlog is too long to be
-    /// certain.
+    ///
+    /// Returns [`JobsError::NotFound`], or [`JobsError::NotSearched`] if the backlog was too long
+    /// to be certain.
     pub(super) async fn find_in_backlog(
         &self,
         job_id: &str,
         caller: &Caller,
     ) -> Result<Known, JobsError> {
-        let not_searched = || JobsError::NotSearched(job_id.chars().take(256).collect());
+        let not_searched = || JobsError::NotSearched(job_id.chars().take(SHOWN_ID).collect());
         let permit =
             tokio::time::timeout(SEARCH_LIMIT, self.inner.searches.clone().acquire_owned()).await;
         let permit = permit.map_err(|_| not_searched())?;
@@ -60,15 +60,15 @@ impl Jobs {
         };
         let (job, is_done) = run_blocking(search).await?;
 
-        match job.filter(|job| job.event.owner.is_none() || job.event.owner == caller.owner) {
+        match job.filter(|job| caller.may_see(&job.event)) {
             Some(job) => Ok(job),
-            None if is_done => Err(JobsError::NotFound(job_id.chars().take(256).collect())),
+            None if is_done => Err(not_found(job_id)),
             None => Err(not_searched()),
         }
     }
 }
 
-/// What is shown of the job in a record of the jobs topic, if it is this one.
+/// Returns a `queued` event for the job in a record of the jobs topic, if it is this job.
 fn queued_job(record: &RawRecord, job_id: &str) -> Option<Known> {
     let envelope =
         decode::decode(record, MAX_JOB_BYTES).ok().filter(|envelope| envelope.job_id == job_id)?;
@@ -77,7 +77,7 @@ fn queued_job(record: &RawRecord, job_id: &str) -> Option<Known> {
         submitted_at: record.timestamp,
         ..JobEvent::about(&envelope, JobState::Queued, time)
     };
-    // Below all places of events.
+    // Negative partitions tell it from all positions in the events topic.
     Some(Known { partition: -1 - record.position.partition, offset: record.position.offset, event })
 }
 

@@ -1,18 +1,25 @@
-//! Who asks, as far as their credentials say.
+//! Callers and the owners of jobs, as identified by credentials.
 
+use fleet_job::event::JobEvent;
 use fleet_ops::{hex::hex, http::CREDENTIALS};
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
 
-/// Whoever sent a request. Somebody without credentials is nobody in particular, and all of those
-/// are the same.
+/// The sender of a request. All senders without credentials are the same caller.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
-    /// An opaque name made from the credentials; it stands in envelopes and events.
+    /// A digest of the credentials, which envelopes and events contain.
     pub owner: Option<String>,
 }
 
-/// Turns credentials into names.
+impl Caller {
+    /// Returns whether the caller may see the job of an event.
+    pub(crate) fn may_see(&self, event: &JobEvent) -> bool {
+        event.owner.is_none() || event.owner == self.owner
+    }
+}
+
+/// Derives owners from credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Owners {
     key: Vec<u8>,
@@ -25,29 +32,31 @@ impl std::fmt::Debug for Owners {
 }
 
 impl Owners {
-    /// Names made with this key, which all replicas must share. Without one, who may read the
-    /// events topic could try out weak passwords against the names.
+    /// Derives owners with this key, which all replicas must share. Without a key, anybody who can
+    /// read the events topic could guess weak passwords and check them against the owners.
     pub fn new(key: Option<&str>) -> Self {
         Self { key: key.unwrap_or_default().as_bytes().to_vec() }
     }
 
-    /// Who sent a request with these headers.
+    /// Returns the caller that sends requests with these headers.
     pub fn identify(&self, headers: Option<&HeaderMap>) -> Caller {
         let mut hasher = Sha256::new();
-        let mut any = false;
+        let mut has_credentials = false;
+
         for part in [b"mcp-fleet owner".as_slice(), &self.key] {
             hash_part(&mut hasher, part);
         }
         for name in &CREDENTIALS {
             for value in headers.into_iter().flat_map(|headers| headers.get_all(name)) {
-                any = true;
+                has_credentials = true;
                 hash_part(&mut hasher, name.as_str().as_bytes());
                 hash_part(&mut hasher, value.as_bytes());
             }
         }
-        // The key once more, so that what went in before can't be gone on with.
+        // Hash the key last, too, so that nobody can extend a known digest.
         hash_part(&mut hasher, &self.key);
-        Caller { owner: any.then(|| hex(&hasher.finalize()[..16])) }
+
+        Caller { owner: has_credentials.then(|| hex(&hasher.finalize()[..16])) }
     }
 }
 
@@ -56,7 +65,7 @@ fn hash_part(hasher: &mut Sha256, bytes: &[u8]) {
     hasher.update(bytes);
 }
 
-/// An id that follows from `parts`, and from which nobody can find them.
+/// Derives an id from `parts`. The parts can't be recovered from the id.
 pub(crate) fn derived_id(prefix: &str, parts: &[&str]) -> String {
     let mut hasher = Sha256::new();
     hash_part(&mut hasher, prefix.as_bytes());
@@ -80,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_the_same_credentials_is_the_same() {
+    fn the_same_credentials_are_the_same_owner() {
         let owners = Owners::new(None);
         let of = |pairs: &[_]| owners.identify(Some(&headers(pairs))).owner;
         let mine = of(&[("authorization", "Bearer a")]);
@@ -97,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_follow_from_their_parts_and_from_nothing_else() {
+    fn ids_depend_on_their_parts_only() {
         assert_eq!(derived_id("key", &["a", "b"]), derived_id("key", &["a", "b"]));
         assert_ne!(derived_id("key", &["a", "b"]), derived_id("key", &["ab", ""]));
         assert_ne!(derived_id("key", &["a"]), derived_id("task", &["a"]));

@@ -1,9 +1,10 @@
-//! Who may submit a job that several can submit at the same moment.
+//! Decides which replica submits a job that several replicas may submit at the same time.
 //!
-//! Claims stand in a topic of one partition, so all replicas see them in one order: the first claim
-//! of a job id holds for [`CLAIM_LIFETIME`], and claims that come meanwhile are lost. Who has won writes the
-//! job within [`WRITE_LIMIT`] or not at all. The rest of the time that a claim holds is for what the
-//! producer may still have under way, so that the next one can't meet it.
+//! The claims topic has one partition, so all replicas see claims in the same order: the first claim
+//! of a job id holds for [`CLAIM_LIFETIME`], and later claims lose in the meantime. The winner
+//! writes the job within [`WRITE_LIMIT`] or not at all. For the rest of its lifetime a claim covers
+//! records that the producer may still be delivering, so that they can't meet those of the next
+//! winner.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,64 +19,67 @@ use tokio::sync::oneshot;
 
 use super::{Inner, Jobs, JobsError};
 
-/// How long whoever has won may take until the last record is handed to the producer.
+/// How long the winner of a claim may take until the last record is passed to the producer.
 pub(super) const WRITE_LIMIT: Duration = Duration::from_secs(10);
-/// How long a claim keeps others away: the bound, the producer's delivery timeout (at most 45 s by
-/// default, for the last record), and room for clocks that differ.
+/// How long a claim holds: the write limit, the producer's delivery timeout for the last record (at
+/// most 45 s by default), and a margin for clock differences.
 const CLAIM_LIFETIME: Duration = Duration::from_secs(75);
-/// How long the log may take to say who has won.
+/// How long to wait until the outcome of a claim has been read from the topic.
 const VERDICT_TIMEOUT: Duration = Duration::from_secs(5);
-/// After so many claims those that hold no more are forgotten.
+/// After this many claims, expired ones are removed.
 const SWEEP_EVERY: usize = 1_000;
 
-/// The value of a record in the topic of claims; the key is the job's id.
+/// The value of a record in the claims topic. The record's key is the job's id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "mcp-fleet claim")]
 struct ClaimRecord {
-    /// Whose claim it is: a random name.
+    /// A random name that tells the claim from others.
     mark: String,
-    /// When it was made.
+    /// When the claim was made.
     time: Timestamp,
 }
 
-/// What a record of the topic looks like.
+/// Returns the schema of a record's value.
 pub(crate) fn claim_schema() -> Schema {
     schema_for!(ClaimRecord)
 }
 
-/// Jobs that were claimed together.
+/// The outcome of claiming several jobs together.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    /// Those that may be submitted now, and by nobody else.
+    /// The ids of jobs that only the holder of this claim may submit now.
     pub(crate) won: HashSet<String>,
-    /// Those that somebody else submits.
+    /// The ids of jobs that another request submits.
     pub(crate) lost: HashSet<String>,
     made: std::time::Instant,
 }
 
 impl Claim {
-    /// Whether there is still time to write.
+    /// Checks that there is still time to write.
     pub(super) fn check_age(&self) -> Result<(), JobsError> {
         if self.made.elapsed() < WRITE_LIMIT {
             return Ok(());
         }
         Err(JobsError::NotReady(
-            "submitting took too long; nothing was submitted, try again in a minute".to_owned(),
+            "submitting took too long, so nothing was submitted; try again in a minute".to_owned(),
         ))
     }
 }
 
-/// The claims that hold, and those who wait to hear whether they have won.
+/// The claims that hold, and the requests that wait for the outcomes of theirs.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
+    /// When the claim that holds was made, by job id.
     holds: HashMap<String, Timestamp>,
-    heard: usize,
+    /// The number of claims that were read.
+    seen: usize,
+    /// Whom to tell the outcome, by job id and mark.
     waiting: HashMap<(String, String), oneshot::Sender<bool>>,
 }
 
 impl Claims {
-    /// Takes up a record of the topic. What anybody may have written there and can't be read is
-    /// passed over.
+    /// Takes a record of the claims topic in. Anybody may write to the topic, so an unreadable
+    /// record is ignored.
     pub(super) fn take_record(&mut self, record: RawRecord) {
         let job_id = record.key.and_then(|key| String::from_utf8(key).ok());
         let claim =
@@ -91,13 +95,15 @@ impl Claims {
         if wins {
             self.holds.insert(job_id.clone(), claim.time);
         }
-        self.heard += 1;
-        if self.heard.is_multiple_of(SWEEP_EVERY) {
+
+        self.seen += 1;
+        if self.seen.is_multiple_of(SWEEP_EVERY) {
             self.holds.retain(|_, time| claim.time <= time.plus(CLAIM_LIFETIME));
             self.waiting.retain(|_, waiting| !waiting.is_closed());
         }
+
         if let Some(waiting) = self.waiting.remove(&(job_id, claim.mark)) {
-            // Whoever does not wait any more has written nothing.
+            // A request that no longer waits has written nothing.
             _ = waiting.send(wins);
         }
     }
@@ -110,12 +116,13 @@ impl Claims {
 }
 
 impl Jobs {
-    /// Claims jobs, and says which of them may be submitted.
+    /// Claims jobs. Returns which of them the caller may submit.
     pub(super) async fn claim_jobs(&self, job_ids: &HashSet<String>) -> Result<Claim, JobsError> {
         let (made, mark) = (std::time::Instant::now(), uuid::Uuid::new_v4().to_string());
         let record = ClaimRecord { mark: mark.clone(), time: fleet_ops::clock::now() };
-        // A struct of a text and a time can't fail to become JSON.
+        // A string and a time always serialize.
         let value = serde_json::to_vec(&record).unwrap_or_default();
+
         let waiting: Vec<_> = {
             let mut claims = self.inner.claims();
             job_ids
@@ -130,6 +137,7 @@ impl Jobs {
             ..Outgoing::default()
         });
         self.write_all(records.collect()).await?;
+
         let mut claim = Claim { won: HashSet::new(), lost: HashSet::new(), made };
         let deadline = tokio::time::Instant::now() + VERDICT_TIMEOUT;
         for (job_id, verdict) in waiting {
@@ -137,7 +145,7 @@ impl Jobs {
                 Ok(Ok(true)) => claim.won.insert(job_id),
                 Ok(Ok(false)) => claim.lost.insert(job_id),
                 _ => {
-                    let why = "the log did not say in time whether this job is submitted elsewhere; try again in a minute";
+                    let why = "could not tell in time whether another request submits this job; try again in a minute";
                     return Err(JobsError::NotReady(why.to_owned()));
                 }
             };
@@ -168,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_claim_holds_for_its_time() {
+    fn the_first_claim_holds_for_its_lifetime() {
         let mut claims = Claims::default();
         let holds = i64::try_from(CLAIM_LIFETIME.as_millis()).unwrap();
         assert_eq!(verdict(&mut claims, "a", 1, 0), Some(true));
@@ -177,13 +185,13 @@ mod tests {
         assert_eq!(
             verdict(&mut claims, "a", 4, holds + 1),
             Some(true),
-            "whoever lost does not prolong it"
+            "a lost claim does not extend the one that holds"
         );
-        assert_eq!(verdict(&mut claims, "a", 5, 0), Some(false), "a clock that is behind");
+        assert_eq!(verdict(&mut claims, "a", 5, 0), Some(false), "the replica's clock is behind");
     }
 
     #[test]
-    fn every_replica_comes_to_the_same_verdict() {
+    fn every_replica_reaches_the_same_verdict() {
         let log = [("a", 1, 0), ("a", 2, 5), ("b", 3, 1), ("a", 4, 200_000), ("b", 5, 2)];
         let own = |mine: u32| {
             let mut claims = Claims::default();
@@ -206,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_more_is_forgotten() {
+    fn expired_claims_are_removed() {
         let mut claims = Claims::default();
         for n in 0..3 * SWEEP_EVERY {
             let time = Timestamp::from_millis_clamped(n as i64 * 1_000);

@@ -1,4 +1,4 @@
-//! Settings of the jobs.
+//! Settings of the job service.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -7,30 +7,30 @@ use fleet_ledger::Retention;
 
 use crate::Owners;
 
-/// What the server does with jobs.
+/// The settings of the job service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobsConfig {
-    /// The brokers, `host:port`, comma-separated. More about them is in `KAFKA_PROPERTY_…` of the
-    /// environment.
+    /// The brokers as `host:port`, comma-separated. `KAFKA_PROPERTY_…` in the environment holds
+    /// further connection settings.
     pub brokers: String,
     /// The jobs topic.
     pub topic: String,
-    /// The topic in which servers share what they host; no job may name it in `replyTo`.
+    /// The registry topic, which no job may name in `replyTo`.
     pub registry_topic: String,
     /// The consumer group of the workers.
     pub group: String,
     /// The largest job, in bytes.
     pub max_job_bytes: usize,
-    /// The directory of the ledger's file; the ledger is kept in memory if there is none.
+    /// The directory of the ledger's file. Without one, the ledger is in memory.
     pub data_dir: Option<PathBuf>,
-    /// What the ledger keeps.
+    /// How much the ledger keeps.
     pub retention: Retention,
-    /// How submitters are named.
+    /// Derives the owner of a job from its submitter's credentials.
     pub owners: Owners,
-    /// Tools that run as tasks, beside those that say so of themselves.
+    /// Tools that run as tasks, in addition to those that declare it themselves.
     pub task_tools: Vec<Glob>,
-    /// For how long a task can be asked for.
+    /// How long a task can be queried.
     pub task_ttl: Duration,
-    /// How often clients should ask for a task.
+    /// How often clients should poll a task.
     pub task_poll_interval: Duration,
 }

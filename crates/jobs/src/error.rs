@@ -1,4 +1,4 @@
-//! Why something could not be done about jobs.
+//! Errors of the job service.
 
 use fleet_kafka::KafkaError;
 use fleet_ledger::StoreError;
@@ -6,50 +6,50 @@ use fleet_ops::blocking::WorkLost;
 
 use super::request::BadRequest;
 
-/// Why something could not be done about jobs.
+/// Why the job service could not serve a request.
 #[derive(Debug, thiserror::Error)]
 pub enum JobsError {
-    /// The ledger has not been read yet, or can't be.
-    #[error("the state of jobs is not known yet: {0}")]
+    /// The events topic has not been read yet, or can't be read.
+    #[error("the states of jobs are not known yet: {0}")]
     NotReady(String),
-    /// There is no such job, or it is somebody else's: who may not see it is not told which.
+    /// There is no such job, or it belongs to another owner. Callers are not told which.
     #[error("there is no job `{0}`, or it was submitted with other credentials")]
     NotFound(String),
-    /// No worker has come to such a job, and the backlog was too long to be looked through.
+    /// No worker has read such a job yet, and the backlog was too long to search.
     #[error(
-        "there is no job `{0}` that a worker has come to, or it was submitted with other credentials; jobs that were \
-         written to Kafka directly may wait further back than is looked"
+        "no worker has read a job `{0}` yet, or it was submitted with other credentials; a job that was written to \
+         Kafka directly may be further back in the backlog than was searched"
     )]
     NotSearched(String),
-    /// Something in the request is not acceptable.
+    /// The request is invalid.
     #[error("{0}")]
     Bad(#[from] BadRequest),
-    /// One of several jobs is not acceptable.
+    /// One of several jobs is invalid.
     #[error("job {index}: {error}")]
     BadJob {
-        /// Which, counted from 0.
+        /// The job's position in the request, counted from 0.
         index: usize,
-        /// What is wrong with it.
+        /// What is wrong with the job.
         error: BadRequest,
     },
-    /// The job is larger than workers take.
+    /// The job is larger than workers accept.
     #[error(
-        "job `{job_id}` has {bytes} bytes and workers take at most {limit}: pass large data by reference, or raise \
-         MCP_MAX_JOB_BYTES everywhere"
+        "job `{job_id}` has {bytes} bytes, but workers accept at most {limit}; pass large data by reference, or raise \
+         MCP_MAX_JOB_BYTES on all workers and servers"
     )]
     TooLarge {
-        /// Its id.
+        /// The job's id.
         job_id: String,
-        /// Its size.
+        /// The job's size.
         bytes: usize,
-        /// The largest one that is taken.
+        /// The largest size that is accepted.
         limit: usize,
     },
-    /// Kafka has not taken what had to be written.
-    #[error("Kafka has not taken the job: {}", fleet_ops::errors::chain(.0))]
+    /// Kafka did not accept a record.
+    #[error("Kafka did not accept the job: {}", fleet_ops::errors::chain(.0))]
     Kafka(#[from] KafkaError),
     /// The ledger has failed.
-    #[error("the ledger has failed: {}", fleet_ops::errors::chain(.0))]
+    #[error("the ledger failed: {}", fleet_ops::errors::chain(.0))]
     Store(#[from] StoreError),
 }
 
@@ -60,7 +60,7 @@ impl From<WorkLost> for JobsError {
 }
 
 impl JobsError {
-    /// What is wrong underneath, without what was to be done.
+    /// Returns the cause without the context that `Display` adds.
     pub(crate) fn cause(&self) -> String {
         match self {
             Self::Kafka(error) => fleet_ops::errors::chain(error),
@@ -68,7 +68,7 @@ impl JobsError {
         }
     }
 
-    /// Whether the same request may succeed later.
+    /// Returns whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NotReady(_) | Self::Store(_) => true,

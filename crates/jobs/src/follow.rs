@@ -1,5 +1,5 @@
-//! Reading the log: events into the ledger, wishes to cancel and claims into memory. A thread
-//! follows each topic, because librdkafka's polling blocks.
+//! Reads topics: events into the ledger, cancel requests and claims into memory. Each topic is
+//! followed by a thread of its own, because librdkafka's polling blocks.
 
 use std::{
     sync::{Arc, Weak},
@@ -22,11 +22,11 @@ use tokio::runtime::Handle;
 
 use super::{Inner, JobsError, LogState};
 
-/// How long the broker may take to say whether there are jobs.
+/// How long the broker may take to tell whether the events topic exists.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Starts the threads, which end with their guards. Questions reach the one that follows the events
-/// by [`Inner::events`].
+/// Starts the threads, which end when their guards are dropped. The one that follows the events
+/// topic takes requests through [`Inner::events`].
 pub(super) fn start_threads(jobs: &Arc<Inner>) -> Result<[FollowGuard; 3], KafkaError> {
     let follower = || jobs.link.follower.clone();
     let service = Service { jobs: Arc::downgrade(jobs), runtime: Handle::current() };
@@ -37,12 +37,11 @@ pub(super) fn start_threads(jobs: &Arc<Inner>) -> Result<[FollowGuard; 3], Kafka
     ])
 }
 
-/// Why the log is not read on.
+/// Why a thread stops reading its topic.
 type Stopped = Interrupted<JobsError>;
 
-/// What can fail with another error than ours.
+/// Converts errors of other crates into those that listeners report.
 trait OrStopped<T> {
-    /// The same, as the listeners report it.
     fn or_stopped(self) -> Result<T, Stopped>;
 }
 
@@ -52,8 +51,7 @@ impl<T, E: Into<JobsError>> OrStopped<T> for Result<T, E> {
     }
 }
 
-/// The service of jobs, which the threads don't keep alive: nothing holds it while there is nothing
-/// to read.
+/// A weak reference to the job service, so that the threads don't keep it alive.
 #[derive(Clone)]
 struct Service {
     jobs: Weak<Inner>,
@@ -61,7 +59,7 @@ struct Service {
 }
 
 impl Service {
-    /// The service, if it is still needed.
+    /// Returns the service if it is still needed.
     fn jobs(&self) -> Result<Arc<Inner>, Stopped> {
         self.jobs.upgrade().filter(|jobs| !jobs.stop.is_cancelled()).ok_or(Interrupted::Unneeded)
     }
@@ -71,16 +69,20 @@ impl Service {
     }
 }
 
-/// Logs why the log can't be read. A server beside a Kafka without jobs should not hear of it again
-/// and again.
+/// Logs why a topic can't be read. A missing topic is not worth a warning each time, since the
+/// cluster may have no jobs.
 fn log_failure(error: &JobsError) {
     match error {
-        JobsError::Kafka(KafkaError::NoTopic(topic)) => tracing::debug!(topic, "does not exist"),
-        error => tracing::warn!(error = error.cause(), "the log of jobs can't be read"),
+        JobsError::Kafka(KafkaError::NoTopic(topic)) => {
+            tracing::debug!(topic, "the topic does not exist");
+        }
+        error => {
+            tracing::warn!(error = error.cause(), "could not read a topic of jobs; trying again")
+        }
     }
 }
 
-/// Takes events into the ledger.
+/// Applies events to the ledger, and publishes them to the hub.
 struct EventsLog(Service);
 
 impl Listener for EventsLog {
@@ -92,7 +94,7 @@ impl Listener for EventsLog {
 
         let opened = match opener.open_at(&jobs.topics.events, &positions) {
             Err(KafkaError::LogReset(topic)) => {
-                tracing::warn!(topic, "was made again: the ledger is made again too");
+                tracing::warn!(topic, "the topic was created again; emptying the ledger");
                 self.0.runtime.block_on(jobs.store.reset()).or_stopped()?;
                 opener.open(&topic)
             }
@@ -112,10 +114,11 @@ impl Listener for EventsLog {
             jobs.overtaken.notify_one();
         }
 
-        // Nobody else has to know the rule: what is not the state of its job is not told.
-        let told =
+        // Publish only events that are the state of their job, so that readers need not know the
+        // rule.
+        let states =
             updates.into_iter().zip(verdicts).filter(|(_, verdict)| *verdict == Verdict::State);
-        jobs.hub.publish(told.map(|(update, _)| update).collect());
+        jobs.hub.publish(states.map(|(update, _)| update).collect());
         Ok(())
     }
 
@@ -137,7 +140,7 @@ impl Listener for EventsLog {
     }
 }
 
-/// Takes wishes to cancel into memory.
+/// Keeps cancel requests in memory, and wakes those who wait for the jobs.
 struct ControlLog(Service);
 
 impl Listener for ControlLog {
@@ -168,14 +171,14 @@ impl Listener for ControlLog {
     }
 }
 
-/// Takes claims into memory.
+/// Keeps claims in memory.
 struct ClaimsLog(Service);
 
 impl Listener for ClaimsLog {
     type Error = JobsError;
 
-    /// The topic of claims is the servers' own, so it is made where there are jobs and it is
-    /// missing.
+    /// Opens the claims topic. Only servers use it, so they create it if it is missing and the
+    /// events topic exists.
     fn open(&mut self, opener: &Opener<'_>) -> Result<FollowedTopic, Stopped> {
         let jobs = self.0.jobs()?;
         let topics = &jobs.topics;
@@ -207,14 +210,16 @@ impl Listener for ClaimsLog {
     }
 }
 
-/// What a record of the events topic says. Anybody who may write there may have written it.
+/// Reads a record of the events topic. Anybody may write to the topic, so an invalid record is
+/// ignored.
 fn read_event_record(record: RawRecord) -> Option<Update> {
     let (partition, offset) = (record.position.partition, record.position.offset);
     let restated = Restated::of(&record);
     let Some(job_id) = record.key.and_then(|key| String::from_utf8(key).ok()) else {
-        tracing::warn!(partition, offset, "an event without a readable key is passed over");
+        tracing::warn!(partition, offset, "ignoring an event without a readable key");
         return None;
     };
+
     let read = record.value.as_deref().map(serde_json::from_slice::<JobEvent>);
     let event = match read {
         None => None,
@@ -222,23 +227,16 @@ fn read_event_record(record: RawRecord) -> Option<Update> {
             Some(LoggedEvent { event, restated, value: record.value.unwrap_or_default() })
         }
         Some(Ok(_)) => {
-            tracing::warn!(
-                partition,
-                offset,
-                "an event of another job than its key says is passed over"
-            );
+            tracing::warn!(partition, offset, "ignoring an event whose key names another job");
             return None;
         }
         Some(Err(error)) => {
-            tracing::warn!(
-                partition,
-                offset,
-                error = chain(&error),
-                "an event that can't be read is passed over"
-            );
+            let error = chain(&error);
+            tracing::warn!(partition, offset, error, "ignoring an unreadable event");
             return None;
         }
     };
+
     Some(Update { partition, offset, job_id, event })
 }
 
@@ -249,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_anybody_may_have_written_is_read_with_care() {
+    fn invalid_records_are_ignored() {
         let check = |key: Option<&[u8]>, value: Option<&[u8]>| {
             let position = Position { topic: "t".to_owned(), partition: 3, offset: 9 };
             let (key, value) = (key.map(<[u8]>::to_vec), value.map(<[u8]>::to_vec));

@@ -1,4 +1,4 @@
-//! Telling those who wait of what the log says.
+//! Passes events on to waiting requests and to streams as they are read from the events topic.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -9,12 +9,12 @@ use fleet_ledger::{Update, store::Positions};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
-/// How many records are kept for those who come back.
+/// The most records that are kept for readers that reconnect.
 const RING: usize = 8_192;
-/// How many bytes of results and errors they may hold.
+/// The most bytes that the kept records may take.
 const RING_BYTES: usize = 32 << 20;
 
-/// Where news of the log come together.
+/// Passes the records of the events topic on to waiters and readers.
 #[derive(Debug)]
 pub(crate) struct Hub {
     inner: Mutex<Inner>,
@@ -28,13 +28,14 @@ struct Inner {
     bytes: usize,
     /// The number of the first record in the ring.
     first: u64,
-    /// The offset after the last record that has left the ring, by partition.
+    /// By partition, the offset after the last record that has left the ring.
     floor: Positions,
+    /// By job id, whom to notify, and the number of waiters.
     waiters: HashMap<String, (Arc<Notify>, usize)>,
 }
 
 impl Inner {
-    /// How far the log has been told, by partition.
+    /// Returns the next offset to publish, by partition.
     fn positions(&self) -> Positions {
         let mut positions = self.floor.clone();
         positions.extend(self.ring.iter().map(|(update, _)| (update.partition, update.offset + 1)));
@@ -51,51 +52,54 @@ impl Hub {
         self.inner.lock()
     }
 
-    /// Begins with records from these positions on; what was before is not known here.
+    /// Restarts with records from these positions on, and drops all earlier ones.
     pub(crate) fn restart_at(&self, positions: Positions) {
         let mut inner = self.inner();
-        let skipped = inner.ring.len() as u64;
-        inner.first += skipped;
+        let dropped = inner.ring.len() as u64;
+        inner.first += dropped;
         inner.ring.clear();
         inner.bytes = 0;
         inner.floor = positions;
     }
 
-    /// Tells of records that the log holds.
+    /// Publishes records that were read from the topic.
     pub(crate) fn publish(&self, updates: Vec<Update>) {
         let mut inner = self.inner();
         for mut update in updates {
             if let Some((notify, _)) = inner.waiters.get(&update.job_id) {
                 notify.notify_waiters();
             }
+
             let bytes = update_bytes(&update);
             inner.bytes += bytes;
-            // Whoever follows takes the event as it was read.
+            // Readers use the decoded event.
             if let Some(logged) = &mut update.event {
                 logged.value = Vec::new();
             }
             inner.ring.push_back((Arc::new(update), bytes));
+
             while (inner.ring.len() > RING || inner.bytes > RING_BYTES)
-                && let Some((gone, bytes)) = inner.ring.pop_front()
+                && let Some((oldest, bytes)) = inner.ring.pop_front()
             {
                 inner.bytes -= bytes;
                 inner.first += 1;
-                inner.floor.insert(gone.partition, gone.offset + 1);
+                inner.floor.insert(oldest.partition, oldest.offset + 1);
             }
         }
+
         let next = inner.first + inner.ring.len() as u64;
         drop(inner);
         self.next.send_replace(next);
     }
 
-    /// Tells who waits for this job, and nobody else.
+    /// Wakes the waiters of one job, without publishing a record.
     pub(crate) fn wake_waiters(&self, job_id: &str) {
         if let Some((notify, _)) = self.inner().waiters.get(job_id) {
             notify.notify_waiters();
         }
     }
 
-    /// Waits for news of one job.
+    /// Adds a waiter for news of one job.
     pub(crate) fn add_waiter(self: &Arc<Self>, job_id: &str) -> Waiter {
         let mut inner = self.inner();
         let entry = inner.waiters.entry(job_id.to_owned()).or_default();
@@ -104,8 +108,8 @@ impl Hub {
         Waiter { hub: self.clone(), job_id: job_id.to_owned(), notify }
     }
 
-    /// All records from these positions on; `None` where some of them are not known here any more.
-    /// Without positions, the records that come from now on.
+    /// Returns a reader of all records from these positions on, or of those published from now on
+    /// if there are no positions. Returns `None` if some of the records have left the ring.
     pub(crate) fn follow(self: &Arc<Self>, from: Option<Positions>) -> Option<EventReader> {
         let inner = self.inner();
         let (number, from, read) = match from {
@@ -114,9 +118,10 @@ impl Hub {
                 let known = |(partition, offset): (&i32, &i64)| {
                     inner.floor.get(partition).is_none_or(|floor| offset >= floor)
                 };
-                // A partition that is not named was not heard of: then all of it is wanted.
-                let unnamed = |partition: &i32| from.contains_key(partition);
-                if !from.iter().all(known) || !inner.floor.keys().all(unnamed) {
+                // The reader has seen nothing of a partition that it does not name, so it needs all
+                // of it.
+                let is_named = |partition: &i32| from.contains_key(partition);
+                if !from.iter().all(known) || !inner.floor.keys().all(is_named) {
                     return None;
                 }
                 (inner.first, from.clone(), from)
@@ -138,11 +143,12 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    /// News that come after this call. What has come before, the ledger says.
+    /// Returns a future that resolves at the next news after this call. The ledger has everything
+    /// earlier.
     pub(crate) fn next_news(&self) -> impl Future<Output = ()> + use<> {
         let notified = self.notify.clone().notified_owned();
         let mut notified = Box::pin(notified);
-        // From here on nothing is missed, though nobody waits yet.
+        // Register now, so that news before the first poll is not missed.
         notified.as_mut().enable();
         notified
     }
@@ -160,33 +166,36 @@ impl Drop for Waiter {
     }
 }
 
-/// Reads records as they come.
+/// Reads records as they are published.
 pub(crate) struct EventReader {
     hub: Arc<Hub>,
+    /// The number of the next record to read.
     number: u64,
+    /// Records before these positions are skipped.
     from: Positions,
+    /// The next offset to read, by partition.
     read: Positions,
     next: watch::Receiver<u64>,
 }
 
-/// Records have left the ring before they were read.
+/// Records left the ring before they were read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct FellBehind;
 
 impl EventReader {
-    /// How far the log has been read: the offset to read next, by partition.
+    /// Returns the next offset to read, by partition.
     pub(crate) fn positions(&self) -> &Positions {
         &self.read
     }
 
-    /// The next record. Can be dropped without losing any.
+    /// Waits for the next record. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Arc<Update>, FellBehind> {
         loop {
             if let Some(update) = self.try_next()? {
                 return Ok(update);
             }
             if self.next.changed().await.is_err() {
-                // The hub outlives its followers, who hold it.
+                // The hub outlives its readers, which hold it.
                 std::future::pending::<()>().await;
             }
         }
@@ -227,12 +236,13 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_back_hears_what_was_missed_and_nothing_twice() {
+    fn a_reader_that_reconnects_gets_what_it_missed_and_nothing_twice() {
         let hub = Arc::new(Hub::new());
         hub.restart_at([(0, 5), (1, 0)].into());
         hub.publish(vec![update(0, 5), update(1, 0), update(0, 6)]);
         let mut reader = hub.follow(Some([(0, 6), (1, 0)].into())).unwrap();
         assert_eq!(read(&mut reader), [(1, 0), (0, 6)]);
+
         hub.publish(vec![update(1, 1)]);
         assert_eq!(read(&mut reader), [(1, 1)]);
         let mut fresh = hub.follow(None).unwrap();
@@ -243,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_any_more_is_not_made_up() {
+    fn a_reader_that_has_fallen_behind_is_refused() {
         let hub = Arc::new(Hub::new());
         hub.restart_at([(0, 5)].into());
         assert!(hub.follow(Some([(0, 4)].into())).is_none());
@@ -256,14 +266,14 @@ mod tests {
     }
 
     #[test]
-    fn a_waiter_hears_of_its_own_job() {
+    fn a_waiter_is_woken_for_its_own_job_only() {
         let hub = Arc::new(Hub::new());
         let waiter = hub.add_waiter("j1");
         let (before, other) = (waiter.next_news(), hub.add_waiter("j2"));
         let never = other.next_news();
         hub.publish(vec![update(0, 1)]);
         assert!(before.now_or_never().is_some());
-        assert!(waiter.next_news().now_or_never().is_none(), "that is over");
+        assert!(waiter.next_news().now_or_never().is_none(), "the news was before this call");
         assert!(never.now_or_never().is_none());
         drop((waiter, other));
         assert!(hub.inner().waiters.is_empty());

@@ -1,4 +1,4 @@
-//! The metrics of jobs, declared once.
+//! The metrics of the job service, declared once.
 
 use fleet_ops::metrics::{Kind, Metric, Unit};
 
@@ -8,7 +8,7 @@ pub const JOBS_SUBMITTED: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &["outcome"],
-    help: "Jobs that were submitted through this server: new, existing (a repeat, recognised by its id or key).",
+    help: "Jobs submitted through this server: new, existing (a repeat, recognised by its id or key).",
 };
 /// Jobs in the ledger.
 pub const LEDGER_JOBS: Metric = Metric {
@@ -24,8 +24,8 @@ pub const LEDGER_FORGOTTEN: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &["what"],
-    help: "Jobs that the ledger has forgotten: ended (too long ago, or for want of room), open (for want of room: it is too \
-           small for the jobs that are under way).",
+    help: "Jobs that the ledger has removed: ended (too old, or the ledger was full), open (the ledger is too small for \
+           the open jobs).",
 };
 /// Ends of jobs that were written again.
 pub const ENDS_RESTATED: Metric = Metric {
@@ -33,7 +33,7 @@ pub const ENDS_RESTATED: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &[],
-    help: "Ends of jobs that this replica has written again because a stale event stood behind them in the events topic.",
+    help: "Terminal events that this replica has written again because a stale event followed them in the events topic.",
 };
 /// How far the ledger is behind.
 pub const LEDGER_BEHIND: Metric = Metric {
@@ -41,7 +41,7 @@ pub const LEDGER_BEHIND: Metric = Metric {
     kind: Kind::Gauge,
     unit: Unit::Count,
     labels: &[],
-    help: "Records of the events topic that this replica's ledger has not taken up yet.",
+    help: "Records of the events topic that this replica's ledger has not read yet.",
 };
 /// Length of the dead-letter topic.
 pub const DEAD_LETTERS: Metric = Metric {
@@ -49,9 +49,9 @@ pub const DEAD_LETTERS: Metric = Metric {
     kind: Kind::Gauge,
     unit: Unit::Count,
     labels: &[],
-    help: "Records in the dead-letter topic. Those that were replayed count until they are purged.",
+    help: "Records in the dead-letter topic. Replayed ones count until they are purged.",
 };
 
-/// All of them.
+/// All metrics of the job service.
 pub const TABLE: &[Metric] =
     &[JOBS_SUBMITTED, LEDGER_JOBS, LEDGER_FORGOTTEN, ENDS_RESTATED, LEDGER_BEHIND, DEAD_LETTERS];

@@ -1,7 +1,7 @@
-//! Jobs over plain HTTP, for people without an MCP client.
+//! The REST interface to jobs, for clients that don't speak MCP.
 //!
-//! `routes` is one table of operations. The router and the OpenAPI document are both made from it,
-//! so there is no path without a description and no description without a path.
+//! `routes` is one table of operations, from which both the router and the OpenAPI document are
+//! made. So every path is documented, and every documented path exists.
 
 use std::sync::Arc;
 
@@ -33,19 +33,19 @@ pub use routes::path_label;
 
 use problem::{Problem, ProblemKind};
 
-/// What the operations share.
+/// The state that all operations share.
 #[derive(Clone)]
 struct Api {
     jobs: Option<Jobs>,
-    /// Places for open streams.
+    /// Permits for open streams.
     streams: Arc<Semaphore>,
-    /// Ends streams and waits.
+    /// Ends open streams and waiting requests.
     stop: CancellationToken,
     openapi: Bytes,
     asyncapi: Bytes,
 }
 
-/// The registry topic as the AsyncAPI document describes it.
+/// The registry topic, for the AsyncAPI document.
 #[derive(Debug, Clone)]
 pub struct RegistryTopic {
     /// The topic's name.
@@ -54,7 +54,7 @@ pub struct RegistryTopic {
     pub schema: Schema,
 }
 
-/// The file names and texts of the OpenAPI and the AsyncAPI document.
+/// Returns the file names and texts of the OpenAPI and AsyncAPI documents.
 pub fn documents(topics: &Topics, registry: &RegistryTopic) -> [(&'static str, String); 2] {
     [
         ("openapi.json", to_text(&openapi::build_document())),
@@ -62,13 +62,13 @@ pub fn documents(topics: &Topics, registry: &RegistryTopic) -> [(&'static str, S
     ]
 }
 
-/// The routes of the REST interface. Without jobs, every operation on jobs answers that there are
-/// none.
+/// Builds the router of the REST interface. Without the job service, every operation on jobs
+/// answers that jobs are off.
 pub fn router(jobs: Option<Jobs>, registry: &RegistryTopic, stop: CancellationToken) -> Router {
     let topics = jobs.as_ref().map(|jobs| jobs.topics().clone()).unwrap_or_default();
     let [openapi, asyncapi] = documents(&topics, registry).map(|(_, text)| text.into());
     let api = Api {
-        // Streams must not keep a server that is told to stop from stopping.
+        // Streams end when the server is told to stop, since they would keep it running.
         stop: jobs.as_ref().map_or(stop, Jobs::stop_token),
         jobs,
         streams: Arc::new(Semaphore::new(sse::MAX_STREAMS)),
@@ -86,25 +86,26 @@ pub fn router(jobs: Option<Jobs>, registry: &RegistryTopic, stop: CancellationTo
     router
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(no_such_path)
-        // Bodies are read, and bounded, before they come here.
+        // Bodies have been read and bounded before.
         .layer(DefaultBodyLimit::disable())
         .with_state(api)
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Response {
-    let detail = format!("{} does not take {method}; `Allow` says what it takes", uri.path());
+    let path = uri.path();
+    let detail = format!("{path} does not support {method}; see the `Allow` header");
     Problem::new(ProblemKind::MethodNotAllowed, detail).into_response()
 }
 
 async fn no_such_path(request: Request) -> Response {
     let path: String = request.uri().path().chars().take(256).collect();
-    let detail = format!("there is nothing at {path}; GET /openapi.json says what there is");
+    let detail = format!("{path} does not exist; GET /openapi.json lists all paths");
     Problem::new(ProblemKind::NoSuchPath, detail).into_response()
 }
 
-/// A document as it is served and stands in `schemas/`.
+/// Returns the text of a document, as it is served and stored in `schemas/`.
 fn to_text(document: &serde_json::Value) -> String {
-    // A value can't fail to become text.
+    // A JSON value always serializes.
     let mut text = serde_json::to_string_pretty(document).unwrap_or_default();
     text.push('\n');
     text

@@ -1,10 +1,10 @@
-//! Writing ends again that something else stands behind, so that what compaction leaves is the
-//! state of the job.
+//! Restates terminal events that a stale event has overtaken in the events topic, so that the record
+//! that compaction keeps is the job's state.
 //!
-//! Every replica does so. A replica waits for a moment first: often another one has written the end
-//! by then, and of many events that stand behind one end, all but the first few come within it. The
-//! record is the one that was written first, byte for byte, with a header that says where that
-//! stood ([`fleet_job::state`]).
+//! Every replica does so, after a short wait: often another replica has written the event by then,
+//! and if many stale events follow one terminal event, most of them arrive during the wait. The
+//! restated record repeats the first one byte for byte, with a header that names its position
+//! ([`fleet_job::state`]).
 
 use std::time::Duration;
 
@@ -15,17 +15,18 @@ use fleet_ledger::{Batch, LoggedEvent, Overtaken, Update, store::Positions};
 use super::{Jobs, JobsError, LogState};
 use crate::metrics;
 
-/// How often to look for ends that a server before this one has left, or that could not be written.
+/// How often to look for overtaken events that an earlier process left, or that could not be
+/// written.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
-/// The shortest wait between an end that is overtaken and its being written again.
+/// The shortest wait before an overtaken event is written again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// What is added to it at most, by chance, so that replicas don't write all at once.
+/// The most that is added to the wait at random, so that replicas don't all write at once.
 const JITTER_MS: u128 = 2_000;
-/// How many ends are written at once.
+/// The most events that are written at once.
 const BATCH: usize = 500;
 
 impl Jobs {
-    /// Writes overtaken ends again, until the server stops.
+    /// Restates overtaken events until the server stops.
     pub(super) async fn restate_overtaken(self) {
         loop {
             tokio::select! {
@@ -33,11 +34,10 @@ impl Jobs {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
                 () = self.inner.stop.cancelled() => return,
             }
+
             let jitter = uuid::Uuid::new_v4().as_u128() % JITTER_MS;
-            tokio::time::sleep(
-                PAUSE + Duration::from_millis(u64::try_from(jitter).unwrap_or_default()),
-            )
-            .await;
+            let jitter = Duration::from_millis(u64::try_from(jitter).unwrap_or_default());
+            tokio::time::sleep(PAUSE + jitter).await;
 
             match self.restate_batch().await {
                 Ok(written) => {
@@ -50,19 +50,21 @@ impl Jobs {
                     let error = fleet_ops::errors::chain(&error);
                     tracing::warn!(
                         error,
-                        "could not write overtaken job ends again; trying again in a minute"
+                        "could not restate overtaken terminal events; trying again in a minute"
                     );
                 }
             }
         }
     }
 
+    /// Restates one batch of overtaken events. Returns how many it has written.
     async fn restate_batch(&self) -> Result<usize, JobsError> {
-        // An old part of the log may look overtaken until the rest of it is read.
+        // An event may look overtaken until the rest of the topic has been read.
         if !matches!(*self.inner.log_state.borrow(), LogState::CaughtUp(_)) {
             return Ok(0);
         }
-        // Before the jobs: everything up to here is known of them, and perhaps more.
+
+        // Read before the jobs, so that these positions don't claim more than is known of the jobs.
         let positions = self.inner.store.positions().await?;
         let overtaken = self.inner.store.overtaken(BATCH).await?;
         let ends: Vec<_> =
@@ -91,14 +93,18 @@ impl Jobs {
         let batch = Batch { updates: updates.collect(), ..Batch::default() };
         let verdicts = self.inner.store.apply(batch).await?;
         let again = verdicts.iter().filter(|verdict| **verdict == Verdict::Again).count();
-        tracing::info!(written, again, "wrote job ends again that stale events stood behind");
+        tracing::info!(
+            written,
+            again,
+            "restated terminal events that stale events had overtaken in the events topic"
+        );
         Ok(written)
     }
 }
 
-/// Partition, key and value of the record that states the end of a job once more.
+/// Returns partition, key and value of the record that restates the end of a job.
 fn restated_record(job: Overtaken, positions: &Positions) -> Option<(i32, String, LoggedEvent)> {
-    // A record that was taken ahead of the log is not known to the positions.
+    // The positions don't cover a record that was applied before it was read.
     let next = positions.get(&job.partition).copied().unwrap_or_default();
     let known = (next - 1).max(job.standing.offset());
     let event: JobEvent = serde_json::from_slice(&job.value).ok()?;

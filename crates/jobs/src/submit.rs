@@ -1,8 +1,8 @@
-//! Submitting: a `queued` event on the events topic, then the envelope on the jobs topic.
+//! Submits jobs: writes a `queued` event to the events topic, then the envelope to the jobs topic.
 //!
-//! The event goes first: written after the envelope, it could hide what a quick worker has said
-//! already. A job that somebody else may submit at the same moment is claimed before both (see
-//! [`claims`](super::claims)), so that of two submissions only one writes anything.
+//! The event is written first, because written after the envelope it could hide the events of a
+//! quick worker. A job that another request may submit at the same time is claimed before both (see
+//! [`claims`](super::claims)), so that only one of two submissions writes anything.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -39,11 +39,11 @@ use crate::metrics;
 
 /// The most jobs in one request.
 pub const MAX_JOBS: usize = 1_000;
-/// How soon to look again for a job that somebody else submits.
+/// How often to look for a job that another request submits.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
-/// How long it may take to look for jobs in the jobs topic.
+/// The longest time that a search of the jobs topic may take.
 const SEARCH_LIMIT: Duration = Duration::from_secs(10);
-/// Records that are handed over to the producer and not acknowledged yet.
+/// The most records that wait for the broker's acknowledgement.
 const MAX_UNACKNOWLEDGED: usize = 1_000;
 
 /// A job on its way to Kafka.
@@ -52,33 +52,34 @@ pub(crate) struct Submission {
     pub(crate) envelope: Envelope,
     /// The record's key.
     pub(crate) key: Option<String>,
-    /// When it was submitted: now, but for the later rounds of a job.
+    /// When the job was submitted; for later rounds of a task, the time of its first round.
     pub(crate) submitted_at: Timestamp,
-    /// Trace context.
+    /// The trace context.
     pub(crate) headers: Vec<Header>,
-    /// What is done to the `queued` event where the envelope can't be written.
+    /// What to do with the `queued` event if the envelope can't be written.
     pub(crate) undo: Undo,
 }
 
-/// What is done to a `queued` event whose envelope could not be written.
+/// What to do with a `queued` event whose envelope could not be written.
 #[derive(Debug, Clone)]
 pub(crate) enum Undo {
-    /// Nothing: whoever submits the job again finishes it.
+    /// Keep it. The next submission of the same job writes the envelope.
     Nothing,
-    /// It is taken back: nobody knows the job's id.
+    /// Delete it, since nobody knows the job's id.
     Remove,
-    /// What was the state before is put back.
+    /// Put the earlier state back.
     Restore(Box<Known>),
 }
 
 impl Jobs {
-    /// Submits jobs. All of them are checked before the first one is written. Where this fails in
-    /// the middle, the same request can be made again: jobs with an id or an idempotency key are
-    /// not submitted twice. Goes on where the caller does not wait any more.
+    /// Submits jobs. All of them are checked before the first one is written. After an error, the
+    /// same request can be repeated: jobs with an id or an idempotency key are not submitted twice.
+    /// Dropping the future does not stop a submission that has begun.
     ///
     /// # Errors
-    /// What is wrong with which job; where the ledger can't say what there is; where Kafka does not
-    /// take them.
+    ///
+    /// Returns an error if a job is invalid, the ledger can't tell which jobs exist, or Kafka does
+    /// not accept the jobs.
     pub async fn submit(
         &self,
         requests: Vec<JobRequest>,
@@ -94,6 +95,7 @@ impl Jobs {
             self.check_size(&job.envelope)?;
         }
         self.check_log_is_read()?;
+
         let (this, caller, span) =
             (self.clone(), caller.clone(), self.start_send_span(trace, jobs.len()));
         let submitting = tokio::spawn(async move {
@@ -105,6 +107,7 @@ impl Jobs {
         });
         let submitted =
             submitting.await.map_err(|error| JobsError::NotReady(error.to_string()))??;
+
         let fresh = submitted.iter().filter(|job| !job.existing).count() as u64;
         let known = submitted.len() as u64 - fresh;
         ::metrics::counter!(metrics::JOBS_SUBMITTED.name, "outcome" => "new").increment(fresh);
@@ -112,7 +115,7 @@ impl Jobs {
         Ok(submitted)
     }
 
-    /// The span of writing jobs, as OpenTelemetry's conventions for messaging name it.
+    /// Starts the span of writing jobs, named after OpenTelemetry's conventions for messaging.
     pub(super) fn start_send_span(&self, trace: &TraceContext, jobs: usize) -> Span {
         let topic = &self.inner.topics.jobs;
         Span::start(SpanKind::Producer, format!("send {topic}"), trace, || {
@@ -126,6 +129,7 @@ impl Jobs {
         })
     }
 
+    /// Submits jobs that have been checked. Claims those that another request may submit, too.
     async fn submit_prepared(
         &self,
         jobs: Vec<Prepared>,
@@ -137,7 +141,8 @@ impl Jobs {
             .filter(|job| job.may_exist)
             .map(|job| job.envelope.job_id.clone())
             .collect();
-        // What is there already needs no claim, which would only keep others waiting.
+
+        // Jobs that exist already need no claim, which would only make others wait.
         let mut states = self.find_existing(&contested, caller).await?;
         let open = contested
             .iter()
@@ -145,19 +150,21 @@ impl Jobs {
             .cloned()
             .collect::<HashSet<_>>();
         let claim = if open.is_empty() { None } else { Some(self.claim_jobs(&open).await?) };
+
         let mut elsewhere = HashSet::new();
         if let Some(claim) = &claim {
-            // Somebody may have been quicker between the first look and the claim.
+            // Another request may have submitted a job between the first look and the claim.
             states.extend(self.find_existing(&claim.won, caller).await?);
             elsewhere.clone_from(&claim.lost);
         }
+
         let is_old = |id: &String| states.contains_key(id) || elsewhere.contains(id);
         let now = fleet_ops::clock::now();
-        let (mut ids, mut new, mut fresh) =
-            (Vec::with_capacity(jobs.len()), HashSet::new(), Vec::new());
+        let (mut ids, mut new) = (Vec::with_capacity(jobs.len()), HashSet::new());
+        let mut fresh = Vec::new();
         for Prepared { envelope, key, may_exist } in jobs {
             let job_id = envelope.job_id.clone();
-            // A second one of an id in the same request is the same job.
+            // A request that contains an id twice means one job.
             let is_new = !is_old(&job_id) && new.insert(job_id.clone());
             ids.push((job_id, is_new));
             if is_new {
@@ -167,7 +174,8 @@ impl Jobs {
             }
         }
         self.enqueue(fresh, claim.as_ref()).await?;
-        // What others submit is waited for at the end: they may wait for something of ours.
+
+        // Wait for the jobs of other requests last, since those may wait for jobs of this one.
         states.extend(self.await_other_submissions(&elsewhere, caller).await?);
         let queued = || JobState::Queued.as_str().to_owned();
         let submitted = ids.into_iter().map(|(job_id, is_new)| {
@@ -177,9 +185,9 @@ impl Jobs {
         Ok(submitted.collect())
     }
 
-    /// The states of those jobs that are there. A job that is `queued` and that no worker has
-    /// spoken of is there if it is in the jobs topic: whoever wrote the event may have died before
-    /// it wrote the job, and told nobody that the job was submitted.
+    /// Returns the states of those jobs that exist. A `queued` job that no worker has reported on
+    /// exists only if its envelope is in the jobs topic: the process that wrote the event may have
+    /// died before it wrote the envelope and answered its caller.
     async fn find_existing(
         &self,
         job_ids: &HashSet<String>,
@@ -189,41 +197,45 @@ impl Jobs {
         if job_ids.is_empty() {
             return Ok(states);
         }
+
         self.catch_up().await?;
-        let mut unspoken = HashMap::new();
+        let mut unreported = HashMap::new();
         for job_id in job_ids {
             let Some(known) = self.inner.store.get(job_id).await? else { continue };
             let event = known.event;
-            if event.owner.is_some() && event.owner != caller.owner {
-                // Nothing about the other job: not even that there is one.
+            if !caller.may_see(&event) {
+                // Reveal nothing about the other owner's job, not even that it exists.
                 let message = format!(
                     "`jobID`: `{job_id}` can't be used here; choose another one, or leave it out"
                 );
                 return Err(BadRequest(message).into());
             }
+
             if event.state == JobState::Queued && event.source.is_none() {
-                unspoken.insert(job_id.clone(), event.submitted_at.unwrap_or(event.time));
+                unreported.insert(job_id.clone(), event.submitted_at.unwrap_or(event.time));
             } else {
                 states.insert(job_id.clone(), event.state.as_str().to_owned());
             }
         }
-        for job_id in self.find_written(unspoken).await? {
+
+        for job_id in self.find_written(unreported).await? {
             states.insert(job_id, JobState::Queued.as_str().to_owned());
         }
         Ok(states)
     }
 
-    /// Those of these jobs, with the times of their submission, that are in the jobs topic. Where
-    /// there was no time to find out, they are taken to be.
+    /// Returns those of these jobs that are in the jobs topic. If the search takes too long, the
+    /// jobs that it did not find count as written. The map has the times of submission.
     async fn find_written(
         &self,
         jobs: HashMap<String, Timestamp>,
     ) -> Result<Vec<String>, JobsError> {
         let Some(since) = jobs.values().min().copied() else { return Ok(Vec::new()) };
-        // Looking reads the backlog, so not everybody can look at once.
+        // A search reads the backlog, so their number is bounded.
         let permit = self.inner.searches.clone().acquire_owned().await;
         let (settings, topic) =
             (self.inner.link.follower.settings().clone(), self.inner.topics.jobs.clone());
+
         let search = move || {
             let _permit = permit;
             let mut missing: HashSet<String> = jobs.keys().cloned().collect();
@@ -239,7 +251,7 @@ impl Jobs {
         run_blocking(search).await
     }
 
-    /// Waits for jobs that somebody else submits at this moment.
+    /// Waits for jobs that other requests are submitting. Returns their states.
     async fn await_other_submissions(
         &self,
         job_ids: &HashSet<String>,
@@ -259,21 +271,21 @@ impl Jobs {
         }
     }
 
-    /// Refuses a job whose reply would go where no worker writes one.
+    /// Refuses a job whose `replyTo` names a topic that workers never reply to.
     fn check_reply_topic(&self, envelope: &Envelope) -> Result<(), BadRequest> {
         let inner = &self.inner;
         match &envelope.reply_to {
             Some(topic) if inner.topics.is_reserved(&inner.registry_topic, topic) => {
                 Err(BadRequest(format!(
-                    "`replyTo`: `{topic}` is a topic of the fleet or of Kafka; name one of your own, which MCP_REPLY_TOPICS of \
-                 the workers allows"
+                    "`replyTo`: `{topic}` belongs to the fleet or to Kafka; name a topic of your own that MCP_REPLY_TOPICS \
+                     of the workers allows"
                 )))
             }
             _ => Ok(()),
         }
     }
 
-    /// Refuses what no worker would take.
+    /// Refuses a job that is too large for workers.
     pub(crate) fn check_size(&self, envelope: &Envelope) -> Result<(), JobsError> {
         let bytes =
             usize::try_from(fleet_job::size::json_bytes(&envelope.to_json())).unwrap_or(usize::MAX);
@@ -284,8 +296,8 @@ impl Jobs {
         Ok(())
     }
 
-    /// Writes jobs. Ends when none of them can be lost any more, and this replica can tell of all.
-    /// Nothing is written where a claim that is needed for it is too old.
+    /// Writes jobs. Returns once Kafka has acknowledged all of them and this replica's ledger has
+    /// them. Writes nothing if the claim is too old.
     pub(crate) async fn enqueue(
         &self,
         jobs: Vec<Submission>,
@@ -299,6 +311,7 @@ impl Jobs {
                 ..JobEvent::about(&job.envelope, JobState::Queued, now)
             })
             .collect();
+
         claim.map_or(Ok(()), Claim::check_age)?;
         let announced = self.write_events(&events, &jobs).await?;
         let records = jobs.iter().map(|job| Outgoing {
@@ -306,7 +319,7 @@ impl Jobs {
             key: job.key.clone().map(String::into_bytes),
             value: Some(job.envelope.to_json().to_string().into_bytes()),
             headers: job.headers.clone(),
-            // Events of the worker's repeat it, so that the job keeps its place in lists.
+            // The worker's events repeat it, so that the job keeps its position in lists.
             timestamp: Some(job.submitted_at),
             partition: None,
         });
@@ -320,7 +333,8 @@ impl Jobs {
         written
     }
 
-    /// Writes events of jobs that no worker has, and takes them up at once. Says where they stand.
+    /// Writes events of jobs that no worker has, and applies them to the ledger at once. Returns
+    /// their positions.
     async fn write_events(
         &self,
         events: &[JobEvent],
@@ -340,16 +354,16 @@ impl Jobs {
         Ok(delivered)
     }
 
-    /// Takes `queued` events back whose envelopes could not be written, as far as Kafka can be
-    /// reached. An envelope that was written all the same is run, and the worker's events say so.
+    /// Undoes `queued` events whose envelopes could not be written, as far as Kafka can be reached.
+    /// If an envelope was written after all, a worker runs it and its events report so.
     async fn undo_events(&self, jobs: &[Submission], announced: &[Delivered]) {
         for (job, at) in jobs.iter().zip(announced) {
             let (value, headers) = match &job.undo {
                 Undo::Nothing => continue,
                 Undo::Remove => (None, Vec::new()),
                 Undo::Restore(known) => {
-                    // It is the state once more, though `queued` stands behind where it first
-                    // stood.
+                    // The header makes the event the state again, although `queued` follows its
+                    // first position.
                     let restated = Restated { offset: known.offset, known: at.offset };
                     (Some(known.event.to_bytes()), vec![restated.header()])
                 }
@@ -362,14 +376,14 @@ impl Jobs {
                 tracing::warn!(
                     error,
                     job_id = job.envelope.job_id,
-                    "stays queued though it was not submitted"
+                    "could not undo the event of a job that was not submitted; the job stays queued"
                 );
                 return;
             }
         }
     }
 
-    /// Writes records in order, many at a time, and says where each one stands.
+    /// Writes records in order, many at a time. Returns their positions.
     pub(super) async fn write_all(
         &self,
         records: Vec<Outgoing>,
@@ -384,6 +398,7 @@ impl Jobs {
                 delivered.push(delivery.await?);
             }
         }
+
         for delivery in waiting {
             delivered.push(delivery.await?);
         }
@@ -391,12 +406,14 @@ impl Jobs {
     }
 }
 
+/// Checks requests and turns them into envelopes.
 fn prepare_jobs(requests: Vec<JobRequest>, caller: &Caller) -> Result<Vec<Prepared>, JobsError> {
     let count = requests.len();
     if !(1..=MAX_JOBS).contains(&count) {
-        let message = format!("a request must have 1 to {MAX_JOBS} jobs, and this one has {count}");
+        let message = format!("a request must contain 1 to {MAX_JOBS} jobs; this one has {count}");
         return Err(BadRequest(message).into());
     }
+
     let fresh = || uuid::Uuid::now_v7().to_string();
     let jobs = requests.into_iter().enumerate().map(|(index, request)| {
         request.prepare(caller, fresh).map_err(|error| match count {

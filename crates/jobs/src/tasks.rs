@@ -1,9 +1,9 @@
-//! MCP tasks (SEP-2663, `io.modelcontextprotocol/tasks`) over jobs: a call of a tool that takes
-//! long becomes a job before it is answered, and every replica can tell how it is.
+//! MCP tasks (SEP-2663, `io.modelcontextprotocol/tasks`) as jobs: a call of a long-running tool
+//! becomes a job before it is answered, and every replica can report its state.
 //!
-//! A task's id is random and stands nowhere: the job's id is a digest of it and of the caller's
-//! credentials. So nobody finds a task who was not given its id, and nobody can use an id that was
-//! given to somebody else.
+//! A task's id is random and not stored anywhere: the job's id is a digest of the task's id and the
+//! caller's credentials. So only somebody who was given the id can find the task, and only with the
+//! same credentials.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,28 +32,29 @@ use tokio::sync::Mutex;
 use super::{
     Caller, Jobs, JobsError,
     caller::derived_id,
+    not_found,
     submit::{Submission, Undo},
 };
 use crate::config::JobsConfig;
 
-/// In the result of a round that asks for input: what has been answered of it so far.
+/// The key in the result of a round that asks for input, which holds the answers so far.
 const ANSWERED: &str = "io.mcp-fleet/inputResponses";
-/// How long the first record of a job may take to be read again.
+/// How long it may take to read the first record of a job again.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes tasks and tells of them.
+/// Creates tasks and reports their states.
 #[derive(Debug, Clone)]
 pub struct Tasks {
     jobs: Jobs,
     tools: Arc<[Glob]>,
     ttl: Duration,
     poll_interval: Duration,
-    /// Answers are taken one after the other, so that two of them don't begin the next round twice.
+    /// Held while an answer is processed, so that two answers don't start the next round twice.
     answering: Arc<Mutex<()>>,
 }
 
 impl Tasks {
-    /// Tasks that are jobs of this fleet.
+    /// Creates tasks as jobs of this service.
     pub fn new(jobs: Jobs, config: &JobsConfig) -> Self {
         Self {
             jobs,
@@ -64,17 +65,17 @@ impl Tasks {
         }
     }
 
-    /// Whose requests those with these headers are.
+    /// Returns the caller that sends requests with these headers.
     pub fn caller(&self, headers: Option<&http::HeaderMap>) -> Caller {
         self.jobs.caller(headers)
     }
 
-    /// Whether the settings say of this tool that it takes long.
+    /// Returns whether the settings declare this tool long-running.
     pub fn is_configured(&self, tool: &str) -> bool {
         self.tools.iter().any(|pattern| pattern.matches(tool))
     }
 
-    /// Makes a task of a call. When this ends, the task can be asked for everywhere.
+    /// Turns a call into a task. When this returns, every replica can report the task's state.
     pub async fn create(
         &self,
         params: CallToolRequestParams,
@@ -85,6 +86,7 @@ impl Tasks {
         let now = fleet_ops::clock::now();
         let task_id = uuid::Uuid::new_v4().simple().to_string();
         let job_id = task_job_id(&task_id, caller);
+
         let round = TaskRound {
             client_capabilities: to_object(&capabilities),
             input_responses: params.input_responses.into_iter().flatten().collect(),
@@ -102,8 +104,10 @@ impl Tasks {
             timeout_ms: Some(ttl_ms.clamp(1, MAX_TIMEOUT_MS)),
             ..Envelope::new(job_id.clone(), Work::ToolCall(call))
         };
+
         self.jobs.check_size(&envelope)?;
         self.jobs.check_log_is_read()?;
+
         let span = self.jobs.start_send_span(trace, 1);
         let headers = span.context().headers();
         let job =
@@ -112,20 +116,21 @@ impl Tasks {
             .enqueue_detached(job)
             .await
             .inspect_err(|error| span.fail("submit", &error.to_string()))?;
+
         let mut meta = MetaObject::new();
         meta.insert(fleet_job::meta::JOB_ID.to_owned(), job_id.into());
         Ok(CreateTaskResult::new(self.build_task(&task_id, TaskStatus::Working, now, now))
             .with_meta(meta))
     }
 
-    /// How a task is.
+    /// Returns the state of a task.
     pub async fn get(&self, task_id: &str, caller: &Caller) -> Result<DetailedTask, JobsError> {
         let known = self.find_task(task_id, caller).await?;
         Ok(self.describe_task(task_id, &self.jobs.view(known)))
     }
 
-    /// How a task is now, and then whenever that changes, until its end. Nothing if it is unknown
-    /// to the caller.
+    /// Returns the state of a task now and whenever it changes, until the task ends. The stream is
+    /// empty if the caller doesn't know the task.
     pub fn watch(
         &self,
         task_id: &str,
@@ -149,24 +154,25 @@ impl Tasks {
         DetailedTask::new(task, task_payload(event))
     }
 
-    /// Asks for a task to be cancelled. One that has ended is left as it is.
+    /// Requests the cancellation of a task. Does nothing if the task has ended.
     pub async fn cancel(&self, task_id: &str, caller: &Caller) -> Result<(), JobsError> {
-        let _alone = self.answering.lock().await;
+        let _answering = self.answering.lock().await;
         let known = self.find_task(task_id, caller).await?;
         let reason = Some("tasks/cancel");
         self.jobs.cancel(&known.event.job_id, caller, reason, Duration::ZERO).await.map(drop)
     }
 
-    /// Takes answers to what a task asks for. Those that nobody has asked for are passed over.
+    /// Takes answers to the input that a task asks for. Answers to other questions are ignored.
     pub async fn update(
         &self,
         task_id: &str,
         responses: InputResponses,
         caller: &Caller,
     ) -> Result<(), JobsError> {
-        let _alone = self.answering.lock().await;
+        let _answering = self.answering.lock().await;
         let known = self.find_task(task_id, caller).await?;
         let Some(event) = apply_answers(&known.event, responses) else { return Ok(()) };
+
         let is_complete = open_requests(&event).is_some_and(|requests| requests.is_empty());
         if is_complete {
             self.start_next_round(event, known).await
@@ -175,47 +181,49 @@ impl Tasks {
         }
     }
 
-    /// Enqueues the job once more, with the answers. Where that fails, the task asks again as it
-    /// did `before`.
+    /// Enqueues the job again, with the answers. If that fails, the task asks for input again as
+    /// it did `before`.
     async fn start_next_round(&self, event: JobEvent, before: Known) -> Result<(), JobsError> {
-        let gone =
-            || JobsError::NotReady("the task's call is not in the jobs topic any more".to_owned());
-        let source = event.source.clone().ok_or_else(gone)?;
-        let (settings, from) =
-            (self.jobs.inner.link.follower.settings().clone(), [(source.partition, source.offset)]);
+        let lost =
+            || JobsError::NotReady("the task's call is no longer in the jobs topic".to_owned());
+
+        let source = event.source.clone().ok_or_else(lost)?;
+        let settings = self.jobs.inner.link.follower.settings().clone();
+        let (topic, from) = (source.topic, [(source.partition, source.offset)]);
         let mut found = run_blocking(move || {
-            Ok::<_, JobsError>(reader::first_records(
-                &settings,
-                &source.topic,
-                &from,
-                READ_TIMEOUT,
-            )?)
+            let records = reader::first_records(&settings, &topic, &from, READ_TIMEOUT);
+            Ok::<_, JobsError>(records?)
         })
         .await?;
-        let record = found.remove(&from[0].0).filter(|record| record.position.offset == from[0].1);
-        let record = record.ok_or_else(gone)?;
-        let mut envelope = decode::decode(&record, usize::MAX).map_err(|_| gone())?;
+        let record = found.remove(&source.partition);
+        let record = record.filter(|record| record.position.offset == source.offset);
+        let record = record.ok_or_else(lost)?;
+
+        let mut envelope = decode::decode(&record, usize::MAX).map_err(|_| lost())?;
         let Work::ToolCall(ToolCall { task: Some(round), .. }) = &mut envelope.work else {
-            return Err(gone());
+            return Err(lost());
         };
         let result = event.result.as_ref();
         let state = result.and_then(|result| result.get("requestState")?.as_str());
         round.request_state = state.map(str::to_owned);
         round.input_responses = given_answers(result);
+        self.jobs.check_size(&envelope)?;
+
         let key = record.key.and_then(|key| String::from_utf8(key).ok());
         let submitted_at = event.submitted_at.unwrap_or(event.time);
-        self.jobs.check_size(&envelope)?;
         let undo = Undo::Restore(Box::new(before));
         let job = Submission { envelope, key, submitted_at, headers: record.headers, undo };
         self.jobs.enqueue_detached(job).await
     }
 
+    /// Returns the newest event of a task's job.
     async fn find_task(&self, task_id: &str, caller: &Caller) -> Result<Known, JobsError> {
-        let not_found = || JobsError::NotFound(task_id.chars().take(256).collect());
-        // Nothing else was ever given out, so nobody need look for it.
+        let not_found = || not_found(task_id);
+        // No other ids are ever given out, so don't search for them.
         if task_id.len() != 32 || !task_id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(not_found());
         }
+
         let job_id = task_job_id(task_id, caller);
         let known = async || {
             self.jobs.find_known(&job_id, caller).await.map_err(|error| match error {
@@ -225,10 +233,11 @@ impl Tasks {
         };
         let mut found = known().await?;
         if open_requests(&found.event).is_some() {
-            // It may have been answered on another replica, and nobody should be asked twice.
+            // Another replica may have received the answer; don't ask for it twice.
             self.jobs.catch_up().await?;
             found = known().await?;
         }
+
         if found.submitted_at().plus(self.ttl) < fleet_ops::clock::now() {
             return Err(not_found());
         }
@@ -250,7 +259,7 @@ impl Tasks {
     }
 }
 
-/// The job behind a task.
+/// Returns the id of the job behind a task.
 pub(crate) fn task_job_id(task_id: &str, caller: &Caller) -> String {
     derived_id("task", &[caller.owner.as_deref().unwrap_or_default(), task_id])
 }
@@ -266,7 +275,8 @@ fn status_message(view: &JobView) -> Option<String> {
     if view.is_terminal() { None } else { Some(view.summary()) }
 }
 
-/// What a round that has ended asks for. `None` where it asks for nothing.
+/// Returns the open requests of a round that ended by asking for input; `None` if the job asks for
+/// nothing.
 fn open_requests(event: &JobEvent) -> Option<&Map<String, Value>> {
     let result = event.result.as_ref().filter(|_| event.asks_for_input())?;
     result.get("inputRequests").and_then(Value::as_object)
@@ -277,7 +287,7 @@ fn given_answers(result: Option<&Value>) -> Map<String, Value> {
     answered.cloned().unwrap_or_default()
 }
 
-/// The event after these answers; `None` where none of them was asked for.
+/// Returns the event with these answers applied; `None` if none of them was asked for.
 fn apply_answers(event: &JobEvent, responses: InputResponses) -> Option<JobEvent> {
     let mut open = open_requests(event)?.clone();
     let mut answers = given_answers(event.result.as_ref());
@@ -290,6 +300,7 @@ fn apply_answers(event: &JobEvent, responses: InputResponses) -> Option<JobEvent
     if open.len() == before {
         return None;
     }
+
     let mut event = event.clone();
     if let Some(Value::Object(result)) = &mut event.result {
         result.insert("inputRequests".to_owned(), open.into());
@@ -298,8 +309,8 @@ fn apply_answers(event: &JobEvent, responses: InputResponses) -> Option<JobEvent
     Some(event)
 }
 
-/// What goes with a task's status. A tool's own error is a result; only an error of the protocol is
-/// a failure.
+/// Returns the status of a task and its payload. A tool's own error is a result; only a protocol
+/// error is a failure.
 fn task_payload(event: &JobEvent) -> TaskPayload {
     match event.state {
         JobState::Queued | JobState::Running | JobState::Retrying => TaskPayload::Working,
@@ -318,7 +329,7 @@ fn task_payload(event: &JobEvent) -> TaskPayload {
     }
 }
 
-/// The JSON-RPC error of a task that has failed.
+/// Returns the JSON-RPC error of a failed task.
 fn task_error(event: &JobEvent) -> Map<String, Value> {
     let (code, message, data) = match (&event.error, &event.result_omitted) {
         (Some(error), _) => {
@@ -327,7 +338,7 @@ fn task_error(event: &JobEvent) -> Map<String, Value> {
             (code.unwrap_or(-32603), error.message.clone(), data)
         }
         (None, Some(omitted)) => {
-            let message = format!("the result of {} bytes is too large to be kept", omitted.bytes);
+            let message = format!("the result of {} bytes is too large to store", omitted.bytes);
             (-32603, message, json!({"code": RESULT_OMITTED, "limitBytes": omitted.limit_bytes}))
         }
         (None, None) => (-32603, "the task has no result".to_owned(), Value::Null),
@@ -340,14 +351,14 @@ fn task_error(event: &JobEvent) -> Map<String, Value> {
 }
 
 impl Jobs {
-    /// Enqueues a job that nobody else can submit, also where the caller does not wait for it.
+    /// Enqueues a job that no other request can submit, even if the caller stops waiting.
     async fn enqueue_detached(&self, job: Submission) -> Result<(), JobsError> {
         let this = self.clone();
         let writing = tokio::spawn(async move { this.enqueue(vec![job], None).await });
         writing.await.map_err(|error| JobsError::NotReady(error.to_string()))?
     }
 
-    /// Writes an event of a job that no worker has, and takes it up at once.
+    /// Writes an event of a job that no worker has, and applies it to the ledger at once.
     pub(super) async fn write_event(&self, event: JobEvent) -> Result<(), JobsError> {
         let record = fleet_kafka::producer::Outgoing {
             topic: self.inner.topics.events.clone(),
@@ -385,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tools_error_is_a_result_and_an_error_of_the_protocol_is_a_failure() {
+    fn a_tool_error_is_a_result_and_a_protocol_error_is_a_failure() {
         let failed = |error| JobEvent { error: Some(error), ..event(JobState::Failed) };
         let tool = json!({"isError": true, "content": []});
         let tool = failed(JobError::new(ErrorKind::Tool, "no").with_data(tool));
@@ -408,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_collected_until_none_is_missing() {
+    fn answers_are_collected_until_all_are_there() {
         let asked = asking();
         assert!(
             matches!(task_payload(&asked), TaskPayload::InputRequired { input_requests } if input_requests.len() == 2)
@@ -425,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_id_is_another_task_for_somebody_else() {
+    fn the_same_id_is_another_task_for_another_caller() {
         let owner = |name: &str| Caller { owner: Some(name.to_owned()) };
         assert_eq!(task_job_id("t", &owner("a")), task_job_id("t", &owner("a")));
         assert_ne!(task_job_id("t", &owner("a")), task_job_id("t", &owner("b")));

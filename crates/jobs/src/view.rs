@@ -1,4 +1,4 @@
-//! Views of jobs, made from what the ledger knows.
+//! Views of jobs for callers, made from the ledger's events.
 
 use fleet_job::{
     control::Control,
@@ -8,22 +8,22 @@ use fleet_job::{
 };
 use fleet_ledger::{Cursor, Known};
 
-/// What a caller is shown of a job.
+/// The most bytes of JSON that the jobs of a page take, without the last one.
+const MAX_PAGE_BYTES: u64 = 512 * 1024;
+
+/// Makes the view of a job that a caller is shown.
 pub(crate) fn view_of(known: Known, cancel: Option<&Control>) -> JobView {
     let cancel = cancel.filter(|_| !known.event.is_over());
-    // Whose it is, its owner knows.
+    // Only the owner sees the job, so the view need not name the owner.
     let mut event = JobEvent { owner: None, ..known.event };
     if event.has_lost_its_result() {
-        // Workers of before had no code for it.
+        // Older workers wrote no code for this.
         event.code = Some(RESULT_OMITTED.to_owned());
     }
     JobView { event, cancel_requested_at: cancel.map(|control| control.time) }
 }
 
-/// How many bytes the jobs of a page have at most, as JSON, beside its last one.
-const MAX_PAGE_BYTES: u64 = 512 * 1024;
-
-/// The jobs of a page, up to its bound in bytes, and where the next page begins.
+/// Limits the jobs of a page to [`MAX_PAGE_BYTES`]. Returns them and the cursor of the next page.
 pub(crate) fn bound_page(
     listed: impl Iterator<Item = (JobView, Cursor)>,
     after_all: Option<Cursor>,
@@ -37,6 +37,7 @@ pub(crate) fn bound_page(
         jobs.push(job);
         last = Some(cursor);
     }
+
     (jobs, after_all)
 }
 
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_ends_where_it_is_large_enough() {
+    fn a_page_ends_when_it_is_large_enough() {
         let cursor =
             |n: usize| Cursor { submitted_at: Timestamp::default(), job_id: n.to_string() };
         let page = |jobs: usize| {
@@ -59,11 +60,12 @@ mod tests {
             });
             bound_page(listed, Some(cursor(1_000_000)))
         };
+
         let (jobs, next) = page(100);
         assert_eq!((jobs.len(), next), (100, Some(cursor(1_000_000))));
 
         let (jobs, next) = page(5000);
         assert!((400..=525).contains(&jobs.len()), "{}", jobs.len());
-        assert_eq!(next, Some(cursor(jobs.len() - 1)), "the next page goes on behind the last job");
+        assert_eq!(next, Some(cursor(jobs.len() - 1)), "the next page starts after the last job");
     }
 }

@@ -117,8 +117,8 @@ fn bodies(address: SocketAddr) {
     check(json!({"tool": "t", "notBefore": "tomorrow"}), "RFC 3339", null());
     check(json!({"tool": "t", "replyTo": "no such topic"}), "`replyTo`", null());
     for topic in ["mcp-servers", "__consumer_offsets"] {
-        check(json!({"tool": "t", "replyTo": topic}), "is a topic of the fleet", null());
-        check(json!([read_file(), {"tool": "t", "replyTo": topic}]), "of the fleet", json!(1));
+        check(json!({"tool": "t", "replyTo": topic}), "belongs to the fleet", null());
+        check(json!([read_file(), {"tool": "t", "replyTo": topic}]), "to the fleet", json!(1));
     }
     check(json!({"jobType": "dance", "payload": {}}), "`dance` is unknown", null());
     check(json!([read_file(), {"tool": 7}]), "job 1, `tool`", json!(1));

@@ -1,6 +1,6 @@
 //! The AsyncAPI document of the topics, made from the contract's schemas and names.
 //!
-//! It stands from the outside: what an application that uses the fleet may send, and what it may
+//! It takes the view of an application that uses the fleet: what the application may send and
 //! receive.
 
 use fleet_job::{
@@ -12,32 +12,32 @@ use serde_json::{Map, Value, json};
 
 use super::RegistryTopic;
 
-const ABOUT: &str = "The Kafka topics of a fleet. Producers write jobs; workers write what becomes of them; whoever wants to \
-    know reads the events. The names follow the name of the jobs topic. What the fleet writes is compressed with gzip \
-    unless KAFKA_COMPRESSION says otherwise, so that every Kafka client can read it; what producers write may use any codec.";
+const ABOUT: &str = "The Kafka topics of a fleet. Producers write jobs; workers write events about them, which any application \
+    can read. The names follow the name of the jobs topic. The fleet compresses what it writes with gzip, which every \
+    Kafka client can read, unless KAFKA_COMPRESSION says otherwise; producers may use any codec.";
 const BINDING: &str = "0.5.0";
-/// The name of the schema of what stands in the registry.
+/// The name of the schema of registry records.
 const HOSTED_SERVER: &str = "HostedServer";
 /// The name of the schema of claims.
 const CLAIM: &str = "Claim";
-/// Headers that carry a trace.
+/// The headers of a trace context.
 const TRACE: [(&str, &str); 3] = [
-    ("traceparent", "W3C Trace Context; goes on into the tools' calls."),
+    ("traceparent", "W3C Trace Context; passed on to the tool calls."),
     ("tracestate", "W3C Trace Context."),
-    ("baggage", "W3C Baggage; goes on into the tools' calls."),
+    ("baggage", "W3C Baggage; passed on to the tool calls."),
 ];
 
-/// A topic, and what stands in it.
+/// A topic and the message that it contains.
 struct Channel {
     id: &'static str,
     address: String,
     description: &'static str,
-    /// The topic's cleanup policy; the broker's own where there is none.
+    /// The topic's cleanup policy; `None` for the broker's default.
     cleanup: Option<&'static str>,
     message: &'static str,
 }
 
-/// The document for topics of these names.
+/// Builds the document for topics with these names.
 pub(super) fn build_document(topics: &Topics, registry: &RegistryTopic) -> Value {
     let channels = channels(topics, &registry.name);
     let of = |channel: &Channel| (channel.id.to_owned(), describe_channel(channel));
@@ -70,50 +70,50 @@ fn channels(topics: &Topics, registry: &str) -> [Channel; 7] {
         Channel {
             id: "jobs",
             address: topics.jobs.clone(),
-            description: "Jobs to be done. Jobs with the same key start in order, one at a time.",
+            description: "Jobs. Jobs with the same key start one at a time, in order.",
             cleanup: None,
             message: "job",
         },
         Channel {
             id: "events",
             address: topics.events.clone(),
-            description: "What becomes of jobs: the newest record of a job id is the job's state.",
+            description: "Events of jobs. The newest record of a job id is the state of the job.",
             cleanup: Some("compact"),
             message: "event",
         },
         Channel {
             id: "dlq",
             address: topics.dlq.clone(),
-            description: "Dead letters: jobs that failed for good, and records that are none, byte for byte.",
+            description: "Dead letters: the records of failed jobs, and records that are not valid jobs, byte for byte.",
             cleanup: None,
             message: "deadLetter",
         },
         Channel {
             id: "delayed",
             address: topics.delayed.clone(),
-            description: "Jobs that wait too long for a worker's memory. Workers write and read it; nobody else should.",
+            description: "Jobs that wait longer than workers keep them in memory. Only workers should use this topic.",
             cleanup: None,
             message: "delayedJob",
         },
         Channel {
             id: "control",
             address: topics.control.clone(),
-            description: "What workers are told about jobs, whoever has them.",
+            description: "Cancel requests, which all workers read.",
             cleanup: None,
             message: "control",
         },
         Channel {
             id: "claims",
             address: topics.claims.clone(),
-            description: "Which server submits a job that several could submit at once. Servers write and read it; nobody else \
-                          should.",
+            description: "Claims, which decide which server submits a job that several could submit at the same time. Only \
+                          servers should use this topic.",
             cleanup: None,
             message: "claim",
         },
         Channel {
             id: "registry",
             address: registry.to_owned(),
-            description: "The MCP servers that all replicas of the server host. Replicas write and read it.",
+            description: "The MCP servers that all replicas of the server host. Only replicas should write to this topic.",
             cleanup: Some("compact"),
             message: "hostedServer",
         },
@@ -145,13 +145,13 @@ fn operations() -> Value {
         })
     };
     json!({
-        "submitJob": operation("send", "jobs", "job", "Have a job done."),
-        "followJobs": operation("receive", "events", "event", "Hear what becomes of jobs."),
-        "readDeadLetters": operation("receive", "dlq", "deadLetter", "See what has failed for good."),
-        "readDelayedJobs": operation("receive", "delayed", "delayedJob", "See what waits for its time."),
-        "controlJob": operation("send", "control", "control", "Have a job cancelled."),
-        "readClaims": operation("receive", "claims", "claim", "See which jobs are being submitted."),
-        "followServers": operation("receive", "registry", "hostedServer", "Hear which MCP servers are hosted."),
+        "submitJob": operation("send", "jobs", "job", "Submit a job."),
+        "followJobs": operation("receive", "events", "event", "Follow the states of jobs."),
+        "readDeadLetters": operation("receive", "dlq", "deadLetter", "Read the records of failed jobs."),
+        "readDelayedJobs": operation("receive", "delayed", "delayedJob", "Read the jobs that wait for their time."),
+        "controlJob": operation("send", "control", "control", "Cancel a job."),
+        "readClaims": operation("receive", "claims", "claim", "Read which jobs are being submitted."),
+        "followServers": operation("receive", "registry", "hostedServer", "Follow which MCP servers are hosted."),
     })
 }
 
@@ -172,9 +172,10 @@ fn messages() -> Value {
         })
     };
     let by_id = || key("The job's id.");
-    let own = "The job's own key, where it has one: jobs of one key start in order.";
+    let own = "The key of the job, if it has one: jobs with the same key start in order.";
+
     let mut delayed = headers(&TRACE);
-    delayed["properties"][delayed::HEADER] = json!({"type": "string", "description": "JSON: where the job came from, when it is due, what it has spent."});
+    delayed["properties"][delayed::HEADER] = json!({"type": "string", "description": "JSON: the source of the job, when it is due, and the attempts that it has spent."});
     let mut job = message("A job", &schema_name::<WireEnvelope>(), headers(&TRACE), key(own));
     job["examples"] = json!([{"payload": {
         "jobID": "job-123",
@@ -183,16 +184,16 @@ fn messages() -> Value {
     }}]);
     json!({
         "job": job,
-        "event": message("What has become of a job", &schema_name::<JobEvent>(), headers(&TRACE[..2]), by_id()),
-        // Byte for byte what was on the jobs topic, which may be anything.
+        "event": message("A state of a job", &schema_name::<JobEvent>(), headers(&TRACE[..2]), by_id()),
+        // The value is that of the original record, which may be anything.
         "deadLetter": {
             "title": "A dead letter",
-            "payload": {"description": "The record's value as it was: mostly a job."},
+            "payload": {"description": "The value of the original record, usually a job."},
             "headers": dead_letter_headers(),
-            "bindings": key("The record's own key."),
+            "bindings": key("The key of the original record."),
         },
         "delayedJob": message("A job that waits", &schema_name::<WireEnvelope>(), delayed, key(own)),
-        "control": message("What is to be done with a job", &schema_name::<Control>(), headers(&[]), by_id()),
+        "control": message("A cancel request", &schema_name::<Control>(), headers(&[]), by_id()),
         "claim": message("A claim of a job", CLAIM, headers(&[]), by_id()),
         "hostedServer": message("A hosted MCP server", HOSTED_SERVER, headers(&[]), key("The server's name.")),
     })
@@ -207,29 +208,33 @@ fn headers(headers: &[(&str, &str)]) -> Value {
 
 fn dead_letter_headers() -> Value {
     let mut all = headers(&[
-        (header::ORIGINAL_TOPIC, "The topic that the record stood on."),
-        (header::ORIGINAL_PARTITION, "Its partition: 4 bytes, big endian."),
-        (header::ORIGINAL_OFFSET, "Its offset: 8 bytes, big endian."),
-        (header::ORIGINAL_TIMESTAMP, "Its timestamp in milliseconds: 8 bytes, big endian."),
+        (header::ORIGINAL_TOPIC, "The topic of the original record."),
+        (header::ORIGINAL_PARTITION, "The partition of the original record: 4 bytes, big endian."),
+        (header::ORIGINAL_OFFSET, "The offset of the original record: 8 bytes, big endian."),
+        (
+            header::ORIGINAL_TIMESTAMP,
+            "The timestamp of the original record in milliseconds: 8 bytes, big endian.",
+        ),
         (header::ORIGINAL_CONSUMER_GROUP, "The consumer group that gave up."),
-        (header::EXCEPTION_FQCN, "`mcp-fleet.` and the error's kind."),
-        (header::EXCEPTION_MESSAGE, "The error's message."),
-        (header::JOB_ID, "The job's id, or topic/partition/offset where none could be read."),
-        (header::ATTEMPTS, "Attempts spent, in decimal."),
-        (header::FIRST_ERROR, "The first attempt's error, where it differs."),
+        (header::EXCEPTION_FQCN, "`mcp-fleet.` followed by the kind of the error."),
+        (header::EXCEPTION_MESSAGE, "The message of the error."),
+        (header::JOB_ID, "The job's id, or topic/partition/offset if no id could be read."),
+        (header::ATTEMPTS, "The number of spent attempts, in decimal."),
+        (header::FIRST_ERROR, "The error of the first attempt, if it differs."),
         (header::WORKER, "The worker that gave up."),
-        (header::TIME, "When, as RFC 3339."),
-        (header::VALUE_OMITTED, "How many bytes of value were left out, in decimal."),
-        (header::REPLAY_COUNT, "How often the record was replayed, in decimal."),
+        (header::TIME, "When the worker gave up, as RFC 3339."),
+        (header::VALUE_OMITTED, "How many bytes of the value were left out, in decimal."),
+        (header::REPLAY_COUNT, "How often the record has been replayed, in decimal."),
     ]);
     all["required"] =
         json!([header::ORIGINAL_TOPIC, header::ORIGINAL_PARTITION, header::ORIGINAL_OFFSET]);
     all["description"] =
-        "The record's own headers, and these behind them. The last of a name counts.".into();
+        "The headers of the original record, followed by these. The last header of a name counts."
+            .into();
     all
 }
 
-/// The contract's schemas by name, and those of the server's own topics.
+/// Returns the contract's schemas by name, and those of the server's own topics.
 fn contract(hosted_server: &Schema) -> Vec<(String, Value)> {
     let names = [
         schema_name::<WireEnvelope>(),
@@ -243,12 +248,12 @@ fn contract(hosted_server: &Schema) -> Vec<(String, Value)> {
     names.into_iter().zip(of_files).chain(own).collect()
 }
 
-/// The contract's schemas, with what they define put side by side.
+/// Returns the contract's schemas, with their definitions moved to the top level.
 fn schemas(hosted_server: &Schema) -> Map<String, Value> {
     let mut all = Map::new();
     for (name, mut schema) in contract(hosted_server) {
         if let Value::Object(object) = &mut schema {
-            // The document has a dialect of its own.
+            // The document declares its own dialect.
             object.shift_remove("$schema");
             if let Some(Value::Object(definitions)) = object.shift_remove("$defs") {
                 all.extend(definitions);
@@ -261,7 +266,7 @@ fn schemas(hosted_server: &Schema) -> Map<String, Value> {
     all
 }
 
-/// Leads references to where the definitions stand now.
+/// Rewrites references to the new location of the definitions.
 fn rewrite_references(value: &mut Value) {
     match value {
         Value::Object(object) => {
@@ -295,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reference_leads_somewhere_and_the_schemas_are_the_contracts() {
+    fn every_reference_can_be_resolved_and_the_schemas_are_the_contracts() {
         let hosted_server = schemars::schema_for!(McpServers);
         let registry = RegistryTopic { name: "hosted".to_owned(), schema: hosted_server.clone() };
         let document = build_document(&Topics::of("work"), &registry);
@@ -316,7 +321,7 @@ mod tests {
                 "{name}"
             );
         }
-        // Definitions of one name are the same in every schema of the contract.
+        // Definitions with the same name are identical in every schema of the contract.
         let mut seen: Map<String, Value> = Map::new();
         for (whole, schema) in contract(&hosted_server) {
             for (name, definition) in schema["$defs"].as_object().into_iter().flatten() {

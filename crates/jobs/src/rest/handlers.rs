@@ -1,4 +1,4 @@
-//! What the operations do: ask [`Jobs`], and say it in HTTP.
+//! The handlers of the operations, which translate between HTTP and [`Jobs`].
 
 use axum::{
     Json,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{Caller, JobRequest, Jobs, MAX_JOBS};
 
-/// The jobs, and who asks about them.
+/// The job service and the caller of a request.
 pub(super) struct ApiClient {
     pub(super) jobs: Jobs,
     pub(super) caller: Caller,
@@ -34,7 +34,7 @@ impl FromRequestParts<Api> for ApiClient {
         let jobs = jobs.ok_or_else(|| {
             Problem::new(
                 ProblemKind::JobsOff,
-                "jobs are off: set KAFKA_BROKERS, and not MCP_JOBS=false",
+                "this server accepts no jobs; to enable them, set KAFKA_BROKERS and don't set MCP_JOBS=false",
             )
         })?;
         let caller = jobs.caller(Some(&parts.headers));
@@ -50,19 +50,23 @@ pub(super) async fn submit_jobs(
 ) -> Result<Response, Problem> {
     require_json(&headers)?;
     require_uncompressed(&headers)?;
+
     let mut requests = parse_jobs(&body)?;
     if let Some(key) = header_text(&headers, IDEMPOTENCY_KEY)? {
         apply_idempotency_key(&mut requests, key)?;
     }
-    // A trace that can't be read is no reason to refuse a job.
+
+    // An unreadable trace context is no reason to refuse a job.
     let trace = TraceContext::find(|name| header_text(&headers, name).ok()?);
     let jobs = client.jobs.submit(requests, &client.caller, &trace).await?;
+
     let all_existed = jobs.iter().all(|job| job.existing);
     let status = if all_existed { StatusCode::OK } else { StatusCode::ACCEPTED };
     let location = match jobs.as_slice() {
         [job] => HeaderValue::try_from(format!("/jobs/{}", encode_segment(&job.job_id))).ok(),
         _ => None,
     };
+
     let mut response = (status, Json(SubmittedJobs { jobs })).into_response();
     if let Some(location) = location {
         response.headers_mut().insert(header::LOCATION, location);
@@ -97,10 +101,12 @@ pub(super) async fn show_job(
             () = api.stop.cancelled() => break,
         }
     }
+
     let tag = etag(watch.position(), &job);
     let known =
         headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut known = known.flat_map(|value| value.split(',')).map(str::trim);
+
     let headers =
         [(header::ETAG, tag.clone()), (header::CACHE_CONTROL, "private, no-cache".to_owned())];
     if known.any(|known| known == "*" || known.trim_start_matches("W/") == tag) {
@@ -116,17 +122,18 @@ pub(super) async fn cancel_job(
     parameters: Parameters,
 ) -> Result<Response, Problem> {
     let (wait, reason) = (parameters.wait(CANCEL_WAIT_SECONDS)?, parameters.reason()?);
-    let came_to = client.jobs.cancel(&id, &client.caller, reason.as_deref(), wait).await?;
-    match came_to.outcome {
-        CancelOutcome::Cancelled => Ok(Json(came_to).into_response()),
-        CancelOutcome::Requested => Ok((StatusCode::ACCEPTED, Json(came_to)).into_response()),
+    let cancellation = client.jobs.cancel(&id, &client.caller, reason.as_deref(), wait).await?;
+
+    match cancellation.outcome {
+        CancelOutcome::Cancelled => Ok(Json(cancellation).into_response()),
+        CancelOutcome::Requested => Ok((StatusCode::ACCEPTED, Json(cancellation)).into_response()),
         CancelOutcome::TooLate => {
-            let summary = came_to.job.as_ref().map(JobView::summary).unwrap_or_default();
+            let summary = cancellation.job.as_ref().map(JobView::summary).unwrap_or_default();
             let problem = Problem::new(
                 ProblemKind::TooLate,
-                format!("{summary}; it can't be cancelled any more"),
+                format!("{summary}; it can no longer be cancelled"),
             );
-            Err(match came_to.job {
+            Err(match cancellation.job {
                 Some(job) => problem.with_job(job),
                 None => problem,
             })
@@ -134,16 +141,17 @@ pub(super) async fn cancel_job(
     }
 }
 
-/// A document that does not change while the server runs.
+/// Serves a document that does not change while the server runs.
 pub(super) fn serve_document(text: &Bytes) -> Response {
     let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let cache = (header::CACHE_CONTROL, HeaderValue::from_static("max-age=300"));
-    // It describes and holds no data, so any page may read it; viewers of such documents are pages.
+    // The document contains no data, so any web page may read it; many viewers are web pages.
     let origin =
         (HeaderName::from_static("access-control-allow-origin"), HeaderValue::from_static("*"));
     ([kind, cache, origin], text.clone()).into_response()
 }
 
+/// Refuses a body whose content type is not JSON.
 fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     let kind =
         headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
@@ -151,18 +159,17 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     if essence == "application/json" {
         return Ok(());
     }
-    let said = if kind.is_empty() {
+
+    let found = if kind.is_empty() {
         "there is no Content-Type".to_owned()
     } else {
         format!("it is {essence}")
     };
-    Err(Problem::new(
-        ProblemKind::UnsupportedMediaType,
-        format!("the body must be application/json, and {said}"),
-    ))
+    let detail = format!("the body must be application/json, but {found}");
+    Err(Problem::new(ProblemKind::UnsupportedMediaType, detail))
 }
 
-/// A body that is said to be compressed is not read, whatever it is.
+/// Refuses a body with a content encoding.
 fn require_uncompressed(headers: &HeaderMap) -> Result<(), Problem> {
     let encodings = headers.get_all(header::CONTENT_ENCODING);
     let is_plain = |value: &HeaderValue| {
@@ -173,14 +180,14 @@ fn require_uncompressed(headers: &HeaderMap) -> Result<(), Problem> {
         Some(encoding) => Err(Problem::new(
             ProblemKind::UnsupportedMediaType,
             format!(
-                "the body must not be compressed, and its Content-Encoding is {}",
+                "the body must not be compressed, but its Content-Encoding is {}",
                 String::from_utf8_lossy(encoding.as_bytes())
             ),
         )),
     }
 }
 
-/// The jobs in a body: one, an array of them, or an object with `jobs`.
+/// Parses the jobs in a body: one job, an array of jobs, or an object with `jobs`.
 fn parse_jobs(body: &[u8]) -> Result<Vec<JobRequest>, Problem> {
     let body: Value = serde_json::from_slice(body).map_err(|error| {
         Problem::new(ProblemKind::BadRequest, format!("the body is not JSON: {error}"))
@@ -203,56 +210,59 @@ fn parse_jobs(body: &[u8]) -> Result<Vec<JobRequest>, Problem> {
             return Err(Problem::new(ProblemKind::BadJob, detail));
         }
     };
-    // Before each of them is looked at, because there can be very many.
+
+    // Check the number before the jobs, because there can be very many.
     if !(1..=MAX_JOBS).contains(&many.len()) {
         let detail =
-            format!("a request must have 1 to {MAX_JOBS} jobs, and this one has {}", many.len());
+            format!("a request must contain 1 to {MAX_JOBS} jobs; this one has {}", many.len());
         return Err(Problem::new(ProblemKind::BadJob, detail).with_limit(MAX_JOBS));
     }
+
     many.into_iter().enumerate().map(|(index, job)| parse_job(job, Some(index))).collect()
 }
 
 fn parse_job(job: Value, index: Option<usize>) -> Result<JobRequest, Problem> {
     serde_path_to_error::deserialize(job).map_err(|error| {
-        let place = match (index, error.path().to_string().as_str()) {
+        let location = match (index, error.path().to_string().as_str()) {
             (None, ".") => "the job".to_owned(),
             (None, path) => format!("`{path}`"),
             (Some(index), ".") => format!("job {index}"),
             (Some(index), path) => format!("job {index}, `{path}`"),
         };
-        Problem::new(ProblemKind::BadJob, format!("{place}: {}", error.into_inner()))
-            .with_index(index)
+        let detail = format!("{location}: {}", error.into_inner());
+        Problem::new(ProblemKind::BadJob, detail).with_index(index)
     })
 }
 
-/// Gives the key of the header to the job that it is meant for.
+/// Applies the idempotency key of the header to the one job of the request.
 fn apply_idempotency_key(requests: &mut [JobRequest], key: &str) -> Result<(), Problem> {
     if !(1..=fleet_job::envelope::MAX_ID_BYTES).contains(&key.len()) {
-        return Err(Problem::parameter(IDEMPOTENCY_KEY, "must have 1 to 256 bytes"));
+        return Err(Problem::parameter(IDEMPOTENCY_KEY, "must be 1 to 256 bytes long"));
     }
+
     match requests {
         [job] => {
             job.idempotency_key.get_or_insert_with(|| key.to_owned());
             Ok(())
         }
-        // To pass over it would submit all of them again where the request is repeated.
+        // Ignoring the key would submit all jobs again if the request is repeated.
         _ => {
             let detail = format!(
-                "`{IDEMPOTENCY_KEY}` goes with one job; give each of several its own `idempotencyKey`"
+                "`{IDEMPOTENCY_KEY}` works for a single job; give each of several jobs its own `idempotencyKey`"
             );
             Err(Problem::new(ProblemKind::BadJob, detail))
         }
     }
 }
 
-/// Different for whatever is different about a job.
-fn etag(place: Option<(i32, i64)>, job: &JobView) -> String {
-    let (partition, offset) = place.unwrap_or_default();
+/// Returns a tag that changes with every state of a job, and with a cancel request.
+fn etag(position: Option<(i32, i64)>, job: &JobView) -> String {
+    let (partition, offset) = position.unwrap_or_default();
     let cancel = if job.cancel_requested_at.is_some() { "-cancel" } else { "" };
     format!("\"{partition}-{offset}{cancel}\"")
 }
 
-/// An id as a segment of a path.
+/// Percent-encodes an id as one segment of a path.
 fn encode_segment(id: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
     id.bytes()
@@ -274,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_holds_one_job_or_many() {
+    fn a_body_contains_one_job_or_many() {
         let count = |body: Value| parse_jobs(body.to_string().as_bytes()).unwrap().len();
         let job = || json!({"tool": "t"});
         assert_eq!(count(job()), 1);
@@ -283,10 +293,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_body_names_its_place() {
+    fn errors_name_their_location_in_the_body() {
         check("{", "not JSON: EOF while parsing an object at line 1 column 1");
         check("3", "must be a job, an array");
-        check("[]", "1 to 1000 jobs, and this one has 0");
+        check("[]", "1 to 1000 jobs; this one has 0");
         check(r#"{"jobs":[{"tool":"t"}],"tool":"t"}"#, "not both");
         check(r#"{"jobs":3}"#, "`jobs` must be an array");
         check(r#"{"tool":"t","priority":"high"}"#, "`priority`: invalid type: string");
@@ -298,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_goes_with_one_job_and_does_not_replace_its_own() {
+    fn a_key_in_the_header_is_for_one_job_and_does_not_replace_its_own() {
         let mut jobs = parse_jobs(br#"[{"tool":"t"}]"#).unwrap();
         apply_idempotency_key(&mut jobs, "k").unwrap();
         apply_idempotency_key(&mut jobs, "another").unwrap();

@@ -10,13 +10,13 @@ use super::{
     routes::{ALWAYS, Answer, Content, Operation, operations},
 };
 
-const ABOUT: &str = "Jobs over plain HTTP: calls of MCP tools that are made later and durably by workers.\n\n\
-    Credentials are not checked by this server, but by whatever stands before it. Jobs that were submitted with \
-    credentials (`Authorization` and the like) are known only to whoever has the same.\n\n\
-    Every error is a problem (RFC 9457, `application/problem+json`), with a `type` to tell them apart and a `detail` that \
-    names the field.";
+const ABOUT: &str = "Jobs over plain HTTP: calls of MCP tools that workers make later and durably.\n\n\
+    This server does not check credentials; put a proxy that does in front of it. Jobs that were submitted with \
+    credentials (`Authorization` and the like) are visible only to requests with the same credentials.\n\n\
+    Every error is a problem (RFC 9457, `application/problem+json`) with a `type` that programs can rely on and a `detail` \
+    for people.";
 
-/// The document.
+/// Builds the document.
 pub(super) fn build_document() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
@@ -29,19 +29,22 @@ pub(super) fn build_document() -> Value {
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
         path[operation.method.as_str().to_lowercase()] = about;
     }
+
     let problem = schemas.subschema_for::<Problem>();
     let problem = json!({
-        "description": "What is wrong.",
+        "description": "An error.",
         "content": {problem::CONTENT_TYPE: {"schema": problem}},
     });
+
     let mut schemas = schemas.take_definitions(true);
-    // What is shown of a job never says whose it is.
+    // The view of a job never contains its owner.
     if let Some(Value::Object(properties)) =
         schemas.get_mut("JobView").and_then(|job| job.get_mut("properties"))
     {
         properties.shift_remove("owner");
     }
     schemas.sort_keys();
+
     json!({
         "openapi": "3.1.0",
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
@@ -77,6 +80,7 @@ fn describe_operation(operation: &Operation, schemas: &mut SchemaGenerator) -> V
             about
         })
         .collect();
+
     let mut about = json!({
         "operationId": operation.id,
         "summary": operation.summary,
@@ -93,6 +97,7 @@ fn describe_operation(operation: &Operation, schemas: &mut SchemaGenerator) -> V
             "content": {"application/json": {"schema": schema(schemas), "examples": examples.collect::<Map<_, _>>()}},
         });
     }
+
     let mut answers: BTreeMap<String, Value> = BTreeMap::new();
     for answer in &operation.answers {
         answers.insert(answer.status.to_string(), describe_answer(answer, schemas));
@@ -111,8 +116,7 @@ fn describe_answer(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
                 json!({"application/json": {"schema": schema(schemas), "example": example}});
         }
         Content::Events(events, data) => {
-            // As OpenAPI 3.2 describes the events of a stream: each as an object of its fields, and
-            // data as text.
+            // Like OpenAPI 3.2, describe each event as an object of its fields, with data as text.
             let data = json!({
                 "type": "string",
                 "contentMediaType": "application/json",
@@ -126,14 +130,16 @@ fn describe_answer(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
             });
             about["content"] = json!({"text/event-stream": {"schema": schema}});
             about["headers"] = json!({
-                "Cache-Control": {"schema": {"const": "no-store"}, "description": "Events are not kept."},
-                "X-Accel-Buffering": {"schema": {"const": "no"}, "description": "Events are not held back."},
+                "Cache-Control": {"schema": {"const": "no-store"}, "description": "Events must not be cached."},
+                "X-Accel-Buffering": {"schema": {"const": "no"}, "description": "Proxies must not buffer events."},
             });
         }
     }
+
     for (name, description) in answer.headers {
         about["headers"][name] = json!({"description": description, "schema": {"type": "string"}});
     }
+
     if answer.leads_to_job {
         let parameters = json!({"id": "$response.body#/jobs/0/jobID"});
         about["links"] = json!({
@@ -144,7 +150,7 @@ fn describe_answer(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
     about
 }
 
-/// The problems of an operation by status.
+/// Describes the problems of an operation, by status.
 fn describe_problems(operation: &Operation) -> BTreeMap<String, Value> {
     let mut by_status: BTreeMap<u16, Vec<ProblemKind>> = BTreeMap::new();
     for kind in operation.problems.iter().copied().chain(ALWAYS) {
@@ -155,10 +161,10 @@ fn describe_problems(operation: &Operation) -> BTreeMap<String, Value> {
         let mut about =
             json!({"$ref": "#/components/responses/Problem", "description": names.join(", ")});
         if status == 503 {
-            // A reference can't say more than its description.
+            // A reference can have a description, but no headers.
             about = json!({
                 "description": names.join(", "),
-                "headers": {"Retry-After": {"description": "In seconds.", "schema": {"type": "integer", "minimum": 0}}},
+                "headers": {"Retry-After": {"description": "How long to wait, in seconds.", "schema": {"type": "integer", "minimum": 0}}},
                 "content": {problem::CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
             });
         }
@@ -171,9 +177,8 @@ fn describe_problems(operation: &Operation) -> BTreeMap<String, Value> {
 mod tests {
     use super::*;
 
-    /// Every reference leads somewhere.
     #[test]
-    fn references_are_resolved() {
+    fn every_reference_can_be_resolved() {
         fn check(value: &Value, whole: &Value) {
             match value {
                 Value::Object(object) => {

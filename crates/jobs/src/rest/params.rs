@@ -1,4 +1,5 @@
-//! Parameters: declared once, checked before any handler, and described from the same declaration.
+//! The parameters of the operations: declared once, checked before any handler, and documented from
+//! the same declaration.
 
 use std::{fmt::Display, str::FromStr, time::Duration};
 
@@ -15,14 +16,14 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use super::problem::Problem;
 use crate::PageRequest;
 
-/// The longest wait that can be asked for, in seconds.
+/// The longest wait that a request may ask for, in seconds.
 const MAX_WAIT_SECONDS: u64 = 60;
-/// How long a cancellation waits for its end where nobody says, in seconds.
+/// How long a cancellation waits for its outcome by default, in seconds.
 pub(super) const CANCEL_WAIT_SECONDS: u64 = 5;
-/// The longest reason and filter, in characters.
+/// The longest reason or filter, in characters.
 const MAX_TEXT: usize = 1024;
 
-/// Where a parameter stands.
+/// The part of a request that contains a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ParamLocation {
     Path,
@@ -40,12 +41,12 @@ impl ParamLocation {
     }
 }
 
-/// One parameter.
+/// A parameter of an operation.
 #[derive(Clone, Copy)]
 pub(super) struct Param {
     pub(super) name: &'static str,
     pub(super) location: ParamLocation,
-    /// Whether it may be given several times.
+    /// Whether it may occur several times.
     pub(super) many: bool,
     pub(super) description: &'static str,
     pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
@@ -85,28 +86,36 @@ const STATE: Param = Param {
     many: true,
     ..query_param(
         "state",
-        "In one of these states; may be repeated, or have several, separated by commas.",
+        "Only jobs in one of these states. Can be repeated, or contain several states, separated by commas.",
         |schemas| json_schema!({"type": "array", "items": schemas.subschema_for::<JobState>()}),
         "failed",
     )
 };
 const TYPE: Param = query_param(
     "type",
-    "Of this type.",
+    "Only jobs of this type.",
     |schemas| schemas.subschema_for::<fleet_job::envelope::JobType>(),
     "tool-call",
 );
 const TOOL: Param = query_param(
     "tool",
-    "That call this tool, under its full name.",
+    "Only jobs that call this tool, by its full name.",
     text_schema,
     "files__file_digest",
 );
-const TENANT: Param = query_param("tenant", "Of this tenant.", text_schema, "acme");
-const SINCE: Param =
-    query_param("since", "Submitted at this time or later.", time_schema, "2026-11-21T08:00:00Z");
-const UNTIL: Param =
-    query_param("until", "Submitted before this time.", time_schema, "2026-11-22T08:00:00Z");
+const TENANT: Param = query_param("tenant", "Only jobs of this tenant.", text_schema, "acme");
+const SINCE: Param = query_param(
+    "since",
+    "Only jobs that were submitted at this time or later.",
+    time_schema,
+    "2026-11-21T08:00:00Z",
+);
+const UNTIL: Param = query_param(
+    "until",
+    "Only jobs that were submitted before this time.",
+    time_schema,
+    "2026-11-22T08:00:00Z",
+);
 const LIMIT: Param = query_param(
     "limit",
     "The most jobs on a page.",
@@ -115,19 +124,19 @@ const LIMIT: Param = query_param(
 );
 const CURSOR: Param = query_param(
     "cursor",
-    "Where the page before ended: its `nextCursor`, as it is.",
+    "The `nextCursor` of the previous page, unchanged.",
     |_| json_schema!({"type": "string", "minLength": 12, "maxLength": 352}),
     "AAABmqJ2rAFqb2ItMTIz",
 );
 const REASON: Param = query_param(
     "reason",
-    "Why, for people.",
+    "The reason for the cancellation, for people.",
     |_| json_schema!({"type": "string", "maxLength": MAX_TEXT}),
-    "not needed any more",
+    "no longer needed",
 );
 const TRACEPARENT: Param = header_param(
     "traceparent",
-    "W3C Trace Context; goes with the job into the tools' calls.",
+    "W3C Trace Context; passed on with the job to the tool calls.",
     |_| json_schema!({"type": "string"}),
     "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 );
@@ -140,57 +149,57 @@ const TRACESTATE: Param = header_param(
 /// The header that makes a submission repeatable.
 pub(super) const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
-/// What `POST /jobs` takes.
+/// The parameters of `POST /jobs`.
 pub(super) const SUBMIT: &[Param] = &[
     header_param(
         IDEMPOTENCY_KEY,
-        "The `idempotencyKey` of the one job in the body that has none of its own.",
+        "The `idempotencyKey` for the only job in the body, if it has none of its own.",
         |_| json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}),
         "order-4711",
     ),
     TRACEPARENT,
     TRACESTATE,
 ];
-/// What `GET /jobs` takes.
+/// The parameters of `GET /jobs`.
 pub(super) const LIST: &[Param] = &[STATE, TYPE, TOOL, TENANT, SINCE, UNTIL, LIMIT, CURSOR];
-/// What `GET /jobs/{id}` takes.
+/// The parameters of `GET /jobs/{id}`.
 pub(super) const SHOW: &[Param] = &[
     ID,
     query_param(
         "wait",
-        "Wait for the job's end, at most for so many seconds.",
+        "Wait for the end of the job, for at most this many seconds.",
         |_| json_schema!({"type": "integer", "minimum": 0, "maximum": MAX_WAIT_SECONDS, "default": 0}),
         "2",
     ),
     header_param(
         "If-None-Match",
-        "The `ETag` of what is known already.",
+        "The `ETag` of the state that the client has already.",
         |_| json_schema!({"type": "string"}),
         "\"0-17\"",
     ),
 ];
-/// What `DELETE /jobs/{id}` takes.
+/// The parameters of `DELETE /jobs/{id}`.
 pub(super) const CANCEL: &[Param] = &[
     ID,
     query_param(
         "wait",
-        "Wait for what the cancellation comes to, at most for so many seconds.",
+        "Wait for the outcome of the cancellation, for at most this many seconds.",
         |_| json_schema!({"type": "integer", "minimum": 0, "maximum": MAX_WAIT_SECONDS, "default": CANCEL_WAIT_SECONDS}),
         "2",
     ),
     REASON,
 ];
-/// What `GET /jobs/{id}/events` takes.
+/// The parameters of `GET /jobs/{id}/events`.
 pub(super) const WATCH: &[Param] = &[
     ID,
     header_param(
         "Last-Event-ID",
-        "The `id` of the last event that was heard; browsers send it by themselves.",
+        "The `id` of the last event that the client received. Browsers send it automatically.",
         |_| json_schema!({"type": "string", "pattern": "^(waiting-)?[0-9]{1,9}-[0-9]{1,18}$"}),
         "0-17",
     ),
 ];
-/// What `GET /events` takes.
+/// The parameters of `GET /events`.
 pub(super) const FOLLOW: &[Param] = &[
     STATE,
     TYPE,
@@ -198,12 +207,12 @@ pub(super) const FOLLOW: &[Param] = &[
     TENANT,
     header_param(
         "Last-Event-ID",
-        "The `id` of the last event that was heard; browsers send it by themselves.",
+        "The `id` of the last event that the client received. Browsers send it automatically.",
         |_| json_schema!({"type": "string", "pattern": "^[0-9]{1,9}:[0-9]{1,18}(,[0-9]{1,9}:[0-9]{1,18})*$"}),
         "0:18,1:5",
     ),
 ];
-/// For operations that take nothing.
+/// No parameters.
 pub(super) const NONE: &[Param] = &[];
 
 fn text_schema(_: &mut SchemaGenerator) -> Schema {
@@ -221,7 +230,7 @@ fn time_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// The query of a request, every name in it known and none given too often.
+/// The query of a request. Every name in it is known, and none occurs too often.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Parameters(Vec<(String, String)>);
 
@@ -239,14 +248,15 @@ impl Parameters {
                     .filter(|param| param.location == ParamLocation::Query)
                     .map(|param| param.name);
                 let known = match names.collect::<Vec<_>>().join(", ") {
-                    none if none.is_empty() => "there are none here".to_owned(),
-                    names => format!("known are {names}"),
+                    none if none.is_empty() => "this operation has none".to_owned(),
+                    names => format!("known parameters are {names}"),
                 };
                 return Err(Problem::parameter(
                     name,
-                    format_args!("is no query parameter; {known}"),
+                    format_args!("is not a query parameter of this operation; {known}"),
                 ));
             };
+
             if !param.many && pairs[..index].iter().any(|(before, _)| before == name) {
                 return Err(Problem::parameter(name, "is given twice"));
             }
@@ -266,12 +276,13 @@ impl Parameters {
         self.get(name).map(parse).transpose()
     }
 
-    /// A text of at least `min` characters.
+    /// Returns a text of at least `min` characters.
     fn text(&self, name: &str, min: usize) -> Result<Option<String>, Problem> {
         let Some(text) = self.get(name) else { return Ok(None) };
         let length = text.chars().count();
         if !(min..=MAX_TEXT).contains(&length) {
-            let why = format!("has {length} characters; it must have {min} to {MAX_TEXT}");
+            let why =
+                format!("is {length} characters long; it must be {min} to {MAX_TEXT} characters");
             return Err(Problem::parameter(name, why));
         }
         Ok(Some(text.to_owned()))
@@ -281,13 +292,13 @@ impl Parameters {
         let Some(text) = self.get(name) else { return Ok(None) };
         let read = match text.parse::<i64>() {
             Ok(ms) => Timestamp::from_millis(ms)
-                .ok_or_else(|| format!("{ms} ms lies outside the years 1 to 9999")),
+                .ok_or_else(|| format!("{ms} ms is outside the years 1 to 9999")),
             Err(_) => text.parse(),
         };
         read.map(Some).map_err(|why| Problem::parameter(name, why))
     }
 
-    /// How long to wait.
+    /// Returns how long to wait.
     pub(super) fn wait(&self, default: u64) -> Result<Duration, Problem> {
         let seconds = self.parse::<u64>("wait")?.unwrap_or(default);
         if seconds > MAX_WAIT_SECONDS {
@@ -297,12 +308,12 @@ impl Parameters {
         Ok(Duration::from_secs(seconds))
     }
 
-    /// Why a job is cancelled.
+    /// Returns the reason for a cancellation.
     pub(super) fn reason(&self) -> Result<Option<String>, Problem> {
         self.text("reason", 0)
     }
 
-    /// Which jobs are meant.
+    /// Returns the query of the ledger that the filters describe.
     pub(super) fn filter(&self) -> Result<Query, Problem> {
         let mut states = Vec::new();
         for (_, value) in self.0.iter().filter(|(name, _)| name == "state") {
@@ -329,8 +340,7 @@ impl Parameters {
     }
 }
 
-/// Refuses a query with parameters that the operation does not know: a misspelled filter must not
-/// list everything.
+/// Refuses a query with unknown parameters, because a misspelled filter must not list all jobs.
 pub(super) async fn check_query(
     State(known): State<&'static [Param]>,
     mut request: Request,
@@ -353,7 +363,7 @@ impl<S: Sync> FromRequestParts<S> for Parameters {
     }
 }
 
-/// The id in a path. Ids that no job can have are refused.
+/// The job id in a path. Ids that no job can have are refused.
 #[derive(Debug)]
 pub(super) struct JobId(pub(super) String);
 
@@ -363,25 +373,24 @@ impl<S: Send + Sync> FromRequestParts<S> for JobId {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let id = Path::<String>::from_request_parts(parts, state).await;
         let Path(id) = id.map_err(|error| Problem::parameter("id", error.body_text()))?;
-        // In characters, as the document counts: of what has more bytes than an id may have, there
-        // is no job.
+        // The document counts characters. There is no job whose id has too many bytes.
         if !(1..=MAX_ID_BYTES).contains(&id.chars().count()) || id.chars().any(char::is_control) {
-            let why = format!("an id has 1 to {MAX_ID_BYTES} characters and no control characters");
+            let why = format!("must be 1 to {MAX_ID_BYTES} characters without control characters");
             return Err(Problem::parameter("id", why));
         }
         Ok(Self(id))
     }
 }
 
-/// A header's text.
+/// Returns the text of a header.
 pub(super) fn header_text<'h>(
     headers: &'h HeaderMap,
     name: &str,
 ) -> Result<Option<&'h str>, Problem> {
     let Some(value) = headers.get(name) else { return Ok(None) };
-    // UTF-8, because that is how clients write what is not ASCII, whatever the standard says.
+    // UTF-8, because clients use it for text that is not ASCII, whatever the standard says.
     let text = std::str::from_utf8(value.as_bytes());
-    text.map(Some).map_err(|_| Problem::parameter(name, "is not text"))
+    text.map(Some).map_err(|_| Problem::parameter(name, "is not valid UTF-8 text"))
 }
 
 #[cfg(test)]
@@ -395,8 +404,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_in_a_query_is_named() {
-        check("stat=failed", "`stat`: is no query parameter; known are state, type");
+    fn errors_name_the_invalid_parameter() {
+        check(
+            "stat=failed",
+            "`stat`: is not a query parameter of this operation; known parameters are state, type",
+        );
         check("limit=1&limit=2", "`limit`: is given twice");
         check("limit=0", "`limit` is 0");
         check("limit=x", "`limit`: invalid digit");
@@ -404,12 +416,12 @@ mod tests {
         check("state=", "`state`: unknown variant ``");
         check("type=nonsense", "`nonsense` is unknown");
         check("since=tomorrow", "`since`: `tomorrow` is not a time");
-        check("tool=", "`tool`: has 0 characters");
-        check("cursor=nonsense", "`cursor` is none");
+        check("tool=", "`tool`: is 0 characters long");
+        check("cursor=nonsense", "`cursor` is invalid");
     }
 
     #[test]
-    fn states_can_be_repeated_and_listed() {
+    fn states_can_be_repeated_and_comma_separated() {
         let read = |query| Parameters::read(Some(query), LIST).unwrap().filter().unwrap();
         let expected = [JobState::Failed, JobState::Queued];
         assert_eq!(read("state=failed&state=queued").filter.states, expected);

@@ -1,4 +1,5 @@
-//! Errors as problem details (RFC 9457): one shape, whatever went wrong and whoever noticed.
+//! Errors as problem details (RFC 9457), the same for errors of handlers, of the router and of
+//! middleware.
 
 use axum::{
     body::{Body, to_bytes},
@@ -18,14 +19,14 @@ use crate::{JobsError, request::BadRequest};
 
 /// The content type of a problem.
 pub(super) const CONTENT_TYPE: &str = "application/problem+json";
-/// What stands before a kind's name in `type`.
+/// Precedes the name of a problem in `type`.
 const PREFIX: &str = "urn:mcp-fleet:problem:";
 /// The longest detail, in bytes.
 const MAX_DETAIL: usize = 2048;
-/// When to ask again what can't be answered yet, in seconds.
+/// The `Retry-After` of an answer with status 503, in seconds.
 const RETRY_AFTER: u32 = 2;
 
-/// What can go wrong. The set is closed, so that programs can tell problems apart.
+/// The kinds of problems. The set is closed, so that programs can tell problems apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProblemKind {
     BadRequest,
@@ -66,45 +67,41 @@ impl ProblemKind {
         Self::TooManyStreams,
     ];
 
-    /// Name, title and status.
+    /// Returns name, title and status.
     fn describe(self) -> (&'static str, &'static str, StatusCode) {
         match self {
             Self::BadRequest => {
                 ("bad-request", "The request can't be read", StatusCode::BAD_REQUEST)
             }
             Self::Forbidden => {
-                ("forbidden", "The request is not for this server", StatusCode::FORBIDDEN)
+                ("forbidden", "The request is not meant for this server", StatusCode::FORBIDDEN)
             }
             Self::NoSuchJob => ("no-such-job", "There is no such job", StatusCode::NOT_FOUND),
-            Self::NoSuchPath => {
-                ("no-such-path", "There is nothing at this path", StatusCode::NOT_FOUND)
-            }
-            Self::JobsOff => ("jobs-off", "This server does not take jobs", StatusCode::NOT_FOUND),
+            Self::NoSuchPath => ("no-such-path", "The path does not exist", StatusCode::NOT_FOUND),
+            Self::JobsOff => ("jobs-off", "This server accepts no jobs", StatusCode::NOT_FOUND),
             Self::MethodNotAllowed => (
                 "method-not-allowed",
-                "The path does not take this method",
+                "The path does not support this method",
                 StatusCode::METHOD_NOT_ALLOWED,
             ),
             Self::BodyTimeout => {
                 ("body-timeout", "The body took too long", StatusCode::REQUEST_TIMEOUT)
             }
-            Self::TooLate => ("too-late", "The job has come to another end", StatusCode::CONFLICT),
+            Self::TooLate => {
+                ("too-late", "The job has already ended otherwise", StatusCode::CONFLICT)
+            }
             Self::TooLarge => {
-                ("too-large", "This is more than is taken", StatusCode::PAYLOAD_TOO_LARGE)
+                ("too-large", "The request is too large", StatusCode::PAYLOAD_TOO_LARGE)
             }
             Self::UnsupportedMediaType => (
                 "unsupported-media-type",
                 "The body must be JSON",
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ),
-            Self::BadJob => {
-                ("bad-job", "The job is not acceptable", StatusCode::UNPROCESSABLE_ENTITY)
-            }
-            Self::Internal => {
-                ("internal", "The server has failed", StatusCode::INTERNAL_SERVER_ERROR)
-            }
+            Self::BadJob => ("bad-job", "The job is invalid", StatusCode::UNPROCESSABLE_ENTITY),
+            Self::Internal => ("internal", "The server failed", StatusCode::INTERNAL_SERVER_ERROR),
             Self::KafkaRefused => {
-                ("kafka-refused", "Kafka has refused the job", StatusCode::BAD_GATEWAY)
+                ("kafka-refused", "Kafka refused the job", StatusCode::BAD_GATEWAY)
             }
             Self::NotReady => {
                 ("not-ready", "The server is not ready", StatusCode::SERVICE_UNAVAILABLE)
@@ -148,7 +145,7 @@ impl ProblemKind {
         self.describe().2
     }
 
-    /// The kind of an error that somebody else has answered with.
+    /// Returns the kind of an error that was not answered by a handler.
     fn of_status(status: StatusCode) -> Self {
         match status {
             StatusCode::FORBIDDEN => Self::Forbidden,
@@ -176,34 +173,34 @@ impl JsonSchema for ProblemKind {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let names = Self::ALL.map(|kind| format!("{PREFIX}{}", kind.name()));
-        json_schema!({"description": "Which problem it is.", "type": "string", "enum": names})
+        json_schema!({"description": "The kind of problem.", "type": "string", "enum": names})
     }
 }
 
-/// What is wrong, as RFC 9457 has it.
+/// An error as RFC 9457 defines it.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct Problem {
-    /// Which problem it is.
+    /// The kind of problem.
     #[serde(rename = "type")]
     kind: ProblemKind,
     /// The stable code of the problem, which `docs/errors.md` explains.
     code: &'static str,
-    /// The same for people.
+    /// The kind of problem for people.
     title: &'static str,
-    /// The answer's status.
+    /// The HTTP status of the answer.
     status: u16,
-    /// What is wrong with this request: which field, and what to do.
+    /// What is wrong with this request.
     detail: String,
-    /// Which of several jobs is meant, counted from 0.
+    /// The position of the invalid job in the request, counted from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<usize>,
-    /// The parameter or header that is wrong.
+    /// The invalid parameter or header.
     #[serde(skip_serializing_if = "Option::is_none")]
     parameter: Option<String>,
-    /// What is taken at most.
+    /// The limit that the request exceeds.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<usize>,
-    /// The job as it is.
+    /// The present state of the job.
     #[serde(skip_serializing_if = "Option::is_none")]
     job: Option<Box<JobView>>,
 }
@@ -212,11 +209,12 @@ impl Problem {
     pub(super) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         let (_, title, status) = kind.describe();
         let mut detail = detail.into();
-        // It may repeat what was sent, however long that was.
+        // The detail may repeat parts of the request, which may be long.
         if detail.len() > MAX_DETAIL {
             detail.truncate(detail.floor_char_boundary(MAX_DETAIL));
             detail.push('…');
         }
+
         Self {
             kind,
             code: kind.code().as_str(),
@@ -230,7 +228,7 @@ impl Problem {
         }
     }
 
-    /// A parameter or header that is wrong.
+    /// The problem of an invalid parameter or header.
     pub(super) fn parameter(name: &str, why: impl std::fmt::Display) -> Self {
         let name: String = name.chars().take(100).collect();
         Self {
@@ -279,12 +277,9 @@ impl From<JobsError> for Problem {
             }
             JobsError::Kafka(_) => Self::new(ProblemKind::KafkaRefused, detail),
             JobsError::Store(_) => {
-                // What a file's name and state are is nobody's business but the operator's.
-                tracing::error!(error = detail, "the ledger has failed");
-                Self::new(
-                    ProblemKind::Internal,
-                    "the ledger has failed; the server's log says more",
-                )
+                // The error names files, which only the operator should know.
+                tracing::error!(error = detail, "the ledger failed");
+                Self::new(ProblemKind::Internal, "the ledger failed; see the server's log")
             }
         }
     }
@@ -293,7 +288,7 @@ impl From<JobsError> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.kind.status();
-        // A struct of plain fields can't fail to become JSON.
+        // A struct of plain fields always serializes.
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
@@ -303,12 +298,13 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Makes problems of errors that were answered before a handler was asked: by the router, and by
-/// what stands in front of every path of this server.
+/// Turns errors into problems that were not answered by a handler, but by the router or by
+/// middleware.
 pub async fn translate_errors(request: Request, next: Next) -> Response {
     if routes::path_label(request.uri().path()).is_none() {
         return next.run(request).await;
     }
+
     let response = next.run(request).await;
     let status = response.status();
     let is_problem = response
@@ -318,15 +314,17 @@ pub async fn translate_errors(request: Request, next: Next) -> Response {
     if is_problem || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
+
     let (mut parts, body) = response.into_parts();
     let kind = ProblemKind::of_status(status);
-    // These answers are sentences of our own; one that is longer is not worth its room.
-    let said = to_bytes(body, MAX_DETAIL).await.unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
-    let detail = match said.trim() {
+    // The body is a sentence of our own, which is short.
+    let text = to_bytes(body, MAX_DETAIL).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let detail = match text.trim() {
         "" => kind.describe().1.to_owned(),
-        said => said.to_owned(),
+        text => text.to_owned(),
     };
+
     let problem = Problem { status: status.as_u16(), ..Problem::new(kind, detail) };
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
     parts.headers.remove(header::CONTENT_LENGTH);
@@ -338,7 +336,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_problem_says_what_where_and_when_to_come_back() {
+    async fn a_problem_has_type_status_detail_and_retry_after() {
         let response =
             Problem::from(JobsError::NotReady("the log is being read".to_owned())).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -352,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_is_not_repeated_at_any_length() {
+    fn long_details_are_cut() {
         let problem = Problem::parameter("state", "ä".repeat(1_000_000));
         assert!(problem.detail.len() < MAX_DETAIL + 4 && problem.detail.ends_with('…'));
     }

@@ -1,5 +1,4 @@
-//! The table of operations: what they are called, what they take, what they can answer, and who
-//! answers.
+//! The table of operations: their names, parameters, answers and handlers.
 
 use axum::{
     extract::State,
@@ -20,7 +19,7 @@ use super::{
 };
 use crate::{JobRequest, MAX_JOBS};
 
-/// One operation.
+/// An operation of the REST interface.
 pub(super) struct Operation {
     pub(super) method: Method,
     pub(super) path: &'static str,
@@ -37,21 +36,22 @@ pub(super) struct Operation {
 
 type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
-/// What an operation can answer where nothing is wrong.
+/// A successful answer of an operation.
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) description: &'static str,
     pub(super) content: Content,
     pub(super) headers: &'static [(&'static str, &'static str)],
-    /// Whether the first of its jobs is what `/jobs/{id}` is about.
+    /// Whether the answer contains a job whose id `/jobs/{id}` takes.
     pub(super) leads_to_job: bool,
 }
 
-/// What stands in an answer.
+/// The content of an answer.
 pub(super) enum Content {
     Nothing,
+    /// A schema and an example.
     Json(SchemaOf, Value),
-    /// Server-sent events: what their ids and names are, and the schema of their data.
+    /// Server-sent events: a description of their ids and names, and the schema of their data.
     Events(&'static str, SchemaOf),
 }
 
@@ -61,16 +61,15 @@ impl Answer {
     }
 }
 
-/// Problems of every operation: those of whoever stands in front, and of queries that can't be
-/// read.
+/// Problems of every operation: those of the middleware, and of invalid queries.
 pub(super) const ALWAYS: [ProblemKind; 4] = [
     ProblemKind::BadRequest,
     ProblemKind::Forbidden,
     ProblemKind::BodyTimeout,
     ProblemKind::TooLarge,
 ];
-const LOCATION: &[(&str, &str)] = &[("Location", "Where the job is, where the body had one.")];
-const ETAG: &[(&str, &str)] = &[("ETag", "Different for whatever is different about the job.")];
+const LOCATION: &[(&str, &str)] = &[("Location", "The path of the job, if the body had only one.")];
+const ETAG: &[(&str, &str)] = &[("ETag", "Changes with every change of the job.")];
 
 impl Operation {
     fn new<H, T>(method: Method, path: &'static str, id: &'static str, handler: H) -> Self
@@ -78,7 +77,7 @@ impl Operation {
         H: Handler<T, Api>,
         T: 'static,
     {
-        // Only methods that axum routes stand in the table.
+        // The table contains only methods that axum can route.
         let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
         Self {
             method,
@@ -95,7 +94,7 @@ impl Operation {
     }
 }
 
-/// All operations.
+/// Returns all operations.
 pub(super) fn operations() -> Vec<Operation> {
     vec![
         submit_operation(),
@@ -125,9 +124,9 @@ fn submit_operation() -> Operation {
     let batch = json!({"calls": [call(), call()], "parallel": 2, "timeoutMs": 60_000});
     Operation {
         summary: "Submit jobs",
-        description: "Puts one job or many (at most 1,000) on the queue. The answer comes when none of them can be lost \
-                      any more. All of them are checked before the first one is written. A job with a `jobID` or an \
-                      `idempotencyKey` is not submitted twice, so the same request can be made again.",
+        description: "Puts up to 1,000 jobs on the queue. All jobs are checked before the first one is written. The answer \
+                      comes once all of them are stored durably. A job with a `jobID` or an `idempotencyKey` is not \
+                      submitted twice, so the request can be repeated.",
         params: params::SUBMIT,
         body: Some((
             submission_schema,
@@ -139,7 +138,7 @@ fn submit_operation() -> Operation {
         )),
         answers: vec![
             answer(202, "The jobs are on the queue.", false),
-            answer(200, "All of the jobs had been submitted before.", true),
+            answer(200, "All of the jobs were submitted before.", true),
         ],
         problems: &[
             ProblemKind::JobsOff,
@@ -159,8 +158,8 @@ fn list_operation() -> Operation {
     let content = Content::Json(schema_of::<JobList>, page);
     Operation {
         summary: "List jobs",
-        description: "Jobs that the caller may see, those that were submitted last first, without their results. All \
-                      conditions must hold.",
+        description: "The jobs that the caller may see, the most recently submitted first, without their results. A job \
+                      must match all filters.",
         params: params::LIST,
         answers: vec![Answer::new(200, "A page of jobs.", content)],
         problems: &[ProblemKind::JobsOff, ProblemKind::NotReady, ProblemKind::Internal],
@@ -171,16 +170,20 @@ fn list_operation() -> Operation {
 fn show_operation() -> Operation {
     let found = Content::Json(schema_of::<JobView>, example_job());
     Operation {
-        summary: "Ask for a job",
-        description: "The job's state, with its result where there is one. With `wait`, the answer comes when the job has \
-                      ended or the time is over. A job that was written to Kafka directly is `queued` until a worker comes \
-                      to it; it is looked for in the first 32 MiB of the backlog, for 5 s at most.",
+        summary: "Get a job",
+        description: "The state of a job, with its result if there is one. With `wait`, the answer comes when the job has \
+                      ended or the time is over. A job that was written to Kafka directly is `queued` until a worker reads \
+                      it; the first 32 MiB of the backlog are searched for it, for at most 5 s.",
         params: params::SHOW,
         answers: vec![
             Answer { headers: ETAG, ..Answer::new(200, "The job.", found) },
             Answer {
                 headers: ETAG,
-                ..Answer::new(304, "The job is as `If-None-Match` has it.", Content::Nothing)
+                ..Answer::new(
+                    304,
+                    "The job has not changed since the `ETag` in `If-None-Match`.",
+                    Content::Nothing,
+                )
             },
         ],
         problems: &[
@@ -194,7 +197,7 @@ fn show_operation() -> Operation {
 }
 
 fn cancel_operation() -> Operation {
-    let came_to = |outcome: &str, state: &str| {
+    let cancellation = |outcome: &str, state: &str| {
         let mut job = example_job();
         job["state"] = state.into();
         Content::Json(
@@ -204,16 +207,16 @@ fn cancel_operation() -> Operation {
     };
     Operation {
         summary: "Cancel a job",
-        description: "A job that waits never starts; the call of one that runs is cancelled. The answer comes when the job \
-                      has ended or the time is over. An id that nothing is known of is answered with 202 and `known: false`: \
-                      if a job of that id was written to Kafka before, the workers drop it when they come to it.",
+        description: "A job that waits will not start; the call of a running job is cancelled. The answer comes when the job \
+                      has ended or the time is over. For an unknown id, the answer is 202 with `known: false`: if a job with \
+                      that id was written to Kafka before, workers cancel it when they read it.",
         params: params::CANCEL,
         answers: vec![
-            Answer::new(200, "The job is cancelled.", came_to("cancelled", "cancelled")),
+            Answer::new(200, "The job is cancelled.", cancellation("cancelled", "cancelled")),
             Answer::new(
                 202,
-                "The workers know; the job has not ended yet.",
-                came_to("requested", "running"),
+                "The workers were told; the job has not ended yet.",
+                cancellation("requested", "running"),
             ),
         ],
         problems: &[
@@ -229,23 +232,23 @@ fn cancel_operation() -> Operation {
 }
 
 fn watch_operation() -> Operation {
-    let events = "Each event is named after the job's state; its data is the job as `GET /jobs/{id}` has it; its id is \
-                  `<partition>-<offset>`, after `waiting-` if the job waits in the jobs topic and has no event yet. A silent \
-                  stream has a comment now and then.";
+    let events = "Each event is named after the state of the job. Its data is the job as returned by `GET /jobs/{id}`, its id \
+                  is `<partition>-<offset>`, prefixed with `waiting-` if the job waits in the jobs topic and has no event yet. \
+                  A silent stream contains a comment now and then.";
     Operation {
         summary: "Follow a job",
-        description: "The job's present state, unless `Last-Event-ID` says that it was heard, and every later one. The \
-                      stream ends after the last state.",
+        description: "The present state of a job, unless `Last-Event-ID` names it, and every later state. The stream ends \
+                      after the terminal state.",
         params: params::WATCH,
         answers: vec![
             Answer::new(
                 200,
-                "The job's states as they come.",
+                "The states of the job as they come.",
                 Content::Events(events, schema_of::<JobView>),
             ),
             Answer::new(
                 204,
-                "The job has ended, and `Last-Event-ID` says that this was heard.",
+                "The job has ended, and `Last-Event-ID` names its terminal state.",
                 Content::Nothing,
             ),
         ],
@@ -261,13 +264,13 @@ fn watch_operation() -> Operation {
 }
 
 fn follow_operation() -> Operation {
-    let events = "Each event is named after the job's state; its data is the job as `GET /jobs/{id}` has it; its id is the \
-                  vector of next offsets, `partition:offset`, comma-separated. An event `reset` (`{\"reason\": …}`) says \
-                  that events before it are missing: ask for the jobs of interest anew.";
+    let events = "Each event is named after the state of the job. Its data is the job as returned by `GET /jobs/{id}`, its id \
+                  the next offset of each partition as comma-separated `partition:offset` pairs. An event `reset` \
+                  (`{\"reason\": …}`) means that earlier events are missing: get the jobs of interest again.";
     Operation {
         summary: "Follow all jobs",
-        description: "Every state of the jobs that the caller may see, as they come; from where `Last-Event-ID` says on, \
-                      at any replica, as far back as it remembers.",
+        description: "Every new state of the jobs that the caller may see. With `Last-Event-ID`, the stream resumes after \
+                      that event on any replica, as far back as the replica remembers.",
         params: params::FOLLOW,
         answers: vec![Answer::new(
             200,
@@ -287,7 +290,7 @@ fn follow_operation() -> Operation {
 fn openapi_operation() -> Operation {
     let content = Content::Json(object_schema, json!({"openapi": "3.1.0"}));
     Operation {
-        summary: "This document",
+        summary: "Get this document",
         description: "The OpenAPI document of these operations.",
         answers: vec![Answer::new(200, "An OpenAPI 3.1 document.", content)],
         ..Operation::new(Method::GET, "/openapi.json", "getOpenapi", serve_openapi)
@@ -297,7 +300,7 @@ fn openapi_operation() -> Operation {
 fn asyncapi_operation() -> Operation {
     let content = Content::Json(object_schema, json!({"asyncapi": "3.0.0"}));
     Operation {
-        summary: "The document of the topics",
+        summary: "Get the document of the topics",
         description: "The AsyncAPI document of the Kafka topics, for producers and consumers that talk to Kafka directly.",
         answers: vec![Answer::new(200, "An AsyncAPI 3 document.", content)],
         ..Operation::new(Method::GET, "/asyncapi.json", "getAsyncapi", serve_asyncapi)
@@ -320,19 +323,19 @@ fn object_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object"})
 }
 
-/// One job, an array of jobs, or an object with `jobs`.
+/// The schema of one job, an array of jobs, or an object with `jobs`.
 fn submission_schema(schemas: &mut SchemaGenerator) -> Schema {
     let job = schemas.subschema_for::<JobRequest>();
-    // What says that it is one way must not be null: then it would be absent.
-    let way = |field: &str, kinds: Value| json!({"required": [field], "properties": {field: {"type": kinds}}});
+    // The field that decides the form must not be null, which would mean that it is absent.
+    let form = |field: &str, kinds: Value| json!({"required": [field], "properties": {field: {"type": kinds}}});
     let one = json!({
         "allOf": [job],
         "not": {"required": ["jobs"]},
         "oneOf": [
-            way("tool", json!("string")),
-            way("calls", json!("array")),
-            way("mcpServers", json!("object")),
-            way("payload", json!(["string", "object"])),
+            form("tool", json!("string")),
+            form("calls", json!("array")),
+            form("mcpServers", json!("object")),
+            form("payload", json!(["string", "object"])),
         ],
     });
     schemas.definitions_mut().insert("OneJob".to_owned(), one);
@@ -346,7 +349,7 @@ fn submission_schema(schemas: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// A job as an example.
+/// An example of a job.
 fn example_job() -> Value {
     json!({
         "jobID": "job-123",
@@ -361,8 +364,8 @@ fn example_job() -> Value {
     })
 }
 
-/// The path under which a request is counted, where it is one of these operations'; below `/jobs`
-/// what there is not counts as a job's.
+/// Returns the label for the path of a request in metrics; `None` if the path belongs to no
+/// operation here. Unknown paths below `/jobs` count as those of a job.
 pub fn path_label(path: &str) -> Option<&'static str> {
     let mut segments = path.strip_prefix('/')?.split('/');
     match (segments.next()?, segments.next(), segments.next(), segments.next()) {
@@ -383,7 +386,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_operation_has_a_label_and_a_name_of_its_own() {
+    fn every_operation_has_a_label_and_a_unique_id() {
         let operations = operations();
         for operation in &operations {
             let path = operation.path.replace("{id}", "a%2Fb");

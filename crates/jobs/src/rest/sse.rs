@@ -1,9 +1,8 @@
-//! Streams of job states (server-sent events): of one job until it has ended, or of all jobs that
-//! the caller may see.
+//! Streams of job states (server-sent events): of one job until it ends, or of all jobs that the
+//! caller may see.
 //!
-//! The id of an event says how far the log has been read, in the log's own terms: a partition and
-//! its offset, or the next offset of each partition. So a stream that broke goes on where it was,
-//! at whichever replica.
+//! The id of an event is a position in the events topic: a partition and an offset, or the next
+//! offset of each partition. So any replica can resume an interrupted stream.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -33,10 +32,10 @@ use super::{
 };
 use crate::{EventReader, JobWatch, Jobs, JobsError};
 
-/// How many streams there may be. Each holds a connection for as long as its client is there, and a
-/// process has only so many of those.
+/// The most open streams. Each holds a connection until its client leaves, and connections are
+/// limited.
 pub(super) const MAX_STREAMS: usize = 256;
-/// How often a silent stream says that it is alive.
+/// How often a silent stream sends a comment to show that it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LAST_EVENT_ID: &str = "Last-Event-ID";
 
@@ -47,34 +46,37 @@ pub(super) async fn watch_job(
     JobId(id): JobId,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let told = last_event_id(&headers, parse_position)?;
+    let last_seen = last_event_id(&headers, parse_position)?;
     let mut watch = client.jobs.watch(&id, &client.caller);
     let mut known = match client.jobs.find_known(&id, &client.caller).await {
         Err(JobsError::NotFound(_)) => {
-            // It may wait in the jobs topic, where no worker has come to it.
+            // The job may wait in the jobs topic, where no worker has read it yet.
             let job = watch.next().await?;
-            let first = (told != watch.position()).then_some(job);
+            let first = (last_seen != watch.position()).then_some(job);
             return stream_job(&api, watch, first);
         }
         known => known?,
     };
-    if told.is_some_and(|(partition, offset)| partition == known.partition && offset > known.offset)
-    {
-        // Another replica has heard of more than this one.
+
+    let is_behind = |(partition, offset)| partition == known.partition && offset > known.offset;
+    if last_seen.is_some_and(is_behind) {
+        // The client has seen a later event on another replica.
         client.jobs.catch_up().await?;
         known = client.jobs.find_known(&id, &client.caller).await?;
     }
-    if told == Some((known.partition, known.offset)) {
+
+    if last_seen == Some((known.partition, known.offset)) {
         if known.event.is_over() {
-            // Nothing will ever follow, and this is how a browser is told not to come back.
+            // Nothing will follow. This status tells browsers not to reconnect.
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
         watch.mark_delivered((known.partition, known.offset));
     }
+
     stream_job(&api, watch, None)
 }
 
-/// The stream of a job's states; `first` was taken from the watch before.
+/// Streams a job's states. `first` has been taken from the watch already.
 fn stream_job(api: &Api, watch: JobWatch, first: Option<JobView>) -> Result<Response, Problem> {
     let permit = acquire_permit(&api.streams)?;
     let stream = JobStream { watch, first, stop: api.stop.clone(), ended: false, _permit: permit };
@@ -86,7 +88,7 @@ fn stream_job(api: &Api, watch: JobWatch, first: Option<JobView>) -> Result<Resp
 /// The states of one job.
 struct JobStream {
     watch: JobWatch,
-    /// A state that was taken from the watch and not sent yet.
+    /// A state that was taken from the watch but not sent yet.
     first: Option<JobView>,
     stop: CancellationToken,
     ended: bool,
@@ -98,6 +100,7 @@ impl JobStream {
         if self.ended {
             return None;
         }
+
         let job = match self.first.take() {
             Some(job) => Ok(job),
             None => tokio::select! {
@@ -108,11 +111,13 @@ impl JobStream {
         let job = match job {
             Ok(job) => job,
             Err(error) => {
-                // It was forgotten, or the ledger has failed: whoever asks again is told.
-                tracing::debug!(error = fleet_ops::errors::chain(&error), "a stream of a job ends");
+                // The ledger has forgotten the job, or has failed. A new request gets the error.
+                let error = fleet_ops::errors::chain(&error);
+                tracing::debug!(error, "ending the stream of a job that can't be read");
                 return None;
             }
         };
+
         self.ended = job.is_terminal();
         let id = format_position(self.watch.position().unwrap_or_default());
         Some((Ok(job_event(&job, &id)), self))
@@ -129,25 +134,28 @@ pub(super) async fn follow_jobs(
     let query = Query { asker: client.caller.owner.clone(), ..parameters.filter()? };
     let from = last_event_id(&headers, parse_positions)?;
     client.jobs.check_log_is_read()?;
+
     let permit = acquire_permit(&api.streams)?;
     let (reader, reset) = match from {
         None => (follow_from_now(&client.jobs)?, None),
         Some(from) => resume(&client.jobs, from).await?,
     };
+
     let (jobs, stop) = (client.jobs, api.stop.clone());
-    // The first thing told is the place, so that nothing is missed however early the stream breaks.
+    // Send the position first, so that the client can resume however early the stream breaks.
     let feed =
         EventFeed { jobs, query, reader, reset, alive_at: Instant::now(), stop, _permit: permit };
     Ok((unbuffered(), Sse::new(feed.events())).into_response())
 }
 
-/// What comes from now on.
+/// Returns a reader of events from now on.
 fn follow_from_now(jobs: &Jobs) -> Result<EventReader, Problem> {
     jobs.follow(None)
-        .ok_or_else(|| Problem::new(ProblemKind::NotReady, "the log can't be followed"))
+        .ok_or_else(|| Problem::new(ProblemKind::NotReady, "the events topic can't be followed"))
 }
 
-/// What comes from `from` on; where that is not known any more, what comes from now on, and why.
+/// Returns a reader of events from `from` on. If those are no longer available, returns one of
+/// events from now on, and the reason.
 async fn resume(
     jobs: &Jobs,
     from: Positions,
@@ -158,31 +166,34 @@ async fn resume(
         };
         !from.iter().all(reached)
     };
+
     if is_ahead(&follow_from_now(jobs)?) {
-        // Another replica has heard of more than this one.
+        // The client has seen later events on another replica.
         jobs.catch_up().await?;
         let live = follow_from_now(jobs)?;
         if is_ahead(&live) {
-            return Ok((live, Some("the log ends before Last-Event-ID: it was made again")));
+            let reason = "the events topic ends before Last-Event-ID; it was created again";
+            return Ok((live, Some(reason)));
         }
     }
+
     match jobs.follow(Some(from)) {
         Some(reader) => Ok((reader, None)),
-        None => Ok((
-            follow_from_now(jobs)?,
-            Some("what came after Last-Event-ID is not at hand any more"),
-        )),
+        None => {
+            let reason = "the events after Last-Event-ID are no longer available";
+            Ok((follow_from_now(jobs)?, Some(reason)))
+        }
     }
 }
 
-/// The states of all jobs that somebody may see.
+/// The states of all jobs that a caller may see.
 struct EventFeed {
     jobs: Jobs,
     query: Query,
     reader: EventReader,
-    /// Why there is a gap that was not told of yet.
+    /// The reason for a gap that was not reported yet.
     reset: Option<&'static str>,
-    /// When to say next that the stream is alive.
+    /// When to show next that the stream is alive.
     alive_at: Instant,
     stop: CancellationToken,
     _permit: OwnedSemaphorePermit,
@@ -200,12 +211,14 @@ impl EventFeed {
                 let data = json!({ "reason": reason }).to_string();
                 return Some(Event::default().event("reset").id(self.id()).data(data));
             }
+
             if self.alive_at <= Instant::now() {
                 self.alive_at = Instant::now() + KEEP_ALIVE;
-                // An id without data is no event and moves the place, however little of what comes
-                // is wanted.
+                // An id without data is not an event, but moves the client's position past events
+                // that its filter leaves out.
                 return Some(Event::default().comment("").id(self.id()));
             }
+
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return None,
@@ -216,7 +229,7 @@ impl EventFeed {
                     },
                     Err(_) => {
                         self.reader = self.jobs.follow(None)?;
-                        self.reset = Some("the stream was read more slowly than events came");
+                        self.reset = Some("the client read the stream more slowly than events came");
                     }
                 }
             }
@@ -244,19 +257,19 @@ fn is_wanted(query: &Query, event: &JobEvent) -> bool {
 }
 
 fn job_event(job: &JobView, id: &str) -> Event {
-    // A view of a job is plain data and can't fail to become JSON.
+    // A view of a job is plain data, which always serializes.
     let data = serde_json::to_string(job).unwrap_or_default();
     Event::default().event(job.event.state.as_str()).id(id).data(data)
 }
 
 fn acquire_permit(streams: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
     streams.clone().try_acquire_owned().map_err(|_| {
-        let detail = format!("{MAX_STREAMS} streams are open, which is as many as there may be");
+        let detail = format!("{MAX_STREAMS} streams are open, which is the limit; try again later");
         Problem::new(ProblemKind::TooManyStreams, detail).with_limit(MAX_STREAMS)
     })
 }
 
-/// What keeps proxies from holding events back.
+/// Returns the headers that keep proxies from buffering events.
 fn unbuffered() -> [(HeaderName, &'static str); 2] {
     [(HeaderName::from_static("x-accel-buffering"), "no"), (header::CACHE_CONTROL, "no-store")]
 }
@@ -266,13 +279,12 @@ fn last_event_id<T>(
     read: impl Fn(&str) -> Option<T>,
 ) -> Result<Option<T>, Problem> {
     let Some(text) = header_text(headers, LAST_EVENT_ID)? else { return Ok(None) };
-    let read =
-        read(text).ok_or_else(|| Problem::parameter(LAST_EVENT_ID, "is none of this stream's"))?;
-    Ok(Some(read))
+    let invalid = || Problem::parameter(LAST_EVENT_ID, "is not an event id of this stream");
+    Ok(Some(read(text).ok_or_else(invalid)?))
 }
 
-/// The id of an event of one job: partition and offset in the events topic. The partition of a job
-/// that waits in the jobs topic is negative, and its id begins with this word.
+/// Begins the id of a state of a job that waits in the jobs topic. Its partition is negative; other
+/// ids consist of partition and offset in the events topic.
 const WAITING_PREFIX: &str = "waiting-";
 
 fn format_position((partition, offset): (i32, i64)) -> String {
@@ -289,7 +301,7 @@ fn parse_position(text: &str) -> Option<(i32, i64)> {
     Some((if waiting.is_some() { !partition } else { partition }, parse_digits(offset)?))
 }
 
-/// `partition:offset`, comma-separated, each partition once.
+/// Parses comma-separated `partition:offset` pairs, each partition once.
 fn parse_positions(text: &str) -> Option<Positions> {
     let mut positions = Positions::new();
     for pair in text.split(',') {
@@ -301,7 +313,7 @@ fn parse_positions(text: &str) -> Option<Positions> {
     Some(positions)
 }
 
-/// A number as this server writes it: digits alone.
+/// Parses a number as this server writes it: digits only.
 fn parse_digits<T: std::str::FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
@@ -313,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_read_and_nonsense_is_not() {
+    fn positions_of_all_jobs_are_read_and_nonsense_is_not() {
         assert_eq!(parse_positions("0:18,1:5"), Some([(0, 18), (1, 5)].into()));
         for bad in [
             "",
@@ -347,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn places_for_streams_are_bounded_and_come_back() {
+    fn permits_for_streams_are_bounded_and_returned() {
         let streams = Arc::new(Semaphore::new(1));
         let taken = acquire_permit(&streams).unwrap();
         let problem = serde_json::to_value(acquire_permit(&streams).unwrap_err()).unwrap();
@@ -357,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_wanted_and_may_be_seen_is_told() {
+    fn only_wanted_and_visible_events_are_sent() {
         let mut event = JobEvent::new("j", JobState::Failed, Timestamp::default());
         event.tool = Some("t".to_owned());
         let check = |change: fn(&mut Query), wanted| {
@@ -372,7 +384,7 @@ mod tests {
         check(|query| query.filter.tool = Some("u".to_owned()), false);
         check(|query| query.filter.tenant = Some("x".to_owned()), false);
         event.owner = Some("me".to_owned());
-        assert!(!is_wanted(&Query::default(), &event), "somebody's job is nobody else's");
+        assert!(!is_wanted(&Query::default(), &event), "a job is visible only to its owner");
         assert!(is_wanted(&Query { asker: Some("me".to_owned()), ..Query::default() }, &event));
     }
 }

@@ -1,0 +1,134 @@
+//! Cancelling jobs: through the control topic if a worker may have the job, or here if the job is a
+//! task that waits for input.
+
+use std::time::Duration;
+
+use fleet_job::{
+    control::Control,
+    event::{JobEvent, JobState},
+    outcome::{ErrorKind, JobError},
+    time::Timestamp,
+    view::Cancellation,
+};
+use fleet_kafka::producer::Outgoing;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Caller, Jobs, JobsError};
+
+impl Jobs {
+    /// Requests the cancellation of a job, and waits for at most `limit` for its outcome.
+    ///
+    /// # Errors
+    ///
+    /// As [`Jobs::get`]; also returns an error if Kafka does not accept the request.
+    pub async fn cancel(
+        &self,
+        job_id: &str,
+        caller: &Caller,
+        reason: Option<&str>,
+        limit: Duration,
+    ) -> Result<Cancellation, JobsError> {
+        let mut known = match self.find_known(job_id, caller).await {
+            Err(JobsError::NotFound(_)) => {
+                return self.cancel_unknown_job(job_id, caller, reason, limit).await;
+            }
+            known => known?,
+        };
+
+        if !known.event.is_over() && self.catch_up().await.is_ok() {
+            // The job may have ended already.
+            known = self.find_known(job_id, caller).await?;
+        }
+        if known.event.is_over() {
+            return Ok(Cancellation::of(self.view(known)));
+        }
+        if known.event.asks_for_input() {
+            return self.cancel_waiting_for_input(known.event, caller, reason).await;
+        }
+
+        self.request_cancellation(job_id, known.event.submitted_at, reason).await?;
+        let job = self.wait(job_id, caller, limit).await?;
+        Ok(Cancellation::of(job))
+    }
+
+    /// Requests the cancellation of a job that the ledger doesn't know. It may have been written to
+    /// Kafka directly, and no worker has read it yet. A job of another caller is left alone, and
+    /// the answer is the same as if there were none.
+    async fn cancel_unknown_job(
+        &self,
+        job_id: &str,
+        caller: &Caller,
+        reason: Option<&str>,
+        limit: Duration,
+    ) -> Result<Cancellation, JobsError> {
+        if self.inner.store.get(job_id).await?.is_some() {
+            return Ok(Cancellation::unknown());
+        }
+
+        let waiter = self.inner.hub.add_waiter(job_id);
+        self.request_cancellation(job_id, None, reason).await?;
+
+        let deadline = Instant::now() + limit;
+        loop {
+            let news = waiter.next_news();
+            if self.inner.store.get(job_id).await?.is_some() {
+                break;
+            }
+            if timeout_at(deadline, news).await.is_err() {
+                return Ok(Cancellation::unknown());
+            }
+        }
+
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.wait(job_id, caller, left).await {
+            Err(JobsError::NotFound(_) | JobsError::NotSearched(_)) => Ok(Cancellation::unknown()),
+            job => Ok(Cancellation::of(job?)),
+        }
+    }
+
+    /// Writes a cancel request to the control topic.
+    async fn request_cancellation(
+        &self,
+        job_id: &str,
+        submitted_at: Option<Timestamp>,
+        reason: Option<&str>,
+    ) -> Result<(), JobsError> {
+        // The topic is compacted, so a second request for the same job must repeat the reason of
+        // the first.
+        let earlier = self.inner.cancelled().reason_for(job_id, submitted_at).map(str::to_owned);
+        let reason = reason.or(earlier.as_deref());
+
+        let control = Control::cancel(job_id, submitted_at, fleet_ops::clock::now(), reason);
+        let record = Outgoing {
+            topic: self.inner.topics.control.clone(),
+            key: Some(job_id.as_bytes().to_vec()),
+            value: Some(control.to_bytes()),
+            ..Outgoing::default()
+        };
+        self.inner.link.producer.send(&record).await?;
+        self.inner.cancelled().add(control);
+        Ok(())
+    }
+
+    /// Cancels a task that waits for input. No worker has it, so its end is written here.
+    async fn cancel_waiting_for_input(
+        &self,
+        event: JobEvent,
+        caller: &Caller,
+        reason: Option<&str>,
+    ) -> Result<Cancellation, JobsError> {
+        let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+        let message = format!("cancelled while waiting for input{reason}");
+
+        let job_id = event.job_id.clone();
+        let event = JobEvent {
+            state: JobState::Cancelled,
+            result: None,
+            error: Some(JobError::new(ErrorKind::Cancelled, message)),
+            time: fleet_ops::clock::now(),
+            ..event
+        };
+        self.write_event(event).await?;
+        Ok(Cancellation::of(self.get(&job_id, caller).await?))
+    }
+}
