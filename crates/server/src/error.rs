@@ -1,4 +1,4 @@
-//! What can go wrong with the server as a whole.
+//! Errors that keep the server from starting or end it.
 
 use std::path::PathBuf;
 
@@ -11,81 +11,81 @@ use fleet_policy::PolicyError;
 
 use crate::tools::files::RootError;
 
-/// Why the server can't start or go on.
+/// Why the server can't start or must stop.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
     /// The policy can't be read.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// A files root can't be one.
+    /// A root of the `file_*` tools is unusable.
     #[error(transparent)]
     Root(#[from] RootError),
-    /// An entry of a list of origins is none.
+    /// An entry of `--allowed-origins` is not an origin.
     #[error(
-        "--allowed-origins: {0:?} is no origin such as https://app.example.com [{code}]",
+        "--allowed-origins: {0:?} is not an origin; expected something like https://app.example.com [{code}]",
         code = codes::SETTING
     )]
     Origin(String),
-    /// The public URL is not one that documents could name.
+    /// The public URL is unsuitable for documents.
     #[error(
-        "--public-url (MCP_PUBLIC_URL) must be an http or https URL without credentials, query and fragment, such as \
+        "--public-url (MCP_PUBLIC_URL) must be an http or https URL without credentials, query or fragment, such as \
          https://mcp.example.com [{code}]",
         code = codes::SETTING
     )]
     PublicUrl,
-    /// A directory of `--allow-dir` can't be used.
-    #[error("--allow-dir {} [{code}]", path.display(), code = codes::SETTING)]
+    /// A directory of `--allow-dir` is unusable.
+    #[error("cannot use --allow-dir {} [{code}]", path.display(), code = codes::SETTING)]
     Dir {
         /// The directory.
         path: PathBuf,
-        /// Why not.
+        /// What is wrong with it.
         #[source]
         error: std::io::Error,
     },
-    /// A task would outlive what is known of it.
+    /// Tasks would outlive their jobs' entries in the ledger.
     #[error(
-        "MCP_TASK_TTL must not be longer than MCP_LEDGER_MAX_AGE: the ledger forgets a task after that [{code}]",
+        "MCP_TASK_TTL must not exceed MCP_LEDGER_MAX_AGE, after which the ledger forgets a task [{code}]",
         code = codes::SETTING
     )]
     TaskTtl,
-    /// The jobs topic can't be one.
+    /// The name of the jobs topic is invalid.
     #[error(
-        "KAFKA_TOPIC: `{0}` is not a topic name that Kafka allows [{code}]",
+        "KAFKA_TOPIC: `{0}` is not a valid Kafka topic name [{code}]",
         code = codes::SETTING
     )]
     JobsTopic(String),
-    /// The jobs can't be followed.
+    /// The job service could not start.
     #[error(transparent)]
     Jobs(#[from] JobsError),
-    /// The registry can't be followed.
+    /// The server registry can't be followed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// A setting of Kafka is not acceptable.
+    /// A Kafka setting is invalid.
     #[error(transparent)]
     Kafka(#[from] KafkaError),
-    /// A variable of the environment is not acceptable.
+    /// An environment variable is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The address can't be listened on.
+    /// The server can't listen on its address.
     #[error("{0}; choose another port with --port or PORT [{code}]", code = codes::LISTEN)]
     Listen(std::io::Error),
     /// The ready file can't be written.
-    #[error("ready file {}", path.display())]
+    #[error("could not write the ready file {}", path.display())]
     ReadyFile {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         #[source]
         error: std::io::Error,
     },
     /// The operating system refuses signal handlers.
-    #[error("signal handlers")]
+    #[error("could not install the signal handlers")]
     Signals(#[source] std::io::Error),
     /// The HTTP listener failed.
     #[error("the HTTP server failed")]
     Http(#[source] std::io::Error),
-    /// The MCP session on standard input and output could not be set up.
-    #[error("MCP on standard input and output: {0}")]
+    /// The MCP session on standard input and output failed.
+    #[error("the MCP session on standard input and output failed: {0}")]
     Stdio(String),
 }

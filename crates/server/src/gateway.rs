@@ -51,17 +51,17 @@ use invocation::Invocation;
 use labels::Labels;
 pub(crate) use tasks::WatchedTasks;
 
-/// No tool or prompt has a longer name. What errors repeat of a name is no longer than this.
+/// The longest name of a tool or prompt, and the longest part of a name that an error repeats.
 const MAX_NAME: usize = 256;
 
-/// In a result's `_meta`: who answers.
+/// The key in a result's `_meta` that names the answering server.
 const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 
 /// The handler behind every transport. Clones share everything.
 #[derive(Clone)]
 pub struct Gateway {
     inner: Arc<Inner>,
-    /// What belongs to one session of the older protocol.
+    /// The subscriptions of one session of the older protocol.
     session: Arc<listen::Session>,
 }
 
@@ -75,9 +75,11 @@ struct Inner {
 }
 
 impl Gateway {
-    /// A gateway to what these providers and the fleet have, which answers a repeat of a job's call
-    /// within `window` from memory, of which it takes `max_bytes` at most. A window of zero is
-    /// none. Where there is a registry, it is asked for servers that are not hosted here.
+    /// Creates a gateway to these providers and to the hosted servers of the fleet.
+    ///
+    /// The gateway remembers the results of jobs' calls for `window`, in at most `max_bytes`, and
+    /// answers repeats from them. With a window of zero, it remembers nothing. If there is a
+    /// registry, the gateway asks it for servers that are not hosted here.
     pub fn new(
         providers: Vec<Box<dyn Provider>>,
         fleet: Arc<Fleet>,
@@ -97,29 +99,31 @@ impl Gateway {
         Self { inner: Arc::new(inner), session: Arc::default() }
     }
 
-    /// The same gateway, in which calls that take long become tasks.
+    /// Lets calls that take long become tasks.
     #[must_use]
     pub fn with_tasks(self, tasks: Tasks) -> Self {
-        // A second time would change nothing.
+        // A second call changes nothing.
         self.inner.tasks.get_or_init(|| tasks);
         self
     }
 
-    /// The same gateway for another session.
+    /// Returns the same gateway for another session.
     #[must_use]
     pub fn for_session(&self) -> Self {
         Self { inner: self.inner.clone(), session: Arc::default() }
     }
 
-    /// Looks for a server whose tools or prompts are not known here: whether there is such a one.
+    /// Looks for a server whose tools or prompts are not known here. Returns whether it is hosted.
     ///
     /// # Errors
     ///
-    /// Where it is known and not there, or where nobody can know yet.
+    /// Returns an error if the server is known but unavailable, or if the registry has not been
+    /// read yet.
     async fn find_server(&self, server: &str, what: &str) -> Result<bool, ErrorData> {
         let Some(shared) = &self.inner.shared else {
             return Ok(self.inner.fleet.is_hosted(server));
         };
+
         match shared.look_for(server).await {
             Presence::Hosted => Ok(true),
             Presence::Unknown => Ok(false),
@@ -132,30 +136,31 @@ impl Gateway {
         }
     }
 
-    /// The provider that has a tool.
+    /// Returns the provider that has a tool.
     fn provider_of(&self, tool: &str) -> Option<&dyn Provider> {
         self.inner.providers.iter().find(|provider| provider.has_tool(tool)).map(AsRef::as_ref)
     }
 
-    /// In the `_meta` of lists: the servers that can't be relied on now.
+    /// Returns the `_meta` of a list, which names the servers that are unavailable now.
     fn unavailable_meta(&self) -> Option<MetaObject> {
         let unavailable = self.inner.fleet.unavailable();
         if unavailable.is_empty() {
             return None;
         }
+
         let mut meta = MetaObject::new();
         meta.insert(meta::UNAVAILABLE.to_owned(), serde_json::to_value(&unavailable).ok()?);
         Some(meta)
     }
 }
 
-/// This server as clients see it.
+/// Returns this server's own name and version.
 pub(crate) fn own_info() -> Implementation {
     Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION")).with_title("mcp-fleet server")
 }
 
-/// Says in a result who answers, as results should from 2026-07-28 on. To the client that is this
-/// server; what a hosted one says of itself is in its status.
+/// Names this server in a result, as revisions from 2026-07-28 on recommend. What a hosted server
+/// says about itself is in its status instead.
 fn identify_server(context: &RequestContext<RoleServer>, meta: &mut Option<MetaObject>) {
     if is_modern(context)
         && let Ok(info) = serde_json::to_value(own_info())
@@ -169,20 +174,21 @@ fn identify_server(context: &RequestContext<RoleServer>, meta: &mut Option<MetaO
     }
 }
 
-/// Whether a request is of the protocol without sessions.
+/// Returns whether a request uses a protocol revision without sessions.
 pub(crate) fn is_modern(context: &RequestContext<RoleServer>) -> bool {
     context.protocol_version().is_some_and(|version| version.as_str() >= MODERN.as_str())
 }
 
-/// Every list has one page.
+/// Refuses every cursor, since every list has one page.
 fn check_cursor(request: Option<PaginatedRequestParams>) -> Result<(), ErrorData> {
     if request.is_some_and(|request| request.cursor.is_some()) {
-        return Err(ErrorData::invalid_params("unknown cursor: the list has one page", None));
+        let message = "unknown cursor: this server returns every list as a single page";
+        return Err(ErrorData::invalid_params(message, None));
     }
     Ok(())
 }
 
-/// A list that is true for now, and for this caller.
+/// Builds a list result that no client may cache or share.
 macro_rules! list {
     ($result:ident, $gateway:ident, $context:expr, $request:ident, $items:expr) => {{
         check_cursor($request)?;
@@ -206,6 +212,7 @@ impl ServerHandler for Gateway {
             .enable_resources_subscribe()
             .enable_completions()
             .build();
+
         if self.inner.tasks.get().is_some() {
             capabilities
                 .extensions
@@ -216,9 +223,10 @@ impl ServerHandler for Gateway {
             capabilities.logging = Some(Default::default());
         }
         self.inner.fleet.routes().extensions().put_into(&mut capabilities);
+
         ServerConfig::new(capabilities).with_server_info(own_info()).with_instructions(
-            "A gateway to MCP servers. Tools of hosted servers are named <server>__<tool>; server_initialize hosts \
-             another one, server_status says how they are.",
+            "A gateway to MCP servers. Tools of hosted servers are named <server>__<tool>. server_initialize hosts \
+             another server; server_status shows the state of the hosted servers.",
         )
     }
 
@@ -303,7 +311,8 @@ impl ServerHandler for Gateway {
         if self.inner.providers.iter().any(|provider| provider.logs()) {
             return Ok(());
         }
-        Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "no logs are sent here", None))
+        let message = "this server sends no log messages";
+        Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, message, None))
     }
 
     fn accepted_subscription_filter(
@@ -341,7 +350,7 @@ impl ServerHandler for Gateway {
         context: RequestContext<RoleServer>,
     ) -> Result<InitializeResult, ErrorData> {
         context.peer.set_peer_info(request.clone());
-        // What the client says after this may reach another replica.
+        // Start now, because the client's next message may reach another replica.
         self.start_session_notices(context.peer);
         self.negotiate_initialize(&request)
     }

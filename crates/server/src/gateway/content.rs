@@ -71,6 +71,7 @@ impl Gateway {
             .arguments
             .iter_mut()
             .for_each(|arguments| apps::restore_in_object(&route.server, arguments));
+
         let request = ClientRequest::GetPromptRequest(GetPromptRequest::new(params));
         let result = forward::forward(&self.inner.fleet, &route.server, request, &context).await?;
         forward::prompt(&route.server, result)
@@ -141,7 +142,8 @@ impl Gateway {
         };
 
         let Some(server) = server else {
-            let message = "can't complete an argument of an unknown prompt or resource template";
+            let message =
+                "cannot complete the argument; the prompt or resource template is unknown";
             return Err(ErrorData::invalid_params(message, None));
         };
 

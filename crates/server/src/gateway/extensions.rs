@@ -1,4 +1,4 @@
-//! Requests of extensions of the protocol, which go to the hosted server that declares the
+//! Requests of protocol extensions, which are forwarded to the hosted server that declares the
 //! extension.
 
 use fleet_hosting::{apps, extensions::Owner, forward};
@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::{Gateway, MAX_NAME, is_modern};
 
-/// Requests of the protocol in every revision. rmcp hands one whose parameters it can't read to the
+/// Methods of every protocol revision. rmcp passes a request whose parameters it can't read to the
 /// handler for unknown methods.
 const KNOWN_METHODS: [&str; 11] = [
     "tools/list",
@@ -30,15 +30,21 @@ const KNOWN_METHODS: [&str; 11] = [
     "skills/get",
     "resources/directory/read",
 ];
-/// Requests that revisions before 2026-07-28 have, and no later one.
+/// Methods of revisions before 2026-07-28 only.
 const OLD_METHODS: [&str; 5] =
     ["initialize", "ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"];
-/// Requests that revisions from 2026-07-28 on have.
+/// Methods of revisions from 2026-07-28 on only.
 const NEW_METHODS: [&str; 5] =
     ["server/discover", "subscriptions/listen", "tasks/get", "tasks/update", "tasks/cancel"];
 
 impl Gateway {
-    /// Answers a request of a method that rmcp does not know, or whose parameters it can't read.
+    /// Forwards a request whose method rmcp does not know to the hosted server that declares its
+    /// extension.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if rmcp knows the method but can't read the parameters, or if it is not
+    /// clear which server is meant.
     pub(super) async fn forward_custom_request(
         &self,
         request: CustomRequest,
@@ -49,7 +55,7 @@ impl Gateway {
         let method = request.method.as_str();
         if KNOWN_METHODS.contains(&method) || of_revision.contains(&method) {
             return Err(ErrorData::invalid_params(
-                format!("the parameters of {method} are not valid"),
+                format!("the parameters of {method} are invalid"),
                 None,
             ));
         }
@@ -62,22 +68,20 @@ impl Gateway {
             Owner::One(server) => server.to_owned(),
             Owner::Several(servers) => return Err(ambiguous_method(method, &servers)),
             Owner::Nobody => {
-                return Err(unknown_method(
-                    method,
-                    ", and no hosted server declares its extension",
-                ));
+                return Err(unknown_method(method, "; no hosted server declares its extension"));
             }
         };
         drop(routes);
 
         let mut params = request.params;
         params.iter_mut().for_each(|params| apps::restore_in_value(&server, params));
+
         let request = ClientRequest::CustomRequest(CustomRequest::new(request.method, params));
         let result = forward::forward(&self.inner.fleet, &server, request, &context).await?;
         Ok(CustomResult::new(forward::custom(&server, result)))
     }
 
-    /// Passes a request of the skills extension on to the server that has them.
+    /// Forwards a request of the skills extension to the server that declares it.
     pub(super) async fn forward_skills_request(
         &self,
         request: ClientRequest,
@@ -88,7 +92,10 @@ impl Gateway {
             Owner::One(server) => server.to_owned(),
             Owner::Several(servers) => return Err(ambiguous_method(request.method(), &servers)),
             Owner::Nobody => {
-                return Err(unknown_method(request.method(), ", and no hosted server has skills"));
+                return Err(unknown_method(
+                    request.method(),
+                    "; no hosted server declares the skills extension",
+                ));
             }
         };
         drop(routes);
@@ -106,7 +113,7 @@ fn unknown_method(method: &str, why: &str) -> ErrorData {
 fn ambiguous_method(method: &str, servers: &[&str]) -> ErrorData {
     let method = clipped(method, MAX_NAME);
     let message = format!(
-        "method `{method}` is not passed on: it can't be told which of these servers is meant: {}",
+        "cannot forward method `{method}`: several hosted servers declare its extension: {}",
         servers.join(", ")
     );
     let data = json!({

@@ -1,5 +1,5 @@
-//! A tool call on its way through the gateway: received once, then run as a task, answered from
-//! memory, given to a provider or forwarded to a hosted server, and recorded when it has ended.
+//! A tool call in the gateway: received once, then run as a task, answered from memory, passed to a
+//! provider or forwarded to a hosted server, and recorded when it ends.
 
 use std::{sync::Arc, time::Instant};
 
@@ -29,10 +29,11 @@ use crate::{
 /// The outcome of a call that succeeded.
 const OK: &str = "ok";
 
-/// A call of a tool.
+/// A tool call that the gateway has received.
 pub(super) struct Invocation<'g> {
     pub(super) params: CallToolRequestParams,
-    /// `_meta` names the span of this call as the parent of whatever the call leads to.
+    /// The request context. Its `_meta` names the span of this call as the parent of everything
+    /// that the call leads to.
     pub(super) context: RequestContext<RoleServer>,
     /// The provider that has the tool; `None` if the tool is a hosted server's, or does not exist.
     pub(super) provider: Option<&'g dyn Provider>,
@@ -42,7 +43,7 @@ pub(super) struct Invocation<'g> {
 pub(super) struct CallRecord {
     span: Span,
     log_span: tracing::Span,
-    /// The tool's name as metrics have it.
+    /// The tool's name in metric labels.
     tool: Arc<str>,
     kind: &'static str,
     started: Instant,
@@ -50,17 +51,17 @@ pub(super) struct CallRecord {
     context: RequestContext<RoleServer>,
 }
 
-/// Where a hosted server's tool is.
+/// A tool of a hosted server.
 struct HostedTool {
     server: String,
-    /// The name that the server itself gives the tool.
+    /// The tool's name at its server.
     name: String,
-    /// Whether the tool declares that calling it twice does no harm.
+    /// Whether the tool is declared read-only or idempotent.
     is_repeatable: bool,
 }
 
 impl<'g> Invocation<'g> {
-    /// Takes a call in and begins its record.
+    /// Receives a call and begins its record.
     pub(super) fn receive(
         gateway: &'g Gateway,
         params: CallToolRequestParams,
@@ -130,6 +131,7 @@ impl Gateway {
         if let Some(task) = self.start_task(&invocation).await? {
             return Ok(task);
         }
+
         let repeats = self.inner.repeats.as_ref();
         let Some((repeats, key)) = repeats.zip(invocation.repeat_key()) else {
             return self.run_call(invocation).await;
@@ -144,7 +146,7 @@ impl Gateway {
         })
     }
 
-    /// Gives a call to the provider or to the hosted server that has the tool.
+    /// Passes a call to the provider or the hosted server that has the tool.
     async fn run_call(&self, invocation: Invocation<'_>) -> Result<CallToolResponse, ErrorData> {
         let Invocation { mut params, context, provider } = invocation;
         if let Some(provider) = provider {
@@ -164,7 +166,7 @@ impl Gateway {
                 tracing::info!(
                     server = tool.server,
                     tool = %params.name,
-                    "the server was lost during a call that may be repeated; calling once more"
+                    "lost the hosted server during a repeatable call; calling once more"
                 );
                 self.forward_call(&tool.server, params, &context).await
             }
@@ -178,10 +180,12 @@ impl Gateway {
         if name.len() > MAX_NAME {
             return Err(unknown_tool(name));
         }
+
         let fleet = &self.inner.fleet;
         if let Some(tool) = fleet.routes().tool(name).map(HostedTool::of) {
             return Ok(tool);
         }
+
         let Some(server) = tool_name::server_of(name) else {
             return Err(unknown_tool_with_hint(name, &fleet.routes()));
         };
@@ -236,8 +240,8 @@ fn outcome_label(result: &Result<CallToolResponse, ErrorData>) -> &'static str {
     }
 }
 
-/// Records in a span how a call ended. What the tool or its server said stays out of the span: it
-/// is the caller's and may be secret.
+/// Records in a span how a call ended. The message of the tool or its server stays out of the span,
+/// because it may contain secrets of the caller.
 fn record_outcome(
     span: &Span,
     outcome: &'static str,
@@ -254,13 +258,13 @@ fn unknown_tool(name: &str) -> ErrorData {
     ErrorData::invalid_params(format!("unknown tool `{}`", clipped(name, MAX_NAME)), None)
 }
 
-/// The error for an unknown tool that names hosted servers' tools of this name.
+/// The error for an unknown tool. It names the hosted servers' tools of the same name.
 fn unknown_tool_with_hint(name: &str, routes: &Routes) -> ErrorData {
     let mut error = unknown_tool(name);
     let offered: Vec<_> = routes.tools_called(name).map(|name| format!("`{name}`")).collect();
     if !offered.is_empty() {
-        error.message =
-            format!("{}; hosted servers offer {}", error.message, offered.join(", ")).into();
+        let offered = offered.join(", ");
+        error.message = format!("{}; hosted servers offer {offered}", error.message).into();
     }
     error
 }

@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use parking_lot::Mutex;
 
 /// The most tools that have a label of their own.
-const MOST: usize = 200;
+const MAX_LABELS: usize = 200;
 /// The label of all other tools, as OpenTelemetry names values outside a known set.
 const OTHER: &str = "_OTHER";
 
@@ -25,7 +25,7 @@ impl Labels {
         let exists = exists();
 
         let mut known = known();
-        if !exists || known.len() >= MOST {
+        if !exists || known.len() >= MAX_LABELS {
             return OTHER.into();
         }
 
@@ -43,7 +43,7 @@ mod tests {
     fn labels_are_bounded_and_name_only_existing_tools() {
         let labels = Labels::default();
         assert_eq!(&*labels.of("nonsense", || false), OTHER);
-        for number in 0..MOST {
+        for number in 0..MAX_LABELS {
             let tool = format!("tool-{number}");
             assert_eq!(*labels.of(&tool, || true), *tool);
         }

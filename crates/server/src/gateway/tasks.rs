@@ -1,4 +1,4 @@
-//! Calls that take long, as MCP tasks.
+//! Long-running calls as MCP tasks.
 
 use std::sync::Arc;
 
@@ -28,23 +28,23 @@ use crate::long_running::LongRunning;
 #[derive(Debug, Clone)]
 pub(crate) struct WatchedTasks {
     ids: Arc<[String]>,
-    /// The stream's place among those that watch tasks.
-    _place: Arc<OwnedSemaphorePermit>,
+    /// The stream's permit; the number of streams that watch tasks is bounded.
+    _permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl WatchedTasks {
-    pub(crate) fn new(ids: Vec<String>, place: OwnedSemaphorePermit) -> Self {
-        Self { ids: ids.into(), _place: Arc::new(place) }
+    pub(crate) fn new(ids: Vec<String>, permit: OwnedSemaphorePermit) -> Self {
+        Self { ids: ids.into(), _permit: Arc::new(permit) }
     }
 }
 
 impl Gateway {
-    /// Whether calls can become tasks.
+    /// Returns whether calls can become tasks.
     pub(crate) fn has_tasks(&self) -> bool {
         self.inner.tasks.get().is_some()
     }
 
-    /// Those of these tasks that the sender of these headers may see.
+    /// Returns those of the tasks that the sender of these headers may see.
     pub(crate) async fn visible_tasks(&self, ids: Vec<String>, headers: &HeaderMap) -> Vec<String> {
         let Some(tasks) = self.inner.tasks.get() else { return Vec::new() };
         let caller = tasks.caller(Some(headers));
@@ -52,8 +52,7 @@ impl Gateway {
         ids.into_iter().zip(found).filter(|(_, found)| found.is_ok()).map(|(id, _)| id).collect()
     }
 
-    /// Tells a stream of the tasks that it watches: how each is now, and then every change until
-    /// its end.
+    /// Sends the state of each task that a stream watches, and every change until the task ends.
     pub(super) async fn stream_task_states(
         &self,
         context: &RequestContext<RoleServer>,
@@ -72,6 +71,7 @@ impl Gateway {
             meta.set_subscription_id(context.id.clone());
             let params = TaskStatusNotificationParams::new(task).with_meta(meta);
             let notification = TaskStatusNotification::new(params);
+
             context
                 .peer
                 .send_notification(ServerNotification::TaskStatusNotification(notification))
@@ -80,17 +80,19 @@ impl Gateway {
         Ok(())
     }
 
-    /// Starts a task for a call that is to become one; `None` if the call is to run at once.
+    /// Starts a task for a call that must or may become one. Returns `None` if the call runs at
+    /// once.
     pub(super) async fn start_task(
         &self,
         invocation: &Invocation<'_>,
     ) -> Result<Option<CallToolResponse>, ErrorData> {
         let Invocation { params, context, .. } = invocation;
         let Some(tasks) = self.inner.tasks.get() else { return Ok(None) };
-        // A worker's call is the work of a job already.
+        // A worker's call already belongs to a job.
         if context.meta.contains_key(meta::JOB_ID) {
             return Ok(None);
         }
+
         let Some(long_running) = self.long_running(tasks, invocation) else { return Ok(None) };
         let capabilities = context.client_capabilities();
         let knows_tasks = capabilities.as_ref().is_some_and(|known| known.supports_tasks());
@@ -106,7 +108,8 @@ impl Gateway {
         Ok(Some(CallToolResponse::Task(task)))
     }
 
-    /// Whether the called tool takes long. The settings take precedence over the tool's own word.
+    /// Returns whether the called tool takes long. The settings take precedence over what the tool
+    /// declares.
     fn long_running(&self, tasks: &Tasks, invocation: &Invocation<'_>) -> Option<LongRunning> {
         let tool = &invocation.params.name;
         if tasks.is_configured(tool) {
@@ -155,11 +158,9 @@ impl Gateway {
     }
 
     fn require_tasks(&self) -> Result<&Tasks, ErrorData> {
-        // Without them rmcp answers by itself, because the capability is not there.
-        self.inner
-            .tasks
-            .get()
-            .ok_or_else(|| ErrorData::internal_error("there are no tasks here", None))
+        // Without the capability, rmcp refuses requests about tasks by itself.
+        let no_tasks = || ErrorData::internal_error("this server has no tasks", None);
+        self.inner.tasks.get().ok_or_else(no_tasks)
     }
 }
 
@@ -170,7 +171,8 @@ fn caller_of(tasks: &Tasks, context: &RequestContext<RoleServer>) -> Caller {
 fn to_error_data(error: JobsError) -> ErrorData {
     match &error {
         JobsError::NotFound(id) => {
-            ErrorData::invalid_params(format!("there is no task `{id}`, or it is not yours"), None)
+            let message = format!("unknown task `{id}`, or it belongs to another caller");
+            ErrorData::invalid_params(message, None)
         }
         JobsError::Bad(_) | JobsError::BadJob { .. } | JobsError::TooLarge { .. } => {
             ErrorData::invalid_params(error.to_string(), None)

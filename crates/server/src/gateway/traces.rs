@@ -1,13 +1,13 @@
-//! The spans of tool calls, named by OpenTelemetry's conventions for MCP: one where a call comes
-//! in, one below it where it is passed on to a hosted server.
+//! The spans of tool calls, named after OpenTelemetry's conventions for MCP: one for a received
+//! call, and one below it if the call is forwarded to a hosted server.
 
 use fleet_job::{envelope::MAX_ID_BYTES, meta, trace::TraceContext};
 use fleet_ops::trace::{Attribute, Span, SpanKind, Value};
 use http::request::Parts;
 use rmcp::{RoleServer, service::RequestContext};
 
-/// Begins the span of a call that has come in. What the caller says in `_meta` goes before what its
-/// HTTP client says in headers. From here on, whoever looks into `_meta` finds this span.
+/// Begins the span of a received call, and names it in `_meta` as the parent of later spans. A
+/// trace context in the caller's `_meta` takes precedence over one in the HTTP headers.
 pub(super) fn start_call_span(tool: &str, context: &mut RequestContext<RoleServer>) -> Span {
     let mut trace = TraceContext::of_meta(&context.meta);
     if trace.parent.is_none()
@@ -33,7 +33,7 @@ pub(super) fn start_call_span(tool: &str, context: &mut RequestContext<RoleServe
     span
 }
 
-/// Begins the span of a call that is passed on, and returns the context with which that is done.
+/// Begins the span of a call that is forwarded, and returns the context to forward it with.
 pub(super) fn start_forward_span(
     server: &str,
     tool: &str,
@@ -50,7 +50,7 @@ pub(super) fn start_forward_span(
     (span, context)
 }
 
-/// The job for which a call is made, if it says so. It is the caller's word.
+/// Returns the job that a call belongs to, according to the caller.
 pub(super) fn job_id(context: &RequestContext<RoleServer>) -> Option<&str> {
     context.meta.get(meta::JOB_ID)?.as_str().filter(|id| id.len() <= MAX_ID_BYTES)
 }
@@ -59,7 +59,7 @@ fn span_name(tool: &str) -> String {
     format!("tools/call {}", clip_text(tool))
 }
 
-/// What a caller may write into a span: no more than an id is long.
+/// Clips a caller's text to the length of an id, so that spans stay small.
 fn clip_text(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_ID_BYTES)]
 }
