@@ -15,7 +15,7 @@ use rmcp::model::{
 };
 use serde_json::Value;
 
-use crate::kept_items::{KEPT_ITEMS, each_kept};
+use crate::kept_items::{KEPT_ITEMS, for_each_kept};
 
 const SCHEME: &str = "ui://";
 /// Begins the URI under which a page is offered.
@@ -27,13 +27,13 @@ pub(super) fn is_page(uri: &str) -> bool {
 }
 
 /// The URI under which a server's page is offered.
-pub(super) fn offered(server: &str, uri: &str) -> String {
+pub(super) fn offered_uri(server: &str, uri: &str) -> String {
     format!("{OFFERED}{server}/{uri}")
 }
 
 /// The URI that a page, which is offered under `uri`, has at its server, if it is a page of this
 /// server.
-fn own<'a>(server: &str, uri: &'a str) -> Option<&'a str> {
+fn own_uri<'a>(server: &str, uri: &'a str) -> Option<&'a str> {
     let (owner, own) = uri.strip_prefix(OFFERED)?.split_once('/')?;
     (owner == server && is_page(own)).then_some(own)
 }
@@ -69,7 +69,7 @@ fn offer_in_result_meta(server: &str, meta: &mut Option<MetaObject>) {
     let kept = meta.as_mut().and_then(|meta| meta.shift_remove(KEPT_ITEMS));
     offer_in_meta(server, meta);
     if let Some(mut kept) = kept {
-        each_kept(&mut kept, |part| offer_in_kept(server, part));
+        for_each_kept(&mut kept, |part| offer_in_kept(server, part));
         meta.get_or_insert_default().insert(KEPT_ITEMS.to_owned(), kept);
     }
 }
@@ -100,7 +100,7 @@ fn offer_in_content(server: &str, content: &mut ContentBlock) {
             offer_in_meta(server, &mut embedded.meta);
         }
         ContentBlock::ResourceLink(link) => {
-            offer_in_place(server, &mut link.uri);
+            offer_uri(server, &mut link.uri);
             offer_in_meta(server, &mut link.meta);
         }
         // A kind that came after this was written names no page that is known here.
@@ -114,7 +114,7 @@ fn offer_in_contents(server: &str, contents: &mut ResourceContents) {
         | ResourceContents::BlobResourceContents { uri, meta, .. } => (uri, meta),
         _ => return,
     };
-    offer_in_place(server, uri);
+    offer_uri(server, uri);
     offer_in_meta(server, meta);
 }
 
@@ -138,18 +138,18 @@ fn offer_in_kept(server: &str, part: &mut Value) {
 /// unknown kind.
 pub fn offer_in_answer(server: &str, answer: &mut Value) {
     offer_in_value(server, answer);
-    clean_in_value(answer);
+    remove_our_keys(answer);
 }
 
 /// Removes keys of mcp-fleet from every `_meta` in JSON.
-fn clean_in_value(value: &mut Value) {
+fn remove_our_keys(value: &mut Value) {
     match value {
-        Value::Array(values) => values.iter_mut().for_each(clean_in_value),
+        Value::Array(values) => values.iter_mut().for_each(remove_our_keys),
         Value::Object(object) => {
             if let Some(meta) = object.get_mut("_meta").and_then(Value::as_object_mut) {
                 keep_allowed(meta);
             }
-            object.values_mut().for_each(clean_in_value);
+            object.values_mut().for_each(remove_our_keys);
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
@@ -157,23 +157,23 @@ fn clean_in_value(value: &mut Value) {
 
 /// Offers the pages that JSON names: every text that is the URI of one.
 fn offer_in_value(server: &str, value: &mut Value) {
-    each_text(value, &mut |text| offer_in_place(server, text));
+    for_each_text(value, &mut |text| offer_uri(server, text));
 }
 
-fn offer_in_place(server: &str, uri: &mut String) {
+fn offer_uri(server: &str, uri: &mut String) {
     if is_page(uri) {
-        *uri = offered(server, uri);
+        *uri = offered_uri(server, uri);
     }
 }
 
 /// Puts a server's own URIs in the place of those under which its pages are offered.
 pub fn restore_in_value(server: &str, value: &mut Value) {
-    each_text(value, &mut |text| restore_in_text(server, text));
+    for_each_text(value, &mut |text| restore_in_text(server, text));
 }
 
 /// The same for one text.
 pub fn restore_in_text(server: &str, text: &mut String) {
-    if let Some(own) = own(server, text) {
+    if let Some(own) = own_uri(server, text) {
         *text = own.to_owned();
     }
 }
@@ -185,11 +185,11 @@ pub fn restore_in_object(server: &str, object: &mut JsonObject) {
 
 /// Shows every text in JSON, but not the keys of objects. As deep as JSON that was read can be
 /// nested.
-fn each_text(value: &mut Value, change: &mut impl FnMut(&mut String)) {
+fn for_each_text(value: &mut Value, change: &mut impl FnMut(&mut String)) {
     match value {
         Value::String(text) => change(text),
-        Value::Array(values) => values.iter_mut().for_each(|value| each_text(value, change)),
-        Value::Object(object) => object.values_mut().for_each(|value| each_text(value, change)),
+        Value::Array(values) => values.iter_mut().for_each(|value| for_each_text(value, change)),
+        Value::Object(object) => object.values_mut().for_each(|value| for_each_text(value, change)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

@@ -38,7 +38,7 @@ impl Attempt {
     }
 
     /// Notes what is waited for.
-    pub(super) fn waits_for(&self, what: &'static str) {
+    pub(super) fn set_awaited(&self, what: &'static str) {
         self.lock().waits_for = Some(what);
     }
 
@@ -50,7 +50,7 @@ impl Attempt {
     }
 
     /// Notes that there is a child, which writes here.
-    pub(super) fn has_child(&self, stderr: StderrTail) {
+    pub(super) fn set_child(&self, stderr: StderrTail) {
         self.lock().stderr = Some(stderr);
     }
 
@@ -92,8 +92,8 @@ mod tests {
         let attempt = Attempt::new(Duration::from_secs(30));
         assert_eq!(attempt.describe(), "waiting for its start");
         let stderr = StderrTail::default();
-        attempt.has_child(stderr.clone());
-        attempt.waits_for("an answer to `initialize`");
+        attempt.set_child(stderr.clone());
+        attempt.set_awaited("an answer to `initialize`");
         assert_eq!(attempt.describe(), "waiting for an answer to `initialize`");
         stderr.push(format!("Downloading\nInstalled {}\n \n", "ä".repeat(300)).as_bytes());
         let described = attempt.describe();

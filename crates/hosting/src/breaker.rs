@@ -46,14 +46,14 @@ pub(super) enum Finding {
     /// It is there: it answered, whatever the answer was.
     Alive,
     /// It can't be reached, or went away in the middle, or kept silent.
-    Away,
+    Lost,
     /// Nothing: the call was given up, or never sent.
     Nothing,
 }
 
 /// What a finding changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum BreakerChange {
     /// It is open for so long.
     Opened(Duration),
     /// It is closed.
@@ -62,7 +62,7 @@ pub(super) enum Change {
 
 /// How a breaker stands, for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum BreakerStanding {
     /// Calls go through; so many in a row have failed.
     Closed(u32),
     /// Calls fail at once for so long.
@@ -118,7 +118,7 @@ impl Breaker {
         limits: &BreakerLimits,
         now: Instant,
         chance: f64,
-    ) -> Option<Change> {
+    ) -> Option<BreakerChange> {
         if pass.generation != self.generation {
             return None;
         }
@@ -127,7 +127,7 @@ impl Breaker {
                 self.state = State::Closed { failures: 0 };
                 None
             }
-            (State::Closed { failures }, Finding::Away) => {
+            (State::Closed { failures }, Finding::Lost) => {
                 let failures = failures.saturating_add(1);
                 if limits.failures > 0 && failures >= limits.failures {
                     return Some(self.open(1, limits, now, chance));
@@ -137,9 +137,9 @@ impl Breaker {
             }
             (State::Probing { .. }, Finding::Alive) => {
                 self.enter(State::Closed { failures: 0 });
-                Some(Change::Closed)
+                Some(BreakerChange::Closed)
             }
-            (State::Probing { round, .. }, Finding::Away) => {
+            (State::Probing { round, .. }, Finding::Lost) => {
                 Some(self.open(round.saturating_add(1), limits, now, chance))
             }
             (State::Probing { round, .. }, Finding::Nothing) => {
@@ -157,20 +157,26 @@ impl Breaker {
     }
 
     /// How it stands.
-    pub(super) fn standing(&self, now: Instant) -> Standing {
+    pub(super) fn standing(&self, now: Instant) -> BreakerStanding {
         match (self.state, self.wait(now)) {
-            (State::Closed { failures }, _) => Standing::Closed(failures),
-            (State::Open { .. }, Some(wait)) => Standing::Open(wait),
-            (State::Open { .. } | State::Probing { .. }, _) => Standing::Probing,
+            (State::Closed { failures }, _) => BreakerStanding::Closed(failures),
+            (State::Open { .. }, Some(wait)) => BreakerStanding::Open(wait),
+            (State::Open { .. } | State::Probing { .. }, _) => BreakerStanding::Probing,
         }
     }
 
-    fn open(&mut self, round: u32, limits: &BreakerLimits, now: Instant, chance: f64) -> Change {
+    fn open(
+        &mut self,
+        round: u32,
+        limits: &BreakerLimits,
+        now: Instant,
+        chance: f64,
+    ) -> BreakerChange {
         let backoff = Backoff { base: limits.first_wait, max: limits.longest_wait };
         // From half of the wait to all of it.
         let wait = backoff.ceiling(round).mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0);
         self.enter(State::Open { round, until: now + wait });
-        Change::Opened(wait)
+        BreakerChange::Opened(wait)
     }
 
     fn enter(&mut self, state: State) {
@@ -192,7 +198,7 @@ mod tests {
     };
 
     /// One call from start to end.
-    fn call(breaker: &mut Breaker, finding: Finding, now: Instant) -> Option<Change> {
+    fn call(breaker: &mut Breaker, finding: Finding, now: Instant) -> Option<BreakerChange> {
         let pass = breaker.admit(now).expect("a call may go");
         breaker.settle(pass, finding, &LIMITS, now, 1.0)
     }
@@ -202,25 +208,28 @@ mod tests {
         let mut breaker = Breaker::default();
         let mut now = Instant::now();
         for finding in
-            [Finding::Away, Finding::Away, Finding::Alive, Finding::Away, Finding::Nothing]
+            [Finding::Lost, Finding::Lost, Finding::Alive, Finding::Lost, Finding::Nothing]
         {
             assert_eq!(call(&mut breaker, finding, now), None);
         }
-        assert_eq!(breaker.standing(now), Standing::Closed(1));
-        call(&mut breaker, Finding::Away, now);
+        assert_eq!(breaker.standing(now), BreakerStanding::Closed(1));
+        call(&mut breaker, Finding::Lost, now);
         for seconds in [1, 2, 4, 8, 8] {
             let wait = Duration::from_secs(seconds);
-            assert_eq!(call(&mut breaker, Finding::Away, now), Some(Change::Opened(wait)));
+            assert_eq!(call(&mut breaker, Finding::Lost, now), Some(BreakerChange::Opened(wait)));
             assert_eq!(breaker.admit(now), Err(wait));
-            assert_eq!(breaker.standing(now), Standing::Open(wait));
+            assert_eq!(breaker.standing(now), BreakerStanding::Open(wait));
             now += wait;
         }
-        assert_eq!(breaker.standing(now), Standing::Probing);
-        assert_eq!(call(&mut breaker, Finding::Alive, now), Some(Change::Closed));
+        assert_eq!(breaker.standing(now), BreakerStanding::Probing);
+        assert_eq!(call(&mut breaker, Finding::Alive, now), Some(BreakerChange::Closed));
         // The next time it begins anew.
-        call(&mut breaker, Finding::Away, now);
-        call(&mut breaker, Finding::Away, now);
-        assert_eq!(call(&mut breaker, Finding::Away, now), Some(Change::Opened(LIMITS.first_wait)));
+        call(&mut breaker, Finding::Lost, now);
+        call(&mut breaker, Finding::Lost, now);
+        assert_eq!(
+            call(&mut breaker, Finding::Lost, now),
+            Some(BreakerChange::Opened(LIMITS.first_wait))
+        );
     }
 
     #[test]
@@ -229,7 +238,7 @@ mod tests {
         let mut now = Instant::now();
         let late = breaker.admit(now).unwrap();
         for _ in 0..3 {
-            call(&mut breaker, Finding::Away, now);
+            call(&mut breaker, Finding::Lost, now);
         }
         // A call from before tells nothing new, either way.
         assert_eq!(breaker.settle(late, Finding::Alive, &LIMITS, now, 1.0), None);
@@ -241,9 +250,12 @@ mod tests {
         let probe = breaker.admit(now).unwrap();
         now += TRIAL;
         let second = breaker.admit(now).unwrap();
-        assert_eq!(breaker.settle(second, Finding::Alive, &LIMITS, now, 1.0), Some(Change::Closed));
-        assert_eq!(breaker.settle(probe, Finding::Away, &LIMITS, now, 1.0), None);
-        assert_eq!(breaker.standing(now), Standing::Closed(0));
+        assert_eq!(
+            breaker.settle(second, Finding::Alive, &LIMITS, now, 1.0),
+            Some(BreakerChange::Closed)
+        );
+        assert_eq!(breaker.settle(probe, Finding::Lost, &LIMITS, now, 1.0), None);
+        assert_eq!(breaker.standing(now), BreakerStanding::Closed(0));
     }
 
     #[test]
@@ -253,12 +265,12 @@ mod tests {
         let off = BreakerLimits { failures: 0, ..LIMITS };
         for _ in 0..100 {
             let pass = breaker.admit(now).unwrap();
-            assert_eq!(breaker.settle(pass, Finding::Away, &off, now, 0.0), None);
+            assert_eq!(breaker.settle(pass, Finding::Lost, &off, now, 0.0), None);
         }
     }
 
     fn finding() -> impl Strategy<Value = Finding> {
-        prop_oneof![Just(Finding::Alive), Just(Finding::Away), Just(Finding::Nothing)]
+        prop_oneof![Just(Finding::Alive), Just(Finding::Lost), Just(Finding::Nothing)]
     }
 
     proptest! {
@@ -284,7 +296,7 @@ mod tests {
             now += breaker.wait(now).unwrap_or_default();
             let pass = breaker.admit(now).expect("the wait is over");
             breaker.settle(pass, Finding::Alive, &LIMITS, now, 0.5);
-            prop_assert_eq!(breaker.standing(now), Standing::Closed(0));
+            prop_assert_eq!(breaker.standing(now), BreakerStanding::Closed(0));
         }
 
         #[test]
@@ -299,7 +311,7 @@ mod tests {
                 };
                 match finding {
                     Finding::Alive => in_a_row = 0,
-                    Finding::Away => in_a_row += 1,
+                    Finding::Lost => in_a_row += 1,
                     Finding::Nothing => {}
                 }
                 prop_assert_eq!(change.is_some(), in_a_row == LIMITS.failures);

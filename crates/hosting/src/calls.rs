@@ -16,8 +16,8 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::{
-    away::{AwayReason, SOON},
-    breaker::{Breaker, Change, Finding, Pass, Standing},
+    breaker::{Breaker, BreakerChange, BreakerStanding, Finding, Pass},
+    outage::{OutageReason, SOON},
     slots::{NoSlot, Slots},
 };
 use crate::metrics::{BREAKER_CHANGES, CALLS_IN_FLIGHT, CALLS_TURNED_AWAY};
@@ -35,7 +35,7 @@ struct State {
     /// What the last call that found the server away said.
     last_failure: String,
     /// What callers are told for it.
-    last_away: AwayReason,
+    last_outage: OutageReason,
     /// Whether it is the last word: nothing was answered since.
     in_trouble: bool,
     /// When a call ended last that found it there.
@@ -68,7 +68,7 @@ pub(crate) enum TurnedAway {
         /// What the last call found.
         last: String,
         /// What callers are told for it.
-        away: AwayReason,
+        outage: OutageReason,
         /// When one may try.
         retry_after: Duration,
     },
@@ -94,10 +94,10 @@ pub(crate) enum TurnedAway {
 
 impl TurnedAway {
     /// Why the server can't take the call.
-    pub(crate) fn reason(&self) -> AwayReason {
+    pub(crate) fn reason(&self) -> OutageReason {
         match self {
-            Self::Breaker { away, .. } => *away,
-            Self::QueueFull { .. } | Self::TimedOut { .. } => AwayReason::Busy,
+            Self::Breaker { outage, .. } => *outage,
+            Self::QueueFull { .. } | Self::TimedOut { .. } => OutageReason::Busy,
         }
     }
 
@@ -148,19 +148,20 @@ impl Calls {
         {
             let state = self.lock();
             if let Some(retry_after) = state.breaker.wait(Instant::now()) {
-                return Err(state.turned_away(retry_after));
+                return Err(state.refuse_for_breaker(retry_after));
             }
         }
         // The tool's slot first: whoever waits for that should not hold one of the server's
         // meanwhile.
-        let tool_slots = limits.tool_concurrency.map(|size| self.lock().slots_of(tool, size));
-        let tool_slot = take(tool_slots, "this tool", limits).await?;
-        let server_slots = limits.server.max_concurrency.map(|size| self.lock().slots(size));
-        let server_slot = take(server_slots, "this server", limits).await?;
+        let tool_slots = limits.tool_concurrency.map(|size| self.lock().slots_of_tool(tool, size));
+        let tool_slot = take_slot(tool_slots, "this tool", limits).await?;
+        let server_slots =
+            limits.server.max_concurrency.map(|size| self.lock().slots_of_server(size));
+        let server_slot = take_slot(server_slots, "this server", limits).await?;
         let begun = Instant::now();
         let mut state = self.lock();
         let admitted = state.breaker.admit(begun);
-        let pass = admitted.map_err(|retry_after| state.turned_away(retry_after))?;
+        let pass = admitted.map_err(|retry_after| state.refuse_for_breaker(retry_after))?;
         drop(state);
         self.in_flight.send_modify(|calls| *calls += 1);
         metrics::gauge!(CALLS_IN_FLIGHT.name).increment(1);
@@ -187,7 +188,7 @@ impl Calls {
     }
 
     /// How the breaker stands, and what the last call that found the server away said.
-    pub(super) fn standing(&self, now: Instant) -> (Standing, String) {
+    pub(super) fn standing(&self, now: Instant) -> (BreakerStanding, String) {
         let state = self.lock();
         (state.breaker.standing(now), state.last_failure.clone())
     }
@@ -204,7 +205,7 @@ impl Calls {
     }
 
     /// The server is needed now.
-    pub(super) fn used(&self) {
+    pub(super) fn mark_used(&self) {
         self.lock().last_used = Some(Instant::now());
     }
 
@@ -214,13 +215,13 @@ impl Calls {
     }
 
     /// Waits until no call is under way.
-    pub(super) async fn none(&self) {
+    pub(super) async fn wait_until_idle(&self) {
         // The sender is ours, so it can't be gone.
         _ = self.in_flight.subscribe().wait_for(|calls| *calls == 0).await;
     }
 
     /// Another server stands in the place of the one that calls were lost to.
-    pub(super) fn replaced(&self) {
+    pub(super) fn reset(&self) {
         let mut state = self.lock();
         state.breaker.reset();
         state.in_trouble = false;
@@ -233,14 +234,14 @@ impl Calls {
 }
 
 /// A slot, where there is a limit.
-async fn take(
+async fn take_slot(
     slots: Option<Arc<Slots>>,
     what: &'static str,
     limits: &CallLimits,
 ) -> Result<Option<OwnedSemaphorePermit>, TurnedAway> {
     let Some(slots) = slots else { return Ok(None) };
     let waited = limits.server.queue_timeout;
-    let taken = slots.take(limits.server.max_queued, waited).await;
+    let taken = slots.acquire(limits.server.max_queued, waited).await;
     taken.map(Some).map_err(|error| match error {
         NoSlot::QueueFull => TurnedAway::QueueFull { limit: slots.size(), what },
         NoSlot::TimedOut => TurnedAway::TimedOut { limit: slots.size(), what, waited },
@@ -248,18 +249,22 @@ async fn take(
 }
 
 impl State {
-    fn turned_away(&self, retry_after: Duration) -> TurnedAway {
-        TurnedAway::Breaker { last: self.last_failure.clone(), away: self.last_away, retry_after }
+    fn refuse_for_breaker(&self, retry_after: Duration) -> TurnedAway {
+        TurnedAway::Breaker {
+            last: self.last_failure.clone(),
+            outage: self.last_outage,
+            retry_after,
+        }
     }
 
-    fn slots(&mut self, size: NonZeroUsize) -> Arc<Slots> {
+    fn slots_of_server(&mut self, size: NonZeroUsize) -> Arc<Slots> {
         let slots = self.server_slots.get_or_insert_with(|| Arc::new(Slots::new(size.get())));
-        resized(slots, size)
+        resize_slots(slots, size)
     }
 
-    fn slots_of(&mut self, tool: &str, size: NonZeroUsize) -> Arc<Slots> {
+    fn slots_of_tool(&mut self, tool: &str, size: NonZeroUsize) -> Arc<Slots> {
         if let Some(slots) = self.tool_slots.get_mut(tool) {
-            return resized(slots, size);
+            return resize_slots(slots, size);
         }
         let slots = Arc::new(Slots::new(size.get()));
         self.tool_slots.insert(tool.to_owned(), slots.clone());
@@ -269,7 +274,7 @@ impl State {
 
 /// The slots, new ones where a new policy has another number. Calls under way keep those that they
 /// have, so that there may be more for a while than the new policy says.
-fn resized(slots: &mut Arc<Slots>, size: NonZeroUsize) -> Arc<Slots> {
+fn resize_slots(slots: &mut Arc<Slots>, size: NonZeroUsize) -> Arc<Slots> {
     if slots.size() != size.get() {
         *slots = Arc::new(Slots::new(size.get()));
     }
@@ -278,7 +283,7 @@ fn resized(slots: &mut Arc<Slots>, size: NonZeroUsize) -> Arc<Slots> {
 
 impl Ticket {
     /// The server answered, with a result or with an error.
-    pub(crate) fn answered(mut self) {
+    pub(crate) fn record_answer(mut self) {
         self.finding = Finding::Alive;
         let mut state = self.calls.lock();
         state.last_answer = Some(Instant::now());
@@ -286,35 +291,35 @@ impl Ticket {
     }
 
     /// The server did not take the call: it can't be reached, or refuses it whatever it is.
-    pub(crate) fn not_taken(self, away: AwayReason, what: &str) {
+    pub(crate) fn record_outage(self, outage: OutageReason, what: &str) {
         self.calls.lock().in_trouble = true;
-        self.away(away, what);
+        self.note_outage(outage, what);
     }
 
     /// The server can't be reached, or went away before it answered.
-    pub(crate) fn lost(self, what: &str) {
-        self.away(AwayReason::Unavailable, what);
+    pub(crate) fn record_loss(self, what: &str) {
+        self.note_outage(OutageReason::Unavailable, what);
     }
 
-    fn away(mut self, away: AwayReason, what: &str) {
-        self.finding = Finding::Away;
+    fn note_outage(mut self, outage: OutageReason, what: &str) {
+        self.finding = Finding::Lost;
         let mut state = self.calls.lock();
         what.clone_into(&mut state.last_failure);
-        state.last_away = away;
+        state.last_outage = outage;
     }
 
     /// The call took longer than it may. That is the server's failure only where it gave no sign of
     /// life meanwhile, to this call or to another one; otherwise the tool is slow, and the server
     /// is there.
-    pub(crate) fn timed_out(mut self, heard_of: bool, what: &str) {
+    pub(crate) fn record_timeout(mut self, heard_of: bool, what: &str) {
         let mut state = self.calls.lock();
         let others = state.last_answer.is_some_and(|at| at >= self.begun);
         if heard_of || others {
             self.finding = Finding::Alive;
         } else {
-            self.finding = Finding::Away;
+            self.finding = Finding::Lost;
             what.clone_into(&mut state.last_failure);
-            state.last_away = AwayReason::Unavailable;
+            state.last_outage = OutageReason::Unavailable;
         }
         drop(state);
     }
@@ -329,8 +334,8 @@ impl Drop for Ticket {
         let change = state.breaker.settle(self.pass, self.finding, &self.breaker, now, chance);
         drop(state);
         let to = match change {
-            Some(Change::Opened(_)) => Some("open"),
-            Some(Change::Closed) => Some("closed"),
+            Some(BreakerChange::Opened(_)) => Some("open"),
+            Some(BreakerChange::Closed) => Some("closed"),
             None => None,
         };
         if let Some(to) = to {
@@ -359,17 +364,17 @@ mod tests {
         let calls = Arc::new(Calls::default());
         let limits = limits(2);
         for _ in 0..10 {
-            calls.begin("t", &limits).await.unwrap().answered();
+            calls.begin("t", &limits).await.unwrap().record_answer();
         }
-        calls.begin("t", &limits).await.unwrap().lost("gone");
+        calls.begin("t", &limits).await.unwrap().record_loss("gone");
         drop(calls.begin("t", &limits).await.unwrap());
-        calls.begin("t", &limits).await.unwrap().lost("gone away");
+        calls.begin("t", &limits).await.unwrap().record_loss("gone away");
         let turned_away = calls.begin("t", &limits).await.unwrap_err();
-        assert_eq!(turned_away.reason(), AwayReason::Unavailable);
+        assert_eq!(turned_away.reason(), OutageReason::Unavailable);
         assert!(turned_away.to_string().contains("gone away"), "{turned_away}");
         assert!(turned_away.retry_after() <= limits.server.breaker.first_wait);
-        calls.replaced();
-        calls.begin("t", &limits).await.unwrap().answered();
+        calls.reset();
+        calls.begin("t", &limits).await.unwrap().record_answer();
         assert_eq!(calls.in_flight(), 0);
     }
 
@@ -377,12 +382,12 @@ mod tests {
     async fn a_slow_tool_is_no_dead_server() {
         let calls = Arc::new(Calls::default());
         let limits = limits(1);
-        calls.begin("t", &limits).await.unwrap().timed_out(true, "late");
+        calls.begin("t", &limits).await.unwrap().record_timeout(true, "late");
         let slow = calls.begin("t", &limits).await.unwrap();
-        calls.begin("other", &limits).await.unwrap().answered();
-        slow.timed_out(false, "late");
-        assert_eq!(calls.standing(Instant::now()).0, Standing::Closed(0));
-        calls.begin("t", &limits).await.unwrap().timed_out(false, "late");
+        calls.begin("other", &limits).await.unwrap().record_answer();
+        slow.record_timeout(false, "late");
+        assert_eq!(calls.standing(Instant::now()).0, BreakerStanding::Closed(0));
+        calls.begin("t", &limits).await.unwrap().record_timeout(false, "late");
         assert!(calls.begin("t", &limits).await.is_err());
     }
 
@@ -394,7 +399,7 @@ mod tests {
         let one = CallLimits { tool_concurrency: NonZeroUsize::new(1), ..limits };
         let first = calls.begin("t", &one).await.unwrap();
         let busy = calls.begin("t", &one).await.unwrap_err();
-        assert_eq!((busy.reason(), busy.label()), (AwayReason::Busy, "queue-full"));
+        assert_eq!((busy.reason(), busy.label()), (OutageReason::Busy, "queue-full"));
         assert!(busy.to_string().contains("1 calls of this tool"), "{busy}");
         let second = calls.begin("other", &limits).await.unwrap();
         assert!(
@@ -402,7 +407,7 @@ mod tests {
         );
         assert_eq!(calls.in_flight(), 2);
         drop((first, second));
-        calls.begin("t", &one).await.unwrap().answered();
-        calls.none().await;
+        calls.begin("t", &one).await.unwrap().record_answer();
+        calls.wait_until_idle().await;
     }
 }

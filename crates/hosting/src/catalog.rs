@@ -20,8 +20,8 @@ use super::{
     attempt::Attempt,
     changes::Lists,
     extensions::Declared,
-    handshake_error::service_error,
-    inbound::raw,
+    handshake_error::describe_service_error,
+    inbound::raw_result,
     listed::{HiddenTool, Listed, MAX_ITEMS, Page},
 };
 
@@ -73,9 +73,9 @@ impl Catalog {
         attempt: &Attempt,
     ) -> Result<Self, String> {
         let mut catalog = Self { declared: Declared::of(&info.capabilities), ..Self::default() };
-        attempt.waits_for(Tool::AWAITED);
+        attempt.set_awaited(Tool::AWAITED);
         catalog.read_tools(server, peer, info).await?;
-        attempt.waits_for("its lists of prompts and resources");
+        attempt.set_awaited("its lists of prompts and resources");
         catalog
             .read_optional(server, peer, info, Lists::ALL, attempt.patience_with_options())
             .await;
@@ -109,7 +109,7 @@ impl Catalog {
     ) -> Result<(), String> {
         if info.capabilities.tools.is_some() {
             let found = read_list(server, peer, None).await?;
-            self.tools = self.take(found);
+            self.tools = self.keep_items(found);
         }
         Ok(())
     }
@@ -129,30 +129,30 @@ impl Catalog {
         let wants_resources = lists.resources && has.resources.is_some();
 
         let (prompts, resources, templates) = tokio::join!(
-            optional(server, peer, wants_prompts, patience),
-            optional(server, peer, wants_resources, patience),
-            optional(server, peer, wants_resources, patience),
+            read_optional_list(server, peer, wants_prompts, patience),
+            read_optional_list(server, peer, wants_resources, patience),
+            read_optional_list(server, peer, wants_resources, patience),
         );
         if let Some(found) = prompts {
-            self.prompts = self.take(found);
+            self.prompts = self.keep_items(found);
         }
         if let Some(found) = resources {
-            self.resources = self.take(found);
+            self.resources = self.keep_items(found);
         }
         if let Some(found) = templates {
-            self.templates = self.take(found);
+            self.templates = self.keep_items(found);
         }
     }
 
     /// Notes what of a list can't be offered; the rest.
-    fn take<T: Listed>(&mut self, found: Found<T>) -> Arc<Vec<T>> {
+    fn keep_items<T: Listed>(&mut self, found: Found<T>) -> Arc<Vec<T>> {
         self.hidden.insert(T::METHOD, found.hidden);
         Arc::new(found.items)
     }
 }
 
 /// Reads a list that a server can do without; `None` if that is not wanted, or can't be done.
-async fn optional<T: Listed>(
+async fn read_optional_list<T: Listed>(
     server: &str,
     peer: &Peer<RoleClient>,
     is_wanted: bool,
@@ -196,7 +196,7 @@ async fn read_list<T: Listed>(
     let mut list = Pages::default();
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let result = match ask::<T>(peer, list.cursor.take(), left).await {
+        let result = match request_page::<T>(peer, list.cursor.take(), left).await {
             Ok(result) => result,
             // A capability stands for several methods, of which a server need not have all.
             Err(ServiceError::McpError(error)) if error.code == ErrorCode::METHOD_NOT_FOUND => {
@@ -210,10 +210,11 @@ async fn read_list<T: Listed>(
             Err(ServiceError::Timeout { .. }) => {
                 return Err(format!("{method}: it was not answered in time"));
             }
-            Err(error) => return Err(format!("{method}: {}", service_error(&error))),
+            Err(error) => return Err(format!("{method}: {}", describe_service_error(&error))),
         };
 
-        let page = Page::read(raw(result)).map_err(|problem| format!("{method}: {problem}"))?;
+        let page =
+            Page::read(raw_result(result)).map_err(|problem| format!("{method}: {problem}"))?;
         for remark in &page.remarks {
             tracing::warn!(
                 server,
@@ -222,7 +223,7 @@ async fn read_list<T: Listed>(
                 "a list of a hosted server has something odd in it"
             );
         }
-        match list.add(page).map_err(|problem| format!("{method}: {problem}"))? {
+        match list.add_page(page).map_err(|problem| format!("{method}: {problem}"))? {
             Next::Page => {}
             Next::End => return Ok(list.found),
             Next::Circle => {
@@ -240,7 +241,7 @@ async fn read_list<T: Listed>(
 }
 
 /// Asks for a page, past rmcp's cache, which may hold what was there before a change.
-async fn ask<T: Listed>(
+async fn request_page<T: Listed>(
     peer: &Peer<RoleClient>,
     cursor: Option<String>,
     patience: Option<Duration>,
@@ -292,7 +293,7 @@ impl<T: Listed> Pages<T> {
     /// # Errors
     ///
     /// If the list is too long.
-    fn add(&mut self, page: Page<T>) -> Result<Next, String> {
+    fn add_page(&mut self, page: Page<T>) -> Result<Next, String> {
         self.pages += 1;
         let is_first = self.pages == 1;
         let mut brings_news = false;
@@ -341,7 +342,7 @@ mod tests {
         let mut after = Vec::new();
         for page in pages {
             let page = Page::read(page.as_object().unwrap().clone()).unwrap();
-            after.push(list.add(page).unwrap());
+            after.push(list.add_page(page).unwrap());
         }
         let names = list.found.items.iter().map(|tool| tool.name.to_string()).collect();
         (after, names)
@@ -382,7 +383,7 @@ mod tests {
         let mut list = Pages::<Tool>::default();
         let problem = (0..).find_map(|n| {
             let page = page(&[&format!("t{n}")], json!(n.to_string()));
-            list.add(Page::read(page.as_object().unwrap().clone()).unwrap()).err()
+            list.add_page(Page::read(page.as_object().unwrap().clone()).unwrap()).err()
         });
         assert_eq!(problem.as_deref(), Some("no end after 10000 items"));
     }

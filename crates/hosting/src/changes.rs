@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
-use super::notices::{Dropped, Intake, Notice};
+use super::notices::{DropReason, Intake, Notice};
 
 /// How many changed resources of one server are kept until somebody looks. Whoever changes more of
 /// them meanwhile has some of the news dropped; a subscriber that missed one hears of the next.
@@ -53,11 +53,11 @@ pub enum Change {
 /// is one piece of news.
 #[derive(Debug, Clone, Default)]
 pub struct News {
-    shared: Arc<Shared>,
+    shared: Arc<NewsInner>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct NewsInner {
     state: Mutex<Unseen>,
     notices: Mutex<Intake>,
     changed: Notify,
@@ -77,12 +77,12 @@ pub struct Unseen {
 }
 
 impl News {
-    pub(super) fn lists(&self, set: impl FnOnce(&mut Lists)) {
+    pub(super) fn note_lists(&self, set: impl FnOnce(&mut Lists)) {
         set(&mut self.lock().lists);
         self.shared.changed.notify_one();
     }
 
-    pub(super) fn resource(&self, uri: String) {
+    pub(super) fn note_resource(&self, uri: String) {
         let mut state = self.lock();
         if state.resources.len() < MAX_UPDATED {
             state.resources.insert(uri);
@@ -92,26 +92,26 @@ impl News {
     }
 
     /// Takes in a notification of a method that is not known here.
-    pub(super) fn notice(&self, server: &str, notice: Notice) {
+    pub(super) fn note_notice(&self, server: &str, notice: Notice) {
         let added = self.notices().add(notice, Instant::now());
         match added {
             Ok(()) => self.shared.changed.notify_one(),
-            Err(dropped) => self.drop_notice(server, &dropped),
+            Err(dropped) => self.log_dropped_notice(server, &dropped),
         }
     }
 
     /// Notes that a notification is not passed on. The log is told once of each reason.
-    pub(super) fn drop_notice(&self, server: &str, dropped: &Dropped) {
-        if self.notices().is_news(dropped) {
+    pub(super) fn log_dropped_notice(&self, server: &str, dropped: &DropReason) {
+        if self.notices().should_log(dropped) {
             tracing::warn!(server, reason = %dropped, "a notification of a hosted server is not passed on");
         }
     }
 
     /// The server has forgotten our session, and there is a new one. It may offer something else by
     /// now, and knows of no subscription.
-    pub(super) fn renewed(&self) {
+    pub(super) fn note_new_session(&self) {
         self.shared.renewals.send_modify(|renewals| *renewals += 1);
-        self.lists(|lists| *lists = Lists::ALL);
+        self.note_lists(|lists| *lists = Lists::ALL);
     }
 
     /// Changes with every new session.
@@ -148,10 +148,10 @@ mod tests {
     async fn news_is_told_once() {
         let news = News::default();
         for _ in 0..3 {
-            news.lists(|lists| lists.tools = true);
+            news.note_lists(|lists| lists.tools = true);
         }
         for n in 0..2 * MAX_UPDATED {
-            news.resource(format!("test://{n}"));
+            news.note_resource(format!("test://{n}"));
         }
         let unseen = news.next().await;
         assert_eq!(unseen.lists, Lists { tools: true, ..Lists::default() });

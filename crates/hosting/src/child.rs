@@ -56,7 +56,7 @@ pub(crate) type ChildPipes = (ChildStdout, ChildStdin);
 /// # Errors
 ///
 /// Where the operating system refuses.
-pub(crate) fn spawn(
+pub(crate) fn spawn_child(
     server: &str,
     spec: &ChildSpec,
     limits: &ProcessLimits,
@@ -91,7 +91,7 @@ pub(crate) fn spawn(
     let process = ChildProcess { pid, stderr, stdout: watch, stop: stop.clone(), exit };
     let counted = Counted::new(&metrics::CHILDREN);
     tokio::spawn(async move {
-        let status = supervise(child, pid, stop).await;
+        let status = supervise_child(child, pid, stop).await;
         drop(counted);
         if let Some(drained) = drained {
             // The last words matter most. Somebody outside of the group may hold the pipe, so not
@@ -109,7 +109,7 @@ impl ChildProcess {
     /// Its standard input should be closed by now.
     pub async fn stop(&self) {
         self.stop.cancel();
-        self.exited().await;
+        self.wait_for_exit().await;
     }
 
     /// Ends the child when it is dropped.
@@ -118,7 +118,7 @@ impl ChildProcess {
     }
 
     /// How it ended, once it has.
-    pub async fn exited(&self) -> String {
+    pub async fn wait_for_exit(&self) -> String {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await {
             Ok(status) => status.clone().unwrap_or_default(),
@@ -129,19 +129,19 @@ impl ChildProcess {
 
 /// Waits for the child's end or for the wish to end it; either way nothing of its group is left
 /// afterwards.
-async fn supervise(mut child: Child, pid: u32, stop: CancellationToken) -> String {
+async fn supervise_child(mut child: Child, pid: u32, stop: CancellationToken) -> String {
     let status = tokio::select! {
         status = child.wait() => status,
-        () = stop.cancelled() => terminate(&mut child, pid).await,
+        () = stop.cancelled() => terminate_child(&mut child, pid).await,
     };
     signal_group(pid, Signal::SIGKILL);
     match status {
-        Ok(status) => describe(status),
+        Ok(status) => describe_status(status),
         Err(error) => format!("waiting for the process failed: {error}"),
     }
 }
 
-async fn terminate(child: &mut Child, pid: u32) -> io::Result<ExitStatus> {
+async fn terminate_child(child: &mut Child, pid: u32) -> io::Result<ExitStatus> {
     if let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await {
         return status;
     }
@@ -164,7 +164,7 @@ fn signal_group(pid: u32, signal: Signal) {
     }
 }
 
-fn describe(status: ExitStatus) -> String {
+fn describe_status(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(0), _) => ENDED_WELL.to_owned(),

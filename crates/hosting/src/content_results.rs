@@ -10,8 +10,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
-    inbound::raw,
-    kept_items::{disown, keep_odd},
+    inbound::raw_result,
+    kept_items::{keep_unreadable_items, remove_forged},
 };
 
 /// How much of a result that can't be read is quoted.
@@ -25,7 +25,7 @@ const SHOWN: usize = 200;
 pub(crate) fn read_prompt(result: ServerResult) -> Result<GetPromptResponse, String> {
     match result {
         ServerResult::GetPromptResult(mut result) => {
-            disown(&mut result.meta);
+            remove_forged(&mut result.meta);
             return Ok(GetPromptResponse::Complete(result));
         }
         ServerResult::InputRequiredResult(result) => {
@@ -34,7 +34,7 @@ pub(crate) fn read_prompt(result: ServerResult) -> Result<GetPromptResponse, Str
         _ => {}
     }
 
-    let mut result = raw(result);
+    let mut result = raw_result(result);
     // Nobody needs it, and it must not cost the messages.
     if result.get("description").is_some_and(|description| !description.is_string()) {
         result.remove("description");
@@ -53,7 +53,7 @@ pub(crate) fn read_prompt(result: ServerResult) -> Result<GetPromptResponse, Str
 pub(crate) fn read_resource(result: ServerResult) -> Result<ReadResourceResponse, String> {
     match result {
         ServerResult::ReadResourceResult(mut result) => {
-            disown(&mut result.meta);
+            remove_forged(&mut result.meta);
             return Ok(ReadResourceResponse::Complete(result));
         }
         ServerResult::InputRequiredResult(result) => {
@@ -62,7 +62,7 @@ pub(crate) fn read_resource(result: ServerResult) -> Result<ReadResourceResponse
         _ => {}
     }
 
-    let mut result = raw(result);
+    let mut result = raw_result(result);
     // They are hints for caches.
     for (hint, is_one) in
         [("ttlMs", Value::is_u64 as fn(&Value) -> bool), ("cacheScope", Value::is_string)]
@@ -105,7 +105,7 @@ fn read<T: DeserializeOwned, I: DeserializeOwned + Serialize>(
         Some(Value::Object(meta)) => Some(MetaObject(meta)),
         _ => None,
     };
-    let held: Vec<I> = keep_odd(member, items, &mut meta);
+    let held: Vec<I> = keep_unreadable_items(member, items, &mut meta);
     result.insert(member.to_owned(), serde_json::to_value(held).map_err(explained)?);
     if let Some(meta) = meta {
         result.insert("_meta".to_owned(), meta.0.into());

@@ -21,65 +21,70 @@ use super::{
 
 impl Fleet {
     /// From now on this policy holds: for what is started and called, and for what runs.
-    pub async fn apply(self: &Arc<Self>, policy: Policy) {
+    pub async fn apply_policy(self: &Arc<Self>, policy: Policy) {
         self.policy.replace(policy);
         let all: Vec<Arc<Hosted>> = self.servers().values().cloned().collect();
         join_all(all.iter().map(|hosted| async move {
             // Whoever starts it right now is waited for, since they may have asked the policy
             // before.
             let _gate = hosted.gate.lock().await;
-            self.enforce(hosted).await;
+            self.enforce_policy(hosted).await;
         }))
         .await;
     }
 
     /// Refuses or allows one server as the policy now says. The gate is held.
-    pub(super) async fn enforce(self: &Arc<Self>, hosted: &Arc<Hosted>) {
+    pub(super) async fn enforce_policy(self: &Arc<Self>, hosted: &Arc<Hosted>) {
         let Some(entry) = hosted.state().launch.as_ref().map(|launch| launch.entry.clone()) else {
             return;
         };
         let policy = self.policy();
-        match refusal(&entry, &policy).await {
-            Some(reason) => self.refuse(hosted, &reason, &policy),
+        match policy_refusal(&entry, &policy).await {
+            Some(reason) => self.refuse_server(hosted, &reason, &policy),
             None => {
-                if hosted.state_mut().allowed() {
+                if hosted.state_mut().set_allowed() {
                     tracing::info!(server = hosted.name, "a hosted server is allowed again");
-                    self.reroute();
+                    self.rebuild_routes();
                 }
             }
         }
     }
 
     /// Takes a server's connection away and ends it after its calls.
-    pub(super) fn refuse(self: &Arc<Self>, hosted: &Arc<Hosted>, reason: &str, policy: &Policy) {
+    pub(super) fn refuse_server(
+        self: &Arc<Self>,
+        hosted: &Arc<Hosted>,
+        reason: &str,
+        policy: &Policy,
+    ) {
         let known = matches!(hosted.state().phase, Phase::Refused);
-        let taken = hosted.state_mut().refused(reason);
+        let taken = hosted.state_mut().set_refused(reason);
         if !known {
             tracing::warn!(server = hosted.name, reason, "a hosted server is not allowed any more");
-            self.reroute();
+            self.rebuild_routes();
         }
         if let Some(upstream) = taken {
-            tokio::spawn(drain(hosted.clone(), upstream, policy.limits.drain_timeout));
+            tokio::spawn(drain_upstream(hosted.clone(), upstream, policy.limits.drain_timeout));
         }
     }
 }
 
 /// Ends a connection after the calls under way.
-async fn drain(hosted: Arc<Hosted>, upstream: Arc<Upstream>, limit: std::time::Duration) {
+async fn drain_upstream(hosted: Arc<Hosted>, upstream: Arc<Upstream>, limit: std::time::Duration) {
     tokio::select! {
-        () = hosted.calls.none() => {}
-        _ = upstream.ended() => {}
+        () = hosted.calls.wait_until_idle() => {}
+        _ = upstream.wait_for_end() => {}
         () = tokio::time::sleep(limit) => {
             tracing::warn!(server = hosted.name, calls = hosted.calls.in_flight(), "calls are cut off");
         }
     }
     upstream.stop().await;
-    hosted.state_mut().drained(&upstream);
+    hosted.state_mut().forget_drained(&upstream);
 }
 
 /// Why a policy does not allow a configuration, where it does not. Other reasons why it may not
 /// start, such as a file that is gone, are none to end what runs.
-async fn refusal(entry: &ServerEntry, policy: &Policy) -> Option<String> {
+async fn policy_refusal(entry: &ServerEntry, policy: &Policy) -> Option<String> {
     match launch::resolve(entry, policy).await {
         Ok(LaunchSpec::Child(_)) => None,
         Ok(LaunchSpec::Url(spec) | LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec)) => {

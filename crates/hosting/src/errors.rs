@@ -5,7 +5,7 @@ use std::time::Duration;
 use fleet_job::tool_name::NameError;
 use fleet_policy::Refusal;
 
-use super::{away::AwayReason, launch::LaunchError, upstream::ConnectError};
+use super::{launch::LaunchError, outage::OutageReason, upstream::ConnectError};
 
 /// Why a server can't be hosted.
 #[derive(Debug, thiserror::Error)]
@@ -41,10 +41,10 @@ impl InitError {
 
     /// Why what was asked for has to wait, if nothing is wrong with it: a remote server can't be
     /// reached or refuses our credentials, or this server is on its way out.
-    pub fn away_reason(&self) -> Option<AwayReason> {
+    pub fn outage_reason(&self) -> Option<OutageReason> {
         match self {
-            Self::Connect(error) => error.away_reason(),
-            Self::Closed => Some(AwayReason::Unavailable),
+            Self::Connect(error) => error.outage_reason(),
+            Self::Closed => Some(OutageReason::Unavailable),
             Self::Name(_) | Self::Launch(_) | Self::TooMany(_) | Self::Removed => None,
         }
     }
@@ -53,13 +53,13 @@ impl InitError {
 /// A server that can't take a call now.
 #[derive(Debug, thiserror::Error)]
 #[error("server `{server}` is not available: {reason}")]
-pub struct Down {
+pub struct ServerDown {
     /// The server.
     pub server: String,
     /// Why.
     pub reason: String,
     /// What the caller is told.
-    pub(crate) away: AwayReason,
+    pub(crate) outage: OutageReason,
     /// When it may be tried again.
     pub retry_after: Duration,
 }

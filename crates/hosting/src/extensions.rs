@@ -48,12 +48,12 @@ impl Declared {
 /// What all hosted servers declare.
 #[derive(Debug, Default)]
 pub struct Extensions {
-    extensions: Claims,
-    experimental: Claims,
+    extensions: Declarations,
+    experimental: Declarations,
 }
 
 /// Who declares an extension, with which settings.
-type Claims = BTreeMap<String, Vec<(String, JsonObject)>>;
+type Declarations = BTreeMap<String, Vec<(String, JsonObject)>>;
 
 /// Who a request of an extension is for.
 #[derive(Debug, PartialEq, Eq)]
@@ -79,13 +79,13 @@ impl Extensions {
     }
 
     /// Adds what can be passed on to the front end's own capabilities.
-    pub fn put_into(&self, capabilities: &mut ServerCapabilities) {
+    pub fn add_to_capabilities(&self, capabilities: &mut ServerCapabilities) {
         let targets = [
             (&self.extensions, &mut capabilities.extensions),
             (&self.experimental, &mut capabilities.experimental),
         ];
         for (claims, target) in targets {
-            for (name, settings) in claims.iter().filter_map(passed_on) {
+            for (name, settings) in claims.iter().filter_map(forwardable) {
                 target
                     .get_or_insert_default()
                     .entry(name.clone())
@@ -96,7 +96,7 @@ impl Extensions {
 
     /// Who declares this extension.
     pub fn owner(&self, extension: &str) -> Owner<'_> {
-        owner(self.extensions.get(extension).into_iter().flatten())
+        find_owner(self.extensions.get(extension).into_iter().flatten())
     }
 
     /// Who a method is for that is none of the core protocol: `name/…` and `vendor/name/…` for
@@ -104,21 +104,22 @@ impl Extensions {
     /// methods are not known here.
     pub fn owner_of_method(&self, method: &str) -> Owner<'_> {
         let all = || self.extensions.iter().chain(&self.experimental);
-        let by_name =
-            owner(all().filter(|(name, _)| is_of(method, name)).flat_map(|(_, claims)| claims));
+        let by_name = find_owner(
+            all().filter(|(name, _)| belongs_to(method, name)).flat_map(|(_, claims)| claims),
+        );
         if by_name != Owner::Nobody {
             return by_name;
         }
 
         let is_unknown = |name: &str| name != APPS_EXTENSION_ID && name != SKILLS_EXTENSION_ID;
-        owner(all().filter(|(name, _)| is_unknown(name)).flat_map(|(_, claims)| claims))
+        find_owner(all().filter(|(name, _)| is_unknown(name)).flat_map(|(_, claims)| claims))
     }
 }
 
 impl Extensions {
     /// The extension that a server's notification belongs to, if this server declares it and no
     /// other: `notifications/name/…` and `vendor/name/…` for `vendor/name`.
-    pub fn notified(&self, server: &str, method: &str) -> Option<&str> {
+    pub fn extension_of_notice(&self, server: &str, method: &str) -> Option<&str> {
         let rest = method.strip_prefix("notifications/").unwrap_or(method);
         let topic = rest.split('/').next().unwrap_or(rest);
         if OF_PROTOCOL.contains(&topic) {
@@ -128,12 +129,12 @@ impl Extensions {
         let all = self.extensions.iter().chain(&self.experimental);
         let own =
             all.filter(|(_, claims)| matches!(claims.as_slice(), [(owner, _)] if owner == server));
-        own.map(|(name, _)| name.as_str()).find(|name| is_of(rest, name))
+        own.map(|(name, _)| name.as_str()).find(|name| belongs_to(rest, name))
     }
 }
 
 /// The settings with which an extension is passed on, if it is.
-fn passed_on<'a>(
+fn forwardable<'a>(
     (name, claims): (&'a String, &'a Vec<(String, JsonObject)>),
 ) -> Option<(&'a String, &'a JsonObject)> {
     match claims.as_slice() {
@@ -143,7 +144,7 @@ fn passed_on<'a>(
     }
 }
 
-fn owner<'a>(claims: impl Iterator<Item = &'a (String, JsonObject)>) -> Owner<'a> {
+fn find_owner<'a>(claims: impl Iterator<Item = &'a (String, JsonObject)>) -> Owner<'a> {
     let mut servers: Vec<_> = claims.map(|(server, _)| server.as_str()).collect();
     servers.sort_unstable();
     servers.dedup();
@@ -155,7 +156,7 @@ fn owner<'a>(claims: impl Iterator<Item = &'a (String, JsonObject)>) -> Owner<'a
 }
 
 /// Whether the name of a method is one of an extension's.
-fn is_of(method: &str, extension: &str) -> bool {
+fn belongs_to(method: &str, extension: &str) -> bool {
     let short = extension.rsplit('/').next().unwrap_or(extension);
     [extension, short].iter().any(|name| {
         method.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -182,7 +183,7 @@ mod tests {
 
     fn offered(extensions: &Extensions) -> Value {
         let mut capabilities = ServerCapabilities::default();
-        extensions.put_into(&mut capabilities);
+        extensions.add_to_capabilities(&mut capabilities);
         json!(capabilities)
     }
 
@@ -215,7 +216,7 @@ mod tests {
         let clock = json!({"experimental": {"clock": {}}});
         let servers = of(&[("a", declares.clone()), ("b", clock)]);
         let check = |server: &str, method: &str, expected: Option<&str>| {
-            assert_eq!(servers.notified(server, method), expected, "{server} {method}");
+            assert_eq!(servers.extension_of_notice(server, method), expected, "{server} {method}");
         };
         check("a", "notifications/palette/changed", Some("com.example/palette"));
         check("a", "notifications/com.example/palette/changed", Some("com.example/palette"));
@@ -227,7 +228,7 @@ mod tests {
         check("a", "notifications/tools/list_changed", None);
 
         let both = of(&[("a", declares.clone()), ("b", declares)]);
-        assert_eq!(both.notified("a", "notifications/palette/changed"), None);
+        assert_eq!(both.extension_of_notice("a", "notifications/palette/changed"), None);
     }
 
     #[test]

@@ -16,24 +16,24 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-pub use super::errors::{Down, InitError};
+pub use super::errors::{InitError, ServerDown};
 use fleet_ops::errors::chain;
 use fleet_policy::{Policy, Refusal, current::CurrentPolicy};
 
 use super::{
     apps,
     attempt::Attempt,
-    away::{AwayReason, SOON},
     calls::Calls,
     catalog::Catalog,
     changes::{Change, Unseen},
-    hosted::{Hosted, Launch, Phase},
+    hosted::{Hosted, LaunchSource, Phase},
     launch,
-    notices::{Dropped, Notice},
+    notices::{DropReason, Notice},
+    outage::{OutageReason, SOON},
     routes::Routes,
     secrets::Secrets,
     status::{ServerStatus, Unavailable},
-    tend::{note_end, tend},
+    supervise::{note_end, supervise_upstream},
     upstream::Upstream,
 };
 use crate::metrics::{HOSTED_RESTARTS, HOSTED_SERVERS};
@@ -107,53 +107,54 @@ impl Fleet {
     ) -> Result<ServerStatus, InitError> {
         tool_name::check_server(name)?;
         let policy = self.policy();
-        let launch = Launch { spec: launch::resolve(entry, &policy).await?, entry: entry.clone() };
+        let launch =
+            LaunchSource { spec: launch::resolve(entry, &policy).await?, entry: entry.clone() };
         loop {
-            let hosted = self.admit(name)?;
+            let hosted = self.find_or_add(name)?;
             let gate = hosted.gate.lock().await;
             if hosted.state().removed {
                 // It was removed while we waited. What we were asked comes after that.
                 continue;
             }
             let same = hosted.state().launch.as_ref().is_some_and(|last| last.spec == launch.spec);
-            if !(same && hosted.running().is_some()) {
-                self.start(&hosted, &launch).await?;
-                hosted.calls.replaced();
+            if !(same && hosted.running_upstream().is_some()) {
+                self.start_server(&hosted, &launch).await?;
+                hosted.calls.reset();
             }
             if !Arc::ptr_eq(&policy, &self.policy()) {
                 // It changed while the server was being started.
-                self.enforce(&hosted).await;
+                self.enforce_policy(&hosted).await;
                 launch::resolve(entry, &self.policy()).await?;
             }
             drop(gate);
-            return Ok(self.describe(&hosted, Instant::now()));
+            return Ok(self.status_of(&hosted, Instant::now()));
         }
     }
 
     /// Whether there is a server of this name, in whatever state. While this server shuts down
     /// nobody can tell.
     pub fn is_hosted(&self, name: &str) -> bool {
-        self.find(name).is_some() || self.closed.load(Ordering::Acquire)
+        self.find_hosted(name).is_some() || self.closed.load(Ordering::Acquire)
     }
 
     /// Whether a server of this name was last started from this very configuration, successfully or
     /// not.
     pub async fn is_hosted_from(&self, name: &str, entry: &ServerEntry) -> bool {
-        let Some(hosted) = self.find(name) else { return false };
+        let Some(hosted) = self.find_hosted(name) else { return false };
         let Ok(spec) = launch::resolve(entry, &self.policy()).await else { return false };
         hosted.state().launch.as_ref().is_some_and(|launch| launch.spec == spec)
     }
 
     /// Removes a server and ends it. `false` where there is none of this name.
     pub async fn remove(&self, name: &str) -> bool {
-        let Some(hosted) = self.find(name) else { return false };
+        let Some(hosted) = self.find_hosted(name) else { return false };
         let _gate = hosted.gate.lock().await;
         if std::mem::replace(&mut hosted.state_mut().removed, true) {
             return false;
         }
         self.servers.write().remove(name);
-        self.reroute();
-        end(&hosted).await;
+        self.rebuild_routes();
+        stop_upstreams(&hosted).await;
         tracing::info!(server = name, "hosted server removed");
         true
     }
@@ -163,12 +164,12 @@ impl Fleet {
     /// # Errors
     ///
     /// Where it can't be started now.
-    pub async fn connection(self: &Arc<Self>, name: &str) -> Result<Arc<Upstream>, Down> {
+    pub async fn ensure_running(self: &Arc<Self>, name: &str) -> Result<Arc<Upstream>, ServerDown> {
         let down = |reason: String, retry_after| {
-            let away = AwayReason::Unavailable;
-            Down { server: name.to_owned(), reason, away, retry_after }
+            let outage = OutageReason::Unavailable;
+            ServerDown { server: name.to_owned(), reason, outage, retry_after }
         };
-        let Some(hosted) = self.find(name) else {
+        let Some(hosted) = self.find_hosted(name) else {
             let is_closed = self.closed.load(Ordering::Acquire);
             let reason =
                 if is_closed { "this server is shutting down" } else { "it was removed just now" };
@@ -176,18 +177,18 @@ impl Fleet {
         };
         // Before the connection is looked at, so that a server that was just found unused is
         // started again.
-        hosted.calls.used();
-        if let Some(upstream) = hosted.running() {
+        hosted.calls.mark_used();
+        if let Some(upstream) = hosted.running_upstream() {
             return Ok(upstream);
         }
         let _gate = hosted.gate.lock().await;
-        if let Some(upstream) = hosted.running() {
+        if let Some(upstream) = hosted.running_upstream() {
             return Ok(upstream);
         }
-        if let Some(upstream) = hosted.ended() {
+        if let Some(upstream) = hosted.ended_upstream() {
             // Whoever looks after it may come to note that after us, and then a death would not
             // count.
-            let reason = upstream.ended().await;
+            let reason = upstream.wait_for_end().await;
             note_end(self, &hosted, &upstream, &reason);
         }
         let (launch, wait, reason, failed) = {
@@ -195,14 +196,14 @@ impl Fleet {
             let reason =
                 state.last_error.clone().unwrap_or_else(|| "it was never started".to_owned());
             let failed = matches!(state.phase, Phase::Failed);
-            (state.launch.clone(), state.wait(Instant::now()), reason, failed)
+            (state.launch.clone(), state.restart_wait(Instant::now()), reason, failed)
         };
         let Some(mut launch) = launch.filter(|_| !hosted.state().removed) else {
             return Err(down(reason, SOON));
         };
         if !wait.is_zero() {
-            let away = hosted.state().away;
-            return Err(Down { away, ..down(reason, wait) });
+            let outage = hosted.state().outage;
+            return Err(ServerDown { outage, ..down(reason, wait) });
         }
         let policy = self.policy();
         launch.spec = match launch::resolve(&launch.entry, &policy).await {
@@ -210,7 +211,7 @@ impl Fleet {
             Err(error) => {
                 let reason = chain(&error);
                 if error.is_refusal() {
-                    self.refuse(&hosted, &reason, &policy);
+                    self.refuse_server(&hosted, &reason, &policy);
                 }
                 return Err(down(reason, LATER));
             }
@@ -220,12 +221,12 @@ impl Fleet {
             metrics::counter!(HOSTED_RESTARTS.name).increment(1);
             tracing::info!(server = name, %reason, "starting a hosted server again");
         }
-        self.start(&hosted, &launch).await.map_err(|error| {
-            let (wait, away) = {
+        self.start_server(&hosted, &launch).await.map_err(|error| {
+            let (wait, outage) = {
                 let state = hosted.state();
-                (state.wait(Instant::now()), state.away)
+                (state.restart_wait(Instant::now()), state.outage)
             };
-            Down { away, ..down(error.to_string(), wait.max(SOON)) }
+            ServerDown { outage, ..down(error.to_string(), wait.max(SOON)) }
         })
     }
 
@@ -243,14 +244,14 @@ impl Fleet {
 
     /// The calls of a server, which take part in how long it lives.
     pub(crate) fn calls(&self, name: &str) -> Option<Arc<Calls>> {
-        self.find(name).map(|hosted| hosted.calls.clone())
+        self.find_hosted(name).map(|hosted| hosted.calls.clone())
     }
 
     /// Starts a server and puts it in place of what ran before. The gate is held.
-    async fn start(
+    async fn start_server(
         self: &Arc<Self>,
         hosted: &Arc<Hosted>,
-        launch: &Launch,
+        launch: &LaunchSource,
     ) -> Result<Arc<Upstream>, InitError> {
         {
             // Before the attempt, which may be given up in the middle: then the next call makes
@@ -262,7 +263,7 @@ impl Fleet {
         }
 
         let limit = self.policy().limits.handshake_timeout;
-        let attempting = hosted.attempt(limit);
+        let attempting = hosted.begin_attempt(limit);
         let connected =
             Upstream::connect(&hosted.name, &launch.spec, &self.policy, &attempting.attempt).await;
         drop(attempting);
@@ -272,12 +273,12 @@ impl Fleet {
                 let error = error.hiding(launch.spec.secrets());
                 tracing::warn!(server = hosted.name, %error, "a hosted server could not be started");
                 let mut state = hosted.state_mut();
-                state.not_started(&error, Instant::now());
+                state.note_start_failure(&error, Instant::now());
                 if !matches!(state.phase, Phase::Running(_)) {
                     state.launch = Some(launch.clone());
                 }
                 drop(state);
-                self.reroute();
+                self.rebuild_routes();
                 return Err(error.into());
             }
         };
@@ -291,7 +292,7 @@ impl Fleet {
             } else if state.removed {
                 Err(InitError::Removed)
             } else {
-                Ok(state.started(upstream.clone(), launch.clone()))
+                Ok(state.set_running(upstream.clone(), launch.clone()))
             }
         };
         let old = match taken {
@@ -301,7 +302,7 @@ impl Fleet {
                 return Err(error);
             }
         };
-        self.reroute();
+        self.rebuild_routes();
         tracing::info!(
             server = hosted.name,
             protocol = upstream.info.protocol_version.as_str(),
@@ -309,8 +310,8 @@ impl Fleet {
             pid = upstream.child.as_ref().map(|child| child.pid),
             "hosted server runs"
         );
-        upstream.follow(&hosted.name, hosted.watched.subscribe());
-        tokio::spawn(tend(Arc::clone(self), hosted.clone(), upstream.clone()));
+        upstream.follow_changes(&hosted.name, hosted.watched.subscribe());
+        tokio::spawn(supervise_upstream(Arc::clone(self), hosted.clone(), upstream.clone()));
         if let Some(old) = old {
             old.stop().await;
         }
@@ -324,7 +325,7 @@ impl Fleet {
         let all = std::mem::take(&mut *self.servers.write());
         join_all(all.values().map(|hosted| async move {
             hosted.state_mut().removed = true;
-            end(hosted).await;
+            stop_upstreams(hosted).await;
         }))
         .await;
     }
@@ -335,13 +336,13 @@ impl Fleet {
     }
 
     /// Waits until [`Self::end_subscriptions`] is called.
-    pub async fn closing(&self) {
+    pub async fn wait_for_closing(&self) {
         self.closing.cancelled().await;
     }
 
     /// The attempt to start a server that is under way.
-    pub fn attempt(&self, name: &str) -> Option<Attempt> {
-        self.find(name)?.state().attempt.clone()
+    pub fn current_attempt(&self, name: &str) -> Option<Attempt> {
+        self.find_hosted(name)?.state().attempt.clone()
     }
 
     /// The names of all servers.
@@ -351,13 +352,13 @@ impl Fleet {
 
     /// How one server is.
     pub fn status(&self, name: &str) -> Option<ServerStatus> {
-        self.find(name).map(|hosted| self.describe(&hosted, Instant::now()))
+        self.find_hosted(name).map(|hosted| self.status_of(&hosted, Instant::now()))
     }
 
     /// How all servers are.
     pub fn statuses(&self) -> Vec<ServerStatus> {
         let now = Instant::now();
-        self.servers().values().map(|hosted| self.describe(hosted, now)).collect()
+        self.servers().values().map(|hosted| self.status_of(hosted, now)).collect()
     }
 
     /// What clients should be told from now on.
@@ -384,7 +385,7 @@ impl Fleet {
             *count
         };
         if count == 1
-            && let Some(hosted) = self.find(server)
+            && let Some(hosted) = self.find_hosted(server)
         {
             hosted.watched.send_modify(|uris| _ = uris.insert(own.to_owned()));
         }
@@ -399,29 +400,35 @@ impl Fleet {
         *count.get_mut() -= 1;
         if *count.get() == 0 {
             count.remove();
-            if let Some(hosted) = self.find(server) {
+            if let Some(hosted) = self.find_hosted(server) {
                 hosted.watched.send_modify(|uris| _ = uris.remove(uri));
             }
         }
     }
 
     /// Takes in what a server says has changed.
-    pub(super) async fn take_in(&self, hosted: &Hosted, upstream: &Arc<Upstream>, unseen: Unseen) {
+    pub(super) async fn apply_news(
+        &self,
+        hosted: &Hosted,
+        upstream: &Arc<Upstream>,
+        unseen: Unseen,
+    ) {
         for uri in &unseen.resources {
-            let offered = self.routes().offered(&hosted.name, uri);
+            let offered = self.routes().offered_uri(&hosted.name, uri);
             self.announce(Change::Resource(offered.into()));
         }
         for notice in unseen.notices {
-            self.take_in_notice(hosted, upstream, notice);
+            self.announce_notice(hosted, upstream, notice);
         }
         if !unseen.lists.any() {
             return;
         }
         let limit = self.policy().limits.handshake_timeout;
-        match tokio::time::timeout(limit, upstream.refresh(&hosted.name, unseen.lists)).await {
+        match tokio::time::timeout(limit, upstream.refresh_lists(&hosted.name, unseen.lists)).await
+        {
             Ok(Ok(())) => {
-                hosted.state_mut().refreshed(upstream);
-                self.reroute();
+                hosted.state_mut().refresh_catalog(upstream);
+                self.rebuild_routes();
             }
             Ok(Err(error)) => {
                 tracing::warn!(server = hosted.name, %error, "changed lists can't be read")
@@ -432,11 +439,12 @@ impl Fleet {
     }
 
     /// Passes a notification on that belongs to an extension of its server.
-    fn take_in_notice(&self, hosted: &Hosted, upstream: &Upstream, mut notice: Notice) {
+    fn announce_notice(&self, hosted: &Hosted, upstream: &Upstream, mut notice: Notice) {
         let routes = self.routes();
-        let Some(extension) = routes.extensions().notified(&hosted.name, &notice.method) else {
+        let Some(extension) = routes.extensions().extension_of_notice(&hosted.name, &notice.method)
+        else {
             let method = clipped(&notice.method, SHOWN_METHOD).into_owned();
-            upstream.drop_notice(&hosted.name, &Dropped::Undeclared(method));
+            upstream.log_dropped_notice(&hosted.name, &DropReason::Undeclared(method));
             return;
         };
         notice.params.iter_mut().for_each(|params| apps::offer_in_answer(&hosted.name, params));
@@ -454,12 +462,12 @@ impl Fleet {
     }
 
     /// The servers that a list of tools should warn of.
-    pub fn unavailable(&self) -> Vec<Unavailable> {
+    pub fn unavailable_servers(&self) -> Vec<Unavailable> {
         let routes = self.routes();
         self.servers().values().filter_map(|hosted| Unavailable::of(hosted, &routes)).collect()
     }
 
-    fn describe(&self, hosted: &Hosted, now: Instant) -> ServerStatus {
+    fn status_of(&self, hosted: &Hosted, now: Instant) -> ServerStatus {
         ServerStatus::of(hosted, &self.routes(), now)
     }
 
@@ -467,12 +475,12 @@ impl Fleet {
         self.servers.read()
     }
 
-    fn find(&self, name: &str) -> Option<Arc<Hosted>> {
+    fn find_hosted(&self, name: &str) -> Option<Arc<Hosted>> {
         self.servers().get(name).cloned()
     }
 
     /// The server of this name, made where there is none and room for one.
-    fn admit(&self, name: &str) -> Result<Arc<Hosted>, InitError> {
+    fn find_or_add(&self, name: &str) -> Result<Arc<Hosted>, InitError> {
         let mut servers = self.servers.write();
         // Asked under the lock under which the shutdown takes all servers, so that none comes after
         // it.
@@ -507,15 +515,17 @@ impl Fleet {
     }
 
     /// Builds the routes anew after something changed, and says what is different.
-    pub(super) fn reroute(&self) {
+    pub(super) fn rebuild_routes(&self) {
         let mut servers: Vec<Arc<Hosted>> = self.servers().values().cloned().collect();
         servers.sort_by_key(|hosted| hosted.order);
-        let catalogs: Vec<(String, Catalog)> =
-            servers.iter().map(|hosted| (hosted.name.clone(), hosted.state().offered())).collect();
+        let catalogs: Vec<(String, Catalog)> = servers
+            .iter()
+            .map(|hosted| (hosted.name.clone(), hosted.state().offered_catalog()))
+            .collect();
         let routes =
             Routes::build(catalogs.iter().map(|(name, catalog)| (name.as_str(), catalog.clone())));
         let mut current = self.routes.write();
-        let differ = routes.differ(&current);
+        let differ = routes.changed_lists(&current);
         *current = Arc::new(routes);
         drop(current);
         if differ.any() {
@@ -530,7 +540,7 @@ impl Fleet {
 }
 
 /// Ends what runs.
-async fn end(hosted: &Hosted) {
-    let all = hosted.state_mut().take_all();
+async fn stop_upstreams(hosted: &Hosted) {
+    let all = hosted.state_mut().take_upstreams();
     join_all(all.iter().map(|upstream| upstream.stop())).await;
 }

@@ -36,7 +36,7 @@ use super::{
 /// The media type of an app's page.
 const APP_PAGE: &str = "text/html;profile=mcp-app";
 /// How long to wait before a subscription that ended is made again.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY_WAIT: Duration = Duration::from_secs(5);
 
 /// What a hosted server sees of us as a client: a name, and that pages of apps are passed on. What
 /// else the caller of a single request can do is said in that request.
@@ -67,15 +67,15 @@ impl ClientHandler for HostedClient {
     }
 
     async fn on_tool_list_changed(&self, _context: NotificationContext<RoleClient>) {
-        self.news.lists(|lists| lists.tools = true);
+        self.news.note_lists(|lists| lists.tools = true);
     }
 
     async fn on_prompt_list_changed(&self, _context: NotificationContext<RoleClient>) {
-        self.news.lists(|lists| lists.prompts = true);
+        self.news.note_lists(|lists| lists.prompts = true);
     }
 
     async fn on_resource_list_changed(&self, _context: NotificationContext<RoleClient>) {
-        self.news.lists(|lists| lists.resources = true);
+        self.news.note_lists(|lists| lists.resources = true);
     }
 
     async fn on_resource_updated(
@@ -83,7 +83,7 @@ impl ClientHandler for HostedClient {
         params: ResourceUpdatedNotificationParam,
         _context: NotificationContext<RoleClient>,
     ) {
-        self.news.resource(params.uri);
+        self.news.note_resource(params.uri);
     }
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn is_modern(info: &ServerPeerInfo) -> bool {
 }
 
 /// Keeps a server's subscriptions as they are `wanted`, until the connection or the wishes end.
-pub(super) async fn follow(
+pub(super) async fn follow_changes(
     server: String,
     peer: Peer<RoleClient>,
     info: std::sync::Arc<ServerPeerInfo>,
@@ -104,19 +104,19 @@ pub(super) async fn follow(
     wanted: watch::Receiver<BTreeSet<String>>,
 ) {
     if is_modern(&info) {
-        listen(&server, &peer, &info, &news, wanted).await;
+        listen_for_changes(&server, &peer, &info, &news, wanted).await;
     } else if info
         .capabilities
         .resources
         .as_ref()
         .is_some_and(|resources| resources.subscribe == Some(true))
     {
-        subscribe(&server, &peer, &news, wanted).await;
+        subscribe_to_resources(&server, &peer, &news, wanted).await;
     }
 }
 
 /// The way of 2026-07-28.
-async fn listen(
+async fn listen_for_changes(
     server: &str,
     peer: &Peer<RoleClient>,
     info: &ServerPeerInfo,
@@ -124,7 +124,7 @@ async fn listen(
     mut wanted: watch::Receiver<BTreeSet<String>>,
 ) {
     while !peer.is_transport_closed() {
-        let filter = filter(info, &wanted.borrow_and_update());
+        let filter = subscription_filter(info, &wanted.borrow_and_update());
         if filter == SubscriptionFilter::default() {
             if wanted.changed().await.is_err() {
                 return;
@@ -138,16 +138,16 @@ async fn listen(
             }
             Err(error) => {
                 tracing::debug!(server, %error, "a hosted server's changes can't be subscribed to");
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_WAIT).await;
                 continue;
             }
         };
         // What changed before this was not heard.
-        news.lists(|lists| *lists = Lists::ALL);
+        news.note_lists(|lists| *lists = Lists::ALL);
         loop {
             tokio::select! {
                 next = subscription.next() => match next {
-                    Ok(Some(notification)) => note(news, notification),
+                    Ok(Some(notification)) => note_change(news, notification),
                     Ok(None) | Err(_) => break,
                 },
                 changed = wanted.changed() => {
@@ -161,12 +161,12 @@ async fn listen(
             }
         }
         if !matches!(subscription.end(), Some(SubscriptionEnd::Cancelled)) {
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_WAIT).await;
         }
     }
 }
 
-fn filter(info: &ServerPeerInfo, wanted: &BTreeSet<String>) -> SubscriptionFilter {
+fn subscription_filter(info: &ServerPeerInfo, wanted: &BTreeSet<String>) -> SubscriptionFilter {
     let has = &info.capabilities;
     let on = |flag: Option<Option<bool>>| flag.flatten().filter(|on| *on);
     let mut filter = SubscriptionFilter::new();
@@ -181,25 +181,27 @@ fn filter(info: &ServerPeerInfo, wanted: &BTreeSet<String>) -> SubscriptionFilte
     filter
 }
 
-fn note(news: &News, notification: ServerNotification) {
+fn note_change(news: &News, notification: ServerNotification) {
     match notification {
         ServerNotification::ToolListChangedNotification(_) => {
-            news.lists(|lists| lists.tools = true)
+            news.note_lists(|lists| lists.tools = true)
         }
         ServerNotification::PromptListChangedNotification(_) => {
-            news.lists(|lists| lists.prompts = true)
+            news.note_lists(|lists| lists.prompts = true)
         }
         ServerNotification::ResourceListChangedNotification(_) => {
-            news.lists(|lists| lists.resources = true)
+            news.note_lists(|lists| lists.resources = true)
         }
-        ServerNotification::ResourceUpdatedNotification(update) => news.resource(update.params.uri),
+        ServerNotification::ResourceUpdatedNotification(update) => {
+            news.note_resource(update.params.uri)
+        }
         _ => {}
     }
 }
 
 /// The way of the older revisions. Their lists need no subscription. A new session begins without
 /// any, so everything that is wanted is subscribed to again.
-async fn subscribe(
+async fn subscribe_to_resources(
     server: &str,
     peer: &Peer<RoleClient>,
     news: &News,
@@ -233,7 +235,7 @@ async fn subscribe(
             // The news that is listened to here has the sender.
             _ = renewals.changed() => {
                 // What changed between the sessions was not heard.
-                std::mem::take(&mut subscribed).into_iter().for_each(|uri| news.resource(uri));
+                std::mem::take(&mut subscribed).into_iter().for_each(|uri| news.note_resource(uri));
             }
         }
     }

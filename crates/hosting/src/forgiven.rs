@@ -18,7 +18,7 @@ const MAX_REMARKS: usize = 8;
 
 /// Fills in what the result of a handshake should say of the server and nobody needs, and removes
 /// what can't be read. The log says what was removed, without the values of `secrets`.
-pub(crate) fn forgive(result: &mut Map<String, Value>, secrets: &Secrets) {
+pub(crate) fn forgive_result(result: &mut Map<String, Value>, secrets: &Secrets) {
     let mut remarks = Vec::new();
     forgive_version(result, &mut remarks);
     forgive_capabilities(result, &mut remarks);
@@ -42,7 +42,7 @@ pub(crate) fn forgive_handshake(result: &mut Map<String, Value>, secrets: &Secre
     let has = |key: &str| result.contains_key(key);
     let is_handshake = has("serverInfo") || has("protocolVersion") && has("capabilities");
     if is_handshake && !has("supportedVersions") {
-        forgive(result, secrets);
+        forgive_result(result, secrets);
     }
 }
 
@@ -79,7 +79,7 @@ fn forgive_version(result: &mut Map<String, Value>, remarks: &mut Vec<String>) {
     remarks.push(match *version {
         Value::Null => format!("it names no protocolVersion; it is taken to speak {asked}"),
         ref other => {
-            format!("its protocolVersion is {}; it is taken to speak {asked}", shown(other))
+            format!("its protocolVersion is {}; it is taken to speak {asked}", quoted(other))
         }
     });
     *version = json!(asked);
@@ -96,7 +96,7 @@ fn forgive_capabilities(result: &mut Map<String, Value>, remarks: &mut Vec<Strin
             names.iter().filter_map(name).map(|name| (name, json!({}))).collect()
         }
         other => {
-            remarks.push(format!("its capabilities are {}", shown(&other)));
+            remarks.push(format!("its capabilities are {}", quoted(&other)));
             Map::new()
         }
     };
@@ -109,7 +109,7 @@ fn forgive_capabilities(result: &mut Map<String, Value>, remarks: &mut Vec<Strin
         }
         if *value != Value::Bool(true) {
             let name = quote(name, SHOWN_NAME);
-            remarks.push(format!("`capabilities.{name}` is {}", shown(value)));
+            remarks.push(format!("`capabilities.{name}` is {}", quoted(value)));
         }
         *value = json!({});
     }
@@ -166,7 +166,7 @@ fn remove_unreadable<T: DeserializeOwned>(
         let is_readable = is_readable::<T>(tried);
         if !is_readable {
             let key = quote(key, SHOWN_NAME);
-            remarks.push(format!("`{path}{key}` is {}", shown(value)));
+            remarks.push(format!("`{path}{key}` is {}", quoted(value)));
         }
         is_readable
     });
@@ -176,7 +176,7 @@ fn is_readable<T: DeserializeOwned>(value: Value) -> bool {
     number::read::<T>(value).is_ok()
 }
 
-fn shown(value: &Value) -> String {
+fn quoted(value: &Value) -> String {
     quote(&value.to_string(), SHOWN)
 }
 
@@ -195,7 +195,7 @@ mod tests {
             }
         }
         let Value::Object(mut result) = result else { panic!("no object") };
-        forgive(&mut result, &Secrets::default());
+        forgive_result(&mut result, &Secrets::default());
         let found = number::read::<InitializeResult>(result.clone().into());
         assert!(found.is_ok(), "{result:?}: {found:?}");
         result.into()

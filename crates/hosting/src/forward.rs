@@ -19,13 +19,13 @@ use serde_json::{Value, json};
 
 use crate::{
     Fleet, apps,
-    away::{Away, AwayReason, SOON},
     calls::TurnedAway,
     content_results,
-    fleet::Down,
+    fleet::ServerDown,
     follow::is_modern,
-    handshake_error::{http_failure, not_taken, service_error},
-    inbound::raw,
+    handshake_error::{describe_service_error, http_failure, outage_of},
+    inbound::raw_result,
+    outage::{Outage, OutageReason, SOON},
     remote::exchange::HttpFailure,
     routes::Routes,
     tool_results,
@@ -35,18 +35,20 @@ use crate::{
 
 /// Why a call came to no result, in an error's `data`.
 #[derive(Clone, Copy)]
-struct Reason {
+struct FailureReason {
     /// In `data.reason`.
     name: &'static str,
     /// In `data.code`.
     code: Code,
 }
 
-const UNREADABLE: Reason = Reason { name: UNREADABLE_ANSWER, code: codes::UNREADABLE_ANSWER };
-const TIMED_OUT: Reason = Reason { name: "timeout", code: codes::HOSTED_TIMEOUT };
-const CANCELLED: Reason = Reason { name: "cancelled", code: codes::CANCELLED };
+const UNREADABLE: FailureReason =
+    FailureReason { name: UNREADABLE_ANSWER, code: codes::UNREADABLE_ANSWER };
+const TIMED_OUT: FailureReason = FailureReason { name: "timeout", code: codes::HOSTED_TIMEOUT };
+const CANCELLED: FailureReason = FailureReason { name: "cancelled", code: codes::CANCELLED };
 /// The connection to the server was lost during the call.
-const LOST: Reason = Reason { name: "connection-lost", code: codes::HOSTED_CONNECTION_LOST };
+const LOST: FailureReason =
+    FailureReason { name: "connection-lost", code: codes::HOSTED_CONNECTION_LOST };
 /// How much of a result that can't be read is quoted.
 const SHOWN: usize = 200;
 /// What belongs to the hop between two neighbours and is not passed on.
@@ -85,20 +87,20 @@ pub async fn forward(
     let Some(calls) = fleet.calls(server) else {
         // Whoever is asked for the connection says why there is none.
         return Err(fleet
-            .connection(server)
+            .ensure_running(server)
             .await
             .err()
-            .map_or_else(|| cancelled(server), |error| down(&error)));
+            .map_or_else(|| cancelled_error(server), |error| server_down_error(&error)));
     };
     let begun = tokio::select! {
         begun = calls.begin(&tool, &limits) => begun,
-        () = context.ct.cancelled() => return Err(cancelled(server)),
+        () = context.ct.cancelled() => return Err(cancelled_error(server)),
     };
-    let ticket = begun.map_err(|error| turned_away(server, &error))?;
-    let upstream = fleet.connection(server).await.map_err(|error| down(&error))?;
-    match send(server, &upstream, request, context, limits.server.call_timeout).await {
+    let ticket = begun.map_err(|error| turned_away_error(server, &error))?;
+    let upstream = fleet.ensure_running(server).await.map_err(|error| server_down_error(&error))?;
+    match send_request(server, &upstream, request, context, limits.server.call_timeout).await {
         Ok(result) => {
-            ticket.answered();
+            ticket.record_answer();
             Ok(result)
         }
         Err(Failure { mut error, sign }) => {
@@ -106,16 +108,19 @@ pub async fn forward(
                 error = hide_values(fleet, server, error);
             }
             match sign {
-                Sign::Answer => ticket.answered(),
-                Sign::Lost => ticket.lost(&error.message),
-                Sign::NotTaken(away) if away.reason == AwayReason::Busy => ticket.answered(),
-                Sign::NotTaken(away) => ticket.not_taken(away.reason, &error.message),
-                Sign::Timeout { heard_of } => ticket.timed_out(heard_of, &error.message),
+                Sign::Answer => ticket.record_answer(),
+                Sign::Lost => ticket.record_loss(&error.message),
+                Sign::NotTaken(outage) if outage.reason == OutageReason::Busy => {
+                    ticket.record_answer()
+                }
+                Sign::NotTaken(outage) => ticket.record_outage(outage.reason, &error.message),
+                Sign::Timeout { heard_of } => ticket.record_timeout(heard_of, &error.message),
                 Sign::None => drop(ticket),
             }
-            if let Sign::NotTaken(away) = sign {
-                let retry_after = away.retry_after.unwrap_or_else(|| calls.retry_after());
-                error = turned_down(server, away.reason, error.message.into_owned(), retry_after);
+            if let Sign::NotTaken(outage) = sign {
+                let retry_after = outage.retry_after.unwrap_or_else(|| calls.retry_after());
+                error =
+                    outage_error(server, outage.reason, error.message.into_owned(), retry_after);
             }
             Err(error)
         }
@@ -143,24 +148,24 @@ enum Sign {
     /// It went away, perhaps in the middle of the call.
     Lost,
     /// It did not take the call, which has not run.
-    NotTaken(Away),
+    NotTaken(Outage),
     /// It did not answer in time. It may have been heard of before that.
     Timeout { heard_of: bool },
     /// Nothing.
     None,
 }
 
-async fn send(
+async fn send_request(
     server: &str,
     upstream: &Upstream,
     request: ClientRequest,
     context: &RequestContext<RoleServer>,
     limit: Duration,
 ) -> Result<ServerResult, Failure> {
-    let options =
-        PeerRequestOptions::with_timeout(limit).with_meta(passed_on(server, context, upstream));
+    let options = PeerRequestOptions::with_timeout(limit)
+        .with_meta(forwarded_meta(server, context, upstream));
     let sent = upstream.peer.send_request_with_option(request, options).await;
-    let handle = sent.map_err(|error| failed(server, upstream, error, false))?;
+    let handle = sent.map_err(|error| to_failure(server, upstream, error, false))?;
     let id = handle.id.clone();
     let wanted = context.meta.get_progress_token();
     let mut progress =
@@ -178,30 +183,30 @@ async fn send(
             result = &mut response => break result,
             (token, Some(notification)) = next => {
                 heard_of = true;
-                notify(context, token, notification).await;
+                send_progress(context, token, notification).await;
             }
             () = context.ct.cancelled() => {
                 let reason = Some("the caller cancelled the call".to_owned());
                 let notification = CancelledNotificationParam::new(Some(id), reason);
                 // Where the server is gone, there is nothing to cancel.
                 _ = upstream.peer.notify_cancelled(notification).await;
-                return Err(Failure { error: cancelled(server), sign: Sign::None });
+                return Err(Failure { error: cancelled_error(server), sign: Sign::None });
             }
         }
     };
     // What stood before the result goes out before the result.
     if let Some((token, stream)) = &mut progress {
         while let Some(notification) = stream.try_next() {
-            notify(context, token.clone(), notification).await;
+            send_progress(context, token.clone(), notification).await;
         }
     }
-    result.map_err(|error| failed(server, upstream, error, heard_of))
+    result.map_err(|error| to_failure(server, upstream, error, heard_of))
 }
 
 /// The result of a tool call.
-pub fn tool_result(server: &str, result: ServerResult) -> Result<CallToolResponse, ErrorData> {
-    let read = tool_results::read(result);
-    let mut response = read.map_err(|problem| unreadable(server, &problem))?;
+pub fn read_tool_result(server: &str, result: ServerResult) -> Result<CallToolResponse, ErrorData> {
+    let read = tool_results::read_call_result(result);
+    let mut response = read.map_err(|problem| unreadable_error(server, &problem))?;
     match &mut response {
         CallToolResponse::Complete(result) => {
             apps::offer_in_result(server, result);
@@ -215,9 +220,12 @@ pub fn tool_result(server: &str, result: ServerResult) -> Result<CallToolRespons
 }
 
 /// The result of a request for a prompt.
-pub fn prompt(server: &str, result: ServerResult) -> Result<GetPromptResponse, ErrorData> {
+pub fn read_prompt_result(
+    server: &str,
+    result: ServerResult,
+) -> Result<GetPromptResponse, ErrorData> {
     let read = content_results::read_prompt(result);
-    let mut response = read.map_err(|problem| unreadable(server, &problem))?;
+    let mut response = read.map_err(|problem| unreadable_error(server, &problem))?;
     match &mut response {
         GetPromptResponse::Complete(result) => {
             apps::offer_in_prompt(server, result);
@@ -230,9 +238,12 @@ pub fn prompt(server: &str, result: ServerResult) -> Result<GetPromptResponse, E
 }
 
 /// The content of a resource.
-pub fn resource(server: &str, result: ServerResult) -> Result<ReadResourceResponse, ErrorData> {
+pub fn read_resource_result(
+    server: &str,
+    result: ServerResult,
+) -> Result<ReadResourceResponse, ErrorData> {
     let read = content_results::read_resource(result);
-    let mut response = read.map_err(|problem| unreadable(server, &problem))?;
+    let mut response = read.map_err(|problem| unreadable_error(server, &problem))?;
     match &mut response {
         ReadResourceResponse::Complete(result) => {
             apps::offer_in_resource(server, result);
@@ -247,31 +258,31 @@ pub fn resource(server: &str, result: ServerResult) -> Result<ReadResourceRespon
 }
 
 /// The skills of a server.
-pub fn skills(server: &str, result: ServerResult) -> Result<ListSkillsResult, ErrorData> {
+pub fn read_skills(server: &str, result: ServerResult) -> Result<ListSkillsResult, ErrorData> {
     match result {
         ServerResult::ListSkillsResult(mut result) => {
             apps::offer_in_meta(server, &mut result.meta);
             result.result_type = Some(ResultType::COMPLETE);
             Ok(result)
         }
-        other => Err(unexpected(server, "list of skills", other)),
+        other => Err(unexpected_result_error(server, "list of skills", other)),
     }
 }
 
 /// One skill.
-pub fn skill(server: &str, result: ServerResult) -> Result<GetSkillResult, ErrorData> {
+pub fn read_skill(server: &str, result: ServerResult) -> Result<GetSkillResult, ErrorData> {
     match result {
         ServerResult::GetSkillResult(mut result) => {
             apps::offer_in_meta(server, &mut result.meta);
             result.result_type = Some(ResultType::COMPLETE);
             Ok(result)
         }
-        other => Err(unexpected(server, "skill", other)),
+        other => Err(unexpected_result_error(server, "skill", other)),
     }
 }
 
 /// What stands in a directory of resources, under the URIs by which it can be read here.
-pub fn directory(
+pub fn read_directory(
     server: &str,
     routes: &Routes,
     result: ServerResult,
@@ -279,51 +290,51 @@ pub fn directory(
     match result {
         ServerResult::ListResourcesResult(mut result) => {
             for resource in &mut result.resources {
-                resource.uri = routes.offered(server, &resource.uri);
+                resource.uri = routes.offered_uri(server, &resource.uri);
                 apps::offer_in_meta(server, &mut resource.meta);
             }
             apps::offer_in_meta(server, &mut result.meta);
             result.result_type = Some(ResultType::COMPLETE);
             Ok(result)
         }
-        other => Err(unexpected(server, "directory", other)),
+        other => Err(unexpected_result_error(server, "directory", other)),
     }
 }
 
 /// The completions of an argument.
-pub fn completions(server: &str, result: ServerResult) -> Result<CompleteResult, ErrorData> {
+pub fn read_completions(server: &str, result: ServerResult) -> Result<CompleteResult, ErrorData> {
     match result {
         ServerResult::CompleteResult(mut result) => {
             apps::offer_in_meta(server, &mut result.meta);
             result.result_type = Some(ResultType::COMPLETE);
             Ok(result)
         }
-        other => Err(unexpected(server, "completion", other)),
+        other => Err(unexpected_result_error(server, "completion", other)),
     }
 }
 
 /// The result of a method that only the server knows, with its pages under their offered URIs.
-pub fn custom(server: &str, result: ServerResult) -> Value {
-    let mut result = Value::Object(raw(result));
+pub fn read_custom_result(server: &str, result: ServerResult) -> Value {
+    let mut result = Value::Object(raw_result(result));
     apps::offer_in_answer(server, &mut result);
     result
 }
 
 /// Servers of older revisions leave `resultType` out, and the functions above put it in; the front
 /// end leaves it out again for older callers.
-fn unexpected(server: &str, what: &str, result: ServerResult) -> ErrorData {
-    let shown = fleet_wire::quote(&Value::Object(raw(result)).to_string(), SHOWN);
-    unreadable(server, &format!("it is not a {what}: {shown}"))
+fn unexpected_result_error(server: &str, what: &str, result: ServerResult) -> ErrorData {
+    let shown = fleet_wire::quote(&Value::Object(raw_result(result)).to_string(), SHOWN);
+    unreadable_error(server, &format!("it is not a {what}: {shown}"))
 }
 
-fn unreadable(server: &str, why: &str) -> ErrorData {
-    unavailable(server, UNREADABLE, &unreadable_answer(why).message, None)
+fn unreadable_error(server: &str, why: &str) -> ErrorData {
+    hosted_error(server, UNREADABLE, &unreadable_answer(why).message, None)
 }
 
 /// The `_meta` that a hosted server gets to see. What the caller can be asked for in between is
 /// said where both speak the protocol that has rounds; which extensions the caller knows is said to
 /// every server that hears it per request.
-fn passed_on(
+fn forwarded_meta(
     server: &str,
     context: &RequestContext<RoleServer>,
     upstream: &Upstream,
@@ -349,7 +360,7 @@ fn passed_on(
     meta
 }
 
-async fn notify(
+async fn send_progress(
     context: &RequestContext<RoleServer>,
     token: ProgressToken,
     mut notification: ProgressNotificationParam,
@@ -359,26 +370,26 @@ async fn notify(
     _ = context.peer.notify_progress(notification).await;
 }
 
-fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool) -> Failure {
+fn to_failure(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool) -> Failure {
     let sign = sign_of(&error, heard_of);
     if let Some(why) = unread_answer(&error) {
-        return Failure { error: unreadable(server, &why), sign };
+        return Failure { error: unreadable_error(server, &why), sign };
     }
     let error = match error {
         ServiceError::McpError(error) if is_unreadable(&error) => {
-            unavailable(server, UNREADABLE, &error.message, None)
+            hosted_error(server, UNREADABLE, &error.message, None)
         }
-        ServiceError::McpError(error) => of_server(server, error),
-        ServiceError::Timeout { timeout } => unavailable(
+        ServiceError::McpError(error) => name_own_server(server, error),
+        ServiceError::Timeout { timeout } => hosted_error(
             server,
             TIMED_OUT,
             &format!("no answer within {} ms", timeout.as_millis()),
             None,
         ),
         error => {
-            let text = service_error(&error);
+            let text = describe_service_error(&error);
             let stderr = upstream.child.as_ref().map(|child| child.stderr.text(1024));
-            unavailable(server, LOST, &text, stderr.filter(|tail| !tail.is_empty()))
+            hosted_error(server, LOST, &text, stderr.filter(|tail| !tail.is_empty()))
         }
     };
     Failure { error, sign }
@@ -394,7 +405,7 @@ fn unread_answer(error: &ServiceError) -> Option<String> {
 
 /// A server's own error. Workers let jobs wait for the server that an error names, so a server can
 /// name none but itself.
-fn of_server(server: &str, mut error: ErrorData) -> ErrorData {
+fn name_own_server(server: &str, mut error: ErrorData) -> ErrorData {
     if let Some(Value::Object(data)) = &mut error.data
         && data.contains_key("reason")
     {
@@ -406,8 +417,8 @@ fn of_server(server: &str, mut error: ErrorData) -> ErrorData {
 fn sign_of(error: &ServiceError, heard_of: bool) -> Sign {
     match error {
         ServiceError::Timeout { .. } => Sign::Timeout { heard_of },
-        ServiceError::TransportSend(error) => match (not_taken(error), http_failure(error)) {
-            (Some(away), _) => Sign::NotTaken(away),
+        ServiceError::TransportSend(error) => match (outage_of(error), http_failure(error)) {
+            (Some(outage), _) => Sign::NotTaken(outage),
             // Something answered that speaks HTTP. Whether the server behind it is there, its
             // status says.
             (None, Some(failure @ HttpFailure::Rejected(_))) => match failure.status() {
@@ -422,14 +433,14 @@ fn sign_of(error: &ServiceError, heard_of: bool) -> Sign {
     }
 }
 
-fn cancelled(server: &str) -> ErrorData {
-    unavailable(server, CANCELLED, "the call was cancelled", None)
+fn cancelled_error(server: &str) -> ErrorData {
+    hosted_error(server, CANCELLED, "the call was cancelled", None)
 }
 
 /// The error for a call that was not made.
-fn turned_away(server: &str, error: &TurnedAway) -> ErrorData {
+fn turned_away_error(server: &str, error: &TurnedAway) -> ErrorData {
     let message = format!("server `{server}` is not available: {error}");
-    turned_down(server, error.reason(), message, error.retry_after())
+    outage_error(server, error.reason(), message, error.retry_after())
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -444,8 +455,13 @@ pub fn is_lost(error: &ErrorData) -> bool {
 
 /// The error for a call that a hosted server could not take, or did not answer in a way that can be
 /// read.
-fn unavailable(server: &str, reason: Reason, message: &str, stderr: Option<String>) -> ErrorData {
-    let Reason { name, code } = reason;
+fn hosted_error(
+    server: &str,
+    reason: FailureReason,
+    message: &str,
+    stderr: Option<String>,
+) -> ErrorData {
+    let FailureReason { name, code } = reason;
     let mut data = json!({ "reason": name, "code": code.as_str(), "server": server });
     if let (Some(stderr), Value::Object(data)) = (stderr, &mut data) {
         data.insert("stderrTail".to_owned(), stderr.into());
@@ -454,38 +470,38 @@ fn unavailable(server: &str, reason: Reason, message: &str, stderr: Option<Strin
 }
 
 /// The same where a tool is asked for that nobody knows as long as its server is down.
-pub fn down_for(tool: &str, error: &Down) -> ErrorData {
-    let mut down = down(error);
+pub fn tool_down_error(tool: &str, error: &ServerDown) -> ErrorData {
+    let mut down = server_down_error(error);
     down.message = format!("tool `{tool}` can't be called: {}", down.message).into();
     down
 }
 
 /// The error for a call of a server that is down.
-pub fn down(error: &Down) -> ErrorData {
-    turned_down(&error.server, error.away, error.to_string(), error.retry_after)
+pub fn server_down_error(error: &ServerDown) -> ErrorData {
+    outage_error(&error.server, error.outage, error.to_string(), error.retry_after)
 }
 
 /// The error for what can't be done while a server, or what is known of it, can't be reached:
 /// nothing is wrong with what was asked for, which may wait.
-pub fn server_unavailable(server: &str, message: String, retry_after: Duration) -> ErrorData {
-    turned_down(server, AwayReason::Unavailable, message, retry_after)
+pub fn server_unavailable_error(server: &str, message: String, retry_after: Duration) -> ErrorData {
+    outage_error(server, OutageReason::Unavailable, message, retry_after)
 }
 
 /// The same for a server that may be away for another reason.
-pub fn server_away(server: &str, message: String, away: Away) -> ErrorData {
-    turned_down(server, away.reason, message, away.retry_after.unwrap_or(SOON))
+pub fn server_outage_error(server: &str, message: String, outage: Outage) -> ErrorData {
+    outage_error(server, outage.reason, message, outage.retry_after.unwrap_or(SOON))
 }
 
 /// The error for a call that a server did not take.
-fn turned_down(
+fn outage_error(
     server: &str,
-    away: AwayReason,
+    outage: OutageReason,
     message: String,
     retry_after: Duration,
 ) -> ErrorData {
     let data = json!({
-        "reason": away.name(),
-        "code": away.code().as_str(),
+        "reason": outage.name(),
+        "code": outage.code().as_str(),
         "server": server,
         "retryAfterMs": millis(retry_after),
     });
@@ -493,7 +509,7 @@ fn turned_down(
 }
 
 /// The error for a call of a server that nobody knows. Asking again does not help.
-pub fn unknown_server(server: &str, tool: &str) -> ErrorData {
+pub fn unknown_server_error(server: &str, tool: &str) -> ErrorData {
     let message = format!(
         "tool `{tool}` can't be called: no MCP server named `{server}` is hosted. Host it with a server-init job or \
          server_initialize, and call its tools once that has succeeded"

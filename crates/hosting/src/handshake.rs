@@ -142,7 +142,7 @@ impl Handshake {
 
     /// What is waited for, in words for people.
     #[must_use]
-    pub(super) fn waits_for(&self) -> &'static str {
+    pub(super) fn awaited(&self) -> &'static str {
         match (&self.discover, &self.initialize) {
             (Question::Open, Question::Open) => "an answer to `server/discover` or `initialize`",
             (Question::Open, _) => "an answer to `server/discover`",
@@ -173,14 +173,14 @@ impl Handshake {
     /// Takes in a message of the server.
     pub(super) fn read(&mut self, message: RxJsonRpcMessage<RoleClient>, now: Instant) {
         match message {
-            JsonRpcMessage::Response(JsonRpcResponse { id, result, .. }) => match number(&id) {
-                Some(DISCOVER_ID) => self.end_discover(discovered(result), now),
-                Some(INITIALIZE_ID) => self.end_initialize(initialized(result)),
+            JsonRpcMessage::Response(JsonRpcResponse { id, result, .. }) => match id_number(&id) {
+                Some(DISCOVER_ID) => self.end_discover(read_discover_result(result), now),
+                Some(INITIALIZE_ID) => self.end_initialize(read_initialize_result(result)),
                 _ => tracing::debug!(%id, "a hosted server answered what it was not asked"),
             },
             JsonRpcMessage::Error(JsonRpcError { id, error, .. }) => {
                 let reason = format!("error {}: {}", error.code.0, error.message);
-                match id.as_ref().map(number) {
+                match id.as_ref().map(id_number) {
                     Some(Some(DISCOVER_ID)) => self.end_discover(Err(reason), now),
                     Some(Some(INITIALIZE_ID)) => self.end_initialize(Err(reason)),
                     // A server that can't read a request can't tell which one it was. They are read
@@ -245,7 +245,7 @@ impl Handshake {
             return;
         }
 
-        self.discover = question(answer);
+        self.discover = to_question(answer);
         self.patient_until = now + self.patience;
         if matches!(self.discover, Question::Refused(_)) && self.initialize == Question::Unasked {
             self.ask_initialize();
@@ -257,7 +257,7 @@ impl Handshake {
             return;
         }
 
-        self.initialize = question(answer);
+        self.initialize = to_question(answer);
         if matches!(self.initialize, Question::Answered(_)) {
             let notification = InitializedNotification::default();
             let notification = ClientNotification::InitializedNotification(notification);
@@ -283,7 +283,7 @@ fn answer_to(
     JsonRpcMessage::response(result, id)
 }
 
-fn question(answer: Result<ServerPeerInfo, String>) -> Question {
+fn to_question(answer: Result<ServerPeerInfo, String>) -> Question {
     match answer {
         Ok(info) => Question::Answered(Box::new(info)),
         Err(reason) => Question::Refused(reason),
@@ -291,14 +291,14 @@ fn question(answer: Result<ServerPeerInfo, String>) -> Question {
 }
 
 /// An id as the number that we gave; some servers send it back as text.
-fn number(id: &RequestId) -> Option<i64> {
+fn id_number(id: &RequestId) -> Option<i64> {
     match id {
         NumberOrString::Number(number) => Some(*number),
         NumberOrString::String(text) => text.parse().ok(),
     }
 }
 
-fn discovered(result: ServerResult) -> Result<ServerPeerInfo, String> {
+fn read_discover_result(result: ServerResult) -> Result<ServerPeerInfo, String> {
     let ServerResult::DiscoverResult(result) = result else {
         return Err("its answer is not a result of `server/discover`".to_owned());
     };
@@ -309,7 +309,7 @@ fn discovered(result: ServerResult) -> Result<ServerPeerInfo, String> {
 }
 
 /// What a server has said about itself in answer to `initialize`.
-pub(super) fn initialized(result: ServerResult) -> Result<ServerPeerInfo, String> {
+pub(super) fn read_initialize_result(result: ServerResult) -> Result<ServerPeerInfo, String> {
     let result = match result {
         ServerResult::InitializeResult(result) => result,
         // What rmcp has taken for something else is read once more.

@@ -10,10 +10,10 @@ use rmcp::{
 };
 
 use super::{
-    away::{Away, AwayReason},
-    handshake::{drive::Broken, initialized},
+    handshake::{drive::Broken, read_initialize_result},
+    outage::{Outage, OutageReason},
     remote::{exchange::HttpFailure, opening},
-    sse::SseError,
+    sse_transport::SseError,
 };
 
 /// Why a handshake came to nothing.
@@ -30,7 +30,7 @@ pub(super) enum HandshakeError {
     /// The server, a remote one, refuses our credentials.
     Unauthorized(String),
     /// Nothing is there that takes `initialize`.
-    Elsewhere(String),
+    OtherTransport(String),
     Other(String),
 }
 
@@ -52,12 +52,12 @@ impl From<ClientInitializeError> for HandshakeError {
                 if error.error.downcast_ref().is_some_and(broken_pipe) {
                     return Self::Closed { answered: false };
                 }
-                let text = format!("{context}: {}", transport_error(&error));
-                let away = not_taken(&error).map(|away| away.reason);
-                match away {
-                    Some(AwayReason::Unauthorized) => Self::Unauthorized(text),
+                let text = format!("{context}: {}", describe_transport_error(&error));
+                let outage = outage_of(&error).map(|outage| outage.reason);
+                match outage {
+                    Some(OutageReason::Unauthorized) => Self::Unauthorized(text),
                     _ if is_unreachable(&error) => Self::Unreachable(text),
-                    _ if is_elsewhere(&error) => Self::Elsewhere(text),
+                    _ if expects_other_transport(&error) => Self::OtherTransport(text),
                     _ => Self::Other(text),
                 }
             }
@@ -66,7 +66,7 @@ impl From<ClientInitializeError> for HandshakeError {
             }
             ClientInitializeError::LegacyFallbackFailed { fallback, .. } => Self::from(*fallback),
             ClientInitializeError::ExpectedInitResult(Some(result)) => {
-                let problem = initialized(result).err();
+                let problem = read_initialize_result(result).err();
                 Self::Other(
                     problem
                         .unwrap_or_else(|| "its answer is not the one to this question".to_owned()),
@@ -109,8 +109,8 @@ fn is_unreachable(error: &DynamicTransportError) -> bool {
 }
 
 /// Whether the server has rejected a question in a way that one of the other transport does.
-fn is_elsewhere(error: &DynamicTransportError) -> bool {
-    http_failure(error).and_then(HttpFailure::status).is_some_and(opening::is_elsewhere)
+fn expects_other_transport(error: &DynamicTransportError) -> bool {
+    http_failure(error).and_then(HttpFailure::status).is_some_and(opening::expects_other_transport)
 }
 
 /// What went wrong below rmcp's transport to a remote server.
@@ -122,34 +122,34 @@ pub(crate) fn http_failure(error: &DynamicTransportError) -> Option<&HttpFailure
 }
 
 /// Why a remote server did not take a message, if it did not.
-pub(crate) fn not_taken(error: &DynamicTransportError) -> Option<Away> {
+pub(crate) fn outage_of(error: &DynamicTransportError) -> Option<Outage> {
     if let Some(failure) = http_failure(error) {
-        return failure.away();
+        return failure.outage();
     }
     match error.error.downcast_ref()? {
         SseError::Post(error) | SseError::Open(error) => {
-            error.is_connect().then_some(Away::UNAVAILABLE)
+            error.is_connect().then_some(Outage::UNAVAILABLE)
         }
-        SseError::Status { status, .. } => Away::of_status(status.as_u16(), None),
+        SseError::Status { status, .. } => Outage::of_status(status.as_u16(), None),
         _ => None,
     }
 }
 
 /// Why a request got no result, in words for people.
-pub(crate) fn service_error(error: &ServiceError) -> String {
+pub(crate) fn describe_service_error(error: &ServiceError) -> String {
     match error {
         ServiceError::McpError(error) => {
             format!("it answered with error {}: {}", error.code.0, error.message)
         }
         ServiceError::TransportClosed => "the connection ended before the answer came".to_owned(),
-        ServiceError::TransportSend(error) => transport_error(error),
+        ServiceError::TransportSend(error) => describe_transport_error(error),
         other => chain(other),
     }
 }
 
 /// What a transport says went wrong. rmcp puts the whole type of the transport into its own text,
 /// and leaves out why an HTTP request failed.
-pub(crate) fn transport_error(error: &DynamicTransportError) -> String {
+pub(crate) fn describe_transport_error(error: &DynamicTransportError) -> String {
     match error.error.downcast_ref() {
         Some(StreamableHttpError::<HttpFailure>::Client(failure)) => chain(failure),
         _ => chain(error.error.as_ref()),

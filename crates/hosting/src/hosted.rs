@@ -14,10 +14,10 @@ use tokio::sync::watch;
 
 use super::{
     attempt::Attempt,
-    away::AwayReason,
     calls::Calls,
     catalog::Catalog,
     launch::LaunchSpec,
+    outage::OutageReason,
     secrets::Secrets,
     upstream::{ConnectError, SHOWN_STDERR, Upstream},
 };
@@ -48,13 +48,13 @@ pub(super) struct State {
     /// The attempt to start it that is under way.
     pub(super) attempt: Option<Attempt>,
     /// What it was started from last, successfully or not.
-    pub(super) launch: Option<Launch>,
+    pub(super) launch: Option<LaunchSource>,
     /// What it offered when it was seen last. It stays offered while the server is down, since a
     /// call restarts it.
     pub(super) catalog: Catalog,
     pub(super) last_error: Option<String>,
     /// What callers are told while it does not run.
-    pub(super) away: AwayReason,
+    pub(super) outage: OutageReason,
     pub(super) stderr: Option<String>,
     pub(super) restarts: u32,
     pub(super) removed: bool,
@@ -79,7 +79,7 @@ impl Drop for Attempting<'_> {
 
 /// What a server is started from.
 #[derive(Clone)]
-pub(super) struct Launch {
+pub(super) struct LaunchSource {
     /// The configuration as it was given, to be asked about again when the policy is another one.
     pub(super) entry: ServerEntry,
     /// What that came to the last time.
@@ -120,7 +120,7 @@ impl Hosted {
             launch: None,
             catalog: Catalog::default(),
             last_error: None,
-            away: AwayReason::default(),
+            outage: OutageReason::default(),
             stderr: None,
             restarts: 0,
             removed: false,
@@ -148,7 +148,7 @@ impl Hosted {
     }
 
     /// The connection, where there is one that works.
-    pub(super) fn running(&self) -> Option<Arc<Upstream>> {
+    pub(super) fn running_upstream(&self) -> Option<Arc<Upstream>> {
         match &self.state().phase {
             Phase::Running(upstream) if !upstream.is_ended() => Some(upstream.clone()),
             _ => None,
@@ -156,7 +156,7 @@ impl Hosted {
     }
 
     /// The connection, where it has ended and that is not noted yet.
-    pub(super) fn ended(&self) -> Option<Arc<Upstream>> {
+    pub(super) fn ended_upstream(&self) -> Option<Arc<Upstream>> {
         match &self.state().phase {
             Phase::Running(upstream) if upstream.is_ended() => Some(upstream.clone()),
             _ => None,
@@ -165,7 +165,7 @@ impl Hosted {
 
     /// An attempt to start it begins; it is over when what is given back is dropped. There is one
     /// at a time: the gate is held.
-    pub(super) fn attempt(&self, limit: Duration) -> Attempting<'_> {
+    pub(super) fn begin_attempt(&self, limit: Duration) -> Attempting<'_> {
         let attempt = Attempt::new(limit);
         self.state_mut().attempt = Some(attempt.clone());
         Attempting { hosted: self, attempt }
@@ -185,10 +185,10 @@ impl State {
     }
 
     /// It runs. Gives back what ran before.
-    pub(super) fn started(
+    pub(super) fn set_running(
         &mut self,
         upstream: Arc<Upstream>,
-        launch: Launch,
+        launch: LaunchSource,
     ) -> Option<Arc<Upstream>> {
         self.catalog = upstream.catalog();
         self.launch = Some(launch);
@@ -202,7 +202,7 @@ impl State {
     }
 
     /// Policy does not allow it. Gives back what ran, which gets no more calls.
-    pub(super) fn refused(&mut self, reason: &str) -> Option<Arc<Upstream>> {
+    pub(super) fn set_refused(&mut self, reason: &str) -> Option<Arc<Upstream>> {
         self.last_error = Some(reason.to_owned());
         match std::mem::replace(&mut self.phase, Phase::Refused) {
             Phase::Running(upstream) => {
@@ -214,7 +214,7 @@ impl State {
     }
 
     /// Policy allows it. Whether it did not before.
-    pub(super) fn allowed(&mut self) -> bool {
+    pub(super) fn set_allowed(&mut self) -> bool {
         let refused = matches!(self.phase, Phase::Refused);
         if refused {
             self.phase = Phase::Idle;
@@ -224,7 +224,7 @@ impl State {
     }
 
     /// It is not needed now. Whether it is this connection that makes it run.
-    pub(super) fn rests(&mut self, upstream: &Arc<Upstream>) -> bool {
+    pub(super) fn set_idle(&mut self, upstream: &Arc<Upstream>) -> bool {
         let current =
             matches!(&self.phase, Phase::Running(current) if Arc::ptr_eq(current, upstream));
         if current {
@@ -234,12 +234,12 @@ impl State {
     }
 
     /// What got no more calls has ended.
-    pub(super) fn drained(&mut self, upstream: &Arc<Upstream>) {
+    pub(super) fn forget_drained(&mut self, upstream: &Arc<Upstream>) {
         self.draining.retain(|other| !Arc::ptr_eq(other, upstream));
     }
 
     /// Takes all connections away, to end them.
-    pub(super) fn take_all(&mut self) -> Vec<Arc<Upstream>> {
+    pub(super) fn take_upstreams(&mut self) -> Vec<Arc<Upstream>> {
         let mut all = std::mem::take(&mut self.draining);
         if let Phase::Running(upstream) = std::mem::replace(&mut self.phase, Phase::Failed) {
             all.push(upstream);
@@ -248,7 +248,7 @@ impl State {
     }
 
     /// What to offer: a call may start a server again, but not one that is refused.
-    pub(super) fn offered(&self) -> Catalog {
+    pub(super) fn offered_catalog(&self) -> Catalog {
         match self.phase {
             Phase::Refused => Catalog::default(),
             Phase::Starting | Phase::Running(_) | Phase::Failed | Phase::Idle => {
@@ -258,17 +258,17 @@ impl State {
     }
 
     /// Lists of it were read anew.
-    pub(super) fn refreshed(&mut self, upstream: &Arc<Upstream>) {
+    pub(super) fn refresh_catalog(&mut self, upstream: &Arc<Upstream>) {
         if matches!(&self.phase, Phase::Running(current) if Arc::ptr_eq(current, upstream)) {
             self.catalog = upstream.catalog();
         }
     }
 
     /// An attempt to start it failed. What runs already goes on.
-    pub(super) fn not_started(&mut self, error: &ConnectError, now: Instant) {
+    pub(super) fn note_start_failure(&mut self, error: &ConnectError, now: Instant) {
         self.last_error = Some(error.message.clone());
-        self.away =
-            if error.unauthorized { AwayReason::Unauthorized } else { AwayReason::Unavailable };
+        self.outage =
+            if error.unauthorized { OutageReason::Unauthorized } else { OutageReason::Unavailable };
         if !matches!(self.phase, Phase::Running(_)) {
             self.stderr.clone_from(&error.stderr);
             self.phase = Phase::Failed;
@@ -277,15 +277,20 @@ impl State {
     }
 
     /// Its connection ended by itself.
-    pub(super) fn died(&mut self, upstream: &Arc<Upstream>, reason: &str, now: Instant) -> bool {
+    pub(super) fn note_death(
+        &mut self,
+        upstream: &Arc<Upstream>,
+        reason: &str,
+        now: Instant,
+    ) -> bool {
         match &self.phase {
             Phase::Running(current) if Arc::ptr_eq(current, upstream) => {}
             // It was replaced or removed, and this end was wanted.
             _ => return false,
         }
-        self.ran_for(now.duration_since(upstream.since));
+        self.note_uptime(now.duration_since(upstream.since));
         self.last_error = Some(reason.to_owned());
-        self.away = AwayReason::default();
+        self.outage = OutageReason::default();
         self.stderr = upstream.child.as_ref().map(|child| child.stderr.text(SHOWN_STDERR));
         self.phase = Phase::Failed;
         self.back_off(now);
@@ -293,14 +298,14 @@ impl State {
     }
 
     /// Who ran for long was healthy, whatever was before.
-    fn ran_for(&mut self, uptime: Duration) {
+    fn note_uptime(&mut self, uptime: Duration) {
         if uptime >= SUSTAINED {
             self.failures = 0;
         }
     }
 
     /// How long to wait before it may be started again.
-    pub(super) fn wait(&self, now: Instant) -> Duration {
+    pub(super) fn restart_wait(&self, now: Instant) -> Duration {
         self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
 
@@ -331,16 +336,16 @@ mod tests {
             assert!((ceiling / 2..=ceiling).contains(&wait), "{wait:?} is not up to {ceiling:?}");
         };
         for ceiling in [0, 500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000] {
-            hosted.state_mut().not_started(&error, now);
-            is_up_to(hosted.state().wait(now), ceiling);
+            hosted.state_mut().note_start_failure(&error, now);
+            is_up_to(hosted.state().restart_wait(now), ceiling);
         }
-        assert_eq!(hosted.state().wait(now + RESTARTS.max), Duration::ZERO);
+        assert_eq!(hosted.state().restart_wait(now + RESTARTS.max), Duration::ZERO);
         assert!(!hosted.ever_ran());
         // A short life changes nothing; a long one is a new beginning.
         let wait_after = |uptime| {
-            hosted.state_mut().ran_for(uptime);
-            hosted.state_mut().not_started(&error, now);
-            hosted.state().wait(now)
+            hosted.state_mut().note_uptime(uptime);
+            hosted.state_mut().note_start_failure(&error, now);
+            hosted.state().restart_wait(now)
         };
         is_up_to(wait_after(SUSTAINED - Duration::from_millis(1)), 60_000);
         assert_eq!(wait_after(SUSTAINED), Duration::ZERO);

@@ -19,7 +19,7 @@ use rmcp::{
 };
 use serde_json::{Map, Value};
 
-use super::{forgiven::forgive, secrets::Secrets, unreadable::unreadable_answer};
+use super::{forgiven::forgive_result, secrets::Secrets, unreadable::unreadable_answer};
 
 /// How many answers without an id are kept for requests that they may belong to.
 const MAX_NAMELESS: usize = 16;
@@ -28,7 +28,7 @@ pub(super) const SHOWN: usize = 200;
 
 /// What a request asks for, as far as it matters for reading its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum RequestKind {
     /// A call, a list or content, whose result is read by the gateway.
     Raw,
     /// `initialize`, whose answer is forgiven what does not matter.
@@ -39,7 +39,7 @@ pub(super) enum Asked {
     Other,
 }
 
-impl Asked {
+impl RequestKind {
     pub(super) fn of(request: &ClientRequest) -> Self {
         match request {
             ClientRequest::CallToolRequest(_)
@@ -61,7 +61,7 @@ impl Asked {
 pub(super) struct Inbound {
     /// What the log must not show.
     secrets: Secrets,
-    open: BTreeMap<Id, Asked>,
+    open: BTreeMap<Id, RequestKind>,
     /// Errors that name no request, each with the requests that were open when it came.
     nameless: Vec<(BTreeSet<Id>, ErrorData)>,
     held: Vec<Held>,
@@ -82,17 +82,17 @@ impl Inbound {
     }
 
     /// Notes what is sent.
-    pub(super) fn sent(&mut self, message: &ClientJsonRpcMessage) {
+    pub(super) fn note_sent(&mut self, message: &ClientJsonRpcMessage) {
         match message {
             JsonRpcMessage::Request(request) => {
-                self.open.insert(id_of(&request.id), Asked::of(&request.request));
+                self.open.insert(wire_id(&request.id), RequestKind::of(&request.request));
             }
             JsonRpcMessage::Notification(notification) => {
                 if let ClientNotification::CancelledNotification(cancelled) =
                     &notification.notification
                     && let Some(id) = &cancelled.params.request_id
                 {
-                    self.open.remove(&id_of(id));
+                    self.open.remove(&wire_id(id));
                 }
             }
             JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_) => {}
@@ -113,7 +113,7 @@ impl Inbound {
             match message {
                 Message::Reply(Some(id), reply) => {
                     let (id, reply) = match is_alone {
-                        true => self.as_open(id, reply, bytes),
+                        true => self.match_open(id, reply, bytes),
                         false => (id, reply),
                     };
                     passed.extend(self.answer_or_hold(id, reply));
@@ -121,7 +121,7 @@ impl Inbound {
                 Message::Reply(None, Reply::Unreadable(problem)) => {
                     self.held.push(Held { suspects: self.suspects(), is_named: false, problem });
                 }
-                Message::Reply(None, reply) => passed.extend(self.nameless(reply)),
+                Message::Reply(None, reply) => passed.extend(self.take_nameless(reply)),
                 Message::Request(_, message) | Message::Notification(_, message) => {
                     passed.extend(number::read::<RxJsonRpcMessage<RoleClient>>(message).ok());
                 }
@@ -147,7 +147,7 @@ impl Inbound {
 
     /// Ends the request that a line answers which is too long to be read; `None` if it is not an
     /// answer.
-    pub(super) fn too_long(
+    pub(super) fn end_too_long(
         &mut self,
         head: &[u8],
         tail: &[u8],
@@ -159,22 +159,22 @@ impl Inbound {
         );
         let reply = Reply::Unreadable(Unreadable { why, cut: false });
         if let Some(id) = fleet_wire::id_of_long(head, tail) {
-            return Some(self.answer(id, reply));
+            return Some(self.pass_answer(id, reply));
         }
         let is_answer =
             fleet_wire::read(head).iter().any(|message| matches!(message, Message::Reply(..)));
-        is_answer.then(|| self.nameless(reply))
+        is_answer.then(|| self.take_nameless(reply))
     }
 
     /// Holds an answer that can't be read, if a request waits for it.
     fn answer_or_hold(&mut self, id: Id, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
-        let id = self.as_asked(id);
+        let id = self.match_id(id);
         match reply {
             Reply::Unreadable(problem) if self.open.contains_key(&id) => {
                 self.held.push(Held { suspects: BTreeSet::from([id]), is_named: true, problem });
                 Vec::new()
             }
-            reply => self.answer(id, reply),
+            reply => self.pass_answer(id, reply),
         }
     }
 
@@ -183,19 +183,19 @@ impl Inbound {
         let Held { mut suspects, is_named, problem } = held;
         suspects.retain(|id| self.open.contains_key(id));
         match suspects.first().cloned() {
-            Some(id) if is_named => self.answer(id, Reply::Unreadable(problem)),
+            Some(id) if is_named => self.pass_answer(id, Reply::Unreadable(problem)),
             Some(_) => self.blame(suspects, unreadable_answer(&problem.why)),
             None => Vec::new(),
         }
     }
 
-    fn answer(&mut self, id: Id, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
-        let id = self.as_asked(id);
+    fn pass_answer(&mut self, id: Id, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        let id = self.match_id(id);
         let asked = self.open.remove(&id);
-        let reading = asked.unwrap_or(Asked::Other);
-        let mut passed = vec![answer(request_id(&id), reading, reply, &self.secrets)];
+        let reading = asked.unwrap_or(RequestKind::Other);
+        let mut passed = vec![to_rmcp_answer(request_id(&id), reading, reply, &self.secrets)];
         if asked.is_some() {
-            passed.extend(self.attribute());
+            passed.extend(self.attribute_nameless());
         }
         passed
     }
@@ -203,11 +203,11 @@ impl Inbound {
     /// An answer that names a second request, which is not open, is the answer to the open one, and
     /// nobody can tell what else it has twice. Reads all of `written`, so this is for a text that is
     /// one message.
-    fn as_open(&self, id: Id, reply: Reply, written: &[u8]) -> (Id, Reply) {
-        if self.open.contains_key(&self.as_asked(id.clone())) {
+    fn match_open(&self, id: Id, reply: Reply, written: &[u8]) -> (Id, Reply) {
+        if self.open.contains_key(&self.match_id(id.clone())) {
             return (id, reply);
         }
-        let others = fleet_wire::ids_in(written).into_iter().map(|other| self.as_asked(other));
+        let others = fleet_wire::ids_in(written).into_iter().map(|other| self.match_id(other));
         match others.into_iter().find(|other| self.open.contains_key(other)) {
             Some(open) => {
                 let shown = quote(&String::from_utf8_lossy(written), SHOWN);
@@ -219,7 +219,7 @@ impl Inbound {
     }
 
     /// Some servers send an id back as text, or text as a number.
-    fn as_asked(&self, id: Id) -> Id {
+    fn match_id(&self, id: Id) -> Id {
         if self.open.contains_key(&id) {
             return id;
         }
@@ -232,18 +232,18 @@ impl Inbound {
 
     /// An answer that names no request belongs to one of those that are open, and certainly to the
     /// last that stays open. It is passed on as it came, too, for whoever can tell.
-    fn nameless(&mut self, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
+    fn take_nameless(&mut self, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
         // Whoever does not know a method has read the request, and its id. Some servers refuse
         // notifications like this.
         if let Reply::Error(error) = &reply
             && error.code == i64::from(ErrorCode::METHOD_NOT_FOUND.0)
         {
-            return vec![ServerJsonRpcMessage::error(error_data(error.clone()), None)];
+            return vec![ServerJsonRpcMessage::error(to_error_data(error.clone()), None)];
         }
 
         let error = match reply {
             Reply::Result(_) => unreadable_answer("it does not say which request it answers"),
-            Reply::Error(error) => error_data(error),
+            Reply::Error(error) => to_error_data(error),
             Reply::Unreadable(problem) => unreadable_answer(&problem.why),
         };
         self.blame(self.suspects(), error)
@@ -251,7 +251,7 @@ impl Inbound {
 
     /// The requests that an answer without an id may belong to.
     fn suspects(&self) -> BTreeSet<Id> {
-        let open = self.open.iter().filter(|(_, asked)| **asked != Asked::Stream);
+        let open = self.open.iter().filter(|(_, asked)| **asked != RequestKind::Stream);
         open.map(|(id, _)| id.clone()).collect()
     }
 
@@ -268,10 +268,10 @@ impl Inbound {
             return vec![nameless];
         }
         self.nameless.push((suspects, error));
-        self.attribute()
+        self.attribute_nameless()
     }
 
-    fn attribute(&mut self) -> Vec<RxJsonRpcMessage<RoleClient>> {
+    fn attribute_nameless(&mut self) -> Vec<RxJsonRpcMessage<RoleClient>> {
         let mut passed = Vec::new();
         let mut kept = Vec::new();
         for (mut suspects, error) in std::mem::take(&mut self.nameless) {
@@ -289,10 +289,15 @@ impl Inbound {
 }
 
 /// The answer to a request in rmcp's terms.
-fn answer(id: RequestId, asked: Asked, reply: Reply, secrets: &Secrets) -> ServerJsonRpcMessage {
+fn to_rmcp_answer(
+    id: RequestId,
+    asked: RequestKind,
+    reply: Reply,
+    secrets: &Secrets,
+) -> ServerJsonRpcMessage {
     let result = match reply {
         Reply::Result(result) => read_result(asked, result, secrets),
-        Reply::Error(error) => Err(error_data(error)),
+        Reply::Error(error) => Err(to_error_data(error)),
         Reply::Unreadable(problem) => Err(unreadable_answer(&problem.why)),
     };
     match result {
@@ -302,14 +307,14 @@ fn answer(id: RequestId, asked: Asked, reply: Reply, secrets: &Secrets) -> Serve
 }
 
 fn read_result(
-    asked: Asked,
+    asked: RequestKind,
     mut result: Map<String, Value>,
     secrets: &Secrets,
 ) -> Result<ServerResult, ErrorData> {
     match asked {
-        Asked::Raw => return Ok(ServerResult::CustomResult(CustomResult(result.into()))),
-        Asked::Initialize => forgive(&mut result, secrets),
-        Asked::Stream | Asked::Other => {}
+        RequestKind::Raw => return Ok(ServerResult::CustomResult(CustomResult(result.into()))),
+        RequestKind::Initialize => forgive_result(&mut result, secrets),
+        RequestKind::Stream | RequestKind::Other => {}
     }
     let shown = quote(&Value::from(result.clone()).to_string(), SHOWN);
     number::read(result.into()).map_err(|_| not_a_result(&shown))
@@ -326,7 +331,7 @@ const UNREAD: &str = "io.mcp-fleet/unread/";
 
 /// A result of a tool, a prompt or the contents of a resource, known by its looks, in a form that
 /// rmcp does not read; other results as they are.
-pub(super) fn unread(result: Map<String, Value>) -> Map<String, Value> {
+pub(super) fn hide_from_rmcp(result: Map<String, Value>) -> Map<String, Value> {
     let lists = ["content", "structuredContent", "isError", "messages", "contents"];
     match lists.iter().any(|key| result.contains_key(*key)) {
         true => {
@@ -337,7 +342,7 @@ pub(super) fn unread(result: Map<String, Value>) -> Map<String, Value> {
 }
 
 /// A result as the server wrote it, as far as rmcp has not read it.
-pub(crate) fn raw(result: ServerResult) -> Map<String, Value> {
+pub(crate) fn raw_result(result: ServerResult) -> Map<String, Value> {
     let value = match result {
         ServerResult::CustomResult(CustomResult(value)) => value,
         other => serde_json::to_value(other).unwrap_or_default(),
@@ -351,13 +356,13 @@ pub(crate) fn raw(result: ServerResult) -> Map<String, Value> {
 }
 
 /// An error in rmcp's terms. A code that does not fit is none that anybody knows.
-pub(super) fn error_data(error: RpcError) -> ErrorData {
+pub(super) fn to_error_data(error: RpcError) -> ErrorData {
     let code = i32::try_from(error.code).unwrap_or(ErrorCode::INTERNAL_ERROR.0);
     ErrorData::new(ErrorCode(code), error.message, error.data)
 }
 
 /// An id in the terms of `fleet_wire`.
-pub(super) fn id_of(id: &RequestId) -> Id {
+pub(super) fn wire_id(id: &RequestId) -> Id {
     match id {
         NumberOrString::Number(number) => Id::Number(*number),
         NumberOrString::String(text) => Id::Text(text.to_string()),
@@ -383,7 +388,7 @@ mod tests {
         for id in calls {
             let call = CallToolRequest::new(CallToolRequestParams::new("t"));
             let request = ClientRequest::CallToolRequest(call);
-            inbound.sent(&ClientJsonRpcMessage::request(request, NumberOrString::Number(*id)));
+            inbound.note_sent(&ClientJsonRpcMessage::request(request, NumberOrString::Number(*id)));
         }
         inbound
     }
@@ -459,7 +464,7 @@ mod tests {
         );
         // What is asked later is no suspect.
         let ping = ClientRequest::PingRequest(PingRequest::default());
-        inbound.sent(&ClientJsonRpcMessage::request(ping, NumberOrString::Number(3)));
+        inbound.note_sent(&ClientJsonRpcMessage::request(ping, NumberOrString::Number(3)));
         let found = ends(inbound.read(br#"{"id":1,"result":{}}"#).unwrap());
         assert_eq!(found, [(1, None), (2, Some("boom".to_owned()))]);
     }
@@ -529,21 +534,21 @@ mod tests {
     fn a_line_that_is_too_long_ends_its_call() {
         let check = |head: &str, tail: &str| {
             let found =
-                ends(inbound(&[7]).too_long(head.as_bytes(), tail.as_bytes(), 100).unwrap());
+                ends(inbound(&[7]).end_too_long(head.as_bytes(), tail.as_bytes(), 100).unwrap());
             let [(7, Some(error))] = &found[..] else { panic!("{head}: {found:?}") };
             assert!(error.contains("a line of more than 100 bytes"), "{error}");
         };
         check(r#"{"jsonrpc":"2.0","id":7,"result":{"content":[{"data":"AAAA"#, "AAAA");
         check(r#"{"result":{"content":[{"data":"AAAA"#, r#"AAAA"}]},"jsonrpc":"2.0","id":7}"#);
         check(r#"{"result":{"content":[{"data":"AAAA"#, "AAAA");
-        assert!(inbound(&[7]).too_long(b"{xxxx", b"xxxx", 100).is_none());
+        assert!(inbound(&[7]).end_too_long(b"{xxxx", b"xxxx", 100).is_none());
     }
 
     #[test]
     fn a_server_need_not_say_its_version() {
         let result = json!({"protocolVersion": "2025-06-18", "capabilities": null, "serverInfo": {"name": "s"}});
         let Value::Object(map) = result else { panic!("no object") };
-        let found = read_result(Asked::Initialize, map, &Secrets::default()).unwrap();
+        let found = read_result(RequestKind::Initialize, map, &Secrets::default()).unwrap();
         assert!(matches!(found, ServerResult::InitializeResult(_)), "{found:?}");
     }
 }

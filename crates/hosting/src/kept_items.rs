@@ -23,7 +23,7 @@ pub const KEPT_ITEMS: &str = "io.mcp-fleet/content";
 const MEMBERS: &str = "io.mcp-fleet/members";
 
 /// The items of a result's `member` that rmcp can hold as a whole. The others are kept in `_meta`.
-pub fn keep_odd<T: DeserializeOwned + Serialize>(
+pub fn keep_unreadable_items<T: DeserializeOwned + Serialize>(
     member: &str,
     items: Vec<Value>,
     meta: &mut Option<MetaObject>,
@@ -31,13 +31,13 @@ pub fn keep_odd<T: DeserializeOwned + Serialize>(
     let mut kept = Map::new();
     let mut held = Vec::new();
     for (position, item) in items.into_iter().enumerate() {
-        match whole(&item) {
+        match read_whole(&item) {
             Some(item) => held.push(item),
             None => _ = kept.insert(position.to_string(), item),
         }
     }
 
-    disown(meta);
+    remove_forged(meta);
     if !kept.is_empty() {
         let kept = json!({ member: kept });
         meta.get_or_insert_with(MetaObject::new).insert(KEPT_ITEMS.to_owned(), kept);
@@ -46,7 +46,7 @@ pub fn keep_odd<T: DeserializeOwned + Serialize>(
 }
 
 /// An item in rmcp's terms, if rmcp writes it as the server did.
-fn whole<T: DeserializeOwned + Serialize>(item: &Value) -> Option<T> {
+fn read_whole<T: DeserializeOwned + Serialize>(item: &Value) -> Option<T> {
     let held: T = number::read(item.clone()).ok()?;
     let is_written_alike =
         || Some(serde_json::to_vec(&held).ok()? == serde_json::to_vec(item).ok()?);
@@ -75,13 +75,13 @@ pub fn keep_members(members: Map<String, Value>, meta: &mut Option<MetaObject>) 
 }
 
 /// Shows every item and member in what was kept.
-pub fn each_kept(kept: &mut Value, show: impl FnMut(&mut Value)) {
+pub fn for_each_kept(kept: &mut Value, show: impl FnMut(&mut Value)) {
     let parts = kept.as_object_mut().into_iter().flat_map(Map::values_mut);
     parts.filter_map(Value::as_object_mut).flat_map(Map::values_mut).for_each(show);
 }
 
 /// Removes what a hosted server says was kept here.
-pub fn disown(meta: &mut Option<MetaObject>) {
+pub fn remove_forged(meta: &mut Option<MetaObject>) {
     if let Some(meta) = meta {
         meta.shift_remove(KEPT_ITEMS);
     }
@@ -107,13 +107,13 @@ pub fn restore(message: &mut Value) -> bool {
         }
         let list = result.get_mut(&member).and_then(Value::as_array_mut);
         if let (Some(list), Value::Object(items)) = (list, items) {
-            put_back(list, items);
+            insert_items(list, items);
         }
     }
     true
 }
 
-fn put_back(list: &mut Vec<Value>, items: Map<String, Value>) {
+fn insert_items(list: &mut Vec<Value>, items: Map<String, Value>) {
     let mut items: Vec<_> = items
         .into_iter()
         .filter_map(|(position, item)| Some((position.parse::<usize>().ok()?, item)))
@@ -125,7 +125,7 @@ fn put_back(list: &mut Vec<Value>, items: Map<String, Value>) {
 }
 
 /// The same for a message to a client of ours.
-pub fn restored(message: ServerJsonRpcMessage) -> ServerJsonRpcMessage {
+pub fn restore_message(message: ServerJsonRpcMessage) -> ServerJsonRpcMessage {
     let JsonRpcMessage::Response(response) = &message else { return message };
     let meta = match &response.result {
         ServerResult::CallToolResult(result) => &result.meta,
@@ -154,7 +154,7 @@ impl<T: Transport<RoleServer>> Transport<RoleServer> for Restoring<T> {
         &mut self,
         item: TxJsonRpcMessage<RoleServer>,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send + 'static {
-        self.0.send(restored(item))
+        self.0.send(restore_message(item))
     }
 
     fn receive(&mut self) -> impl Future<Output = Option<RxJsonRpcMessage<RoleServer>>> + Send {

@@ -160,7 +160,7 @@ impl fmt::Display for RuleRef {
 ///
 /// Where policy refuses it, or something that it names is not there.
 pub async fn resolve(entry: &ServerEntry, policy: &Policy) -> Result<LaunchSpec, LaunchError> {
-    examine(entry, policy).await.map(|(spec, _)| spec)
+    resolve_with_rule(entry, policy).await.map(|(spec, _)| spec)
 }
 
 /// The same with the rule that allows it.
@@ -168,28 +168,28 @@ pub async fn resolve(entry: &ServerEntry, policy: &Policy) -> Result<LaunchSpec,
 /// # Errors
 ///
 /// As [`resolve`].
-pub async fn examine(
+pub async fn resolve_with_rule(
     entry: &ServerEntry,
     policy: &Policy,
 ) -> Result<(LaunchSpec, RuleRef), LaunchError> {
     match &entry.transport {
         Transport::Stdio(server) => {
-            let (spec, rule) = child::resolve(server, policy).await?;
+            let (spec, rule) = child::resolve_child(server, policy).await?;
             let number = policy.commands.iter().position(|other| std::ptr::eq(other, rule));
             let (number, line, covers) =
                 (number.unwrap_or_default() + 1, rule.line, rule.argv.to_string());
             Ok((LaunchSpec::Child(spec), RuleRef { table: "command", number, line, covers }))
         }
         Transport::Url(server) => {
-            let (spec, rule) = url_target::resolve(server, policy)?;
+            let (spec, rule) = url_target::resolve_remote(server, policy)?;
             Ok((LaunchSpec::Url(spec), url_target::rule_ref(rule, policy)))
         }
         Transport::Http(server) => {
-            let (spec, rule) = url_target::resolve(server, policy)?;
+            let (spec, rule) = url_target::resolve_remote(server, policy)?;
             Ok((LaunchSpec::Remote(spec), url_target::rule_ref(rule, policy)))
         }
         Transport::Sse(server) => {
-            let (spec, rule) = url_target::resolve(server, policy)?;
+            let (spec, rule) = url_target::resolve_remote(server, policy)?;
             Ok((LaunchSpec::Sse(spec), url_target::rule_ref(rule, policy)))
         }
     }
@@ -222,7 +222,7 @@ impl<'a> Environment<'a> {
 
 /// The error to report of what several rules say: what is allowed and does not work tells more than
 /// what is not allowed.
-fn more_telling(first: Option<LaunchError>, second: LaunchError) -> LaunchError {
+fn pick_error(first: Option<LaunchError>, second: LaunchError) -> LaunchError {
     match first {
         Some(first) if !first.is_refusal() || second.is_refusal() => first,
         _ => second,

@@ -74,14 +74,14 @@ macro_rules! listed {
 }
 
 listed!(Tool, "tools/list", "tools", &["name"], ListToolsRequest, complete_tool);
-listed!(Prompt, "prompts/list", "prompts", &["name"], ListPromptsRequest, is_complete);
+listed!(Prompt, "prompts/list", "prompts", &["name"], ListPromptsRequest, require_nothing);
 listed!(
     Resource,
     "resources/list",
     "resources",
     &["uri", "name"],
     ListResourcesRequest,
-    is_complete
+    require_nothing
 );
 listed!(
     ResourceTemplate,
@@ -89,11 +89,11 @@ listed!(
     "resourceTemplates",
     &["uriTemplate", "name"],
     ListResourceTemplatesRequest,
-    is_complete
+    require_nothing
 );
 
 /// Nothing may be left out.
-fn is_complete(_: &mut Map<String, Value>) -> Result<(), String> {
+fn require_nothing(_: &mut Map<String, Value>) -> Result<(), String> {
     Ok(())
 }
 
@@ -103,7 +103,7 @@ fn complete_tool(tool: &mut Map<String, Value>) -> Result<(), String> {
     match schema {
         Value::Null => *schema = json!({ "type": "object" }),
         Value::Object(_) => {}
-        other => return Err(format!("its inputSchema is not a JSON object: {}", shown(other))),
+        other => return Err(format!("its inputSchema is not a JSON object: {}", quoted(other))),
     }
     Ok(())
 }
@@ -129,9 +129,13 @@ impl<T: Listed> Page<T> {
         let items = match result.remove(T::FIELD) {
             Some(Value::Array(items)) => items,
             Some(Value::Null) => Vec::new(),
-            Some(other) => return Err(format!("`{}` is not a list: {}", T::FIELD, shown(&other))),
+            Some(other) => return Err(format!("`{}` is not a list: {}", T::FIELD, quoted(&other))),
             None => {
-                return Err(format!("the answer has no `{}`: {}", T::FIELD, shown(&result.into())));
+                return Err(format!(
+                    "the answer has no `{}`: {}",
+                    T::FIELD,
+                    quoted(&result.into())
+                ));
             }
         };
 
@@ -143,7 +147,7 @@ impl<T: Listed> Page<T> {
             Self { items: Vec::new(), hidden: Vec::new(), next: None, remarks: Vec::new() };
         page.next = page.read_cursor(result.remove("nextCursor"));
         for item in items {
-            page.add(item);
+            page.add_item(item);
         }
         page.remarks.truncate(MAX_REMARKS);
         Ok(page)
@@ -157,13 +161,13 @@ impl<T: Listed> Page<T> {
             Value::String(cursor) => Some(cursor),
             Value::Number(cursor) => Some(cursor.to_string()),
             other => {
-                self.remarks.push(format!("nextCursor is not a text: {}", shown(&other)));
+                self.remarks.push(format!("nextCursor is not a text: {}", quoted(&other)));
                 None
             }
         }
     }
 
-    fn add(&mut self, item: Value) {
+    fn add_item(&mut self, item: Value) {
         let name = item.get(T::TEXTS[0]).and_then(Value::as_str).unwrap_or_default().to_owned();
         match read_item(item, &mut self.remarks) {
             Ok(item) => self.items.push(item),
@@ -178,14 +182,14 @@ impl<T: Listed> Page<T> {
 /// Reads an item, without those of its members that can't be read.
 fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, String> {
     let Value::Object(mut item) = item else {
-        return Err(format!("it is not an object: {}", shown(&item)));
+        return Err(format!("it is not an object: {}", quoted(&item)));
     };
     for key in T::TEXTS {
         match item.get(*key) {
             Some(Value::String(text)) if !text.is_empty() => {}
-            None => return Err(format!("it has no {key}: {}", shown(&item.into()))),
+            None => return Err(format!("it has no {key}: {}", quoted(&item.into()))),
             Some(other) => {
-                return Err(format!("its {key} is not a text, or empty: {}", shown(other)));
+                return Err(format!("its {key} is not a text, or empty: {}", quoted(other)));
             }
         }
     }
@@ -198,24 +202,24 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
     let is_needed = |key: &str| T::TEXTS.contains(&key) || key == "inputSchema";
     let (mut kept, optional): (Map<_, _>, Map<_, _>) =
         item.into_iter().partition(|(key, _)| is_needed(key));
-    let smallest = smallest::<T>();
+    let minimal = minimal_item::<T>();
     for (key, value) in optional {
         let is_readable = |value: &Value| {
-            let mut item = smallest.clone();
+            let mut item = minimal.clone();
             item.insert(key.clone(), value.clone());
             number::read::<T>(item.into()).is_ok()
         };
         let Some(found) = readable_part(&value, is_readable) else {
             remarks.push(format!(
                 "left {key} of `{name}` out, which can't be read: {}",
-                shown(&value)
+                quoted(&value)
             ));
             continue;
         };
         if found != value {
             remarks.push(format!(
                 "left a part of {key} of `{name}` out, which can't be read: {}",
-                shown(&value)
+                quoted(&value)
             ));
         }
         kept.insert(key, found);
@@ -225,7 +229,7 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
 
 /// An item with nothing but what it must have. Members are tried on it, so that an item costs no
 /// more than its size.
-fn smallest<T: Listed>() -> Map<String, Value> {
+fn minimal_item<T: Listed>() -> Map<String, Value> {
     let texts = T::TEXTS.iter().map(|key| ((*key).to_owned(), json!("x")));
     texts.chain([("inputSchema".to_owned(), json!({}))]).collect()
 }
@@ -254,7 +258,7 @@ fn readable_part(value: &Value, is_readable: impl Fn(&Value) -> bool) -> Option<
     (!is_empty && is_readable(&part)).then_some(part)
 }
 
-fn shown(value: &Value) -> String {
+fn quoted(value: &Value) -> String {
     fleet_wire::quote(&value.to_string(), SHOWN)
 }
 

@@ -28,7 +28,7 @@ pub struct Notice {
 
 /// Why a notification is not passed on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum Dropped {
+pub enum DropReason {
     /// It is too large.
     #[error("its parameters have more than {MAX_BYTES} bytes")]
     TooLarge,
@@ -48,7 +48,7 @@ pub(super) struct Intake {
     allowance: f64,
     counted_at: Option<Instant>,
     /// What the log has been told of.
-    named: BTreeSet<Dropped>,
+    named: BTreeSet<DropReason>,
 }
 
 impl Default for Intake {
@@ -68,18 +68,18 @@ impl Intake {
     /// # Errors
     ///
     /// Returns an error if it is dropped.
-    pub(super) fn add(&mut self, notice: Notice, now: Instant) -> Result<(), Dropped> {
+    pub(super) fn add(&mut self, notice: Notice, now: Instant) -> Result<(), DropReason> {
         let elapsed =
             self.counted_at.map_or(0.0, |then| now.saturating_duration_since(then).as_secs_f64());
         self.counted_at = Some(now);
         self.allowance = (self.allowance + elapsed * PER_SECOND).min(MAX_WAITING as f64);
         if self.allowance < 1.0 || self.waiting.len() >= MAX_WAITING {
-            return Err(Dropped::TooMany);
+            return Err(DropReason::TooMany);
         }
         self.allowance -= 1.0;
 
-        if size(&notice) > MAX_BYTES {
-            return Err(Dropped::TooLarge);
+        if notice_bytes(&notice) > MAX_BYTES {
+            return Err(DropReason::TooLarge);
         }
         self.waiting.push(notice);
         Ok(())
@@ -91,12 +91,12 @@ impl Intake {
     }
 
     /// Whether the log is to say this, which it does once.
-    pub(super) fn is_news(&mut self, dropped: &Dropped) -> bool {
+    pub(super) fn should_log(&mut self, dropped: &DropReason) -> bool {
         self.named.len() < MAX_NAMED && self.named.insert(dropped.clone())
     }
 }
 
-fn size(notice: &Notice) -> usize {
+fn notice_bytes(notice: &Notice) -> usize {
     let params = notice.params.as_ref().map_or(0, |params| params.to_string().len());
     notice.method.len() + params
 }
@@ -133,12 +133,12 @@ mod tests {
     fn what_is_too_large_is_dropped_and_the_log_is_told_once() {
         let mut intake = Intake::default();
         let dropped = intake.add(notice(&"x".repeat(MAX_BYTES)), Instant::now()).unwrap_err();
-        assert_eq!(dropped, Dropped::TooLarge);
+        assert_eq!(dropped, DropReason::TooLarge);
         assert!(intake.add(notice("x"), Instant::now()).is_ok());
-        assert!(intake.is_news(&dropped) && !intake.is_news(&dropped));
+        assert!(intake.should_log(&dropped) && !intake.should_log(&dropped));
 
-        let undeclared = |n: usize| Dropped::Undeclared(n.to_string());
-        let named = (0..100).filter(|n| intake.is_news(&undeclared(*n))).count();
+        let undeclared = |n: usize| DropReason::Undeclared(n.to_string());
+        let named = (0..100).filter(|n| intake.should_log(&undeclared(*n))).count();
         assert_eq!(named, MAX_NAMED - 1);
     }
 }

@@ -68,7 +68,7 @@ impl ProgressRoutes {
         ProgressStream { routes: self.clone(), token, receiver }
     }
 
-    fn deliver(&self, notification: ProgressNotificationParam) {
+    fn deliver_progress(&self, notification: ProgressNotificationParam) {
         let mut state = self.lock();
         if let Some(sender) = state.waiting.get(&notification.progress_token) {
             _ = sender.send(notification);
@@ -145,12 +145,12 @@ impl<T: Transport<RoleClient>> Transport<RoleClient> for ProgressTap<T> {
             match self.inner.receive().await? {
                 JsonRpcMessage::Notification(message) => match message.notification {
                     ServerNotification::ProgressNotification(progress) => {
-                        self.routes.deliver(progress.params)
+                        self.routes.deliver_progress(progress.params)
                     }
                     // In a stream of changes, rmcp would end the stream for it.
                     ServerNotification::CustomNotification(custom) => {
                         let notice = Notice { method: custom.method, params: custom.params };
-                        self.news.notice(&self.server, notice);
+                        self.news.note_notice(&self.server, notice);
                     }
                     notification => {
                         return Some(JsonRpcMessage::notification(notification));
@@ -179,17 +179,17 @@ mod tests {
     #[tokio::test]
     async fn progress_finds_its_call_even_when_it_comes_first() {
         let routes = ProgressRoutes::default();
-        routes.deliver(progress(1, 0.1));
-        routes.deliver(progress(2, 9.0));
+        routes.deliver_progress(progress(1, 0.1));
+        routes.deliver_progress(progress(2, 9.0));
         let mut stream = routes.register(ProgressToken(NumberOrString::Number(1)));
-        routes.deliver(progress(1, 0.2));
+        routes.deliver_progress(progress(1, 0.2));
         assert_eq!(stream.next().await.map(|p| p.progress), Some(0.1));
         assert_eq!(stream.try_next().map(|p| p.progress), Some(0.2));
         assert!(stream.try_next().is_none());
         drop(stream);
         assert!(routes.lock().waiting.is_empty());
         for _ in 0..10 * ORPHANS {
-            routes.deliver(progress(3, 0.0));
+            routes.deliver_progress(progress(3, 0.0));
         }
         assert_eq!(routes.lock().orphans.len(), ORPHANS);
     }
@@ -199,7 +199,7 @@ mod tests {
         let routes = ProgressRoutes::default();
         let mut stream = routes.register(ProgressToken(NumberOrString::Number(1)));
         for step in 0..10 * WAITING {
-            routes.deliver(progress(1, step as f64));
+            routes.deliver_progress(progress(1, step as f64));
         }
         let mut last = None;
         while let Some(notification) = stream.try_next() {

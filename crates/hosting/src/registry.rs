@@ -55,16 +55,16 @@ pub trait Registry: Debug + Send + Sync {
     /// # Errors
     ///
     /// If the records can't be followed at all.
-    fn watch(&self) -> Result<BoxStream<'static, Change>, RegistryError>;
+    fn watch(&self) -> Result<BoxStream<'static, RegistryChange>, RegistryError>;
 
-    /// Asks for a [`Change::CaughtUp`] with the number that is given back, or a later one, once the
+    /// Asks for a [`RegistryChange::CaughtUp`] with the number that is given back, or a later one, once the
     /// stream has told of everything that was there at this moment.
     fn catch_up(&self) -> u64;
 }
 
 /// What a stream of changes tells.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Change {
+pub enum RegistryChange {
     /// There is a record, in the place of what there was of its name.
     Put(Record),
     /// There is none of this name.

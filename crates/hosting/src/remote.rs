@@ -14,7 +14,7 @@ use rmcp::transport::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{exchange::Line, session::SessionClient};
+use self::{exchange::RemoteLink, session::SessionClient};
 use super::{changes::News, launch::RemoteSpec};
 
 /// For how long an answer to `server/discover` is waited for before `initialize` is tried; a third
@@ -41,7 +41,7 @@ pub(super) fn transport(
         .custom_headers(spec.headers.iter().cloned().collect())
         .max_concurrent_requests(CONCURRENCY);
     let client = fleet_egress::client(&spec.url, policy)?;
-    let line = Line::new(client, spec.url.clone(), spec.secrets.clone());
-    let (client, over) = SessionClient::new(line, DISCOVER_PATIENCE.min(limit / 3), news);
+    let link = RemoteLink::new(client, spec.url.clone(), spec.secrets.clone());
+    let (client, over) = SessionClient::new(link, DISCOVER_PATIENCE.min(limit / 3), news);
     Ok((StreamableHttpClientTransport::with_client(client, config), over))
 }

@@ -93,7 +93,8 @@ impl Routes {
                 routes.hidden.insert(server.to_owned(), hidden);
             }
             for resource in catalog.resources.iter() {
-                let offered = free(&resource.uri, server, |uri| routes.resources.contains_key(uri));
+                let offered =
+                    free_uri(&resource.uri, server, |uri| routes.resources.contains_key(uri));
                 let mut listed = resource.clone();
                 listed.uri.clone_from(&offered);
                 apps::offer_in_meta(server, &mut listed.meta);
@@ -106,7 +107,7 @@ impl Routes {
                     routes.templates.iter().any(|route| route.listed.uri_template == uri)
                 };
                 let mut listed = template.clone();
-                listed.uri_template = free(own, server, taken);
+                listed.uri_template = free_uri(own, server, taken);
                 apps::offer_in_meta(server, &mut listed.meta);
                 let route = Route { server: server.to_owned(), name: own.clone(), listed };
                 routes.templates.push(route);
@@ -119,7 +120,7 @@ impl Routes {
     /// Where a call of this tool goes: by the name that is offered, or by `<server>__<tool>` with
     /// the tool's own name.
     pub fn tool(&self, name: &str) -> Option<&Route<Tool>> {
-        find(&self.tools, name)
+        find_route(&self.tools, name)
     }
 
     /// All offered tools, by name.
@@ -140,7 +141,7 @@ impl Routes {
 
     /// Where a request for this prompt goes.
     pub fn prompt(&self, name: &str) -> Option<&Route<Prompt>> {
-        find(&self.prompts, name)
+        find_route(&self.prompts, name)
     }
 
     /// All offered prompts, by name.
@@ -161,7 +162,7 @@ impl Routes {
     /// The server that a resource is asked of, and its URI there: by name, by the lists, or by the
     /// first template that it can be made from.
     pub fn resource<'a>(&'a self, uri: &'a str) -> Option<(&'a str, &'a str)> {
-        if let Some(found) = named(uri) {
+        if let Some(found) = split_named(uri) {
             return Some(found);
         }
         if let Some(route) = self.resources.get(uri) {
@@ -177,7 +178,7 @@ impl Routes {
         {
             return Some((server, uri));
         }
-        let template = self.templates.iter().find(|route| matches(&route.name, uri));
+        let template = self.templates.iter().find(|route| matches_template(&route.name, uri));
         template.map(|route| (route.server.as_str(), uri))
     }
 
@@ -188,10 +189,10 @@ impl Routes {
     }
 
     /// The URI under which a server's resource is offered here.
-    pub fn offered(&self, server: &str, uri: &str) -> String {
+    pub fn offered_uri(&self, server: &str, uri: &str) -> String {
         match self.resource(uri) {
             Some((owner, _)) if owner == server && !apps::is_page(uri) => uri.to_owned(),
-            _ => with_name(server, uri),
+            _ => uri_with_server(server, uri),
         }
     }
 
@@ -206,7 +207,7 @@ impl Routes {
     }
 
     /// Which lists differ from those of `other`.
-    pub fn differ(&self, other: &Self) -> Lists {
+    pub fn changed_lists(&self, other: &Self) -> Lists {
         Lists {
             tools: !self.tools().eq(other.tools()),
             prompts: !self.prompts().eq(other.prompts()),
@@ -216,7 +217,7 @@ impl Routes {
     }
 }
 
-fn find<'a, T>(routes: &'a BTreeMap<String, Route<T>>, name: &str) -> Option<&'a Route<T>> {
+fn find_route<'a, T>(routes: &'a BTreeMap<String, Route<T>>, name: &str) -> Option<&'a Route<T>> {
     routes.get(name).or_else(|| routes.get(&tool_name::exposed_of_plain(name)?))
 }
 
@@ -248,30 +249,30 @@ fn add_named<T: Named>(
 
 /// The URI itself where nobody has it and it does not pose as one that names a server, or else one
 /// that does.
-fn free(uri: &str, server: &str, taken: impl Fn(&str) -> bool) -> String {
+fn free_uri(uri: &str, server: &str, taken: impl Fn(&str) -> bool) -> String {
     if apps::is_page(uri) || uri.starts_with(NAMED) || taken(uri) {
-        with_name(server, uri)
+        uri_with_server(server, uri)
     } else {
         uri.to_owned()
     }
 }
 
-fn with_name(server: &str, uri: &str) -> String {
+fn uri_with_server(server: &str, uri: &str) -> String {
     if apps::is_page(uri) {
-        return apps::offered(server, uri);
+        return apps::offered_uri(server, uri);
     }
     format!("{NAMED}{server}/{uri}")
 }
 
 /// The server that a URI names, and the URI there.
-fn named(uri: &str) -> Option<(&str, &str)> {
+fn split_named(uri: &str) -> Option<(&str, &str)> {
     uri.strip_prefix(NAMED).or_else(|| uri.strip_prefix(apps::OFFERED))?.split_once('/')
 }
 
 /// Whether a URI can be made from a template (RFC 6570): its literal parts are there in their
 /// order, and whatever stands in place of the expressions. That is looser than the RFC, and only
 /// decides who is asked.
-fn matches(template: &str, uri: &str) -> bool {
+fn matches_template(template: &str, uri: &str) -> bool {
     let mut literals = template.split('{');
     let Some(mut rest) = literals.next().and_then(|first| uri.strip_prefix(first)) else {
         return false;
@@ -380,8 +381,8 @@ mod tests {
         ] {
             assert_eq!(routes.resource(uri), Some(expected), "{uri}");
         }
-        assert_eq!(routes.offered("a", "file:///x"), "file:///x");
-        assert_eq!(routes.offered("b", "file:///x"), second);
+        assert_eq!(routes.offered_uri("a", "file:///x"), "file:///x");
+        assert_eq!(routes.offered_uri("b", "file:///x"), second);
     }
 
     #[test]
@@ -396,7 +397,7 @@ mod tests {
             let offered = format!("ui://mcp-fleet/{server}/{page}");
             assert!(routes.resources().any(|resource| resource.uri == offered), "{offered}");
             assert_eq!(routes.resource(&offered), Some((server, page)));
-            assert_eq!(routes.offered(server, page), offered);
+            assert_eq!(routes.offered_uri(server, page), offered);
         }
         let template = "ui://mcp-fleet/a/ui://widget/{name}";
         assert_eq!(routes.template(template), Some(("a", "ui://widget/{name}")));
@@ -417,7 +418,7 @@ mod tests {
             ("test://fixed", "test://fixed/more", false),
             ("{+all}", "", true),
         ] {
-            assert_eq!(matches(template, uri), expected, "{template} {uri}");
+            assert_eq!(matches_template(template, uri), expected, "{template} {uri}");
         }
     }
 
@@ -425,7 +426,7 @@ mod tests {
     fn a_difference_is_seen() {
         let (before, after) =
             (Routes::build([("a", tools(&["x"]))]), Routes::build([("a", tools(&["y"]))]));
-        assert_eq!(before.differ(&after), Lists { tools: true, ..Lists::default() });
-        assert!(!after.differ(&after).any());
+        assert_eq!(before.changed_lists(&after), Lists { tools: true, ..Lists::default() });
+        assert!(!after.changed_lists(&after).any());
     }
 }

@@ -44,7 +44,7 @@ impl Slots {
     }
 
     /// A slot, at once or after a wait. It is given back when dropped.
-    pub(super) async fn take(
+    pub(super) async fn acquire(
         &self,
         max_queued: usize,
         timeout: Duration,
@@ -53,7 +53,7 @@ impl Slots {
         if let Ok(permit) = self.semaphore.clone().try_acquire_owned() {
             return Ok(permit);
         }
-        let _place = Place::take(&self.waiting, max_queued).ok_or(NoSlot::QueueFull)?;
+        let _place = QueuePlace::take(&self.waiting, max_queued).ok_or(NoSlot::QueueFull)?;
         match tokio::time::timeout(timeout, self.semaphore.clone().acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             // The semaphore is never closed.
@@ -63,9 +63,9 @@ impl Slots {
 }
 
 /// A place in the queue.
-struct Place<'a>(&'a AtomicUsize);
+struct QueuePlace<'a>(&'a AtomicUsize);
 
-impl<'a> Place<'a> {
+impl<'a> QueuePlace<'a> {
     fn take(waiting: &'a AtomicUsize, max: usize) -> Option<Self> {
         let one_more = |waiting| (waiting < max).then_some(waiting + 1);
         waiting
@@ -75,7 +75,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -90,20 +90,20 @@ mod tests {
     #[tokio::test]
     async fn slots_are_few_and_so_are_places_in_the_queue() {
         let slots = Slots::new(1);
-        let first = slots.take(0, LONG).await.unwrap();
-        assert_eq!(slots.take(0, LONG).await.unwrap_err(), NoSlot::QueueFull);
-        assert_eq!(slots.take(1, Duration::from_millis(1)).await.unwrap_err(), NoSlot::TimedOut);
+        let first = slots.acquire(0, LONG).await.unwrap();
+        assert_eq!(slots.acquire(0, LONG).await.unwrap_err(), NoSlot::QueueFull);
+        assert_eq!(slots.acquire(1, Duration::from_millis(1)).await.unwrap_err(), NoSlot::TimedOut);
         assert_eq!(slots.waiting(), 0);
-        let second = slots.take(1, LONG);
+        let second = slots.acquire(1, LONG);
         tokio::pin!(second);
         assert!(futures::poll!(&mut second).is_pending());
         assert_eq!(slots.waiting(), 1);
-        assert_eq!(slots.take(1, LONG).await.unwrap_err(), NoSlot::QueueFull);
+        assert_eq!(slots.acquire(1, LONG).await.unwrap_err(), NoSlot::QueueFull);
         drop(first);
         drop(second.await.unwrap());
         // Who gives up the wait leaves the queue.
-        let held = slots.take(0, LONG).await.unwrap();
-        let mut given_up = Box::pin(slots.take(1, LONG));
+        let held = slots.acquire(0, LONG).await.unwrap();
+        let mut given_up = Box::pin(slots.acquire(1, LONG));
         assert!(futures::poll!(&mut given_up).is_pending());
         drop(given_up);
         assert_eq!(slots.waiting(), 0);

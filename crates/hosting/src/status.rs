@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
-    breaker::Standing,
+    breaker::BreakerStanding,
     hosted::{Hosted, Phase, State},
     launch::LaunchSpec,
     listed::HiddenTool,
@@ -106,9 +106,9 @@ impl BreakerStatus {
     fn of(hosted: &Hosted, now: Instant) -> Self {
         let (standing, last_failure) = hosted.calls.standing(now);
         let (state, failures, wait) = match standing {
-            Standing::Closed(failures) => ("closed", Some(failures), None),
-            Standing::Open(wait) => ("open", None, Some(wait)),
-            Standing::Probing => ("probing", None, None),
+            BreakerStanding::Closed(failures) => ("closed", Some(failures), None),
+            BreakerStanding::Open(wait) => ("open", None, Some(wait)),
+            BreakerStanding::Probing => ("probing", None, None),
         };
         let retry_after_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         Self { state, failures, retry_after_ms, last_failure }
@@ -214,10 +214,10 @@ impl ServerStatus {
         };
         Self {
             name: hosted.name.clone(),
-            state: state_of(&state.phase, trouble.is_some()).to_owned(),
+            state: state_name(&state.phase, trouble.is_some()).to_owned(),
             transport: state.launch.as_ref().map(|launch| {
                 let is_sse = running.is_some_and(|upstream| upstream.is_sse);
-                transport(&launch.spec, is_sse).to_owned()
+                transport_name(&launch.spec, is_sse).to_owned()
             }),
             server_info: info.map(|info| ServerInfo {
                 name: info.name.clone(),
@@ -259,7 +259,7 @@ impl Unavailable {
         let healthy = runs && hidden_tools.is_empty() && !unanswered;
         let lost = || format!("calls are not answered: {}", breaker.last_failure);
         let reason = if runs && unanswered { Some(lost()) } else { state.last_error.clone() };
-        let (server, state) = (hosted.name.clone(), state_of(&state.phase, trouble));
+        let (server, state) = (hosted.name.clone(), state_name(&state.phase, trouble));
         (!healthy).then_some(Self { server, state, reason, hidden_tools })
     }
 }
@@ -275,7 +275,7 @@ fn hidden_tools(hosted: &Hosted, state: &State, routes: &Routes) -> Vec<HiddenTo
 
 /// The state as people see it: what no call gets through to does not run, whatever its connection
 /// says.
-fn state_of(phase: &Phase, in_trouble: bool) -> &'static str {
+fn state_name(phase: &Phase, in_trouble: bool) -> &'static str {
     match phase {
         Phase::Running(_) if in_trouble => "failed",
         phase => phase.name(),
@@ -283,7 +283,7 @@ fn state_of(phase: &Phase, in_trouble: bool) -> &'static str {
 }
 
 /// How a server is reached. If nothing says so, the server does once it runs.
-fn transport(spec: &LaunchSpec, is_sse: bool) -> &'static str {
+fn transport_name(spec: &LaunchSpec, is_sse: bool) -> &'static str {
     match spec {
         LaunchSpec::Child(_) => "stdio",
         LaunchSpec::Url(_) if is_sse => "sse",

@@ -14,8 +14,8 @@ use tokio::{
 
 use super::{
     inbound::Inbound,
+    multiline::{LineRole, MultilineReader},
     secrets::Secrets,
-    spread::{Spread, Step},
     stdout::{Line, Lines, StdoutWatch},
 };
 
@@ -30,7 +30,7 @@ pub(super) struct StdioTransport<R, W: AsyncWrite> {
     watch: StdoutWatch,
     inbound: Inbound,
     /// The message that is being printed over several lines.
-    spread: Spread,
+    multiline: MultilineReader,
     /// Messages that were read and not passed on yet.
     ready: VecDeque<RxJsonRpcMessage<RoleClient>>,
     /// When an answer that is held is passed on.
@@ -50,7 +50,7 @@ where
             lines: Lines::new(stdout),
             watch,
             inbound: Inbound::new(secrets),
-            spread: Spread::default(),
+            multiline: MultilineReader::default(),
             ready: VecDeque::new(),
             release_at: None,
             is_over: false,
@@ -69,7 +69,7 @@ where
         &mut self,
         item: TxJsonRpcMessage<RoleClient>,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send + 'static {
-        self.inbound.sent(&item);
+        self.inbound.note_sent(&item);
         self.writer.send(item)
     }
 
@@ -84,7 +84,7 @@ where
                 return None;
             }
 
-            let next = self.lines.next();
+            let next = self.lines.next_line();
             let line = match self.release_at {
                 Some(release_at) => timeout_at(release_at, next).await.ok(),
                 None => Some(next.await),
@@ -100,7 +100,7 @@ where
                 ready: &mut self.ready,
                 release_at: &mut self.release_at,
             };
-            self.is_over = !reading.take_in(line, &mut self.spread);
+            self.is_over = !reading.take_line(line, &mut self.multiline);
         }
     }
 
@@ -119,23 +119,23 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     /// Takes in what the child wrote. Whether it may go on.
-    fn take_in(&mut self, line: Line<'_>, spread: &mut Spread) -> bool {
+    fn take_line(&mut self, line: Line<'_>, multiline: &mut MultilineReader) -> bool {
         match line {
-            Line::Whole(line) => match spread.take(line) {
-                Step::Held => true,
-                Step::Whole(message) => self.read(&message),
-                Step::Alone { abandoned } => {
-                    abandoned.is_none_or(|text| self.read(&text)) && self.read(line)
+            Line::Whole(line) => match multiline.add_line(line) {
+                LineRole::Held => true,
+                LineRole::Whole(message) => self.read_text(&message),
+                LineRole::Alone { abandoned } => {
+                    abandoned.is_none_or(|text| self.read_text(&text)) && self.read_text(line)
                 }
             },
             Line::TooLong { head, tail, limit } => {
-                let passed = self.inbound.too_long(head, tail, limit);
+                let passed = self.inbound.end_too_long(head, tail, limit);
                 self.pass_on(passed, head)
             }
             Line::Endless { head, limit } => {
-                self.ready.extend(self.inbound.too_long(head, &[], limit).unwrap_or_default());
+                self.ready.extend(self.inbound.end_too_long(head, &[], limit).unwrap_or_default());
                 self.ready.extend(self.inbound.release());
-                self.watch.saw_endless(limit);
+                self.watch.note_endless(limit);
                 false
             }
             Line::End => {
@@ -145,7 +145,7 @@ impl Reading<'_> {
         }
     }
 
-    fn read(&mut self, text: &[u8]) -> bool {
+    fn read_text(&mut self, text: &[u8]) -> bool {
         if text.trim_ascii().is_empty() {
             return true;
         }
@@ -166,7 +166,7 @@ impl Reading<'_> {
                 self.ready.extend(messages);
                 true
             }
-            None => self.watch.saw_garbage(text),
+            None => self.watch.note_garbage(text),
         }
     }
 }

@@ -38,7 +38,7 @@ struct Seen {
 
 impl StdoutWatch {
     /// From now on garbage is no reason to give up.
-    pub fn handshake_done(&self) {
+    pub fn set_handshake_done(&self) {
         self.lock().handshake_done = true;
     }
 
@@ -62,7 +62,7 @@ impl StdoutWatch {
     }
 
     /// Notes a line that is not JSON-RPC. Whether the child may go on.
-    pub(super) fn saw_garbage(&self, line: &[u8]) -> bool {
+    pub(super) fn note_garbage(&self, line: &[u8]) -> bool {
         let mut seen = self.lock();
         seen.garbage_lines += 1;
         if seen.garbage_lines == 1 {
@@ -73,7 +73,7 @@ impl StdoutWatch {
     }
 
     /// Notes that a line does not end.
-    pub(super) fn saw_endless(&self, limit: usize) {
+    pub(super) fn note_endless(&self, limit: usize) {
         self.lock().broken =
             Some(format!("it wrote a line of more than {limit} bytes on standard output"));
     }
@@ -119,7 +119,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// The next line. May be dropped and called again: a line that has begun is kept.
-    pub(super) async fn next(&mut self) -> Line<'_> {
+    pub(super) async fn next_line(&mut self) -> Line<'_> {
         if std::mem::take(&mut self.is_returned) {
             self.line.clear();
             // One large answer should not hold its memory for as long as the child lives.
@@ -182,7 +182,7 @@ mod tests {
         let mut found = Vec::new();
         loop {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            match lines.next().await {
+            match lines.next_line().await {
                 Line::Whole(line) => found.push(text(line)),
                 Line::TooLong { head, tail, .. } => {
                     found.push(format!("{}…{}", text(head), text(tail)))
@@ -208,21 +208,21 @@ mod tests {
     async fn a_line_without_end_ends_the_stream() {
         assert_eq!(lines(&vec![b'{'; 100_000], 1000).await, ["more than 1000"]);
         let watch = StdoutWatch::default();
-        watch.saw_endless(1000);
+        watch.note_endless(1000);
         assert!(watch.complaint().unwrap().contains("more than 1000 bytes"));
     }
 
     #[test]
     fn garbage_is_noticed_and_a_flood_of_it_ends_the_stream() {
         let watch = StdoutWatch::default();
-        assert!(watch.saw_garbage(b"[INFO] ready> {}"));
+        assert!(watch.note_garbage(b"[INFO] ready> {}"));
         assert!(watch.complaint().unwrap().contains("\"[INFO] ready> {}\""));
         let mut lines = 1;
-        while watch.saw_garbage(b"y") {
+        while watch.note_garbage(b"y") {
             lines += 1;
         }
         assert_eq!(lines, MAX_GARBAGE_BEFORE_HANDSHAKE);
-        watch.handshake_done();
-        assert!(watch.saw_garbage(b"y"));
+        watch.set_handshake_done();
+        assert!(watch.note_garbage(b"y"));
     }
 }

@@ -6,8 +6,8 @@ use rmcp::model::{CallToolResponse, CallToolResult, MetaObject, ResultType, Serv
 use serde_json::{Map, Value, json};
 
 use crate::{
-    inbound::raw,
-    kept_items::{disown, keep_members, keep_odd},
+    inbound::raw_result,
+    kept_items::{keep_members, keep_unreadable_items, remove_forged},
 };
 
 /// How much of a result that can't be read is quoted.
@@ -18,11 +18,11 @@ const SHOWN: usize = 200;
 /// # Errors
 ///
 /// If it is not a result of a tool: what is wrong with it.
-pub(crate) fn read(result: ServerResult) -> Result<CallToolResponse, String> {
+pub(crate) fn read_call_result(result: ServerResult) -> Result<CallToolResponse, String> {
     match result {
         ServerResult::CallToolResult(mut result) => {
             // No item was kept aside, whatever the server says.
-            disown(&mut result.meta);
+            remove_forged(&mut result.meta);
             return Ok(result.into());
         }
         ServerResult::InputRequiredResult(result) => {
@@ -32,13 +32,13 @@ pub(crate) fn read(result: ServerResult) -> Result<CallToolResponse, String> {
         _ => {}
     }
 
-    let result = raw(result);
+    let result = raw_result(result);
     let shown = fleet_wire::quote(&Value::Object(result.clone()).to_string(), SHOWN);
     let of_kind = |problem: serde_json::Error| format!("{problem}: {shown}");
     match result.get("resultType").unwrap_or(&Value::Null) {
-        Value::Null => complete(result).map(CallToolResponse::Complete),
+        Value::Null => read_complete_result(result).map(CallToolResponse::Complete),
         Value::String(kind) => match kind.as_str() {
-            "complete" => complete(result).map(CallToolResponse::Complete),
+            "complete" => read_complete_result(result).map(CallToolResponse::Complete),
             "input_required" => {
                 number::read(result.into()).map(CallToolResponse::InputRequired).map_err(of_kind)
             }
@@ -50,7 +50,7 @@ pub(crate) fn read(result: ServerResult) -> Result<CallToolResponse, String> {
 }
 
 /// A complete result, however odd its content is.
-fn complete(mut result: Map<String, Value>) -> Result<CallToolResult, String> {
+fn read_complete_result(mut result: Map<String, Value>) -> Result<CallToolResult, String> {
     let items = match result.shift_remove("content") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(items)) => items,
@@ -70,7 +70,7 @@ fn complete(mut result: Map<String, Value>) -> Result<CallToolResult, String> {
 
     result.shift_remove("resultType");
 
-    let content = keep_odd("content", items, &mut meta);
+    let content = keep_unreadable_items("content", items, &mut meta);
     keep_members(result, &mut meta);
 
     let mut read = CallToolResult::default();
@@ -87,12 +87,12 @@ mod tests {
     use rmcp::model::{CustomResult, NumberOrString, ServerJsonRpcMessage};
 
     use super::*;
-    use crate::kept_items::{KEPT_ITEMS, restore, restore_text, restored};
+    use crate::kept_items::{KEPT_ITEMS, restore, restore_message, restore_text};
 
     /// The message that a caller gets for a hosted server's result.
     fn passed_on(result: Value) -> Value {
         let CallToolResponse::Complete(result) =
-            read(ServerResult::CustomResult(CustomResult(result))).unwrap()
+            read_call_result(ServerResult::CustomResult(CustomResult(result))).unwrap()
         else {
             panic!("not complete");
         };
@@ -107,7 +107,10 @@ mod tests {
             ServerResult::CallToolResult(result),
             NumberOrString::Number(7),
         );
-        assert_eq!(serde_json::to_value(restored(typed)).unwrap()["result"], message["result"]);
+        assert_eq!(
+            serde_json::to_value(restore_message(typed)).unwrap()["result"],
+            message["result"]
+        );
         message["result"].take()
     }
 
@@ -147,14 +150,17 @@ mod tests {
         let empty =
             serde_json::from_value(json!({"resultType": "complete", "_meta": {"a": 1}})).unwrap();
         assert!(matches!(empty, ServerResult::TaskAckResult(_)));
-        let Ok(CallToolResponse::Complete(empty)) = read(empty) else { panic!("not complete") };
+        let Ok(CallToolResponse::Complete(empty)) = read_call_result(empty) else {
+            panic!("not complete")
+        };
         assert!(empty.content.is_empty() && empty.meta.is_some());
     }
 
     #[test]
     fn what_is_no_result_of_a_tool_is_quoted() {
         let check = |result: Value, expected: &str| {
-            let problem = read(ServerResult::CustomResult(CustomResult(result))).unwrap_err();
+            let problem =
+                read_call_result(ServerResult::CustomResult(CustomResult(result))).unwrap_err();
             assert!(problem.contains(expected), "{problem}");
         };
         check(json!({"resultType": "novel", "x": 1}), "\"novel\" is not known: {");

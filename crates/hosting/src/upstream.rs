@@ -30,7 +30,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     attempt::Attempt,
-    away::AwayReason,
     catalog::Catalog,
     changes::{Lists, News, Unseen},
     child::{self, ChildProcess},
@@ -38,11 +37,12 @@ use super::{
     handshake::{Opening, drive::shake_hands},
     handshake_error::HandshakeError,
     launch::{ChildSpec, LaunchSpec, RemoteSpec},
-    notices::Dropped,
+    notices::DropReason,
+    outage::OutageReason,
     progress::{ProgressRoutes, ProgressTap},
     remote,
     secrets::Secrets,
-    sse::SseTransport,
+    sse_transport::SseTransport,
     stdio::StdioTransport,
 };
 
@@ -99,10 +99,10 @@ impl ConnectError {
     }
 
     /// Why the server is away, if it is a remote one and that is all that is wrong.
-    pub(super) fn away_reason(&self) -> Option<AwayReason> {
+    pub(super) fn outage_reason(&self) -> Option<OutageReason> {
         match (self.unauthorized, self.unreachable) {
-            (true, _) => Some(AwayReason::Unauthorized),
-            (false, true) => Some(AwayReason::Unavailable),
+            (true, _) => Some(OutageReason::Unauthorized),
+            (false, true) => Some(OutageReason::Unavailable),
             (false, false) => None,
         }
     }
@@ -126,7 +126,7 @@ impl Upstream {
         policy: &CurrentPolicy,
         attempt: &Attempt,
     ) -> Result<Self, ConnectError> {
-        let start = Start { server, policy, attempt };
+        let start = Connector { server, policy, attempt };
         let connected = match spec {
             LaunchSpec::Child(spec) => start.child_of_any_revision(spec).await,
             LaunchSpec::Url(spec) => start.url(spec).await,
@@ -144,26 +144,26 @@ impl Upstream {
     }
 
     /// Reads lists anew that have changed.
-    pub(super) async fn refresh(&self, server: &str, lists: Lists) -> Result<(), String> {
+    pub(super) async fn refresh_lists(&self, server: &str, lists: Lists) -> Result<(), String> {
         let catalog = self.catalog().read_again(server, &self.peer, &self.info, lists).await?;
         *self.catalog.write() = catalog;
         Ok(())
     }
 
     /// Notes that a notification is not passed on.
-    pub(super) fn drop_notice(&self, server: &str, dropped: &Dropped) {
-        self.news.drop_notice(server, dropped);
+    pub(super) fn log_dropped_notice(&self, server: &str, dropped: &DropReason) {
+        self.news.log_dropped_notice(server, dropped);
     }
 
     /// What it says has changed, once there is something.
-    pub(super) async fn news(&self) -> Unseen {
+    pub(super) async fn next_news(&self) -> Unseen {
         self.news.next().await
     }
 
     /// Hears of its changes for as long as it is there, among them those of the resources that are
     /// `wanted`.
-    pub(super) fn follow(&self, server: &str, wanted: watch::Receiver<BTreeSet<String>>) {
-        let following = follow::follow(
+    pub(super) fn follow_changes(&self, server: &str, wanted: watch::Receiver<BTreeSet<String>>) {
+        let following = follow::follow_changes(
             server.to_owned(),
             self.peer.clone(),
             self.info.clone(),
@@ -181,7 +181,7 @@ impl Upstream {
     }
 
     /// Why the connection ended, once it has.
-    pub async fn ended(&self) -> String {
+    pub async fn wait_for_end(&self) -> String {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or_default(),
@@ -197,18 +197,18 @@ impl Upstream {
     /// Ends the connection, and the child where there is one, and waits for it.
     pub async fn stop(&self) {
         self.stop.cancel();
-        self.ended().await;
+        self.wait_for_end().await;
     }
 }
 
-struct Failed {
+struct FailedAttempt {
     error: ConnectError,
-    hope: Hope,
+    fallback: Fallback,
 }
 
 /// What may do better than what has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hope {
+enum Fallback {
     None,
     /// `initialize` alone.
     Initialize,
@@ -221,16 +221,16 @@ fn plain(message: String) -> ConnectError {
 }
 
 /// What starts a server, and what is started.
-struct Start<'a> {
+struct Connector<'a> {
     server: &'a str,
     policy: &'a CurrentPolicy,
     attempt: &'a Attempt,
 }
 
-impl Start<'_> {
-    async fn child_of_any_revision(&self, spec: &ChildSpec) -> Result<Upstream, Failed> {
+impl Connector<'_> {
+    async fn child_of_any_revision(&self, spec: &ChildSpec) -> Result<Upstream, FailedAttempt> {
         match self.child(spec, Opening::DiscoverFirst).await {
-            Err(Failed { error, hope: Hope::Initialize }) => {
+            Err(FailedAttempt { error, fallback: Fallback::Initialize }) => {
                 self.note_fallback(&error);
                 self.child(spec, Opening::InitializeOnly).await
             }
@@ -238,13 +238,13 @@ impl Start<'_> {
         }
     }
 
-    async fn remote_of_any_revision(&self, spec: &RemoteSpec) -> Result<Upstream, Failed> {
+    async fn remote_of_any_revision(&self, spec: &RemoteSpec) -> Result<Upstream, FailedAttempt> {
         let modern = ClientLifecycleMode::Auto {
             preferred_versions: vec![ProtocolVersion::LATEST],
             legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
         };
         match self.remote(spec, modern).await {
-            Err(Failed { error, hope: Hope::Initialize }) => {
+            Err(FailedAttempt { error, fallback: Fallback::Initialize }) => {
                 self.note_fallback(&error);
                 self.remote(spec, ClientLifecycleMode::Initialize).await
             }
@@ -253,15 +253,15 @@ impl Start<'_> {
     }
 
     /// A server of which nothing says how it is reached.
-    async fn url(&self, spec: &RemoteSpec) -> Result<Upstream, Failed> {
+    async fn url(&self, spec: &RemoteSpec) -> Result<Upstream, FailedAttempt> {
         let first = match self.remote_of_any_revision(spec).await {
-            Err(Failed { error, hope: Hope::OtherTransport }) => error,
+            Err(FailedAttempt { error, fallback: Fallback::OtherTransport }) => error,
             result => return result,
         };
         self.note_fallback(&first);
-        self.sse(spec).await.map_err(|Failed { error, hope }| {
+        self.sse(spec).await.map_err(|FailedAttempt { error, fallback }| {
             let message = format!("{}; over HTTP+SSE: {}", first.message, error.message);
-            Failed { error: ConnectError { message, ..error }, hope }
+            FailedAttempt { error: ConnectError { message, ..error }, fallback }
         })
     }
 
@@ -269,14 +269,14 @@ impl Start<'_> {
         tracing::debug!(server = self.server, %error, "the handshake failed; trying an older way");
     }
 
-    async fn child(&self, spec: &ChildSpec, opening: Opening) -> Result<Upstream, Failed> {
+    async fn child(&self, spec: &ChildSpec, opening: Opening) -> Result<Upstream, FailedAttempt> {
         let limits = self.policy.get().limits.of_server(self.server).process;
         let (child, (stdout, stdin)) =
-            child::spawn(self.server, spec, &limits).map_err(|error| Failed {
+            child::spawn_child(self.server, spec, &limits).map_err(|error| FailedAttempt {
                 error: plain(format!("`{}` could not be started: {error}", spec.program.display())),
-                hope: Hope::None,
+                fallback: Fallback::None,
             })?;
-        self.attempt.has_child(child.stderr.clone());
+        self.attempt.set_child(child.stderr.clone());
 
         let news = News::default();
         let transport =
@@ -290,7 +290,7 @@ impl Start<'_> {
         &self,
         spec: &RemoteSpec,
         mode: ClientLifecycleMode,
-    ) -> Result<Upstream, Failed> {
+    ) -> Result<Upstream, FailedAttempt> {
         let news = News::default();
         let limit = self.attempt.limit;
         let (transport, over) = remote::transport(spec, self.policy.clone(), limit, news.clone())
@@ -309,7 +309,7 @@ impl Start<'_> {
         Ok(upstream)
     }
 
-    async fn sse(&self, spec: &RemoteSpec) -> Result<Upstream, Failed> {
+    async fn sse(&self, spec: &RemoteSpec) -> Result<Upstream, FailedAttempt> {
         let news = News::default();
         let client = fleet_egress::client(&spec.url, self.policy.clone())
             .map_err(|error| no_client(&error))?;
@@ -327,7 +327,7 @@ impl Start<'_> {
         client: Client,
         child: Option<ChildProcess>,
         news: News,
-    ) -> Result<Upstream, Failed> {
+    ) -> Result<Upstream, FailedAttempt> {
         let stop = client.stop.clone();
         let progress = client.progress.clone();
         // Where the caller gives up in the middle, the child must not stay behind.
@@ -338,60 +338,68 @@ impl Start<'_> {
                 guard.map(DropGuard::disarm);
                 return Ok(finish(service, catalog, news, child, stop, progress));
             }
-            Ok(Err(error)) => Problem::Failed(error),
-            Err(_) => Problem::TimedOut,
+            Ok(Err(error)) => HandshakeProblem::Failed(error),
+            Err(_) => HandshakeProblem::TimedOut,
         };
         stop.cancel();
         Err(explain(problem, child, self.attempt).await)
     }
 }
 
-fn no_client(error: &reqwest::Error) -> Failed {
-    Failed { error: plain(chain(error)), hope: Hope::None }
+fn no_client(error: &reqwest::Error) -> FailedAttempt {
+    FailedAttempt { error: plain(chain(error)), fallback: Fallback::None }
 }
 
-enum Problem {
+enum HandshakeProblem {
     Failed(HandshakeError),
     TimedOut,
 }
 
 /// The error with all that is known about why, after the child is gone.
-async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attempt) -> Failed {
-    let timed_out = matches!(problem, Problem::TimedOut);
-    let hope = match (&problem, &child) {
-        (Problem::TimedOut, _) => Hope::None,
+async fn explain(
+    problem: HandshakeProblem,
+    child: Option<ChildProcess>,
+    attempt: &Attempt,
+) -> FailedAttempt {
+    let timed_out = matches!(problem, HandshakeProblem::TimedOut);
+    let fallback = match (&problem, &child) {
+        (HandshakeProblem::TimedOut, _) => Fallback::None,
         (
-            Problem::Failed(HandshakeError::Closed { answered: false } | HandshakeError::Mixed(_)),
+            HandshakeProblem::Failed(
+                HandshakeError::Closed { answered: false } | HandshakeError::Mixed(_),
+            ),
             Some(_),
-        ) => Hope::Initialize,
+        ) => Fallback::Initialize,
         // One that has refused the question and dies later does so for reasons of its own.
-        (Problem::Failed(_), Some(_)) => Hope::None,
-        (Problem::Failed(HandshakeError::Elsewhere(_)), None) => Hope::OtherTransport,
-        (Problem::Failed(_), None) => Hope::Initialize,
+        (HandshakeProblem::Failed(_), Some(_)) => Fallback::None,
+        (HandshakeProblem::Failed(HandshakeError::OtherTransport(_)), None) => {
+            Fallback::OtherTransport
+        }
+        (HandshakeProblem::Failed(_), None) => Fallback::Initialize,
     };
     let unreachable = child.is_none()
         && match &problem {
-            Problem::TimedOut => true,
-            Problem::Failed(error) => {
+            HandshakeProblem::TimedOut => true,
+            HandshakeProblem::Failed(error) => {
                 matches!(error, HandshakeError::Closed { .. } | HandshakeError::Unreachable(_))
             }
         };
-    let unauthorized = matches!(problem, Problem::Failed(HandshakeError::Unauthorized(_)));
-    let was_closed = matches!(problem, Problem::Failed(HandshakeError::Closed { .. }));
+    let unauthorized = matches!(problem, HandshakeProblem::Failed(HandshakeError::Unauthorized(_)));
+    let was_closed = matches!(problem, HandshakeProblem::Failed(HandshakeError::Closed { .. }));
     let mut message = match problem {
-        Problem::TimedOut => {
+        HandshakeProblem::TimedOut => {
             let awaited = attempt.awaited().map(|what| format!(": still waiting for {what}"));
             let limit = attempt.limit.as_millis();
             format!("the handshake was not done within {limit} ms{}", awaited.unwrap_or_default())
         }
-        Problem::Failed(HandshakeError::Closed { .. }) => {
+        HandshakeProblem::Failed(HandshakeError::Closed { .. }) => {
             "the connection was closed before the handshake was done".to_owned()
         }
-        Problem::Failed(
+        HandshakeProblem::Failed(
             HandshakeError::Mixed(error)
             | HandshakeError::Unreachable(error)
             | HandshakeError::Unauthorized(error)
-            | HandshakeError::Elsewhere(error)
+            | HandshakeError::OtherTransport(error)
             | HandshakeError::Other(error),
         ) => {
             format!("the handshake failed: {error}")
@@ -402,7 +410,7 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
         // A child that is on its way out gets the chance to say with which status.
         let exit = tokio::time::timeout(
             if timed_out { Duration::ZERO } else { EXIT_WAIT },
-            child.exited(),
+            child.wait_for_exit(),
         )
         .await;
         // A child whose pipes are closed here ends well, which says nothing.
@@ -423,7 +431,7 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
             stderr = Some(tail);
         }
     }
-    Failed { error: ConnectError { message, stderr, unreachable, unauthorized }, hope }
+    FailedAttempt { error: ConnectError { message, stderr, unreachable, unauthorized }, fallback }
 }
 
 fn finish(
@@ -442,7 +450,7 @@ fn finish(
         ))
     });
     if let Some(child) = &child {
-        child.stdout.handshake_done();
+        child.stdout.set_handshake_done();
     }
     let (end, ended) = watch::channel(None);
     let watched = child.clone();
@@ -455,7 +463,7 @@ fn finish(
             Some(child) => {
                 let broken = child.stdout.broken();
                 // A child that is on its way out gets the chance to say with which status.
-                let exit = tokio::time::timeout(OWN_EXIT_WAIT, child.exited()).await;
+                let exit = tokio::time::timeout(OWN_EXIT_WAIT, child.wait_for_exit()).await;
                 // Without its pipes the child is of no use, whether it knows or not.
                 child.stop().await;
                 let status = exit.unwrap_or_else(|_| {

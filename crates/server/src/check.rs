@@ -257,7 +257,7 @@ impl ServerReport {
             return report.with_verdict(Verdict::Fails, error.to_string());
         }
 
-        match launch::examine(entry, policy).await {
+        match launch::resolve_with_rule(entry, policy).await {
             Ok((LaunchSpec::Child(spec), rule)) => {
                 report.rule = Some(rule);
                 report.program = Some(spec.program);

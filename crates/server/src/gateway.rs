@@ -131,7 +131,7 @@ impl Gateway {
                 let message = format!(
                     "`{what}` can't be called: server `{server}` is not available: {reason}"
                 );
-                Err(forward::server_unavailable(server, message, retry_after))
+                Err(forward::server_unavailable_error(server, message, retry_after))
             }
         }
     }
@@ -143,7 +143,7 @@ impl Gateway {
 
     /// Returns the `_meta` of a list, which names the servers that are unavailable now.
     fn unavailable_meta(&self) -> Option<MetaObject> {
-        let unavailable = self.inner.fleet.unavailable();
+        let unavailable = self.inner.fleet.unavailable_servers();
         if unavailable.is_empty() {
             return None;
         }
@@ -222,7 +222,7 @@ impl ServerHandler for Gateway {
         if self.inner.providers.iter().any(|provider| provider.logs()) {
             capabilities.logging = Some(Default::default());
         }
-        self.inner.fleet.routes().extensions().put_into(&mut capabilities);
+        self.inner.fleet.routes().extensions().add_to_capabilities(&mut capabilities);
 
         ServerConfig::new(capabilities).with_server_info(own_info()).with_instructions(
             "A gateway to MCP servers. Tools of hosted servers are named <server>__<tool>. server_initialize hosts \
@@ -401,7 +401,7 @@ impl ServerHandler for Gateway {
             request.unwrap_or_default(),
         ));
         let (server, result) = self.forward_skills_request(request, &context).await?;
-        let mut result = forward::skills(&server, result)?;
+        let mut result = forward::read_skills(&server, result)?;
         identify_server(&context, &mut result.meta);
         Ok(result)
     }
@@ -413,7 +413,7 @@ impl ServerHandler for Gateway {
     ) -> Result<GetSkillResult, ErrorData> {
         let request = ClientRequest::GetSkillRequest(GetSkillRequest::new(request));
         let (server, result) = self.forward_skills_request(request, &context).await?;
-        let mut result = forward::skill(&server, result)?;
+        let mut result = forward::read_skill(&server, result)?;
         identify_server(&context, &mut result.meta);
         Ok(result)
     }
@@ -426,7 +426,7 @@ impl ServerHandler for Gateway {
         let request = ReadResourceDirectoryRequest::new(request);
         let request = ClientRequest::ReadResourceDirectoryRequest(request);
         let (server, result) = self.forward_skills_request(request, &context).await?;
-        let mut result = forward::directory(&server, &self.inner.fleet.routes(), result)?;
+        let mut result = forward::read_directory(&server, &self.inner.fleet.routes(), result)?;
         identify_server(&context, &mut result.meta);
         Ok(result)
     }

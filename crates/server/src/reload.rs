@@ -105,7 +105,7 @@ async fn reload_policy(source: &PolicySource, fleet: &Arc<Fleet>, forced: bool) 
                 remotes = policy.remotes.len(),
                 "applying the new policy"
             );
-            fleet.apply(policy).await;
+            fleet.apply_policy(policy).await;
         }
         Err(error) => {
             metrics::counter!(POLICY_RELOADS.name, "outcome" => "invalid").increment(1);

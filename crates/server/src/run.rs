@@ -216,7 +216,7 @@ async fn report_ready(
 ) {
     health.set_not_ready("reading the registry");
     let ready = async {
-        shared.ready().await;
+        shared.wait_until_read().await;
         if let Some(jobs) = jobs {
             health.set_not_ready("reading the states of jobs");
             jobs.wait_until_read().await;

@@ -8,7 +8,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, pin::Pin, sync::Arc};
 
-use fleet_hosting::{away::Away, forward};
+use fleet_hosting::{forward, outage::Outage};
 use fleet_job::{meta, number, size::clipped};
 use fleet_ops::blocking::WorkLost;
 use rmcp::{
@@ -73,7 +73,7 @@ pub struct ToolFailure {
     is_final: bool,
     details: Option<Value>,
     /// If the only problem is a server that is away: its name, why, and when to try again.
-    away: Option<(String, Away)>,
+    outage: Option<(String, Outage)>,
 }
 
 impl From<WorkLost> for ToolFailure {
@@ -85,18 +85,18 @@ impl From<WorkLost> for ToolFailure {
 impl ToolFailure {
     /// A failure that is the caller's fault, so that repeating the call can't help.
     pub fn permanent(message: impl Into<String>) -> Self {
-        Self { message: clip_message(message.into()), is_final: true, details: None, away: None }
+        Self { message: clip_message(message.into()), is_final: true, details: None, outage: None }
     }
 
     /// A failure that a later call may not meet.
     pub fn transient(message: impl Into<String>) -> Self {
-        Self { message: clip_message(message.into()), is_final: false, details: None, away: None }
+        Self { message: clip_message(message.into()), is_final: false, details: None, outage: None }
     }
 
     /// A valid call that failed because `server`, or something that it needs, is away. A job waits
     /// until it is back.
-    pub fn away(message: impl Into<String>, server: &str, away: Away) -> Self {
-        Self { away: Some((server.to_owned(), away)), ..Self::transient(message) }
+    pub fn outage(message: impl Into<String>, server: &str, outage: Outage) -> Self {
+        Self { outage: Some((server.to_owned(), outage)), ..Self::transient(message) }
     }
 
     /// The same failure with details for programs.
@@ -109,8 +109,10 @@ impl ToolFailure {
     /// The failure as the answer to a call: a tool result or, if a server is away, an error that
     /// tells the caller why, and when to try again.
     fn into_tool_answer(self) -> Result<CallToolResult, ErrorData> {
-        match &self.away {
-            Some((server, away)) => Err(forward::server_away(server, self.message.clone(), *away)),
+        match &self.outage {
+            Some((server, outage)) => {
+                Err(forward::server_outage_error(server, self.message.clone(), *outage))
+            }
             None => Ok(self.into_result()),
         }
     }

@@ -45,7 +45,7 @@ pub(crate) async fn shake_hands<T: Transport<RoleClient>>(
         match handshake.outcome() {
             Outcome::Agreed(info) => return Ok(*info),
             Outcome::Refused(reason) => return Err(Broken::Refused(reason)),
-            Outcome::Pending => attempt.waits_for(handshake.waits_for()),
+            Outcome::Pending => attempt.set_awaited(handshake.awaited()),
         }
 
         tokio::select! {
@@ -53,13 +53,13 @@ pub(crate) async fn shake_hands<T: Transport<RoleClient>>(
                 Some(message) => handshake.read(message, Instant::now()),
                 None => return Err(Broken::Closed { answered: handshake.was_answered() }),
             },
-            () = until(handshake.wake_at()) => handshake.pass_time(Instant::now()),
+            () = sleep_until(handshake.wake_at()) => handshake.pass_time(Instant::now()),
         }
     }
 }
 
 /// Waits until then, or for ever.
-async fn until(at: Option<Instant>) {
+async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,

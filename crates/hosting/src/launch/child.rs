@@ -8,7 +8,7 @@ use std::{
 use fleet_job::mcp_servers::{StdioServer, dotenv};
 use fleet_policy::{CommandRule, LaunchRequest, NamedPath, Policy, Refusal};
 
-use super::{ChildSpec, Environment, LaunchError, more_telling, named_file::NamedFile};
+use super::{ChildSpec, Environment, LaunchError, named_file::NamedFile, pick_error};
 use crate::secrets::Secrets;
 
 /// The largest `envFile` that is read.
@@ -17,7 +17,7 @@ const MAX_ENV_FILE: u64 = 256 * 1024;
 const BASE_ENV: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
 
 /// The child under the first rule that allows all of it.
-pub(super) async fn resolve<'a>(
+pub(super) async fn resolve_child<'a>(
     server: &StdioServer,
     policy: &'a Policy,
 ) -> Result<(ChildSpec, &'a CommandRule), LaunchError> {
@@ -29,7 +29,7 @@ pub(super) async fn resolve<'a>(
     for rule in policy.rules_for(&argv)? {
         match resolve_under(rule, server).await {
             Ok(spec) => return Ok((spec, rule)),
-            Err(other) => error = Some(more_telling(error, other)),
+            Err(other) => error = Some(pick_error(error, other)),
         }
     }
     Err(error.unwrap_or_else(|| Refusal::command(&argv).into()))
@@ -60,14 +60,14 @@ async fn resolve_under(
         None => None,
     };
     let request = LaunchRequest {
-        cwd: named(&cwd, &written.cwd),
-        env_file: named(&env_file, &written.env_file),
+        cwd: named_path(&cwd, &written.cwd),
+        env_file: named_path(&env_file, &written.env_file),
         env: &server.env,
     };
     // Checked once before the file is read, for its place, and once with what it holds.
     rule.check(request)?;
-    is_there("cwd", &cwd, &written.cwd)?;
-    is_there("envFile", &env_file, &written.env_file)?;
+    check_exists("cwd", &cwd, &written.cwd)?;
+    check_exists("envFile", &env_file, &written.env_file)?;
 
     let cwd_path = cwd.as_ref().map(|cwd| cwd.path.clone());
     let mut wanted = match (env_file, &written.env_file) {
@@ -76,7 +76,7 @@ async fn resolve_under(
     };
     secrets.extend(wanted.clone());
     wanted.extend(server.env.clone());
-    let cwd_request = named(&cwd, &written.cwd);
+    let cwd_request = named_path(&cwd, &written.cwd);
     rule.check(LaunchRequest { cwd: cwd_request, env_file: None, env: &wanted })?;
 
     let own = |name: &str| Some((name.to_owned(), std::env::var(name).ok()?));
@@ -100,11 +100,14 @@ async fn resolve_under(
     })
 }
 
-fn named<'a>(file: &'a Option<NamedFile>, written: &'a Option<String>) -> Option<NamedPath<'a>> {
+fn named_path<'a>(
+    file: &'a Option<NamedFile>,
+    written: &'a Option<String>,
+) -> Option<NamedPath<'a>> {
     Some(NamedPath { written: written.as_deref()?, path: &file.as_ref()?.path })
 }
 
-fn is_there(
+fn check_exists(
     field: &'static str,
     file: &Option<NamedFile>,
     written: &Option<String>,

@@ -26,10 +26,9 @@ pub(super) struct NamedFile {
 impl NamedFile {
     /// Opens what a path leads to. Devices and named pipes notice nothing of that.
     pub(super) async fn open(path: PathBuf) -> Self {
-        let open = move || match open_unread(&path).and_then(|file| Ok((whereabouts(&file)?, file)))
-        {
+        let open = move || match open_unread(&path).and_then(|file| Ok((locate(&file)?, file))) {
             Ok((path, file)) => Self { path, opened: Ok(file) },
-            Err(error) => Self { path: as_written(&path), opened: Err(error) },
+            Err(error) => Self { path: path_as_written(&path), opened: Err(error) },
         };
         tokio::task::spawn_blocking(open).await.unwrap_or_else(|error| Self {
             path: PathBuf::from("/"),
@@ -54,7 +53,7 @@ fn open_unread(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)
 }
 
-fn whereabouts(file: &File) -> io::Result<PathBuf> {
+fn locate(file: &File) -> io::Result<PathBuf> {
     std::fs::read_link(descriptor_path(file))
 }
 
@@ -77,7 +76,7 @@ fn read_regular(file: &File, max: u64) -> io::Result<String> {
     if text.len() as u64 > max { Err(unfit()) } else { Ok(text) }
 }
 
-fn as_written(path: &Path) -> PathBuf {
+fn path_as_written(path: &Path) -> PathBuf {
     // `..` could lead back out of an allowed directory.
     if path.components().any(|part| part == std::path::Component::ParentDir) {
         return PathBuf::from("/");

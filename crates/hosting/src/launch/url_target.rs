@@ -5,17 +5,17 @@ use fleet_policy::{Policy, Refusal, remote::RemoteRule};
 use http::{HeaderName, HeaderValue};
 use url::{Host, Url};
 
-use super::{Environment, LaunchError, RemoteSpec, RuleRef, more_telling};
+use super::{Environment, LaunchError, RemoteSpec, RuleRef, pick_error};
 use crate::secrets::Secrets;
 
 /// The server under the first rule that allows all of it.
-pub(super) fn resolve<'a>(
+pub(super) fn resolve_remote<'a>(
     server: &RemoteServer,
     policy: &'a Policy,
 ) -> Result<(RemoteSpec, &'a RemoteRule), LaunchError> {
     let is_plain = !server.url.contains("${");
     if is_plain {
-        parse(&server.url)?;
+        parse_url(&server.url)?;
     }
 
     let mut error = None;
@@ -23,10 +23,10 @@ pub(super) fn resolve<'a>(
         match resolve_under(rule, server, policy) {
             Ok(Some(spec)) => return Ok((spec, rule)),
             Ok(None) => {}
-            Err(other) => error = Some(more_telling(error, other)),
+            Err(other) => error = Some(pick_error(error, other)),
         }
     }
-    Err(error.unwrap_or_else(|| Refusal::Remote { target: target(&server.url) }.into()))
+    Err(error.unwrap_or_else(|| Refusal::Remote { target: shown_target(&server.url) }.into()))
 }
 
 /// The server under one rule. Nothing if the rule does not cover its host.
@@ -37,7 +37,7 @@ fn resolve_under(
 ) -> Result<Option<RemoteSpec>, LaunchError> {
     let environment = Environment::new(&rule.expand);
     let lookup = |name: &str| environment.look_up(name);
-    let url = parse(&written.expand_url(&lookup)?)?;
+    let url = parse_url(&written.expand_url(&lookup)?)?;
     let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
         return Err(LaunchError::Url);
     };
@@ -58,16 +58,16 @@ fn resolve_under(
     if let Some(address) = address {
         policy
             .check_address(&host_text, port, address)
-            .map_err(|_| Refusal::Remote { target: target(&written.url) })?;
+            .map_err(|_| Refusal::Remote { target: shown_target(&written.url) })?;
     }
 
     let server = written.expand(&lookup)?;
-    let headers = server.headers.iter().map(header).collect::<Result<_, _>>()?;
+    let headers = server.headers.iter().map(parse_header).collect::<Result<_, _>>()?;
     let secrets = Secrets::new(environment.used.into_inner());
     Ok(Some(RemoteSpec { url, headers, secrets }))
 }
 
-fn parse(text: &str) -> Result<Url, LaunchError> {
+fn parse_url(text: &str) -> Result<Url, LaunchError> {
     let url = Url::parse(text).map_err(|_| LaunchError::Url)?;
     let is_plain = url.username().is_empty() && url.password().is_none();
     let is_http = matches!(url.scheme(), "http" | "https");
@@ -75,7 +75,7 @@ fn parse(text: &str) -> Result<Url, LaunchError> {
 }
 
 /// Host and port of a URL as a refusal may show them: with variables as they were written.
-fn target(written: &str) -> String {
+fn shown_target(written: &str) -> String {
     if let Ok(url) = Url::parse(written)
         && let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default())
         && !written.contains("${")
@@ -90,7 +90,9 @@ fn target(written: &str) -> String {
         .to_owned()
 }
 
-fn header((name, value): (&String, &String)) -> Result<(HeaderName, HeaderValue), LaunchError> {
+fn parse_header(
+    (name, value): (&String, &String),
+) -> Result<(HeaderName, HeaderValue), LaunchError> {
     let parsed = (HeaderName::try_from(name), HeaderValue::try_from(value));
     let (Ok(parsed_name), Ok(mut parsed_value)) = parsed else {
         return Err(LaunchError::Header(name.clone()));
@@ -149,7 +151,7 @@ mod tests {
         else {
             panic!("no remote server");
         };
-        match resolve(&server, &policy) {
+        match resolve_remote(&server, &policy) {
             Ok(_) => assert!(allowed, "{name}"),
             Err(LaunchError::OwnHeader(refused)) => assert!(!allowed && refused == name, "{name}"),
             Err(other) => panic!("{name}: {other}"),
@@ -191,7 +193,7 @@ mod tests {
             ("https://example.com?key=${KEY}", "example.com"),
             ("${URL}", "${URL}"),
         ] {
-            assert_eq!(target(written), shown, "{written}");
+            assert_eq!(shown_target(written), shown, "{written}");
         }
     }
 }

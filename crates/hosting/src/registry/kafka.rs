@@ -19,7 +19,7 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Change, Record, Registry, RegistryError};
+use super::{Record, Registry, RegistryChange, RegistryError};
 
 /// How many changes wait to be applied.
 const QUEUE: usize = 64;
@@ -44,14 +44,14 @@ impl KafkaRegistry {
         Self { link, topic: topic.into(), following: Following::default() }
     }
 
-    async fn write(&self, name: &str, value: Option<Vec<u8>>) -> Result<(), RegistryError> {
+    async fn write_record(&self, name: &str, value: Option<Vec<u8>>) -> Result<(), RegistryError> {
         let (topic, key) = (self.topic.to_string(), Some(name.as_bytes().to_vec()));
         self.link.producer.send(&Outgoing { topic, key, value, ..Outgoing::default() }).await?;
         Ok(())
     }
 
     /// Follows the topic until the guard is dropped.
-    fn follow(&self, changes: mpsc::Sender<Change>) -> Result<FollowGuard, KafkaError> {
+    fn follow(&self, changes: mpsc::Sender<RegistryChange>) -> Result<FollowGuard, KafkaError> {
         let listener =
             RegistryLog { topic: self.topic.clone(), changes, runtime: Handle::current() };
         self.following.start("registry", self.link.follower.clone(), listener)
@@ -64,14 +64,14 @@ impl Registry for KafkaRegistry {
     }
 
     fn put<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Result<(), RegistryError>> {
-        async move { self.write(&record.name, Some(record.encode()?)).await }.boxed()
+        async move { self.write_record(&record.name, Some(record.encode()?)).await }.boxed()
     }
 
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), RegistryError>> {
-        self.write(name, None).boxed()
+        self.write_record(name, None).boxed()
     }
 
-    fn watch(&self) -> Result<BoxStream<'static, Change>, RegistryError> {
+    fn watch(&self) -> Result<BoxStream<'static, RegistryChange>, RegistryError> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let guard = self.follow(sender)?;
         // The guard lives as long as the stream.
@@ -86,7 +86,7 @@ impl Registry for KafkaRegistry {
 /// Turns the records of the topic into changes.
 struct RegistryLog {
     topic: Arc<str>,
-    changes: mpsc::Sender<Change>,
+    changes: mpsc::Sender<RegistryChange>,
     runtime: Handle,
 }
 
@@ -114,11 +114,11 @@ impl Listener for RegistryLog {
         records: Vec<RawRecord>,
         _: &FollowedTopic,
     ) -> Result<(), Interrupted<KafkaError>> {
-        records.into_iter().filter_map(change).try_for_each(|change| self.tell(change))
+        records.into_iter().filter_map(read_record).try_for_each(|change| self.send_change(change))
     }
 
     fn caught_up(&mut self, number: u64) -> Result<(), Interrupted<KafkaError>> {
-        self.tell(Change::CaughtUp(number))
+        self.send_change(RegistryChange::CaughtUp(number))
     }
 
     fn failed(&mut self, error: KafkaError) -> Result<(), Unneeded> {
@@ -129,13 +129,13 @@ impl Listener for RegistryLog {
 }
 
 impl RegistryLog {
-    fn tell(&self, change: Change) -> Result<(), Interrupted<KafkaError>> {
+    fn send_change(&self, change: RegistryChange) -> Result<(), Interrupted<KafkaError>> {
         self.changes.blocking_send(change).map_err(|_| Interrupted::Unneeded)
     }
 }
 
 /// What a record of the topic says. Anybody who may write there may have written it.
-fn change(record: RawRecord) -> Option<Change> {
+fn read_record(record: RawRecord) -> Option<RegistryChange> {
     let name = String::from_utf8(record.key?).ok()?;
     if fleet_job::tool_name::check_server(&name).is_err() {
         tracing::warn!(
@@ -145,11 +145,11 @@ fn change(record: RawRecord) -> Option<Change> {
         return None;
     }
     let Some(value) = record.value else {
-        return Some(Change::Removed { name, at: record.timestamp });
+        return Some(RegistryChange::Removed { name, at: record.timestamp });
     };
     Some(match Record::decode(&name, &value) {
-        Ok(record) => Change::Put(record),
-        Err(error) => Change::Unreadable { name, reason: chain(&error) },
+        Ok(record) => RegistryChange::Put(record),
+        Err(error) => RegistryChange::Unreadable { name, reason: chain(&error) },
     })
 }
 
@@ -164,17 +164,17 @@ mod tests {
         let check = |key: Option<&[u8]>, value: Option<&[u8]>| {
             let position = Position { topic: "t".to_owned(), partition: 0, offset: 0 };
             let (key, value) = (key.map(<[u8]>::to_vec), value.map(<[u8]>::to_vec));
-            change(RawRecord { position, timestamp: None, key, value, headers: Vec::new() })
+            read_record(RawRecord { position, timestamp: None, key, value, headers: Vec::new() })
         };
         assert_eq!(check(None, Some(b"{}")), None);
         assert_eq!(check(Some(b"\xff"), Some(b"{}")), None);
         assert_eq!(check(Some(b"a\nb"), None), None);
         assert_eq!(
             check(Some(b"a"), None),
-            Some(Change::Removed { name: "a".to_owned(), at: None })
+            Some(RegistryChange::Removed { name: "a".to_owned(), at: None })
         );
-        assert!(matches!(check(Some(b"a"), Some(b"{}")), Some(Change::Unreadable { .. })));
+        assert!(matches!(check(Some(b"a"), Some(b"{}")), Some(RegistryChange::Unreadable { .. })));
         let good = br#"{"config":{"command":"x"},"revision":"1","writtenAt":0}"#;
-        assert!(matches!(check(Some(b"a"), Some(good)), Some(Change::Put(_))));
+        assert!(matches!(check(Some(b"a"), Some(good)), Some(RegistryChange::Put(_))));
     }
 }

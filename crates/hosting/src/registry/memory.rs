@@ -7,7 +7,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::{Change, Record, Registry, RegistryError};
+use super::{Record, Registry, RegistryChange, RegistryError};
 
 /// Records in memory.
 #[derive(Debug, Default)]
@@ -18,12 +18,12 @@ pub struct MemoryRegistry {
 #[derive(Debug, Default)]
 struct State {
     records: BTreeMap<String, Record>,
-    watcher: Option<mpsc::UnboundedSender<Change>>,
+    watcher: Option<mpsc::UnboundedSender<RegistryChange>>,
     asked: u64,
 }
 
 impl State {
-    fn tell(&self, change: Change) {
+    fn send_change(&self, change: RegistryChange) {
         if let Some(watcher) = &self.watcher {
             // Whoever has stopped watching misses nothing.
             _ = watcher.send(change);
@@ -45,31 +45,34 @@ impl Registry for MemoryRegistry {
     fn put<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Result<(), RegistryError>> {
         let mut state = self.lock();
         state.records.insert(record.name.clone(), record.clone());
-        state.tell(Change::Put(record.clone()));
+        state.send_change(RegistryChange::Put(record.clone()));
         futures::future::ready(Ok(())).boxed()
     }
 
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), RegistryError>> {
         let mut state = self.lock();
         if state.records.remove(name).is_some() {
-            state.tell(Change::Removed { name: name.to_owned(), at: None });
+            state.send_change(RegistryChange::Removed { name: name.to_owned(), at: None });
         }
         futures::future::ready(Ok(())).boxed()
     }
 
-    fn watch(&self) -> Result<BoxStream<'static, Change>, RegistryError> {
+    fn watch(&self) -> Result<BoxStream<'static, RegistryChange>, RegistryError> {
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut state = self.lock();
         state.watcher = Some(sender);
-        state.records.values().for_each(|record| state.tell(Change::Put(record.clone())));
-        state.tell(Change::CaughtUp(state.asked));
+        state
+            .records
+            .values()
+            .for_each(|record| state.send_change(RegistryChange::Put(record.clone())));
+        state.send_change(RegistryChange::CaughtUp(state.asked));
         Ok(UnboundedReceiverStream::new(receiver).boxed())
     }
 
     fn catch_up(&self) -> u64 {
         let mut state = self.lock();
         state.asked += 1;
-        state.tell(Change::CaughtUp(state.asked));
+        state.send_change(RegistryChange::CaughtUp(state.asked));
         state.asked
     }
 }

@@ -6,8 +6,8 @@ use fleet_job::tool_name::NameError;
 
 use super::{RegistryError, sharing::NotShareable};
 use crate::{
-    away::{Away, AwayReason},
     fleet::InitError,
+    outage::{Outage, OutageReason},
 };
 
 /// When to ask again for a server of which nothing is known yet.
@@ -78,13 +78,13 @@ impl ShareError {
 
     /// Why and until when to wait, if nothing is wrong with what was asked for: something can't be
     /// reached, or a remote server refuses our credentials.
-    pub fn away(&self) -> Option<Away> {
+    pub fn outage(&self) -> Option<Outage> {
         let (reason, retry_after) = match self {
-            Self::Init(error) => (error.away_reason()?, LATER),
-            Self::Registry(RegistryError::NotRead) => (AwayReason::Unavailable, SOON),
-            Self::Unwritten { .. } => (AwayReason::Unavailable, LATER),
+            Self::Init(error) => (error.outage_reason()?, LATER),
+            Self::Registry(RegistryError::NotRead) => (OutageReason::Unavailable, SOON),
+            Self::Unwritten { .. } => (OutageReason::Unavailable, LATER),
             Self::Registry(_) | Self::NotShareable(_) | Self::Superseded => return None,
         };
-        Some(Away { reason, retry_after: Some(retry_after) })
+        Some(Outage { reason, retry_after: Some(retry_after) })
     }
 }

@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Change, Record, Registry, RegistryError,
+    Record, Registry, RegistryChange, RegistryError,
     presence::{LATER, Presence, SOON, ShareError},
     sharing::Plain,
     writes::{Observed, Write, Writes},
@@ -100,7 +100,7 @@ enum Goal {
 
 impl Wanted {
     /// Notes what a name should be. The number of the new wish; none where there are too many.
-    fn put(&mut self, name: String, goal: Goal, problem: Option<String>) -> Option<u64> {
+    fn put_wish(&mut self, name: String, goal: Goal, problem: Option<String>) -> Option<u64> {
         let old = self.by_name.get(&name);
         if old.is_none() && self.by_name.len() >= MAX_NAMES {
             return None;
@@ -118,7 +118,7 @@ impl Wanted {
     }
 
     /// The wish of a name, where it is still this one.
-    fn still(&mut self, name: &str, number: u64) -> Option<&mut Wish> {
+    fn current_wish(&mut self, name: &str, number: u64) -> Option<&mut Wish> {
         self.by_name.get_mut(name).filter(|wish| wish.number == number)
     }
 
@@ -176,7 +176,7 @@ impl Shared {
             let follow = async {
                 // At the start only what is left in the end is done.
                 while let Some(change) = changes.next().await {
-                    this.apply(change, &stop);
+                    this.apply_change(change, &stop);
                 }
             };
             tokio::select! {
@@ -188,7 +188,7 @@ impl Shared {
     }
 
     /// Waits until the registry has been read to where its end was at the start.
-    pub async fn ready(&self) {
+    pub async fn wait_until_read(&self) {
         // The sender lives as long as we do.
         _ = self.caught_up.subscribe().wait_for(Option::is_some).await;
     }
@@ -210,16 +210,16 @@ impl Shared {
             self.plain.check(entry)?;
             // What can't be written should not be hosted here alone.
             Record::new(name, entry).encode().map_err(RegistryError::from)?;
-            self.read_or_refuse().await?;
+            self.require_read().await?;
         }
 
         let status = self.fleet.initialize(name, entry).await?;
-        self.write(name, Write::Put(Box::new(Record::new(name, entry)))).await?;
+        self.share_write(name, Write::Put(Box::new(Record::new(name, entry)))).await?;
 
         // What is older than this has been told by then, and can't undo it after the caller has its
         // answer.
         self.catch_up().await;
-        self.settled(name).await;
+        self.wait_until_tried(name).await;
         Ok(status)
     }
 
@@ -233,16 +233,16 @@ impl Shared {
         if tool_name::check_server(name).is_err() {
             return Ok(false);
         }
-        self.read_or_refuse().await?;
+        self.require_read().await?;
         self.catch_up().await;
 
         let was_wanted = self.wanted().wants(name);
         let was_hosted = self.fleet.status(name).is_some();
         if was_wanted || was_hosted {
-            self.write(name, Write::Remove { at: fleet_ops::clock::now() }).await?;
+            self.share_write(name, Write::Remove { at: fleet_ops::clock::now() }).await?;
             self.fleet.remove(name).await;
             self.catch_up().await;
-            self.settled(name).await;
+            self.wait_until_tried(name).await;
         }
         Ok(was_wanted || was_hosted)
     }
@@ -258,7 +258,7 @@ impl Shared {
 
         let is_shared = self.registry.is_shared();
         let is_current = !is_shared || self.catch_up().await;
-        self.settled(name).await;
+        self.wait_until_tried(name).await;
         if is_hosted() {
             return Presence::Hosted;
         }
@@ -280,7 +280,7 @@ impl Shared {
 
     /// Waits until what the registry wants of a name has been tried, as long as a handshake may
     /// take.
-    async fn settled(&self, name: &str) {
+    async fn wait_until_tried(&self, name: &str) {
         let mut attempts = self.attempts.subscribe();
         let is_open = || self.wanted().by_name.get(name).is_some_and(|wish| !wish.tried);
         let tried = attempts.wait_for(|_| !is_open());
@@ -291,16 +291,16 @@ impl Shared {
     /// How all servers are, those among them that others want hosted and that are not.
     pub fn statuses(&self) -> Vec<ServerStatus> {
         let mut all = self.fleet.statuses();
-        all.extend(self.refused());
+        all.extend(self.refused_servers());
         let (writes, now) = (self.writes(), Instant::now());
         for status in &mut all {
-            status.sharing = writes.unwritten(&status.name, now).map(writing::sharing);
+            status.sharing = writes.unwritten(&status.name, now).map(writing::sharing_status);
         }
         all
     }
 
     /// The servers that others want hosted and that are not, and why.
-    pub fn refused(&self) -> Vec<ServerStatus> {
+    pub fn refused_servers(&self) -> Vec<ServerStatus> {
         let wanted = self.wanted();
         let problems =
             wanted.by_name.iter().filter_map(|(name, wish)| Some((name, wish.problem.as_ref()?)));
@@ -311,8 +311,10 @@ impl Shared {
     }
 
     /// Waits briefly for the start of the registry. Before that, its topic may not even be there.
-    async fn read_or_refuse(&self) -> Result<(), RegistryError> {
-        timeout(self.patience.catch_up, self.ready()).await.map_err(|_| RegistryError::NotRead)
+    async fn require_read(&self) -> Result<(), RegistryError> {
+        timeout(self.patience.catch_up, self.wait_until_read())
+            .await
+            .map_err(|_| RegistryError::NotRead)
     }
 
     /// Waits briefly until everything has been told that is in the registry now: whether it has.
@@ -335,15 +337,15 @@ impl Shared {
         self.caught_up.borrow().is_some()
     }
 
-    fn apply(self: &Arc<Self>, change: Change, stop: &CancellationToken) {
+    fn apply_change(self: &Arc<Self>, change: RegistryChange, stop: &CancellationToken) {
         if self.writes().observe(&change) == Observed::Outdated {
             return;
         }
 
         let (name, goal, problem) = match change {
-            Change::Put(record) => (record.name, Goal::Hosted(record.entry), None),
+            RegistryChange::Put(record) => (record.name, Goal::Hosted(record.entry), None),
             // Whoever may write to the topic could end a server by a record that means nothing.
-            Change::Unreadable { name, reason } if self.wanted().has_readable(&name) => {
+            RegistryChange::Unreadable { name, reason } if self.wanted().has_readable(&name) => {
                 tracing::warn!(
                     server = name,
                     reason,
@@ -351,9 +353,9 @@ impl Shared {
                 );
                 return;
             }
-            Change::Unreadable { name, reason } => (name, Goal::Unreadable, Some(reason)),
-            Change::Removed { name, .. } => (name, Goal::Gone, None),
-            Change::CaughtUp(number) => {
+            RegistryChange::Unreadable { name, reason } => (name, Goal::Unreadable, Some(reason)),
+            RegistryChange::Removed { name, .. } => (name, Goal::Gone, None),
+            RegistryChange::CaughtUp(number) => {
                 let is_first = !self.is_started();
                 self.caught_up.send_replace(Some(number));
                 if is_first {
@@ -363,14 +365,15 @@ impl Shared {
                         .iter()
                         .map(|(name, wish)| (name.clone(), wish.number))
                         .collect();
-                    open.into_iter().for_each(|(name, number)| self.meet(name, number, stop));
+                    open.into_iter()
+                        .for_each(|(name, number)| self.start_meeting(name, number, stop));
                 }
                 return;
             }
         };
-        let number = self.wanted().put(name.clone(), goal, problem);
+        let number = self.wanted().put_wish(name.clone(), goal, problem);
         match number {
-            Some(number) if self.is_started() => self.meet(name, number, stop),
+            Some(number) if self.is_started() => self.start_meeting(name, number, stop),
             // All of them are met once the last one is known.
             Some(_) => {}
             None => tracing::warn!(server = name, "the registry has more names than are followed"),
@@ -378,12 +381,12 @@ impl Shared {
     }
 
     /// Starts to meet a wish.
-    fn meet(self: &Arc<Self>, name: String, number: u64, stop: &CancellationToken) {
+    fn start_meeting(self: &Arc<Self>, name: String, number: u64, stop: &CancellationToken) {
         let (this, stop) = (self.clone(), stop.clone());
         tokio::spawn(async move {
             let mut retry = Retry::new(ATTEMPTS, rand::random());
             let meet = async {
-                while !this.attempt(&name, number).await {
+                while !this.try_to_meet(&name, number).await {
                     tokio::time::sleep(retry.failed()).await;
                 }
             };
@@ -395,15 +398,16 @@ impl Shared {
     }
 
     /// Tries to meet a wish: whether nothing is left to be done about it.
-    async fn attempt(&self, name: &str, number: u64) -> bool {
-        let Some(gate) = self.wanted().still(name, number).map(|wish| wish.gate.clone()) else {
+    async fn try_to_meet(&self, name: &str, number: u64) -> bool {
+        let Some(gate) = self.wanted().current_wish(name, number).map(|wish| wish.gate.clone())
+        else {
             return true;
         };
         let _gate = gate.lock().await;
         let Ok(_permit) = self.starts.acquire().await else { return true };
-        let goal = self.wanted().still(name, number).map(|wish| wish.goal.clone());
+        let goal = self.wanted().current_wish(name, number).map(|wish| wish.goal.clone());
         let result = match &goal {
-            Some(Goal::Hosted(entry)) => self.host(name, entry).await,
+            Some(Goal::Hosted(entry)) => self.host_server(name, entry).await,
             Some(Goal::Gone) => {
                 self.fleet.remove(name).await;
                 Ok(())
@@ -412,10 +416,10 @@ impl Shared {
         };
         {
             let mut wanted = self.wanted();
-            if matches!(goal, Some(Goal::Gone)) && wanted.still(name, number).is_some() {
+            if matches!(goal, Some(Goal::Gone)) && wanted.current_wish(name, number).is_some() {
                 wanted.by_name.remove(name);
             }
-            if let Some(wish) = wanted.still(name, number) {
+            if let Some(wish) = wanted.current_wish(name, number) {
                 wish.tried = true;
                 let problem = result.as_ref().err().map(|error| chain(error));
                 if let Some(problem) = problem.as_ref().filter(|_| problem != wish.problem) {
@@ -433,7 +437,7 @@ impl Shared {
     }
 
     /// Hosts what is wanted, unless it is hosted already, in whatever state.
-    async fn host(&self, name: &str, entry: &ServerEntry) -> Result<(), InitError> {
+    async fn host_server(&self, name: &str, entry: &ServerEntry) -> Result<(), InitError> {
         if self.fleet.is_hosted_from(name, entry).await {
             return Ok(());
         }

@@ -2,9 +2,9 @@
 //! acknowledged or something newer has taken its place.
 //!
 //! Pure: the caller writes, and says what became of it. A write is known by its number. The caller
-//! - adds a write ([`Writes::add`]) and then, as long as it is [`Standing::Open`]
-//!   ([`Writes::standing`]), tries it and tells of the end of each try ([`Writes::acknowledged`],
-//!   [`Writes::failed`]),
+//! - adds a write ([`Writes::add`]) and then, as long as it is [`WriteState::Open`]
+//!   ([`Writes::state`]), tries it and tells of the end of each try ([`Writes::note_acknowledged`],
+//!   [`Writes::note_failed`]),
 //! - shows every change of the registry to [`Writes::observe`] before it acts on it.
 
 use std::{
@@ -15,7 +15,7 @@ use std::{
 use fleet_job::time::Timestamp;
 use fleet_retry::{Backoff, Random};
 
-use super::{Change, Record};
+use super::{Record, RegistryChange};
 
 /// The waits between tries.
 const RETRIES: Backoff = Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
@@ -53,7 +53,7 @@ impl Write {
 
 /// How a write stands.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Standing {
+pub(super) enum WriteState {
     /// It is still to be made.
     Open(Write),
     /// It is in the registry.
@@ -136,27 +136,27 @@ impl Writes {
 
     /// How a write stands.
     #[must_use]
-    pub(super) fn standing(&mut self, name: &str, number: u64) -> Standing {
+    pub(super) fn state(&mut self, name: &str, number: u64) -> WriteState {
         let is_taken = self.taken.contains(&number);
-        match self.still(name, number) {
-            None if is_taken => Standing::Written,
-            None => Standing::Superseded,
+        match self.open_write(name, number) {
+            None if is_taken => WriteState::Written,
+            None => WriteState::Superseded,
             Some(pending) if pending.seen => {
-                self.take(name, number);
-                Standing::Written
+                self.mark_taken(name, number);
+                WriteState::Written
             }
-            Some(pending) => Standing::Open(pending.write.clone()),
+            Some(pending) => WriteState::Open(pending.write.clone()),
         }
     }
 
     /// The registry has acknowledged a write.
-    pub(super) fn acknowledged(&mut self, name: &str, number: u64) {
-        if self.still(name, number).is_some() {
-            self.take(name, number);
+    pub(super) fn note_acknowledged(&mut self, name: &str, number: u64) {
+        if self.open_write(name, number).is_some() {
+            self.mark_taken(name, number);
         }
     }
 
-    fn take(&mut self, name: &str, number: u64) {
+    fn mark_taken(&mut self, name: &str, number: u64) {
         self.by_name.remove(name);
         if self.taken.len() == REMEMBERED {
             self.taken.pop_front();
@@ -166,8 +166,8 @@ impl Writes {
 
     /// A write has failed. How long to wait before the next try.
     #[must_use]
-    pub(super) fn failed(&mut self, name: &str, number: u64, error: String) -> Duration {
-        let Some(pending) = self.still(name, number) else { return Duration::ZERO };
+    pub(super) fn note_failed(&mut self, name: &str, number: u64, error: String) -> Duration {
+        let Some(pending) = self.open_write(name, number) else { return Duration::ZERO };
         pending.failures = pending.failures.saturating_add(1);
         pending.last_error = Some(error);
         let failures = pending.failures;
@@ -176,13 +176,15 @@ impl Writes {
 
     /// Takes in a change of the registry.
     #[must_use]
-    pub(super) fn observe(&mut self, change: &Change) -> Observed {
+    pub(super) fn observe(&mut self, change: &RegistryChange) -> Observed {
         let (name, at, revision) = match change {
-            Change::Put(record) => (&record.name, Some(record.written_at), Some(&record.revision)),
-            Change::Removed { name, at } => (name, *at, None),
+            RegistryChange::Put(record) => {
+                (&record.name, Some(record.written_at), Some(&record.revision))
+            }
+            RegistryChange::Removed { name, at } => (name, *at, None),
             // What can't be read does not say when it was written; ours can be read.
-            Change::Unreadable { name, .. } => (name, None, None),
-            Change::CaughtUp(_) => return Observed::Newest,
+            RegistryChange::Unreadable { name, .. } => (name, None, None),
+            RegistryChange::CaughtUp(_) => return Observed::Newest,
         };
         let Some(pending) = self.by_name.get_mut(name) else { return Observed::Newest };
 
@@ -220,7 +222,7 @@ impl Writes {
         })
     }
 
-    fn still(&mut self, name: &str, number: u64) -> Option<&mut Pending> {
+    fn open_write(&mut self, name: &str, number: u64) -> Option<&mut Pending> {
         self.by_name.get_mut(name).filter(|pending| pending.number == number)
     }
 }
@@ -252,14 +254,14 @@ mod tests {
         for (failure, ceiling) in
             (1..).zip([500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000])
         {
-            assert_eq!(writes.standing("s", number), Standing::Open(put(&ours)));
-            let wait = writes.failed("s", number, format!("failure {failure}")).as_millis();
+            assert_eq!(writes.state("s", number), WriteState::Open(put(&ours)));
+            let wait = writes.note_failed("s", number, format!("failure {failure}")).as_millis();
             assert!((ceiling / 2..=ceiling).contains(&wait), "{wait} ms is not up to {ceiling} ms");
         }
         let unwritten = writes.unwritten("s", now + Duration::from_secs(5)).unwrap();
         assert_eq!((unwritten.failures, unwritten.age), (9, Duration::from_secs(5)));
         assert_eq!((unwritten.last_error.as_deref(), writes.len()), (Some("failure 9"), 1));
-        writes.acknowledged("s", number);
+        writes.note_acknowledged("s", number);
         assert_eq!((writes.unwritten("s", now), writes.len()), (None, 0));
     }
 
@@ -268,10 +270,10 @@ mod tests {
         let (mut writes, now) = (Writes::new(7), Instant::now());
         let old = writes.add("s", put(&record(1)), now);
         let new = writes.add("s", Write::Remove { at: at(2) }, now);
-        assert_eq!(writes.standing("s", old), Standing::Superseded);
-        writes.acknowledged("s", old);
-        assert_eq!(writes.failed("s", old, "late".to_owned()), Duration::ZERO);
-        assert_eq!(writes.standing("s", new), Standing::Open(Write::Remove { at: at(2) }));
+        assert_eq!(writes.state("s", old), WriteState::Superseded);
+        writes.note_acknowledged("s", old);
+        assert_eq!(writes.note_failed("s", old, "late".to_owned()), Duration::ZERO);
+        assert_eq!(writes.state("s", new), WriteState::Open(Write::Remove { at: at(2) }));
         assert!(writes.unwritten("s", now).is_some_and(|open| open.removal && open.failures == 0));
     }
 
@@ -281,48 +283,57 @@ mod tests {
         let first = writes.add("s", put(&record(1)), now);
         let second = writes.add("s", put(&record(2)), now);
         assert_eq!((first, writes.len()), (second, 1));
-        writes.acknowledged("s", first);
-        assert_eq!(writes.standing("s", second), Standing::Written, "also for who looks later");
+        writes.note_acknowledged("s", first);
+        assert_eq!(writes.state("s", second), WriteState::Written, "also for who looks later");
 
         let third = writes.add("s", put(&record(3)), now);
         assert_ne!(third, first, "what is written is not open any more");
         writes.add("s", Write::Remove { at: at(4) }, now);
-        assert_eq!(writes.standing("s", third), Standing::Superseded);
+        assert_eq!(writes.state("s", third), WriteState::Superseded);
     }
 
     #[test]
     fn what_others_write_is_weighed_by_its_time() {
-        let removed = |seconds| Change::Removed { name: "s".to_owned(), at: Some(at(seconds)) };
+        let removed =
+            |seconds| RegistryChange::Removed { name: "s".to_owned(), at: Some(at(seconds)) };
         let check = |write: Write,
-                     change: Change,
+                     change: RegistryChange,
                      observed: Observed,
-                     standing: &dyn Fn(Write) -> Standing| {
+                     state: &dyn Fn(Write) -> WriteState| {
             let mut writes = Writes::new(7);
             let number = writes.add("s", write.clone(), Instant::now());
             assert_eq!(writes.observe(&change), observed, "{change:?}");
-            assert_eq!(writes.standing("s", number), standing(write), "{change:?}");
+            assert_eq!(writes.state("s", number), state(write), "{change:?}");
         };
         let ours = record(5);
-        check(put(&ours), Change::Put(record(6)), Observed::Newest, &|_| Standing::Superseded);
-        check(put(&ours), Change::Put(record(4)), Observed::Outdated, &Standing::Open);
-        check(put(&ours), removed(6), Observed::Newest, &|_| Standing::Superseded);
-        check(put(&ours), removed(4), Observed::Outdated, &Standing::Open);
-        check(put(&ours), Change::Put(ours.clone()), Observed::Newest, &|_| Standing::Written);
+        check(put(&ours), RegistryChange::Put(record(6)), Observed::Newest, &|_| {
+            WriteState::Superseded
+        });
+        check(put(&ours), RegistryChange::Put(record(4)), Observed::Outdated, &WriteState::Open);
+        check(put(&ours), removed(6), Observed::Newest, &|_| WriteState::Superseded);
+        check(put(&ours), removed(4), Observed::Outdated, &WriteState::Open);
+        check(put(&ours), RegistryChange::Put(ours.clone()), Observed::Newest, &|_| {
+            WriteState::Written
+        });
         check(
             Write::Remove { at: at(5) },
-            Change::Put(record(4)),
+            RegistryChange::Put(record(4)),
             Observed::Outdated,
-            &Standing::Open,
+            &WriteState::Open,
         );
-        check(Write::Remove { at: at(5) }, Change::Put(record(6)), Observed::Newest, &|_| {
-            Standing::Superseded
-        });
-        let unreadable = Change::Unreadable { name: "s".to_owned(), reason: "odd".to_owned() };
-        check(put(&ours), unreadable, Observed::Outdated, &Standing::Open);
-        let timeless = Change::Removed { name: "s".to_owned(), at: None };
-        check(put(&ours), timeless, Observed::Outdated, &Standing::Open);
+        check(
+            Write::Remove { at: at(5) },
+            RegistryChange::Put(record(6)),
+            Observed::Newest,
+            &|_| WriteState::Superseded,
+        );
+        let unreadable =
+            RegistryChange::Unreadable { name: "s".to_owned(), reason: "odd".to_owned() };
+        check(put(&ours), unreadable, Observed::Outdated, &WriteState::Open);
+        let timeless = RegistryChange::Removed { name: "s".to_owned(), at: None };
+        check(put(&ours), timeless, Observed::Outdated, &WriteState::Open);
         // Other names are none of its business.
-        let other = Change::Removed { name: "other".to_owned(), at: Some(at(9)) };
-        check(put(&ours), other, Observed::Newest, &Standing::Open);
+        let other = RegistryChange::Removed { name: "other".to_owned(), at: Some(at(9)) };
+        check(put(&ours), other, Observed::Newest, &WriteState::Open);
     }
 }

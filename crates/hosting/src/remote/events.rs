@@ -32,7 +32,7 @@ pub(super) type Events = BoxStream<'static, Result<Sse, SseError>>;
 /// answer, or ends with something else in its place, an error is the answer, except when the
 /// connection is lost: rmcp may resume the stream then. The log does not show the values of
 /// `secrets`.
-pub(super) fn events(body: Body, request: Option<RequestId>, secrets: Secrets) -> Events {
+pub(super) fn read_events(body: Body, request: Option<RequestId>, secrets: Secrets) -> Events {
     let source = Some((body, Decoder::new(MAX_ANSWER)));
     let reader = Reader {
         source,
@@ -79,12 +79,12 @@ impl Reader {
         let (body, decoder) = self.source.as_mut()?;
         match decoder.next_event(&mut self.chunk) {
             Ok(Some(event)) => {
-                self.take(event);
+                self.take_event(event);
                 return Some(());
             }
             Ok(None) => {}
             Err(EventTooLarge) => {
-                self.end_with(too_large());
+                self.end_with(too_large_error());
                 return Some(());
             }
         }
@@ -94,7 +94,7 @@ impl Reader {
                 let text = if self.request.is_some() { self.start.take(&chunk) } else { 0 };
                 match text {
                     0 => self.chunk = chunk,
-                    length if length > MAX_ANSWER => self.end_with(too_large()),
+                    length if length > MAX_ANSWER => self.end_with(too_large_error()),
                     _ => {}
                 }
             }
@@ -103,7 +103,7 @@ impl Reader {
                 // Some servers leave the last blank line out. What is cut may come again when the
                 // stream is resumed.
                 if let Some(event) = decoder.finish().filter(|event| is_whole(&event.data)) {
-                    self.take(event);
+                    self.take_event(event);
                 }
                 self.end();
             }
@@ -111,15 +111,15 @@ impl Reader {
                 self.source = None;
                 self.ready.push_back(Err(SseError::Body(Box::new(error.without_url()))));
             }
-            Err(BodyError::Encoding(DecodeError::TooLarge)) => self.end_with(too_large()),
+            Err(BodyError::Encoding(DecodeError::TooLarge)) => self.end_with(too_large_error()),
             Err(BodyError::Encoding(error)) => {
-                self.end_with(unreadable_answer(&not_decoded(&error)));
+                self.end_with(unreadable_answer(&describe_decode_error(&error)));
             }
         }
         Some(())
     }
 
-    fn take(&mut self, event: Event) {
+    fn take_event(&mut self, event: Event) {
         let request = self.request.as_ref();
         let messages = match event.is_message() {
             true => messages_in(&event.data, request, &self.secrets),
@@ -204,12 +204,12 @@ fn is_whole(data: &[u8]) -> bool {
     !is_cut(data) && !fleet_wire::read(data).iter().any(is_noise)
 }
 
-fn too_large() -> ErrorData {
+fn too_large_error() -> ErrorData {
     unreadable_answer(&format!("it is larger than {MAX_ANSWER} bytes"))
 }
 
 /// What is wrong with an encoded body.
-pub(super) fn not_decoded(error: &DecodeError) -> String {
+pub(super) fn describe_decode_error(error: &DecodeError) -> String {
     match error {
         DecodeError::Unknown(name) => {
             format!("the answer is encoded as {:?}, which was not asked for", quote(name, 40))
@@ -229,7 +229,7 @@ mod tests {
     async fn read(chunks: &[&[u8]], encoding: Option<&str>) -> Vec<Result<Sse, SseError>> {
         let chunks: Vec<_> = chunks.iter().map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
         let body = Body::new(stream::iter(chunks).boxed(), encoding, None, MAX_ANSWER).unwrap();
-        events(body, Some(NumberOrString::Number(7)), Secrets::default()).collect().await
+        read_events(body, Some(NumberOrString::Number(7)), Secrets::default()).collect().await
     }
 
     fn message(event: &Result<Sse, SseError>) -> Value {

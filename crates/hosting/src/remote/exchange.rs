@@ -26,12 +26,12 @@ use rmcp::model::{
 use url::Url;
 
 use super::{
-    events::{Events, events, not_decoded},
-    messages::response as response_of,
+    events::{Events, describe_decode_error, read_events},
+    messages::to_response,
 };
 use crate::{
-    away::Away,
-    inbound::{error_data, id_of},
+    inbound::{to_error_data, wire_id},
+    outage::Outage,
     secrets::Secrets,
     unreadable::unreadable_answer,
 };
@@ -73,14 +73,14 @@ pub(crate) enum HttpFailure {
 
 impl HttpFailure {
     /// Why the server did not take the message, if it did not.
-    pub(crate) fn away(&self) -> Option<Away> {
+    pub(crate) fn outage(&self) -> Option<Outage> {
         match self {
-            Self::Connection(error) => error.is_connect().then_some(Away::UNAVAILABLE),
+            Self::Connection(error) => error.is_connect().then_some(Outage::UNAVAILABLE),
             Self::Rejected(rejected) => {
-                Away::of_status(rejected.status.as_u16(), rejected.retry_after)
+                Outage::of_status(rejected.status.as_u16(), rejected.retry_after)
             }
             Self::Unreadable(_) | Self::Cut => None,
-            Self::NoSession(cause) => Some(cause.away().unwrap_or(Away::UNAVAILABLE)),
+            Self::NoSession(cause) => Some(cause.outage().unwrap_or(Outage::UNAVAILABLE)),
         }
     }
 
@@ -142,7 +142,7 @@ pub(super) struct RpcRefusal {
 
 impl RpcRefusal {
     fn new(error: RpcError, addressed: bool) -> Self {
-        Self { error: error_data(error), addressed }
+        Self { error: to_error_data(error), addressed }
     }
 }
 
@@ -195,20 +195,20 @@ pub(super) fn request_id(message: &ClientJsonRpcMessage) -> Option<&RequestId> {
 
 /// Reads what nobody wants to know: an unread body would cost the connection. One that does not end
 /// is left, and costs it.
-pub(crate) async fn discard(response: Response) {
+pub(crate) async fn discard_body(response: Response) {
     let read = drain(response.bytes_stream(), MAX_ERROR_BODY);
     _ = tokio::time::timeout(DISCARD_TIME, read).await;
 }
 
 /// The way to one server.
-pub(super) struct Line {
+pub(super) struct RemoteLink {
     client: reqwest::Client,
     url: Url,
     /// What the log must not show.
     secrets: Secrets,
 }
 
-impl Line {
+impl RemoteLink {
     pub(super) fn new(client: reqwest::Client, url: Url, secrets: Secrets) -> Self {
         Self { client, url, secrets }
     }
@@ -236,7 +236,7 @@ impl Line {
             None => {
                 // Whatever is said to a notification or an answer.
                 let status = response.status();
-                discard(response).await;
+                discard_body(response).await;
                 Ok(Answer::Accepted(status))
             }
         }
@@ -260,9 +260,9 @@ impl Line {
                 Err(_) => Err(HttpFailure::Unreadable("it is not an event stream".to_owned())),
             };
         }
-        match media(&response) {
-            Media::EventStream => Ok(events(body_of(response)?, None, self.secrets.clone())),
-            other => Err(unexpected(&other)),
+        match media_of(&response) {
+            Media::EventStream => Ok(read_events(body_of(response)?, None, self.secrets.clone())),
+            other => Err(unexpected_media(&other)),
         }
     }
 
@@ -274,7 +274,8 @@ impl Line {
     /// Sends a request, and once more where the server itself redirects it to.
     async fn send(&self, request: impl Fn(Url) -> RequestBuilder) -> Result<Response, HttpFailure> {
         let response = request(self.url.clone()).send().await?;
-        match moved(response.status().as_u16(), &self.url, text(&response, header::LOCATION)) {
+        match moved(response.status().as_u16(), &self.url, header_text(&response, header::LOCATION))
+        {
             Some(url) => Ok(request(url).send().await?),
             None => Ok(response),
         }
@@ -287,11 +288,11 @@ async fn read_answer(
     id: &RequestId,
     secrets: &Secrets,
 ) -> Result<Answer, HttpFailure> {
-    let (status, media, is_framed) = (response.status(), media(&response), is_framed(&response));
-    let session = text(&response, SESSION_ID).map(Arc::from);
+    let (status, media, is_framed) = (response.status(), media_of(&response), is_framed(&response));
+    let session = header_text(&response, SESSION_ID).map(Arc::from);
     let mut body = body_of(response)?;
     if media == Media::EventStream {
-        let events = events(body, Some(id.clone()), secrets.clone());
+        let events = read_events(body, Some(id.clone()), secrets.clone());
         return Ok(Answer::Stream(events, session));
     }
 
@@ -305,7 +306,7 @@ async fn read_answer(
             return answer(unreadable(&format!("it is larger than {MAX_ANSWER} bytes")));
         }
         Err(BodyError::Encoding(error)) => {
-            return Err(HttpFailure::Unreadable(not_decoded(&error)));
+            return Err(HttpFailure::Unreadable(describe_decode_error(&error)));
         }
     };
     let labelled = media == Media::Json;
@@ -318,14 +319,14 @@ async fn read_answer(
     }
 
     let shown = || quote(&String::from_utf8_lossy(&text), SHOWN);
-    match answer_in(&text, &id_of(id)) {
-        Some(Found::Result(result)) => answer(response_of(id.clone(), result, secrets)),
+    match answer_in(&text, &wire_id(id)) {
+        Some(Found::Result(result)) => answer(to_response(id.clone(), result, secrets)),
         Some(Found::Unreadable(why)) => answer(unreadable(&why)),
         Some(Found::Error { error, addressed }) if labelled || addressed => {
             Ok(Answer::Rejected(Box::new(Rejected::by(RpcRefusal::new(error, addressed), status))))
         }
         // What is not called JSON may be the answer, and is believed only if it says so.
-        _ if !labelled && media.is_page() => Err(unexpected(&media)),
+        _ if !labelled && media.is_page() => Err(unexpected_media(&media)),
         _ if !labelled => Err(HttpFailure::Unreadable(format!("it is not JSON: {}", shown()))),
         Some(Found::Malformed(why)) => Err(HttpFailure::Unreadable(format!("{why}: {}", shown()))),
         Some(Found::Error { .. }) | None => match error_in(&text, Some(id)) {
@@ -350,11 +351,11 @@ async fn read_rejection(
     id: Option<&RequestId>,
     secrets: &Secrets,
 ) -> Result<Rejected, Box<ServerJsonRpcMessage>> {
-    let (status, media) = (response.status(), media(&response));
+    let (status, media) = (response.status(), media_of(&response));
     let max = if media == Media::Json { MAX_ANSWER } else { MAX_ERROR_BODY };
-    let retry_after =
-        text(&response, header::RETRY_AFTER).and_then(|text| retry_after(text, SystemTime::now()));
-    let location = text(&response, header::LOCATION).map(|location| quote(location, SHOWN));
+    let retry_after = header_text(&response, header::RETRY_AFTER)
+        .and_then(|text| retry_after(text, SystemTime::now()));
+    let location = header_text(&response, header::LOCATION).map(|location| quote(location, SHOWN));
     // The status counts, also if the body is encoded in a way that can't be read.
     let body = match body_of(response) {
         Ok(mut body) => body.prefix(max).await,
@@ -362,9 +363,9 @@ async fn read_rejection(
     };
 
     if let Some(id) = id
-        && let Some(Found::Result(result)) = answer_in(&body, &id_of(id))
+        && let Some(Found::Result(result)) = answer_in(&body, &wire_id(id))
     {
-        return Err(Box::new(response_of(id.clone(), result, secrets)));
+        return Err(Box::new(to_response(id.clone(), result, secrets)));
     }
     let error = error_in(&body, id);
     let text = match media.is_page() {
@@ -386,7 +387,7 @@ fn is_framed(response: &Response) -> bool {
 fn error_in(text: &[u8], id: Option<&RequestId>) -> Option<RpcRefusal> {
     fleet_wire::read(text).into_iter().find_map(|message| match message {
         Message::Reply(found, Reply::Error(error)) => {
-            let addressed = found.zip(id).is_some_and(|(found, id)| found.is(&id_of(id)));
+            let addressed = found.zip(id).is_some_and(|(found, id)| found.is(&wire_id(id)));
             Some(RpcRefusal::new(error, addressed))
         }
         _ => None,
@@ -394,21 +395,21 @@ fn error_in(text: &[u8], id: Option<&RequestId>) -> Option<RpcRefusal> {
 }
 
 fn body_of(response: Response) -> Result<Body, HttpFailure> {
-    let encoding = text(&response, header::CONTENT_ENCODING).map(str::to_owned);
+    let encoding = header_text(&response, header::CONTENT_ENCODING).map(str::to_owned);
     let length = response.content_length();
     Body::new(response.bytes_stream().boxed(), encoding.as_deref(), length, MAX_ANSWER)
-        .map_err(|error| HttpFailure::Unreadable(not_decoded(&error)))
+        .map_err(|error| HttpFailure::Unreadable(describe_decode_error(&error)))
 }
 
-fn media(response: &Response) -> Media {
-    Media::of(text(response, header::CONTENT_TYPE))
+fn media_of(response: &Response) -> Media {
+    Media::of(header_text(response, header::CONTENT_TYPE))
 }
 
-fn text(response: &Response, name: HeaderName) -> Option<&str> {
+fn header_text(response: &Response, name: HeaderName) -> Option<&str> {
     response.headers().get(name).and_then(|value| value.to_str().ok())
 }
 
-fn unexpected(media: &Media) -> HttpFailure {
+fn unexpected_media(media: &Media) -> HttpFailure {
     let name = match media {
         Media::Json => "application/json",
         Media::EventStream => "text/event-stream",

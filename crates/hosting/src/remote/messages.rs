@@ -10,19 +10,19 @@ use serde_json::{Map, Value};
 
 use crate::{
     forgiven::forgive_handshake,
-    inbound::{SHOWN, error_data, id_of, not_a_result, unread},
+    inbound::{SHOWN, hide_from_rmcp, not_a_result, to_error_data, wire_id},
     secrets::Secrets,
     unreadable::unreadable_answer,
 };
 
 /// A result in rmcp's terms. The log does not show the values of `secrets`, here and below.
-pub(super) fn response(
+pub(super) fn to_response(
     id: RequestId,
     mut result: Map<String, Value>,
     secrets: &Secrets,
 ) -> ServerJsonRpcMessage {
     forgive_handshake(&mut result, secrets);
-    let result = Value::Object(unread(result));
+    let result = Value::Object(hide_from_rmcp(result));
     let shown = quote(&result.to_string(), SHOWN);
     match number::read(result) {
         Ok(result) => ServerJsonRpcMessage::response(result, id),
@@ -37,9 +37,11 @@ pub(super) fn answer_elsewhere(
     request: &RequestId,
     secrets: &Secrets,
 ) -> Option<Value> {
-    match fleet_wire::answer_in(data, &id_of(request))? {
+    match fleet_wire::answer_in(data, &wire_id(request))? {
         Answer::Result(result) => Some(result_json(request, result, secrets)),
-        Answer::Error { error, addressed: true } => Some(error_json(request, &error_data(error))),
+        Answer::Error { error, addressed: true } => {
+            Some(error_json(request, &to_error_data(error)))
+        }
         Answer::Unreadable(why) => Some(error_json(request, &unreadable_answer(&why))),
         Answer::Error { .. } | Answer::Malformed(_) => None,
     }
@@ -53,10 +55,10 @@ pub(crate) fn messages_in(
     secrets: &Secrets,
 ) -> Vec<Value> {
     let messages = fleet_wire::read(data).into_iter();
-    messages.filter_map(|message| as_json(message, request, secrets)).collect()
+    messages.filter_map(|message| to_json(message, request, secrets)).collect()
 }
 
-fn as_json(message: Message, request: Option<&RequestId>, secrets: &Secrets) -> Option<Value> {
+fn to_json(message: Message, request: Option<&RequestId>, secrets: &Secrets) -> Option<Value> {
     let message = match message {
         Message::Request(_, message) | Message::Notification(_, message) => return Some(message),
         Message::Noise(why) => {
@@ -65,19 +67,19 @@ fn as_json(message: Message, request: Option<&RequestId>, secrets: &Secrets) -> 
         }
         reply @ Message::Reply(..) => reply,
     };
-    let Some(request) = request else { return foreign(message, secrets) };
-    match message.answer_to(&id_of(request)) {
+    let Some(request) = request else { return other_answer(message, secrets) };
+    match message.answer_to(&wire_id(request)) {
         Ok(Answer::Result(result)) => Some(result_json(request, result, secrets)),
-        Ok(Answer::Error { error, .. }) => Some(error_json(request, &error_data(error))),
+        Ok(Answer::Error { error, .. }) => Some(error_json(request, &to_error_data(error))),
         Ok(Answer::Unreadable(why) | Answer::Malformed(why)) => {
             Some(error_json(request, &unreadable_answer(&why)))
         }
-        Err(other) => foreign(other, secrets),
+        Err(other) => other_answer(other, secrets),
     }
 }
 
 /// An answer to a request that is known by its id only.
-fn foreign(message: Message, secrets: &Secrets) -> Option<Value> {
+fn other_answer(message: Message, secrets: &Secrets) -> Option<Value> {
     let Message::Reply(Some(id), reply) = message else { return None };
     let id = match id {
         Id::Number(number) => NumberOrString::Number(number),
@@ -85,14 +87,14 @@ fn foreign(message: Message, secrets: &Secrets) -> Option<Value> {
     };
     Some(match reply {
         Reply::Result(result) => result_json(&id, result, secrets),
-        Reply::Error(error) => error_json(&id, &error_data(error)),
+        Reply::Error(error) => error_json(&id, &to_error_data(error)),
         Reply::Unreadable(Unreadable { why, .. }) => error_json(&id, &unreadable_answer(&why)),
     })
 }
 
 fn result_json(id: &RequestId, mut result: Map<String, Value>, secrets: &Secrets) -> Value {
     forgive_handshake(&mut result, secrets);
-    reply_json(id, "result", Value::Object(unread(result)))
+    reply_json(id, "result", Value::Object(hide_from_rmcp(result)))
 }
 
 /// An error in answer to a request.
@@ -115,7 +117,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::inbound::raw;
+    use crate::inbound::raw_result;
 
     fn messages_in(data: &[u8], request: Option<&RequestId>) -> Vec<Value> {
         super::messages_in(data, request, &Secrets::default())
@@ -165,7 +167,7 @@ mod tests {
             let text = format!(r#"{{"jsonrpc":"2.0","id":7,"result":{result}}}"#);
             let read = |message: ServerJsonRpcMessage| match message {
                 ServerJsonRpcMessage::Response(response) => {
-                    Value::Object(raw(response.result)).to_string()
+                    Value::Object(raw_result(response.result)).to_string()
                 }
                 other => panic!("{other:?}"),
             };
@@ -181,7 +183,7 @@ mod tests {
             else {
                 panic!("{text}")
             };
-            assert_eq!(read(response(SEVEN, answer, &Secrets::default())), result);
+            assert_eq!(read(to_response(SEVEN, answer, &Secrets::default())), result);
         };
         let numbers = "[1e+400,12345678901234567890123,1.10,-0,0.00001]";
         check(&format!(
@@ -200,7 +202,7 @@ mod tests {
             let result =
                 json!({"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": info});
             let Value::Object(result) = result else { panic!("no object") };
-            let message = response(SEVEN, result, &Secrets::default());
+            let message = to_response(SEVEN, result, &Secrets::default());
             assert!(format!("{message:?}").contains("InitializeResult("), "{message:?}");
         }
     }

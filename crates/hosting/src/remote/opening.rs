@@ -25,7 +25,7 @@ pub(super) fn is_initialize(message: &ClientJsonRpcMessage) -> bool {
 
 /// Whether a status says that nothing that takes `initialize` is there. A server of the transport
 /// of 2024 answers so, which expects a request for a stream there.
-pub(crate) fn is_elsewhere(status: u16) -> bool {
+pub(crate) fn expects_other_transport(status: u16) -> bool {
     matches!(status, 400 | 404 | 405)
 }
 

@@ -25,7 +25,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     events::Events,
-    exchange::{Answer, HttpFailure, Line, Rejected, SESSION_ID, request_id},
+    exchange::{Answer, HttpFailure, Rejected, RemoteLink, SESSION_ID, request_id},
     opening,
 };
 use crate::changes::News;
@@ -43,7 +43,7 @@ type Failure = StreamableHttpError<HttpFailure>;
 pub(crate) struct SessionClient(Arc<Inner>);
 
 struct Inner {
-    line: Line,
+    link: RemoteLink,
     /// For how long an answer to `server/discover` is waited for.
     patience: Duration,
     state: Mutex<State>,
@@ -76,10 +76,14 @@ struct Session {
 
 impl SessionClient {
     /// A client for one server, and what tells that the connection should be made anew.
-    pub(super) fn new(line: Line, patience: Duration, news: News) -> (Self, CancellationToken) {
+    pub(super) fn new(
+        link: RemoteLink,
+        patience: Duration,
+        news: News,
+    ) -> (Self, CancellationToken) {
         let over = CancellationToken::new();
         let inner = Inner {
-            line,
+            link,
             patience,
             state: Mutex::default(),
             inquiry: tokio::sync::Mutex::default(),
@@ -108,12 +112,12 @@ impl Inner {
         if opening::is_initialize(&message) {
             return self.begin_session(message, headers).await;
         }
-        match self.line.post(headers, &message).await.map_err(Failure::Client)? {
+        match self.link.post(headers, &message).await.map_err(Failure::Client)? {
             // Without a session there is no other place where the answer could come.
             Answer::Accepted(status) if request_id(&message).is_some() => {
-                Err(Failure::Client(unanswered(status)))
+                Err(Failure::Client(unanswered_failure(status)))
             }
-            answer => passed_on(&message, answer),
+            answer => to_rmcp_response(&message, answer),
         }
     }
 
@@ -125,7 +129,7 @@ impl Inner {
         headers: HeaderMap,
     ) -> Result<StreamableHttpPostResponse, Failure> {
         let asked = async {
-            match self.line.post(headers, message).await? {
+            match self.link.post(headers, message).await? {
                 Answer::Stream(stream, _) => {
                     Ok(Answer::Message(Box::new(first_message(stream).await?), None))
                 }
@@ -140,7 +144,7 @@ impl Inner {
         let answer = answer.map_err(Failure::Client)?;
         match opening::not_discovered(message, &answer) {
             Some(refusal) => Ok(StreamableHttpPostResponse::Json(refusal, None)),
-            None => passed_on(message, answer),
+            None => to_rmcp_response(message, answer),
         }
     }
 
@@ -151,12 +155,12 @@ impl Inner {
         headers: HeaderMap,
     ) -> Result<StreamableHttpPostResponse, Failure> {
         let mut answer =
-            self.line.post(headers.clone(), &message).await.map_err(Failure::Client)?;
+            self.link.post(headers.clone(), &message).await.map_err(Failure::Client)?;
         if let Answer::Rejected(rejected) = &answer
             && let Some(other) = opening::in_listed_revision(&message, rejected)
         {
             message = other;
-            answer = self.line.post(headers, &message).await.map_err(Failure::Client)?;
+            answer = self.link.post(headers, &message).await.map_err(Failure::Client)?;
         }
 
         let (answer, session) = match answer {
@@ -164,7 +168,7 @@ impl Inner {
                 (first_message(stream).await.map_err(Failure::Client)?, session)
             }
             Answer::Message(answer, session) => (*answer, session),
-            other => return passed_on(&message, other),
+            other => return to_rmcp_response(&message, other),
         };
         if let (Some(id), Some(version)) = (&session, version_of(&answer)) {
             let mut state = self.state();
@@ -187,17 +191,17 @@ impl Inner {
             let headers_now = session
                 .as_ref()
                 .map_or_else(|| headers.clone(), |session| session.headers(&headers));
-            let answer = self.line.post(headers_now, &message).await.map_err(Failure::Client)?;
+            let answer = self.link.post(headers_now, &message).await.map_err(Failure::Client)?;
             let (Answer::Rejected(rejected), Some(_), Some(session)) =
                 (&answer, request_id(&message), &session)
             else {
-                return passed_on(&message, answer);
+                return to_rmcp_response(&message, answer);
             };
 
-            let rejection = rejection(rejected);
+            let rejection = to_rejection(rejected);
             let doubt = self.state().keeper.doubt(session.lease, rejection, resent);
-            let Some(doubt) = doubt else { return passed_on(&message, answer) };
-            match self.inquire(&headers, session, doubt).await {
+            let Some(doubt) = doubt else { return to_rmcp_response(&message, answer) };
+            match self.resolve_doubt(&headers, session, doubt).await {
                 Step::Resend => resent = true,
                 Step::Failed => {
                     let failure = self.state().failure.clone();
@@ -205,14 +209,21 @@ impl Inner {
                         failure.unwrap_or_else(|| HttpFailure::Unreadable(rejected.to_string()));
                     return Err(Failure::Client(HttpFailure::NoSession(Box::new(cause))));
                 }
-                Step::Stand | Step::Ping | Step::Renew => return passed_on(&message, answer),
+                Step::Stand | Step::Ping | Step::Renew => {
+                    return to_rmcp_response(&message, answer);
+                }
             }
         }
     }
 
     /// Finds out whether a session is lost, and makes a new one if so. What to do with the request
     /// is said then.
-    async fn inquire(&self, headers: &HeaderMap, session: &Session, mut doubt: Doubt) -> Step {
+    async fn resolve_doubt(
+        &self,
+        headers: &HeaderMap,
+        session: &Session,
+        mut doubt: Doubt,
+    ) -> Step {
         let _turn = self.inquiry.lock().await;
         let mut step = self.state().keeper.next(&doubt);
         loop {
@@ -230,7 +241,7 @@ impl Inner {
                         let lease = state.keeper.issue();
                         let initialize = session.initialize.clone();
                         state.session = Some(Session { lease, id, version, initialize });
-                        self.news.renewed();
+                        self.news.note_new_session();
                         state.keeper.renewed(&doubt)
                     }
                     Err(failure) => {
@@ -238,7 +249,7 @@ impl Inner {
                         let mut state = self.state();
                         let step = state.keeper.not_renewed(&doubt);
                         if step == Step::Failed && speaks_otherwise(&failure) {
-                            self.give_up();
+                            self.end_connection();
                         }
                         state.failure = Some(failure);
                         step
@@ -251,7 +262,7 @@ impl Inner {
 
     /// Ends the connection, so that the next call makes another one: a server that can't do this
     /// handshake any more may do a different one.
-    fn give_up(&self) {
+    fn end_connection(&self) {
         let over = self.over.clone();
         tokio::spawn(async move {
             // Whoever waits for an answer should hear why there is none, and not that the
@@ -265,9 +276,9 @@ impl Inner {
         let id = RequestId::String("mcp-fleet/ping".into());
         let ping = ClientRequest::PingRequest(PingRequest::default());
         let message = ClientJsonRpcMessage::request(ping, id);
-        let exchange = self.line.post(session.headers(headers), &message);
+        let exchange = self.link.post(session.headers(headers), &message);
         match tokio::time::timeout(HANDSHAKE_TIME, exchange).await {
-            Ok(Ok(Answer::Rejected(rejected))) => Pinged::Rejected(rejection(&rejected)),
+            Ok(Ok(Answer::Rejected(rejected))) => Pinged::Rejected(to_rejection(&rejected)),
             Ok(Ok(_)) => Pinged::Answered,
             Ok(Err(_)) | Err(_) => Pinged::Unanswered,
         }
@@ -292,7 +303,7 @@ impl Inner {
     ) -> Result<(Option<Arc<str>>, HeaderValue), HttpFailure> {
         let mut first = headers.clone();
         first.remove(PROTOCOL_VERSION);
-        let (answer, id) = match self.line.post(first, &session.initialize).await? {
+        let (answer, id) = match self.link.post(first, &session.initialize).await? {
             Answer::Message(answer, id) => (*answer, id),
             Answer::Stream(stream, id) => (first_message(stream).await?, id),
             Answer::Rejected(rejected) => return Err(HttpFailure::Rejected(Arc::from(rejected))),
@@ -310,7 +321,7 @@ impl Inner {
         let initialized =
             ClientNotification::InitializedNotification(InitializedNotification::default());
         let message = ClientJsonRpcMessage::notification(initialized);
-        match self.line.post(new.headers(headers), &message).await? {
+        match self.link.post(new.headers(headers), &message).await? {
             Answer::Rejected(rejected) => Err(HttpFailure::Rejected(Arc::from(rejected))),
             Answer::Accepted(_) | Answer::Message(..) | Answer::Stream(..) => Ok((id, version)),
         }
@@ -342,7 +353,7 @@ fn version_of(answer: &ServerJsonRpcMessage) -> Option<HeaderValue> {
     }
 }
 
-fn rejection(rejected: &Rejected) -> Rejection {
+fn to_rejection(rejected: &Rejected) -> Rejection {
     Rejection {
         status: rejected.status.as_u16(),
         code: rejected.error.as_ref().map(|error| i64::from(error.error.code.0)),
@@ -354,7 +365,7 @@ fn rejection(rejected: &Rejected) -> Rejection {
 fn speaks_otherwise(failure: &HttpFailure) -> bool {
     match failure {
         HttpFailure::Rejected(rejected) => {
-            failure.away().is_none()
+            failure.outage().is_none()
                 && (rejected.error.is_some() || rejected.status.is_client_error())
         }
         HttpFailure::Connection(_)
@@ -383,13 +394,13 @@ async fn first_message(mut stream: Events) -> Result<ServerJsonRpcMessage, HttpF
     Err(HttpFailure::Unreadable("the stream ended before the answer".to_owned()))
 }
 
-fn unanswered(status: StatusCode) -> HttpFailure {
+fn unanswered_failure(status: StatusCode) -> HttpFailure {
     HttpFailure::Unreadable(format!("the server answered HTTP {status} and nothing else"))
 }
 
 /// An answer in rmcp's terms. An error that names no request is the answer to this one: rmcp would
 /// wait for another.
-fn passed_on(
+fn to_rmcp_response(
     message: &ClientJsonRpcMessage,
     answer: Answer,
 ) -> Result<StreamableHttpPostResponse, Failure> {
@@ -397,7 +408,7 @@ fn passed_on(
         // An answer may come on another stream of the session, unless the server says that there is
         // none.
         Answer::Accepted(status @ StatusCode::NO_CONTENT) if request_id(message).is_some() => {
-            return Err(Failure::Client(unanswered(status)));
+            return Err(Failure::Client(unanswered_failure(status)));
         }
         Answer::Accepted(_) => return Ok(StreamableHttpPostResponse::Accepted),
         Answer::Message(answer, session) => {
@@ -409,13 +420,14 @@ fn passed_on(
         Answer::Rejected(rejected) => rejected,
     };
     // Its status says whether another transport may do better.
-    if opening::is_initialize(message) && opening::is_elsewhere(rejected.status.as_u16()) {
+    if opening::is_initialize(message) && opening::expects_other_transport(rejected.status.as_u16())
+    {
         return Err(Failure::Client(HttpFailure::Rejected(Arc::from(rejected))));
     }
     let failure = HttpFailure::Rejected(Arc::from(rejected));
     let HttpFailure::Rejected(rejected) = &failure else { return Err(Failure::Client(failure)) };
     match (&rejected.error, request_id(message)) {
-        (Some(error), Some(id)) if failure.away().is_none() => {
+        (Some(error), Some(id)) if failure.outage().is_none() => {
             let error = ServerJsonRpcMessage::error(error.error.clone(), Some(id.clone()));
             Ok(StreamableHttpPostResponse::Json(error, None))
         }
@@ -462,7 +474,7 @@ impl StreamableHttpClient for SessionClient {
         let Some(session) = self.0.state().session.clone() else { return Ok(()) };
         let headers = session.headers(&header_map(custom_headers, auth_header));
         // A server may refuse this, or be gone: either way there is nothing more to do.
-        self.0.line.delete(headers).await.map_err(Failure::Client)
+        self.0.link.delete(headers).await.map_err(Failure::Client)
     }
 
     async fn get_stream(
@@ -476,7 +488,7 @@ impl StreamableHttpClient for SessionClient {
         let headers = header_map(custom_headers, auth_header);
         let session = session_id.and_then(|_| self.0.state().session.clone());
         let headers = session.map_or_else(|| headers.clone(), |session| session.headers(&headers));
-        self.0.line.get(headers, last_event_id.as_deref()).await.map_err(|failure| {
+        self.0.link.get(headers, last_event_id.as_deref()).await.map_err(|failure| {
             if failure.status() == Some(405) {
                 return Failure::ServerDoesNotSupportSse;
             }

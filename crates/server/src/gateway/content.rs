@@ -74,7 +74,7 @@ impl Gateway {
 
         let request = ClientRequest::GetPromptRequest(GetPromptRequest::new(params));
         let result = forward::forward(&self.inner.fleet, &route.server, request, &context).await?;
-        forward::prompt(&route.server, result)
+        forward::read_prompt_result(&route.server, result)
             .map_err(|error| forward::hide_values(&self.inner.fleet, &route.server, error))
     }
 
@@ -109,7 +109,7 @@ impl Gateway {
         params.meta = None;
         let request = ClientRequest::ReadResourceRequest(ReadResourceRequest::new(params));
         let result = forward::forward(&self.inner.fleet, &server, request, &context).await?;
-        forward::resource(&server, result)
+        forward::read_resource_result(&server, result)
             .map_err(|error| forward::hide_values(&self.inner.fleet, &server, error))
     }
 
@@ -147,8 +147,12 @@ impl Gateway {
             return Err(ErrorData::invalid_params(message, None));
         };
 
-        let upstream =
-            self.inner.fleet.connection(&server).await.map_err(|error| forward::down(&error))?;
+        let upstream = self
+            .inner
+            .fleet
+            .ensure_running(&server)
+            .await
+            .map_err(|error| forward::server_down_error(&error))?;
         if upstream.info.capabilities.completions.is_none() {
             return Ok(CompleteResult::new(CompletionInfo::default()));
         }
@@ -157,7 +161,7 @@ impl Gateway {
         apps::restore_in_text(&server, &mut params.argument.value);
         let request = ClientRequest::CompleteRequest(CompleteRequest::new(params));
         let result = forward::forward(&self.inner.fleet, &server, request, &context).await?;
-        forward::completions(&server, result)
+        forward::read_completions(&server, result)
             .map_err(|error| forward::hide_values(&self.inner.fleet, &server, error))
     }
 }

@@ -78,7 +78,7 @@ impl Gateway {
 
         let request = ClientRequest::CustomRequest(CustomRequest::new(request.method, params));
         let result = forward::forward(&self.inner.fleet, &server, request, &context).await?;
-        Ok(CustomResult::new(forward::custom(&server, result)))
+        Ok(CustomResult::new(forward::read_custom_result(&server, result)))
     }
 
     /// Forwards a request of the skills extension to the server that declares it.

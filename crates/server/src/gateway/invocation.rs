@@ -190,10 +190,13 @@ impl Gateway {
             return Err(unknown_tool_with_hint(name, &fleet.routes()));
         };
         if !self.find_server(server, name).await? {
-            return Err(forward::unknown_server(server, name));
+            return Err(forward::unknown_server_error(server, name));
         }
 
-        fleet.connection(server).await.map_err(|error| forward::down_for(name, &error))?;
+        fleet
+            .ensure_running(server)
+            .await
+            .map_err(|error| forward::tool_down_error(name, &error))?;
         let tool = fleet.routes().tool(name).map(HostedTool::of);
         tool.ok_or_else(|| {
             ErrorData::invalid_params(format!("server `{server}` has no tool `{name}`"), None)
@@ -212,7 +215,7 @@ impl Gateway {
         let forwarded = forward::forward(&self.inner.fleet, server, request, &context).await;
 
         let result = forwarded.and_then(|result| {
-            let result = forward::tool_result(server, result);
+            let result = forward::read_tool_result(server, result);
             result.map_err(|error| forward::hide_values(&self.inner.fleet, server, error))
         });
         record_outcome(&span, outcome_label(&result), &result);

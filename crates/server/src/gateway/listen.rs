@@ -99,7 +99,7 @@ impl Gateway {
             () = notify_of_tasks => {}
             () = context.cancelled() => {}
             // The server is stopping, so end the stream in order.
-            () = self.inner.fleet.closing() => {}
+            () = self.inner.fleet.wait_for_closing() => {}
         }
 
         drop(watched);

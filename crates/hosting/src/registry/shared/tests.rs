@@ -39,9 +39,9 @@ async fn what_policy_refuses_is_shown_and_goes_with_its_record() {
     let shared = Shared::new(fleet, registry.clone(), Plain::default());
     let stop = CancellationToken::new();
     shared.follow(stop.clone()).unwrap();
-    shared.ready().await;
-    eventually("the refusal", || !shared.refused().is_empty()).await;
-    let refused = shared.refused();
+    shared.wait_until_read().await;
+    eventually("the refusal", || !shared.refused_servers().is_empty()).await;
+    let refused = shared.refused_servers();
     assert_eq!(
         (refused.len(), refused[0].name.as_str(), refused[0].state.as_str()),
         (1, "bad", "refused")
@@ -49,11 +49,11 @@ async fn what_policy_refuses_is_shown_and_goes_with_its_record() {
     assert!(refused[0].last_error.as_ref().unwrap().contains("rm"), "{refused:?}");
 
     assert!(shared.remove("bad").await.unwrap());
-    assert!(shared.refused().is_empty());
+    assert!(shared.refused_servers().is_empty());
     assert!(!shared.remove("bad").await.unwrap());
     let error = shared.initialize("x", &entry("rm")).await.unwrap_err();
     assert!(
-        error.is_permanent() && shared.refused().is_empty(),
+        error.is_permanent() && shared.refused_servers().is_empty(),
         "what is refused here is not shared: {error}"
     );
     stop.cancel();
@@ -67,11 +67,12 @@ async fn what_can_not_be_read_is_shown() {
         Plain::default(),
     );
     let stop = CancellationToken::new();
-    let unreadable = Change::Unreadable { name: "odd".to_owned(), reason: "no JSON".to_owned() };
-    shared.apply(unreadable, &stop);
-    assert_eq!(shared.refused()[0].last_error.as_deref(), Some("no JSON"));
-    shared.apply(Change::Removed { name: "odd".to_owned(), at: None }, &stop);
-    assert!(shared.refused().is_empty());
+    let unreadable =
+        RegistryChange::Unreadable { name: "odd".to_owned(), reason: "no JSON".to_owned() };
+    shared.apply_change(unreadable, &stop);
+    assert_eq!(shared.refused_servers()[0].last_error.as_deref(), Some("no JSON"));
+    shared.apply_change(RegistryChange::Removed { name: "odd".to_owned(), at: None }, &stop);
+    assert!(shared.refused_servers().is_empty());
 }
 
 #[tokio::test]
@@ -82,16 +83,19 @@ async fn an_unreadable_record_does_not_replace_a_readable_one() {
         Plain::default(),
     );
     let stop = CancellationToken::new();
-    shared.apply(Change::Put(Record::new("s", &entry("x"))), &stop);
-    shared.apply(
-        Change::Unreadable { name: "s".to_owned(), reason: "a copy of an event".to_owned() },
+    shared.apply_change(RegistryChange::Put(Record::new("s", &entry("x"))), &stop);
+    shared.apply_change(
+        RegistryChange::Unreadable {
+            name: "s".to_owned(),
+            reason: "a copy of an event".to_owned(),
+        },
         &stop,
     );
 
     let is_hosted = |wish: &Wish| matches!(wish.goal, Goal::Hosted(_));
     assert!(shared.wanted().wish("s").is_some_and(is_hosted), "the last readable record holds");
 
-    shared.apply(Change::Removed { name: "s".to_owned(), at: None }, &stop);
+    shared.apply_change(RegistryChange::Removed { name: "s".to_owned(), at: None }, &stop);
     assert!(!shared.wanted().wants("s"), "a removal can be read");
 }
 
@@ -99,7 +103,7 @@ async fn an_unreadable_record_does_not_replace_a_readable_one() {
 /// lets it.
 #[derive(Debug, Default)]
 struct Fickle {
-    watcher: Mutex<Option<mpsc::UnboundedSender<Change>>>,
+    watcher: Mutex<Option<mpsc::UnboundedSender<RegistryChange>>>,
     asked: AtomicU64,
     answers: AtomicBool,
     takes: AtomicBool,
@@ -108,12 +112,12 @@ struct Fickle {
 }
 
 impl Fickle {
-    fn tell(&self, change: Change) {
+    fn tell(&self, change: RegistryChange) {
         let watcher = self.watcher.lock();
         watcher.as_ref().unwrap().send(change).unwrap();
     }
 
-    fn write(&self, change: Change) -> BoxFuture<'static, Result<(), RegistryError>> {
+    fn write(&self, change: RegistryChange) -> BoxFuture<'static, Result<(), RegistryError>> {
         self.tries.fetch_add(1, Ordering::Relaxed);
         let result = if self.takes.load(Ordering::Relaxed) {
             self.tell(change);
@@ -127,7 +131,7 @@ impl Fickle {
     /// Says that the registry has been read, and answers from now on.
     fn is_read(&self) {
         self.answers.store(true, Ordering::Relaxed);
-        self.tell(Change::CaughtUp(self.asked.load(Ordering::Relaxed)));
+        self.tell(RegistryChange::CaughtUp(self.asked.load(Ordering::Relaxed)));
     }
 }
 
@@ -137,14 +141,17 @@ impl Registry for Fickle {
     }
 
     fn put<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Result<(), RegistryError>> {
-        self.write(Change::Put(record.clone()))
+        self.write(RegistryChange::Put(record.clone()))
     }
 
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), RegistryError>> {
-        self.write(Change::Removed { name: name.to_owned(), at: Some(fleet_ops::clock::now()) })
+        self.write(RegistryChange::Removed {
+            name: name.to_owned(),
+            at: Some(fleet_ops::clock::now()),
+        })
     }
 
-    fn watch(&self) -> Result<BoxStream<'static, Change>, RegistryError> {
+    fn watch(&self) -> Result<BoxStream<'static, RegistryChange>, RegistryError> {
         if self.can_not_be_followed.load(Ordering::Relaxed) {
             return Err(RegistryError::NotRead);
         }
@@ -156,7 +163,7 @@ impl Registry for Fickle {
     fn catch_up(&self) -> u64 {
         let asked = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         if self.answers.load(Ordering::Relaxed) {
-            self.tell(Change::CaughtUp(asked));
+            self.tell(RegistryChange::CaughtUp(asked));
         }
         asked
     }
@@ -198,22 +205,22 @@ async fn a_server_is_unknown_only_if_the_registry_says_so() {
     let (registry, shared) = fickle();
     is_awaited(&shared, "x", "has not been read yet").await;
     let error = shared.initialize("x", &entry("rm")).await.unwrap_err();
-    assert!(error.away().is_some() && !error.is_permanent(), "{error}");
+    assert!(error.outage().is_some() && !error.is_permanent(), "{error}");
 
     registry.is_read();
-    shared.ready().await;
+    shared.wait_until_read().await;
     assert_eq!(shared.look_for("x").await, Presence::Unknown);
     // A registry that is away may have been written since.
     registry.answers.store(false, Ordering::Relaxed);
     is_awaited(&shared, "x", "does not answer").await;
     // What is wanted and may not run is known, whatever the registry does.
-    registry.tell(Change::Put(Record::new("x", &entry("rm"))));
-    eventually("the refusal", || !shared.refused().is_empty()).await;
+    registry.tell(RegistryChange::Put(Record::new("x", &entry("rm"))));
+    eventually("the refusal", || !shared.refused_servers().is_empty()).await;
     is_awaited(&shared, "x", "policy refuses").await;
 
     registry.is_read();
-    registry.tell(Change::Removed { name: "x".to_owned(), at: None });
-    eventually("the removal", || shared.refused().is_empty()).await;
+    registry.tell(RegistryChange::Removed { name: "x".to_owned(), at: None });
+    eventually("the removal", || shared.refused_servers().is_empty()).await;
     assert_eq!(shared.look_for("x").await, Presence::Unknown);
 }
 
@@ -221,13 +228,13 @@ async fn a_server_is_unknown_only_if_the_registry_says_so() {
 async fn a_write_that_the_registry_does_not_take_is_not_forgotten() {
     let (registry, shared) = fickle();
     registry.is_read();
-    shared.ready().await;
-    registry.tell(Change::Put(Record::new("x", &entry("rm"))));
-    eventually("the refusal", || !shared.refused().is_empty()).await;
+    shared.wait_until_read().await;
+    registry.tell(RegistryChange::Put(Record::new("x", &entry("rm"))));
+    eventually("the refusal", || !shared.refused_servers().is_empty()).await;
 
     let error = shared.remove("x").await.unwrap_err();
     assert!(matches!(error, ShareError::Unwritten { .. }), "{error}");
-    assert!(error.away().is_some() && !error.is_permanent(), "{error}");
+    assert!(error.outage().is_some() && !error.is_permanent(), "{error}");
     let sharing = shared.statuses()[0].sharing.clone().unwrap();
     assert_eq!(sharing.state, "removal-unwritten");
     assert!(sharing.failures > 0 && sharing.last_error.is_some(), "{sharing:?}");
@@ -245,23 +252,23 @@ async fn what_was_read_late_does_not_undo_what_is_still_to_be_written() {
     let (registry, shared) = fickle();
     let old = Record::new("x", &entry("old"));
     registry.is_read();
-    shared.ready().await;
+    shared.wait_until_read().await;
 
     let ours = Record {
         written_at: old.written_at.plus(Duration::from_secs(1)),
         ..Record::new("x", &entry("new"))
     };
     let write = Write::Put(Box::new(ours.clone()));
-    let error = shared.write("x", write).await.unwrap_err();
+    let error = shared.share_write("x", write).await.unwrap_err();
     assert!(matches!(error, ShareError::Unwritten { .. }), "{error}");
-    registry.tell(Change::Put(old));
-    registry.tell(Change::Put(Record::new("y", &entry("rm"))));
-    eventually("what was told after it", || !shared.refused().is_empty()).await;
+    registry.tell(RegistryChange::Put(old));
+    registry.tell(RegistryChange::Put(Record::new("y", &entry("rm"))));
+    eventually("what was told after it", || !shared.refused_servers().is_empty()).await;
     assert!(!shared.wanted().wants("x"));
 
     // Somebody else's word that is newer counts.
     let newer = Record { written_at: ours.written_at.plus(Duration::from_secs(1)), ..ours };
-    registry.tell(Change::Put(Record { revision: "another".to_owned(), ..newer }));
+    registry.tell(RegistryChange::Put(Record { revision: "another".to_owned(), ..newer }));
     eventually("the newer word", || shared.wanted().wants("x")).await;
     assert_eq!(shared.writes().len(), 0);
 }

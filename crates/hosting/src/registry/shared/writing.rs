@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::{
     super::{
         presence::ShareError,
-        writes::{Standing, Unwritten, Write, Writes},
+        writes::{Unwritten, Write, WriteState, Writes},
     },
     Shared,
 };
@@ -21,7 +21,7 @@ use crate::{
 impl Shared {
     /// Writes something for all replicas: until the registry has it or something newer, however
     /// long the caller waits.
-    pub(super) async fn write(
+    pub(super) async fn share_write(
         self: &Arc<Self>,
         name: &str,
         write: Write,
@@ -53,16 +53,16 @@ impl Shared {
     async fn keep_writing(&self, name: &str, number: u64) -> bool {
         let is_written = loop {
             // Not in the condition of the loop, where the lock would be held for all of it.
-            let standing = self.writes().standing(name, number);
-            let result = match standing {
-                Standing::Open(Write::Put(record)) => self.registry.put(&record).await,
-                Standing::Open(Write::Remove { .. }) => self.registry.remove(name).await,
-                Standing::Written => break true,
-                Standing::Superseded => break false,
+            let state = self.writes().state(name, number);
+            let result = match state {
+                WriteState::Open(Write::Put(record)) => self.registry.put(&record).await,
+                WriteState::Open(Write::Remove { .. }) => self.registry.remove(name).await,
+                WriteState::Written => break true,
+                WriteState::Superseded => break false,
             };
 
             let Err(error) = result else {
-                self.writes().acknowledged(name, number);
+                self.writes().note_acknowledged(name, number);
                 break true;
             };
             let error = chain(&error);
@@ -72,7 +72,7 @@ impl Shared {
                 error,
                 "the registry has not taken a write, which is repeated"
             );
-            let wait = self.writes().failed(name, number, error);
+            let wait = self.writes().note_failed(name, number, error);
             tokio::time::sleep(wait).await;
         };
         self.count_writes();
@@ -91,7 +91,7 @@ impl Shared {
 }
 
 /// What a status says about an open write.
-pub(super) fn sharing(unwritten: Unwritten) -> SharingStatus {
+pub(super) fn sharing_status(unwritten: Unwritten) -> SharingStatus {
     SharingStatus {
         state: if unwritten.removal { "removal-unwritten" } else { "unwritten" },
         age_ms: u64::try_from(unwritten.age.as_millis()).unwrap_or(u64::MAX),

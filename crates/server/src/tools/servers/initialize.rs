@@ -158,7 +158,7 @@ async fn wait_with_progress<T>(
             () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
         }
 
-        let Some(attempt) = shared.fleet().attempt(name) else { continue };
+        let Some(attempt) = shared.fleet().current_attempt(name) else { continue };
         let (seconds, limit) = (begun.elapsed().as_secs(), attempt.limit.as_secs());
         let mut progress = ProgressNotificationParam::new(token.clone(), seconds as f64);
         progress = progress.with_message(attempt.describe());
@@ -177,8 +177,8 @@ fn failure_of(name: &str, error: &ShareError) -> ToolFailure {
         ShareError::Init(_) | ShareError::NotShareable(_) | ShareError::Registry(_) => "not hosted",
     };
     let message = format!("server {name:?} is {what}: {}", chain(error));
-    if let Some(away) = error.away() {
-        return ToolFailure::away(message, name, away);
+    if let Some(outage) = error.outage() {
+        return ToolFailure::outage(message, name, outage);
     }
 
     let failure = if error.is_permanent() {

@@ -47,8 +47,8 @@ pub async fn server_remove(
 ) -> Result<Removed, ToolFailure> {
     let removed = shared.remove(&args.name).await.map_err(|error| {
         let message = format!("could not remove server {:?}: {}", args.name, chain(&error));
-        if let Some(away) = error.away() {
-            return ToolFailure::away(message, &args.name, away);
+        if let Some(outage) = error.outage() {
+            return ToolFailure::outage(message, &args.name, outage);
         }
         if error.is_permanent() {
             ToolFailure::permanent(message)

@@ -28,7 +28,7 @@ use url::Url;
 
 use super::{
     launch::RemoteSpec,
-    remote::{exchange::discard, messages::messages_in},
+    remote::{exchange::discard_body, messages::messages_in},
 };
 
 /// How many messages wait for us before the server has to.
@@ -104,7 +104,7 @@ impl SseTransport {
         let reading = (spec.clone(), client.clone());
         let reader = tokio::spawn(async move {
             let (spec, client) = reading;
-            let error = match read(&spec, &client, &found, &queue).await {
+            let error = match read_stream(&spec, &client, &found, &queue).await {
                 Ok(()) => SseError::Ended,
                 Err(error) => error,
             };
@@ -139,7 +139,7 @@ impl Transport<RoleClient> for SseTransport {
                     endpoint.wait_for(|endpoint| !matches!(endpoint, Endpoint::Unknown)).await;
                 let endpoint = known.map_err(|_| SseError::Ended)?.clone();
                 match endpoint {
-                    Endpoint::Known(url) => post(&client, url, &headers, &item).await,
+                    Endpoint::Known(url) => post_message(&client, url, &headers, &item).await,
                     Endpoint::Gone(error) => Err(SseError::Gone(error)),
                     Endpoint::Unknown => Err(SseError::Ended),
                 }
@@ -162,24 +162,27 @@ impl Transport<RoleClient> for SseTransport {
     }
 }
 
-async fn post(
+async fn post_message(
     client: &Client,
     endpoint: Url,
     headers: &[(http::HeaderName, http::HeaderValue)],
     message: &TxJsonRpcMessage<RoleClient>,
 ) -> Result<(), SseError> {
     let request = |url| client.post(url).headers(headers.iter().cloned().collect()).json(message);
-    let sent = send(&endpoint, |url| request(url).timeout(POST_TIME)).await;
+    let sent = send_following_redirect(&endpoint, |url| request(url).timeout(POST_TIME)).await;
     // The URL holds the session, and may hold more.
     let response = sent.map_err(|error| SseError::Post(error.without_url()))?;
 
     let status = response.status();
-    discard(response).await;
+    discard_body(response).await;
     if status.is_success() { Ok(()) } else { Err(SseError::Status { what: "a message", status }) }
 }
 
 /// Sends a request, and once more where the server itself redirects it to.
-async fn send(url: &Url, request: impl Fn(Url) -> RequestBuilder) -> reqwest::Result<Response> {
+async fn send_following_redirect(
+    url: &Url,
+    request: impl Fn(Url) -> RequestBuilder,
+) -> reqwest::Result<Response> {
     let response = request(url.clone()).send().await?;
     let location =
         response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok());
@@ -190,7 +193,7 @@ async fn send(url: &Url, request: impl Fn(Url) -> RequestBuilder) -> reqwest::Re
 }
 
 /// Reads the stream to its end.
-async fn read(
+async fn read_stream(
     spec: &RemoteSpec,
     client: &Client,
     endpoint: &watch::Sender<Endpoint>,
@@ -202,8 +205,9 @@ async fn read(
             .header(header::ACCEPT, "text/event-stream")
             .header(header::CACHE_CONTROL, "no-store")
     };
-    let response =
-        send(&spec.url, request).await.map_err(|error| SseError::Open(error.without_url()))?;
+    let response = send_following_redirect(&spec.url, request)
+        .await
+        .map_err(|error| SseError::Open(error.without_url()))?;
     let status = response.status();
     if !status.is_success() {
         return Err(SseError::Status { what: "the request for a stream", status });
@@ -220,7 +224,7 @@ async fn read(
     let body = Body::new(response.bytes_stream(), encoding.as_deref(), None, MAX_EVENT);
     let mut body = body.map_err(|_| SseError::Encoding)?;
     let mut decoder = Decoder::new(MAX_EVENT);
-    while let Some(mut chunk) = body.chunk().await.map_err(broken)? {
+    while let Some(mut chunk) = body.chunk().await.map_err(to_sse_error)? {
         while let Some(event) =
             decoder.next_event(&mut chunk).map_err(|EventTooLarge| SseError::TooLarge)?
         {
@@ -262,7 +266,7 @@ async fn take_event(
     Ok(Listener::Here)
 }
 
-fn broken(error: BodyError<reqwest::Error>) -> SseError {
+fn to_sse_error(error: BodyError<reqwest::Error>) -> SseError {
     match error {
         BodyError::Lost(error) => SseError::Broken(error.without_url()),
         BodyError::Encoding(DecodeError::TooLarge) => SseError::TooLarge,

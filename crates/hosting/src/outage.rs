@@ -9,16 +9,16 @@ pub(crate) const SOON: Duration = Duration::from_secs(1);
 
 /// See the module's documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Away {
+pub struct Outage {
     /// Why.
-    pub reason: AwayReason,
+    pub reason: OutageReason,
     /// When the server wants to be asked again, if it said so.
     pub retry_after: Option<Duration>,
 }
 
 /// What a caller is told in `data.reason`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum AwayReason {
+pub enum OutageReason {
     /// It can't be reached, or can't do a handshake.
     #[default]
     Unavailable,
@@ -28,7 +28,7 @@ pub enum AwayReason {
     Busy,
 }
 
-impl AwayReason {
+impl OutageReason {
     /// In `data.reason`.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -48,20 +48,20 @@ impl AwayReason {
     }
 }
 
-impl Away {
+impl Outage {
     /// The server can't be reached.
     pub(crate) const UNAVAILABLE: Self =
-        Self { reason: AwayReason::Unavailable, retry_after: None };
+        Self { reason: OutageReason::Unavailable, retry_after: None };
     /// The server refuses our credentials.
     pub(crate) const UNAUTHORIZED: Self =
-        Self { reason: AwayReason::Unauthorized, retry_after: None };
+        Self { reason: OutageReason::Unauthorized, retry_after: None };
 
     /// What an HTTP status says, if it says that the request was not taken.
     pub(crate) fn of_status(status: u16, retry_after: Option<Duration>) -> Option<Self> {
         match status {
             401 | 403 => Some(Self { retry_after, ..Self::UNAUTHORIZED }),
-            429 => Some(Self { reason: AwayReason::Busy, retry_after }),
-            503 if retry_after.is_some() => Some(Self { reason: AwayReason::Busy, retry_after }),
+            429 => Some(Self { reason: OutageReason::Busy, retry_after }),
+            503 if retry_after.is_some() => Some(Self { reason: OutageReason::Busy, retry_after }),
             _ => None,
         }
     }

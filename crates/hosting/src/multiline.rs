@@ -7,7 +7,7 @@ use super::stdout::MAX_LINE;
 
 /// What a line makes of the message that is being read.
 #[derive(Debug, PartialEq)]
-pub(super) enum Step {
+pub(super) enum LineRole {
     /// It does not belong to one: it is to be read by itself, after so many lines before it have
     /// come to nothing.
     Alone {
@@ -22,33 +22,33 @@ pub(super) enum Step {
 
 /// Puts messages together.
 #[derive(Debug, Default)]
-pub(super) struct Spread {
+pub(super) struct MultilineReader {
     text: Vec<u8>,
     /// How many brackets are open; 0 if no message has begun.
     depth: usize,
 }
 
-impl Spread {
+impl MultilineReader {
     /// Takes in the next line.
-    pub(super) fn take(&mut self, line: &[u8]) -> Step {
+    pub(super) fn add_line(&mut self, line: &[u8]) -> LineRole {
         // A message by itself is not indented.
         let is_message = line.starts_with(b"{\"");
         let trimmed = line.trim_ascii();
         if self.depth == 0 {
             if !matches!(trimmed, b"{" | b"[") {
-                return Step::Alone { abandoned: None };
+                return LineRole::Alone { abandoned: None };
             }
         } else if is_message || !may_go_on(trimmed) || self.text.len() + line.len() > MAX_LINE {
             self.depth = 0;
-            return Step::Alone { abandoned: Some(std::mem::take(&mut self.text)) };
+            return LineRole::Alone { abandoned: Some(std::mem::take(&mut self.text)) };
         }
 
         self.text.extend_from_slice(line);
         self.text.push(b'\n');
         self.depth = depth_after(trimmed, self.depth);
         match self.depth {
-            0 => Step::Whole(std::mem::take(&mut self.text)),
-            _ => Step::Held,
+            0 => LineRole::Whole(std::mem::take(&mut self.text)),
+            _ => LineRole::Held,
         }
     }
 }
@@ -88,28 +88,33 @@ mod tests {
     #[test]
     fn a_message_over_several_lines_is_put_together() {
         let message = json!({"jsonrpc": "2.0", "id": 7, "result": {"content": [{"text": "}\"]{", "n": [-1, true, null, {}]}]}});
-        let mut spread = Spread::default();
+        let mut reader = MultilineReader::default();
         for written in [&message, &json!([message])] {
             let text = serde_json::to_string_pretty(written).unwrap();
-            let mut steps: Vec<_> = text.lines().map(|line| spread.take(line.as_bytes())).collect();
-            let Some(Step::Whole(whole)) = steps.pop() else { panic!("{steps:?}") };
+            let mut steps: Vec<_> =
+                text.lines().map(|line| reader.add_line(line.as_bytes())).collect();
+            let Some(LineRole::Whole(whole)) = steps.pop() else { panic!("{steps:?}") };
             assert_eq!(serde_json::from_slice::<Value>(&whole).unwrap(), *written);
-            assert!(steps.iter().all(|step| *step == Step::Held), "{steps:?}");
+            assert!(steps.iter().all(|step| *step == LineRole::Held), "{steps:?}");
         }
-        assert_eq!(spread.take(b"{}"), Step::Alone { abandoned: None });
+        assert_eq!(reader.add_line(b"{}"), LineRole::Alone { abandoned: None });
     }
 
     #[test]
     fn a_bracket_that_begins_nothing_costs_no_message() {
         let answer = br#"{"id":7,"result":{},"jsonrpc":"2.0"}"#.as_slice();
         for line in [b"[INFO] ready".as_slice(), b"ready {", b"trueish", answer] {
-            let mut spread = Spread::default();
-            assert_eq!(spread.take(b" { \r"), Step::Held);
-            let is_given_up = matches!(spread.take(line), Step::Alone { abandoned: Some(_) });
+            let mut reader = MultilineReader::default();
+            assert_eq!(reader.add_line(b" { \r"), LineRole::Held);
+            let is_given_up =
+                matches!(reader.add_line(line), LineRole::Alone { abandoned: Some(_) });
             // What looks like a list is one as long as nothing says otherwise.
             assert_eq!(is_given_up, line != b"[INFO] ready", "{line:?}");
-            let next = spread.take(answer);
-            assert!(matches!(next, Step::Alone { .. }), "an answer behind it is read: {next:?}");
+            let next = reader.add_line(answer);
+            assert!(
+                matches!(next, LineRole::Alone { .. }),
+                "an answer behind it is read: {next:?}"
+            );
         }
     }
 }

@@ -9,7 +9,11 @@ use std::{
 use super::{Fleet, calls::Calls, hosted::Hosted, upstream::Upstream};
 
 /// Until the connection has ended.
-pub(super) async fn tend(fleet: Arc<Fleet>, hosted: Arc<Hosted>, upstream: Arc<Upstream>) {
+pub(super) async fn supervise_upstream(
+    fleet: Arc<Fleet>,
+    hosted: Arc<Hosted>,
+    upstream: Arc<Upstream>,
+) {
     let mut policy = fleet.policy.subscribe();
     let mut watched = hosted.watched.subscribe();
     let reason = loop {
@@ -19,15 +23,15 @@ pub(super) async fn tend(fleet: Arc<Fleet>, hosted: Arc<Hosted>, upstream: Arc<U
         let idle = upstream.child.is_some() && hosted.watched.borrow().is_empty();
         let timeout = limits.idle_timeout.filter(|_| idle);
         tokio::select! {
-            reason = upstream.ended() => break reason,
-            () = unused(&hosted.calls, timeout) => {
-                if rest(&hosted, &upstream) {
+            reason = upstream.wait_for_end() => break reason,
+            () = wait_until_unused(&hosted.calls, timeout) => {
+                if release_if_idle(&hosted, &upstream) {
                     tracing::info!(server = hosted.name, "a hosted server is ended until it is called again");
-                    fleet.reroute();
+                    fleet.rebuild_routes();
                     upstream.stop().await;
                 }
             }
-            unseen = upstream.news() => fleet.take_in(&hosted, &upstream, unseen).await,
+            unseen = upstream.next_news() => fleet.apply_news(&hosted, &upstream, unseen).await,
             // The fleet holds the policy, and the server its wishes, so there is somebody to hear
             // from.
             _ = policy.changed() => {}
@@ -42,17 +46,17 @@ pub(super) fn note_end(fleet: &Fleet, hosted: &Hosted, upstream: &Arc<Upstream>,
     if hosted.state().removed {
         return;
     }
-    if hosted.state_mut().died(upstream, reason, Instant::now()) {
+    if hosted.state_mut().note_death(upstream, reason, Instant::now()) {
         tracing::warn!(server = hosted.name, reason, "a hosted server died");
-        fleet.reroute();
+        fleet.rebuild_routes();
     }
 }
 
 /// Until there was no call for so long.
-async fn unused(calls: &Calls, timeout: Option<Duration>) {
+async fn wait_until_unused(calls: &Calls, timeout: Option<Duration>) {
     let Some(timeout) = timeout else { return std::future::pending().await };
     loop {
-        calls.none().await;
+        calls.wait_until_idle().await;
         let end = calls.last_used() + timeout;
         if Instant::now() >= end {
             return;
@@ -64,7 +68,7 @@ async fn unused(calls: &Calls, timeout: Option<Duration>) {
 /// Takes the connection away unless there are calls. Whoever calls counts themselves before they
 /// ask for the connection, so either their call is seen here, or they see that the connection is
 /// gone and start the server again.
-fn rest(hosted: &Hosted, upstream: &Arc<Upstream>) -> bool {
+fn release_if_idle(hosted: &Hosted, upstream: &Arc<Upstream>) -> bool {
     let mut state = hosted.state_mut();
-    hosted.calls.in_flight() == 0 && state.rests(upstream)
+    hosted.calls.in_flight() == 0 && state.set_idle(upstream)
 }
