@@ -1,12 +1,12 @@
 //! MCP Apps: the `ui://` pages of several servers under one roof.
 //!
-//! A page that a tool names runs scripts on behalf of its server, so two servers with one URI must
-//! never get each other's page. Every `ui://` URI of a hosted server is therefore offered as
-//! `ui://mcp-fleet/<server>/<URI there>`: in lists, in `_meta`, in links and embedded resources,
-//! and in structured content. What a client sends to a server gets the server's own URIs back. Text
-//! is left as it is.
+//! A page that a tool names runs scripts on behalf of its server, so a client must never get the
+//! page of another server with the same URI. Every `ui://` URI of a hosted server is therefore
+//! offered as `ui://mcp-fleet/<server>/<URI there>`: in lists, in `_meta`, in links and embedded
+//! resources, and in structured content. In what a client sends to a server, the server's own URIs
+//! are restored. Text is left unchanged.
 //!
-//! The same pass takes out of `_meta` what only mcp-fleet may say.
+//! The same pass removes keys of mcp-fleet from `_meta`, so that no server can forge them.
 
 use fleet_job::meta;
 use rmcp::model::{
@@ -18,28 +18,27 @@ use serde_json::Value;
 use crate::kept_items::{KEPT_ITEMS, for_each_kept};
 
 const SCHEME: &str = "ui://";
-/// Begins the URI under which a page is offered.
+/// Begins the offered URI of a page.
 pub(super) const OFFERED: &str = "ui://mcp-fleet/";
 
-/// Whether a URI is that of an app's page.
+/// Returns whether a URI is that of an app's page.
 pub(super) fn is_page(uri: &str) -> bool {
     uri.get(..SCHEME.len()).is_some_and(|start| start.eq_ignore_ascii_case(SCHEME))
 }
 
-/// The URI under which a server's page is offered.
+/// Returns the offered URI of a server's page.
 pub(super) fn offered_uri(server: &str, uri: &str) -> String {
     format!("{OFFERED}{server}/{uri}")
 }
 
-/// The URI that a page, which is offered under `uri`, has at its server, if it is a page of this
-/// server.
+/// Returns the URI at the server for an offered URI, if the page is one of this server.
 fn own_uri<'a>(server: &str, uri: &'a str) -> Option<&'a str> {
     let (owner, own) = uri.strip_prefix(OFFERED)?.split_once('/')?;
     (owner == server && is_page(own)).then_some(own)
 }
 
-/// Offers the pages that `_meta` names, at whatever depth, and removes keys of mcp-fleet. A server
-/// may say that a failure is final, and nothing else in our name.
+/// Rewrites the page URIs in `_meta`, at any depth, and removes keys of mcp-fleet, except the one
+/// with which a server marks a failure as final.
 pub fn offer_in_meta(server: &str, meta: &mut Option<MetaObject>) {
     let Some(known) = meta else { return };
     let before = known.len();
@@ -55,7 +54,7 @@ fn keep_allowed(meta: &mut JsonObject) {
     meta.retain(|key, _| !key.starts_with(meta::PREFIX) || key == meta::FINAL);
 }
 
-/// Offers the pages in the result of a server's tool.
+/// Rewrites the page URIs in the result of a server's tool.
 pub fn offer_in_result(server: &str, result: &mut CallToolResult) {
     for content in &mut result.content {
         offer_in_content(server, content);
@@ -64,7 +63,7 @@ pub fn offer_in_result(server: &str, result: &mut CallToolResult) {
     offer_in_result_meta(server, &mut result.meta);
 }
 
-/// The same as [`offer_in_meta`], for the `_meta` of a result of which items were kept aside here.
+/// Does the same as [`offer_in_meta`] for the `_meta` of a result, which may contain kept items.
 fn offer_in_result_meta(server: &str, meta: &mut Option<MetaObject>) {
     let kept = meta.as_mut().and_then(|meta| meta.shift_remove(KEPT_ITEMS));
     offer_in_meta(server, meta);
@@ -74,7 +73,7 @@ fn offer_in_result_meta(server: &str, meta: &mut Option<MetaObject>) {
     }
 }
 
-/// Offers the pages in a prompt of a server.
+/// Rewrites the page URIs in a server's prompt.
 pub fn offer_in_prompt(server: &str, result: &mut GetPromptResult) {
     for message in &mut result.messages {
         offer_in_content(server, &mut message.content);
@@ -82,7 +81,7 @@ pub fn offer_in_prompt(server: &str, result: &mut GetPromptResult) {
     offer_in_result_meta(server, &mut result.meta);
 }
 
-/// Offers the pages in a resource that was read from a server.
+/// Rewrites the page URIs in the contents of a server's resource.
 pub fn offer_in_resource(server: &str, result: &mut ReadResourceResult) {
     for contents in &mut result.contents {
         offer_in_contents(server, contents);
@@ -103,7 +102,7 @@ fn offer_in_content(server: &str, content: &mut ContentBlock) {
             offer_uri(server, &mut link.uri);
             offer_in_meta(server, &mut link.meta);
         }
-        // A kind that came after this was written names no page that is known here.
+        // Kinds of later protocol revisions.
         _ => {}
     }
 }
@@ -118,8 +117,7 @@ fn offer_in_contents(server: &str, contents: &mut ResourceContents) {
     offer_in_meta(server, meta);
 }
 
-/// Offers the pages in an item or member that rmcp can't hold. The text of an item is left as it
-/// is.
+/// Rewrites the page URIs in an item or member that rmcp can't represent, but not in its text.
 fn offer_in_kept(server: &str, part: &mut Value) {
     let texts =
         ["/text", "/resource/text", "/content/text", "/content/resource/text"].map(|place| {
@@ -134,8 +132,8 @@ fn offer_in_kept(server: &str, part: &mut Value) {
     }
 }
 
-/// Offers the pages in JSON whose shape is not known here: an extension's answer, or content of an
-/// unknown kind.
+/// Rewrites the page URIs in JSON of unknown shape: an extension's answer, or content of an unknown
+/// kind. Removes keys of mcp-fleet.
 pub fn offer_in_answer(server: &str, answer: &mut Value) {
     offer_in_value(server, answer);
     remove_our_keys(answer);
@@ -155,7 +153,7 @@ fn remove_our_keys(value: &mut Value) {
     }
 }
 
-/// Offers the pages that JSON names: every text that is the URI of one.
+/// Rewrites every string in JSON that is a page URI.
 fn offer_in_value(server: &str, value: &mut Value) {
     for_each_text(value, &mut |text| offer_uri(server, text));
 }
@@ -166,25 +164,25 @@ fn offer_uri(server: &str, uri: &mut String) {
     }
 }
 
-/// Puts a server's own URIs in the place of those under which its pages are offered.
+/// Restores a server's own URIs for its offered pages.
 pub fn restore_in_value(server: &str, value: &mut Value) {
     for_each_text(value, &mut |text| restore_in_text(server, text));
 }
 
-/// The same for one text.
+/// Restores a server's own URI in a single text.
 pub fn restore_in_text(server: &str, text: &mut String) {
     if let Some(own) = own_uri(server, text) {
         *text = own.to_owned();
     }
 }
 
-/// The same for the arguments of a call, and for `_meta`.
+/// Restores a server's own URIs in the arguments of a call, or in `_meta`.
 pub fn restore_in_object(server: &str, object: &mut JsonObject) {
     object.values_mut().for_each(|value| restore_in_value(server, value));
 }
 
-/// Shows every text in JSON, but not the keys of objects. As deep as JSON that was read can be
-/// nested.
+/// Calls `change` for every string in JSON except the keys of objects. The recursion is as deep as
+/// the JSON parser allows.
 fn for_each_text(value: &mut Value, change: &mut impl FnMut(&mut String)) {
     match value {
         Value::String(text) => change(text),
@@ -204,7 +202,7 @@ mod tests {
     const OF_A: &str = "ui://mcp-fleet/a/ui://widget/x.html";
 
     #[test]
-    fn pages_are_named_after_their_server_wherever_they_stand() {
+    fn page_uris_are_rewritten_wherever_they_occur() {
         let mut result: CallToolResult = serde_json::from_value(json!({
             "content": [
                 {"type": "text", "text": PAGE, "_meta": {"page": PAGE}},
@@ -238,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_gets_its_own_uris_back_and_no_others() {
+    fn only_a_servers_own_uris_are_restored() {
         let of_b = "ui://mcp-fleet/b/ui://widget/x.html";
         let mut arguments = json!({"page": OF_A, "pages": [of_b], "text": format!("see {OF_A}")});
         restore_in_value("a", &mut arguments);
@@ -249,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_says_nothing_in_our_name() {
+    fn a_server_can_not_forge_our_keys() {
         let check = |meta: Value, expected: Value| {
             let mut meta = serde_json::from_value(meta).unwrap();
             offer_in_meta("a", &mut meta);

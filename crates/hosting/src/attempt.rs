@@ -1,4 +1,4 @@
-//! How far an attempt to start a server has come, for whoever waits for it.
+//! The progress of an attempt to start a server, for those who wait for it.
 
 use std::{
     sync::Arc,
@@ -9,17 +9,17 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::stderr::StderrTail;
 
-/// How much of a line of standard error is shown.
+/// The longest part of a line of standard error that is shown, in bytes.
 const SHOWN_LINE: usize = 200;
-/// How much of standard error is looked at for its last line.
-const LOOKED_AT: usize = 2 * 1024;
+/// The part of standard error that is searched for its last line, in bytes.
+const SEARCHED_TAIL: usize = 2 * 1024;
 
 /// An attempt to start a server. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Attempt {
-    /// When it began.
+    /// When the attempt began.
     pub since: Instant,
-    /// How long it may take.
+    /// How long the attempt may take.
     pub limit: Duration,
     state: Arc<Mutex<State>>,
 }
@@ -32,43 +32,42 @@ struct State {
 }
 
 impl Attempt {
-    /// An attempt that begins now and may take as long as `limit`.
+    /// Begins an attempt that may take as long as `limit`.
     pub fn new(limit: Duration) -> Self {
         Self { since: Instant::now(), limit, state: Arc::default() }
     }
 
-    /// Notes what is waited for.
+    /// Sets what is waited for.
     pub(super) fn set_awaited(&self, what: &'static str) {
         self.lock().waits_for = Some(what);
     }
 
-    /// How long a list may take that the server can do without: a small part of the limit, and
-    /// never all that is left.
+    /// Returns how long an optional list may take: a small part of the limit, and never all of the
+    /// remaining time.
     pub(super) fn patience_with_options(&self) -> Duration {
         let left = self.limit.saturating_sub(self.since.elapsed());
         (self.limit / 6).min(left / 2)
     }
 
-    /// Notes that there is a child, which writes here.
+    /// Sets the standard error of the child.
     pub(super) fn set_child(&self, stderr: StderrTail) {
         self.lock().stderr = Some(stderr);
     }
 
-    /// What is waited for, in words for people.
+    /// Returns what is waited for, in words for people.
     pub(super) fn awaited(&self) -> Option<&'static str> {
         self.lock().waits_for
     }
 
-    /// The end of the child's standard error.
+    /// Returns the end of the child's standard error.
     pub(super) fn stderr(&self, max: usize) -> Option<String> {
         self.lock().stderr.as_ref().map(|stderr| stderr.text(max))
     }
 
-    /// How far it has come: what is waited for, and the last line that the child wrote on its
-    /// standard error.
+    /// Describes the progress: what is waited for, and the last line of the child's standard error.
     pub fn describe(&self) -> String {
-        let awaited = self.awaited().unwrap_or("its start");
-        let tail = self.stderr(LOOKED_AT).unwrap_or_default();
+        let awaited = self.awaited().unwrap_or("the server to start");
+        let tail = self.stderr(SEARCHED_TAIL).unwrap_or_default();
         match tail.lines().rev().map(str::trim).find(|line| !line.is_empty()) {
             Some(line) => {
                 let shown = &line[..line.floor_char_boundary(SHOWN_LINE)];
@@ -88,9 +87,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_says_what_is_waited_for_and_what_the_child_wrote_last() {
+    fn the_description_has_what_is_waited_for_and_the_last_line_of_stderr() {
         let attempt = Attempt::new(Duration::from_secs(30));
-        assert_eq!(attempt.describe(), "waiting for its start");
+        assert_eq!(attempt.describe(), "waiting for the server to start");
         let stderr = StderrTail::default();
         attempt.set_child(stderr.clone());
         attempt.set_awaited("an answer to `initialize`");

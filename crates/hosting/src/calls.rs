@@ -1,8 +1,9 @@
-//! The calls of one hosted server: how many at once, whether any at all, and how many there are.
+//! The calls of one hosted server: limits on their number, the breaker, and the count of running
+//! calls.
 //!
-//! A call asks here before it asks for the connection. It is turned away at once while the breaker
-//! is open, waits for slots where the policy gives only so many, and says at its end what it found
-//! out about the server.
+//! A call is admitted here before it asks for the connection. It is turned away at once while the
+//! breaker is open, waits for a slot if policy limits concurrent calls, and reports at its end what
+//! it found out about the server.
 
 use std::{
     collections::BTreeMap,
@@ -32,23 +33,23 @@ pub(crate) struct Calls {
 #[derive(Debug, Default)]
 struct State {
     breaker: Breaker,
-    /// What the last call that found the server away said.
+    /// The error of the last call that was lost or not taken.
     last_failure: String,
-    /// What callers are told for it.
+    /// The outage that this error meant.
     last_outage: OutageReason,
-    /// Whether it is the last word: nothing was answered since.
+    /// Whether a call was not taken and none has been answered since.
     in_trouble: bool,
-    /// When a call ended last that found it there.
+    /// When the last answer came.
     last_answer: Option<Instant>,
-    /// When the server was needed last.
+    /// When the server was last needed.
     last_used: Option<Instant>,
-    /// Slots of the whole server.
+    /// The slots of the whole server.
     server_slots: Option<Arc<Slots>>,
-    /// Slots of the tools that have limits of their own.
+    /// The slots of tools that have limits of their own.
     tool_slots: BTreeMap<String, Arc<Slots>>,
 }
 
-/// One call under way; over when dropped, at the latest.
+/// A running call, which ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     calls: Arc<Calls>,
@@ -62,38 +63,38 @@ pub(crate) struct Ticket {
 /// Why a call can't begin now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TurnedAway {
-    /// The server did not answer for some time and is left alone.
-    #[error("calls in a row found no answer, the last one: {last}")]
+    /// The breaker is open.
+    #[error("several calls in a row had no answer, so calls are suspended; the last one: {last}")]
     Breaker {
-        /// What the last call found.
+        /// The error of the last call.
         last: String,
-        /// What callers are told for it.
+        /// The outage that the error meant.
         outage: OutageReason,
-        /// When one may try.
+        /// When a call may be tried again.
         retry_after: Duration,
     },
-    /// There are too many calls, and too many that wait.
-    #[error("{limit} calls of {what} are under way, which is the limit, and as many wait as may")]
+    /// There are too many running and waiting calls.
+    #[error("the limit of {limit} concurrent calls of {what} is reached, and the queue is full")]
     QueueFull {
         /// The limit.
         limit: usize,
-        /// What it is the limit of.
+        /// The tool or server that has the limit.
         what: &'static str,
     },
-    /// There are too many calls, for too long.
-    #[error("{limit} calls of {what} are under way, which is the limit, and none ended within {} ms", waited.as_millis())]
+    /// No slot became free in time.
+    #[error("the limit of {limit} concurrent calls of {what} is reached, and none ended within {} ms", waited.as_millis())]
     TimedOut {
         /// The limit.
         limit: usize,
-        /// What it is the limit of.
+        /// The tool or server that has the limit.
         what: &'static str,
-        /// For how long the call waited.
+        /// How long the call has waited.
         waited: Duration,
     },
 }
 
 impl TurnedAway {
-    /// Why the server can't take the call.
+    /// Returns the kind of outage.
     pub(crate) fn reason(&self) -> OutageReason {
         match self {
             Self::Breaker { outage, .. } => *outage,
@@ -101,7 +102,7 @@ impl TurnedAway {
         }
     }
 
-    /// When it may be tried again.
+    /// Returns when the call may be tried again.
     pub(crate) fn retry_after(&self) -> Duration {
         match self {
             Self::Breaker { retry_after, .. } => *retry_after,
@@ -119,14 +120,14 @@ impl TurnedAway {
 }
 
 impl Calls {
-    /// A call of a tool begins, perhaps after a wait.
+    /// Admits a call of a tool, perhaps after a wait for a slot.
     ///
-    /// Asked for before the connection is: whoever wants to end a server for want of calls looks at
-    /// their number under the same lock under which it takes the connection away.
+    /// Must be called before asking for the connection, so that the server is not ended as idle in
+    /// between.
     ///
     /// # Errors
     ///
-    /// Where it can't begin now.
+    /// Returns an error if the call can't begin now.
     pub(crate) async fn begin(
         self: &Arc<Self>,
         tool: &str,
@@ -144,25 +145,27 @@ impl Calls {
         tool: &str,
         limits: &CallLimits,
     ) -> Result<Ticket, TurnedAway> {
-        // Nobody should queue for a server that is left alone.
+        // Don't queue while the breaker is open.
         {
             let state = self.lock();
             if let Some(retry_after) = state.breaker.wait(Instant::now()) {
                 return Err(state.refuse_for_breaker(retry_after));
             }
         }
-        // The tool's slot first: whoever waits for that should not hold one of the server's
-        // meanwhile.
+
+        // Take the tool's slot first, so that a call that waits for it holds none of the server.
         let tool_slots = limits.tool_concurrency.map(|size| self.lock().slots_of_tool(tool, size));
         let tool_slot = take_slot(tool_slots, "this tool", limits).await?;
         let server_slots =
             limits.server.max_concurrency.map(|size| self.lock().slots_of_server(size));
         let server_slot = take_slot(server_slots, "this server", limits).await?;
+
         let begun = Instant::now();
         let mut state = self.lock();
         let admitted = state.breaker.admit(begun);
         let pass = admitted.map_err(|retry_after| state.refuse_for_breaker(retry_after))?;
         drop(state);
+
         self.in_flight.send_modify(|calls| *calls += 1);
         metrics::gauge!(CALLS_IN_FLIGHT.name).increment(1);
         Ok(Ticket {
@@ -175,12 +178,12 @@ impl Calls {
         })
     }
 
-    /// How many calls are under way.
+    /// Returns the number of running calls.
     pub(super) fn in_flight(&self) -> usize {
         *self.in_flight.borrow()
     }
 
-    /// How many calls wait for a slot.
+    /// Returns the number of calls that wait for a slot.
     pub(super) fn waiting(&self) -> usize {
         let state = self.lock();
         let slots = state.server_slots.iter().chain(state.tool_slots.values());
@@ -199,28 +202,28 @@ impl Calls {
         state.in_trouble.then(|| state.last_failure.clone())
     }
 
-    /// When to try again after a call that the server did not take.
+    /// Returns when to try again after a call that the server did not take.
     pub(crate) fn retry_after(&self) -> Duration {
         self.lock().breaker.wait(Instant::now()).unwrap_or(SOON)
     }
 
-    /// The server is needed now.
+    /// Notes that the server is needed now.
     pub(super) fn mark_used(&self) {
         self.lock().last_used = Some(Instant::now());
     }
 
-    /// When the server was needed last; now, where it never was.
+    /// Returns when the server was last needed; now if it never was.
     pub(super) fn last_used(&self) -> Instant {
         *self.lock().last_used.get_or_insert_with(Instant::now)
     }
 
-    /// Waits until no call is under way.
+    /// Waits until no call is running.
     pub(super) async fn wait_until_idle(&self) {
-        // The sender is ours, so it can't be gone.
+        // The sender lives as long as `self`.
         _ = self.in_flight.subscribe().wait_for(|calls| *calls == 0).await;
     }
 
-    /// Another server stands in the place of the one that calls were lost to.
+    /// Forgets past failures, because the server has been replaced.
     pub(super) fn reset(&self) {
         let mut state = self.lock();
         state.breaker.reset();
@@ -233,7 +236,7 @@ impl Calls {
     }
 }
 
-/// A slot, where there is a limit.
+/// Takes a slot if there is a limit.
 async fn take_slot(
     slots: Option<Arc<Slots>>,
     what: &'static str,
@@ -272,8 +275,8 @@ impl State {
     }
 }
 
-/// The slots, new ones where a new policy has another number. Calls under way keep those that they
-/// have, so that there may be more for a while than the new policy says.
+/// Returns the slots. Replaces them if a new policy has another limit. Running calls keep their old
+/// slots, so there may be more calls for a while than the new policy allows.
 fn resize_slots(slots: &mut Arc<Slots>, size: NonZeroUsize) -> Arc<Slots> {
     if slots.size() != size.get() {
         *slots = Arc::new(Slots::new(size.get()));
@@ -282,7 +285,7 @@ fn resize_slots(slots: &mut Arc<Slots>, size: NonZeroUsize) -> Arc<Slots> {
 }
 
 impl Ticket {
-    /// The server answered, with a result or with an error.
+    /// Records that the server answered, with a result or an error.
     pub(crate) fn record_answer(mut self) {
         self.finding = Finding::Alive;
         let mut state = self.calls.lock();
@@ -290,13 +293,14 @@ impl Ticket {
         state.in_trouble = false;
     }
 
-    /// The server did not take the call: it can't be reached, or refuses it whatever it is.
+    /// Records that the server did not take the call, because it can't be reached or refuses all
+    /// calls.
     pub(crate) fn record_outage(self, outage: OutageReason, what: &str) {
         self.calls.lock().in_trouble = true;
         self.note_outage(outage, what);
     }
 
-    /// The server can't be reached, or went away before it answered.
+    /// Records that the connection was lost before the answer came.
     pub(crate) fn record_loss(self, what: &str) {
         self.note_outage(OutageReason::Unavailable, what);
     }
@@ -308,13 +312,13 @@ impl Ticket {
         state.last_outage = outage;
     }
 
-    /// The call took longer than it may. That is the server's failure only where it gave no sign of
-    /// life meanwhile, to this call or to another one; otherwise the tool is slow, and the server
-    /// is there.
-    pub(crate) fn record_timeout(mut self, heard_of: bool, what: &str) {
+    /// Records that the call took too long. That counts against the server only if it neither
+    /// reported progress nor answered another call in the meantime; otherwise only the tool is
+    /// slow.
+    pub(crate) fn record_timeout(mut self, has_progressed: bool, what: &str) {
         let mut state = self.calls.lock();
-        let others = state.last_answer.is_some_and(|at| at >= self.begun);
-        if heard_of || others {
+        let has_answered_others = state.last_answer.is_some_and(|at| at >= self.begun);
+        if has_progressed || has_answered_others {
             self.finding = Finding::Alive;
         } else {
             self.finding = Finding::Lost;
@@ -333,6 +337,7 @@ impl Drop for Ticket {
         state.last_used = Some(now);
         let change = state.breaker.settle(self.pass, self.finding, &self.breaker, now, chance);
         drop(state);
+
         let to = match change {
             Some(BreakerChange::Opened(_)) => Some("open"),
             Some(BreakerChange::Closed) => Some("closed"),
@@ -341,6 +346,7 @@ impl Drop for Ticket {
         if let Some(to) = to {
             metrics::counter!(BREAKER_CHANGES.name, "to" => to).increment(1);
         }
+
         metrics::gauge!(CALLS_IN_FLIGHT.name).decrement(1);
         self.calls.in_flight.send_modify(|calls| *calls -= 1);
     }
@@ -379,7 +385,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_tool_is_no_dead_server() {
+    async fn a_slow_tool_does_not_count_against_the_server() {
         let calls = Arc::new(Calls::default());
         let limits = limits(1);
         calls.begin("t", &limits).await.unwrap().record_timeout(true, "late");
@@ -400,7 +406,7 @@ mod tests {
         let first = calls.begin("t", &one).await.unwrap();
         let busy = calls.begin("t", &one).await.unwrap_err();
         assert_eq!((busy.reason(), busy.label()), (OutageReason::Busy, "queue-full"));
-        assert!(busy.to_string().contains("1 calls of this tool"), "{busy}");
+        assert!(busy.to_string().contains("1 concurrent calls of this tool"), "{busy}");
         let second = calls.begin("other", &limits).await.unwrap();
         assert!(
             calls.begin("third", &limits).await.unwrap_err().to_string().contains("this server")

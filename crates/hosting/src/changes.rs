@@ -1,5 +1,5 @@
-//! News of changes: what a hosted server says has changed, until somebody looks, and what clients
-//! are told.
+//! Changes: what a hosted server reports as changed, until it is read, and what clients are notified
+//! of.
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
@@ -8,11 +8,11 @@ use tokio::sync::{Notify, watch};
 
 use super::notices::{DropReason, Intake, Notice};
 
-/// How many changed resources of one server are kept until somebody looks. Whoever changes more of
-/// them meanwhile has some of the news dropped; a subscriber that missed one hears of the next.
+/// The most changed resources of one server that are kept until they are read. Further changes are
+/// dropped; a subscriber that misses one is notified of the next.
 const MAX_UPDATED: usize = 1000;
 
-/// Which lists of a server are meant.
+/// A set of the lists of a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lists {
     /// `tools/list`.
@@ -24,33 +24,33 @@ pub struct Lists {
 }
 
 impl Lists {
-    /// All of them.
+    /// All lists.
     pub const ALL: Self = Self { tools: true, prompts: true, resources: true };
 
-    /// Whether any is meant.
+    /// Returns whether the set contains any list.
     pub fn any(self) -> bool {
         self.tools || self.prompts || self.resources
     }
 }
 
-/// Something that clients are told.
+/// A change that clients are notified of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// These lists are others than before.
+    /// These lists have changed.
     Lists(Lists),
-    /// The resource of this URI, as it is offered here, is another than before.
+    /// The resource with this offered URI has changed.
     Resource(Arc<str>),
     /// A hosted server has sent a notification of an extension that it declares.
     Notice {
         /// The extension's name.
         extension: Arc<str>,
-        /// The notification, with URIs as they are offered here.
+        /// The notification, with offered URIs.
         notice: Arc<Notice>,
     },
 }
 
-/// What one server has said has changed. Clones share it. However often a server repeats itself, it
-/// is one piece of news.
+/// The changes that one server has reported and nobody has read yet. Repeated reports count once.
+/// Clones share the state.
 #[derive(Debug, Clone, Default)]
 pub struct News {
     shared: Arc<NewsInner>,
@@ -61,18 +61,18 @@ struct NewsInner {
     state: Mutex<Unseen>,
     notices: Mutex<Intake>,
     changed: Notify,
-    /// How many sessions there have been after the first one.
+    /// The number of sessions after the first one.
     renewals: watch::Sender<u64>,
 }
 
-/// What has changed since somebody looked.
+/// The changes since they were last read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Unseen {
-    /// Lists.
+    /// The changed lists.
     pub lists: Lists,
-    /// Resources, by their server's own URIs.
+    /// The changed resources, by their server's own URIs.
     pub resources: BTreeSet<String>,
-    /// Notifications of methods that are not known here.
+    /// Notifications of extensions.
     pub notices: Vec<Notice>,
 }
 
@@ -91,7 +91,7 @@ impl News {
         self.shared.changed.notify_one();
     }
 
-    /// Takes in a notification of a method that is not known here.
+    /// Notes a notification of an extension, unless it exceeds the bounds.
     pub(super) fn note_notice(&self, server: &str, notice: Notice) {
         let added = self.notices().add(notice, Instant::now());
         match added {
@@ -100,26 +100,26 @@ impl News {
         }
     }
 
-    /// Notes that a notification is not passed on. The log is told once of each reason.
+    /// Logs that a notification was dropped, once for each reason.
     pub(super) fn log_dropped_notice(&self, server: &str, dropped: &DropReason) {
         if self.notices().should_log(dropped) {
-            tracing::warn!(server, reason = %dropped, "a notification of a hosted server is not passed on");
+            tracing::warn!(server, reason = %dropped, "dropped a notification of a hosted server");
         }
     }
 
-    /// The server has forgotten our session, and there is a new one. It may offer something else by
-    /// now, and knows of no subscription.
+    /// Notes that the server has lost our session and there is a new one. The server may offer
+    /// something else now, and has no subscriptions.
     pub(super) fn note_new_session(&self) {
         self.shared.renewals.send_modify(|renewals| *renewals += 1);
         self.note_lists(|lists| *lists = Lists::ALL);
     }
 
-    /// Changes with every new session.
+    /// Returns a counter that changes with every new session.
     pub(super) fn renewals(&self) -> watch::Receiver<u64> {
         self.shared.renewals.subscribe()
     }
 
-    /// Waits until something has changed, and takes it. Nothing is lost where the wait is given up.
+    /// Waits until something has changed, and takes all changes. Cancel safe.
     pub(super) async fn next(&self) -> Unseen {
         loop {
             let mut unseen = std::mem::take(&mut *self.lock());
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn news_is_told_once() {
+    async fn every_change_is_read_once() {
         let news = News::default();
         for _ in 0..3 {
             news.note_lists(|lists| lists.tools = true);

@@ -1,9 +1,8 @@
-//! A new policy, applied to what is hosted already.
+//! Applies a new policy to servers that are already hosted.
 //!
-//! What it allows goes on undisturbed. What it does not allow gets no more calls from that moment,
-//! and is ended once the calls under way are done, or the policy's `drain_timeout_ms` is over. It
-//! stays in sight as `refused`, with the rule, and may be called again when a later policy allows
-//! it again.
+//! Servers that the policy allows go on undisturbed. The others get no more calls, and are ended
+//! once their running calls have ended or the policy's `drain_timeout_ms` is over. They stay visible
+//! as `refused`, with the reason, and can be called again when a later policy allows them.
 
 use std::sync::Arc;
 
@@ -20,37 +19,37 @@ use super::{
 };
 
 impl Fleet {
-    /// From now on this policy holds: for what is started and called, and for what runs.
+    /// Puts a policy in force for servers that run, and for what is started or called from now on.
     pub async fn apply_policy(self: &Arc<Self>, policy: Policy) {
         self.policy.replace(policy);
         let all: Vec<Arc<Hosted>> = self.servers().values().cloned().collect();
         join_all(all.iter().map(|hosted| async move {
-            // Whoever starts it right now is waited for, since they may have asked the policy
-            // before.
+            // Wait for a start in progress, which may have checked the earlier policy.
             let _gate = hosted.gate.lock().await;
             self.enforce_policy(hosted).await;
         }))
         .await;
     }
 
-    /// Refuses or allows one server as the policy now says. The gate is held.
+    /// Refuses or allows one server according to the policy. The gate is held.
     pub(super) async fn enforce_policy(self: &Arc<Self>, hosted: &Arc<Hosted>) {
         let Some(entry) = hosted.state().launch.as_ref().map(|launch| launch.entry.clone()) else {
             return;
         };
+
         let policy = self.policy();
         match policy_refusal(&entry, &policy).await {
             Some(reason) => self.refuse_server(hosted, &reason, &policy),
             None => {
                 if hosted.state_mut().set_allowed() {
-                    tracing::info!(server = hosted.name, "a hosted server is allowed again");
+                    tracing::info!(server = hosted.name, "policy allows a hosted server again");
                     self.rebuild_routes();
                 }
             }
         }
     }
 
-    /// Takes a server's connection away and ends it after its calls.
+    /// Refuses a server: takes its connection away, and ends it after its running calls.
     pub(super) fn refuse_server(
         self: &Arc<Self>,
         hosted: &Arc<Hosted>,
@@ -60,35 +59,46 @@ impl Fleet {
         let known = matches!(hosted.state().phase, Phase::Refused);
         let taken = hosted.state_mut().set_refused(reason);
         if !known {
-            tracing::warn!(server = hosted.name, reason, "a hosted server is not allowed any more");
+            tracing::warn!(
+                server = hosted.name,
+                reason,
+                "policy no longer allows a hosted server; stopping it"
+            );
             self.rebuild_routes();
         }
+
         if let Some(upstream) = taken {
             tokio::spawn(drain_upstream(hosted.clone(), upstream, policy.limits.drain_timeout));
         }
     }
 }
 
-/// Ends a connection after the calls under way.
+/// Ends a connection after its running calls, or after `limit`.
 async fn drain_upstream(hosted: Arc<Hosted>, upstream: Arc<Upstream>, limit: std::time::Duration) {
     tokio::select! {
         () = hosted.calls.wait_until_idle() => {}
         _ = upstream.wait_for_end() => {}
         () = tokio::time::sleep(limit) => {
-            tracing::warn!(server = hosted.name, calls = hosted.calls.in_flight(), "calls are cut off");
+            let calls = hosted.calls.in_flight();
+            tracing::warn!(
+                server = hosted.name,
+                calls,
+                "drain timeout reached; cutting off the remaining calls of a refused server"
+            );
         }
     }
+
     upstream.stop().await;
     hosted.state_mut().forget_drained(&upstream);
 }
 
-/// Why a policy does not allow a configuration, where it does not. Other reasons why it may not
-/// start, such as a file that is gone, are none to end what runs.
+/// Returns why a policy refuses a configuration, if it does. Other problems, such as a missing
+/// file, are no reason to end a running server.
 async fn policy_refusal(entry: &ServerEntry, policy: &Policy) -> Option<String> {
     match launch::resolve(entry, policy).await {
         Ok(LaunchSpec::Child(_)) => None,
         Ok(LaunchSpec::Url(spec) | LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec)) => {
-            // What can't be resolved can't be reached, which is not for policy to say.
+            // A name that can't be resolved is not a matter of policy.
             let found = fleet_egress::lookup(&spec.url).await.ok()?;
             fleet_egress::allowed(&spec.url, policy, &found)
                 .err()
@@ -99,7 +109,7 @@ async fn policy_refusal(entry: &ServerEntry, policy: &Policy) -> Option<String> 
 }
 
 impl LaunchError {
-    /// Whether it is policy that stands in the way.
+    /// Returns whether policy is the reason.
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Refused(_) => true,

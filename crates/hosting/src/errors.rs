@@ -10,28 +10,28 @@ use super::{launch::LaunchError, outage::OutageReason, upstream::ConnectError};
 /// Why a server can't be hosted.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// It can't have its name.
+    /// The name is invalid.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// It may or can not be started.
+    /// The server must not or can't be started.
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    /// There are too many.
+    /// There are too many servers.
     #[error(transparent)]
     TooMany(Refusal),
-    /// It was started and did not do its handshake.
+    /// The connection could not be established.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// This server is shutting down.
     #[error("this server is shutting down")]
     Closed,
-    /// It was removed while it was being started.
-    #[error("the server was removed while it was being started")]
+    /// The server was removed while it was starting.
+    #[error("the server was removed while it was starting")]
     Removed,
 }
 
 impl InitError {
-    /// Whether the same attempt would fail again whenever it is made.
+    /// Returns whether the same attempt would always fail.
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Name(_) | Self::Launch(_) => true,
@@ -39,8 +39,8 @@ impl InitError {
         }
     }
 
-    /// Why what was asked for has to wait, if nothing is wrong with it: a remote server can't be
-    /// reached or refuses our credentials, or this server is on its way out.
+    /// Returns the outage if the request itself is fine: a remote can't be reached or refuses our
+    /// credentials, or this server is shutting down.
     pub fn outage_reason(&self) -> Option<OutageReason> {
         match self {
             Self::Connect(error) => error.outage_reason(),
@@ -50,16 +50,16 @@ impl InitError {
     }
 }
 
-/// A server that can't take a call now.
+/// Why a server can't take a call now.
 #[derive(Debug, thiserror::Error)]
 #[error("server `{server}` is not available: {reason}")]
 pub struct ServerDown {
-    /// The server.
+    /// The server's name.
     pub server: String,
-    /// Why.
+    /// What is wrong, for people.
     pub reason: String,
-    /// What the caller is told.
+    /// The kind of outage, for programs.
     pub(crate) outage: OutageReason,
-    /// When it may be tried again.
+    /// When the call may be tried again.
     pub retry_after: Duration,
 }

@@ -1,9 +1,8 @@
-//! Following a hosted server: hearing of changes in what it offers, in the way of its revision of
-//! the protocol.
+//! Follows the changes of a hosted server, using its protocol revision.
 //!
 //! Servers of older revisions send notifications by themselves, and for resources after
 //! `resources/subscribe`. From 2026-07-28 on there is one request, `subscriptions/listen`, whose
-//! stream brings what was asked for; another wish needs another request.
+//! stream contains the requested notifications; a change of what is wanted needs a new request.
 
 #![expect(
     deprecated,
@@ -35,18 +34,18 @@ use super::{
 
 /// The media type of an app's page.
 const APP_PAGE: &str = "text/html;profile=mcp-app";
-/// How long to wait before a subscription that ended is made again.
+/// How long to wait before renewing a subscription that has ended.
 const RETRY_WAIT: Duration = Duration::from_secs(5);
 
-/// What a hosted server sees of us as a client: a name, and that pages of apps are passed on. What
-/// else the caller of a single request can do is said in that request.
+/// Our side as a client of a hosted server. It declares a name and support for app pages; other
+/// capabilities of callers are sent with their requests.
 #[derive(Debug, Clone)]
 pub(crate) struct HostedClient {
     news: News,
 }
 
 impl HostedClient {
-    /// A client that notes what it hears here.
+    /// Creates a client that notes changes in `news`.
     pub(super) fn new(news: News) -> Self {
         Self { news }
     }
@@ -55,13 +54,13 @@ impl HostedClient {
 impl ClientHandler for HostedClient {
     fn get_info(&self) -> ClientConfig {
         let own = Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION"));
-        // Servers offer pages only to those who say that they show them, and most servers ask once,
-        // in the handshake.
+        // Servers offer pages only to clients that declare support, and most read this only once, in
+        // the handshake.
         let apps = JsonObject::from_iter([("mimeTypes".to_owned(), json!([APP_PAGE]))]);
         let mut capabilities = ClientCapabilities::default();
         capabilities.extensions = Some(BTreeMap::from([(APPS_EXTENSION_ID.to_owned(), apps)]));
         let mut config = ClientConfig::new(capabilities, own);
-        // What a handshake asks for; the newest revision has none.
+        // The revision for `initialize`; the newest revision has no handshake.
         config.protocol_version = ProtocolVersion::LATEST_WITH_INITIALIZE;
         config
     }
@@ -90,12 +89,13 @@ impl ClientHandler for HostedClient {
 /// The first revision of the protocol without sessions. Revisions are dates, which compare as text.
 pub const MODERN: ProtocolVersion = ProtocolVersion::V_2026_07_28;
 
-/// Whether a server speaks the protocol without sessions.
+/// Returns whether a server speaks a revision without sessions.
 pub(crate) fn is_modern(info: &ServerPeerInfo) -> bool {
     info.protocol_version.as_str() >= MODERN.as_str()
 }
 
-/// Keeps a server's subscriptions as they are `wanted`, until the connection or the wishes end.
+/// Follows the changes of a server, and keeps its subscriptions equal to the `wanted` resources,
+/// until the connection or `wanted` ends.
 pub(super) async fn follow_changes(
     server: String,
     peer: Peer<RoleClient>,
@@ -115,7 +115,7 @@ pub(super) async fn follow_changes(
     }
 }
 
-/// The way of 2026-07-28.
+/// Listens for changes with `subscriptions/listen`.
 async fn listen_for_changes(
     server: &str,
     peer: &Peer<RoleClient>,
@@ -131,18 +131,20 @@ async fn listen_for_changes(
             }
             continue;
         }
+
         let mut subscription = match peer.listen(filter).await {
             Ok(subscription) => subscription,
             Err(ServiceError::McpError(error)) if error.code == ErrorCode::METHOD_NOT_FOUND => {
                 return;
             }
             Err(error) => {
-                tracing::debug!(server, %error, "a hosted server's changes can't be subscribed to");
+                tracing::debug!(server, %error, "could not subscribe to changes of a hosted server");
                 tokio::time::sleep(RETRY_WAIT).await;
                 continue;
             }
         };
-        // What changed before this was not heard.
+
+        // Changes before the subscription were missed.
         news.note_lists(|lists| *lists = Lists::ALL);
         loop {
             tokio::select! {
@@ -151,7 +153,7 @@ async fn listen_for_changes(
                     Ok(None) | Err(_) => break,
                 },
                 changed = wanted.changed() => {
-                    // Where the connection is gone, so is the subscription.
+                    // If the connection is lost, so is the subscription.
                     _ = subscription.cancel().await;
                     if changed.is_err() {
                         return;
@@ -160,6 +162,7 @@ async fn listen_for_changes(
                 }
             }
         }
+
         if !matches!(subscription.end(), Some(SubscriptionEnd::Cancelled)) {
             tokio::time::sleep(RETRY_WAIT).await;
         }
@@ -199,8 +202,8 @@ fn note_change(news: &News, notification: ServerNotification) {
     }
 }
 
-/// The way of the older revisions. Their lists need no subscription. A new session begins without
-/// any, so everything that is wanted is subscribed to again.
+/// Subscribes to resources with `resources/subscribe`. Lists of older revisions need no
+/// subscription. A new session has no subscriptions, so all of them are made again.
 async fn subscribe_to_resources(
     server: &str,
     peer: &Peer<RoleClient>,
@@ -221,7 +224,11 @@ async fn subscribe_to_resources(
         });
         for request in added.chain(removed).collect::<Vec<_>>() {
             if let Err(error) = peer.send_request(request).await {
-                tracing::debug!(server, %error, "a hosted server's resource can't be subscribed to");
+                tracing::debug!(
+                    server,
+                    %error,
+                    "could not change a subscription to a resource of a hosted server"
+                );
             }
         }
         subscribed = now;
@@ -232,9 +239,9 @@ async fn subscribe_to_resources(
                     return;
                 }
             }
-            // The news that is listened to here has the sender.
+            // `news` holds the sender.
             _ = renewals.changed() => {
-                // What changed between the sessions was not heard.
+                // Changes between the sessions were missed.
                 std::mem::take(&mut subscribed).into_iter().for_each(|uri| news.note_resource(uri));
             }
         }

@@ -1,4 +1,8 @@
-//! Passing one request on to a hosted server, with its progress, its cancellation and its `_meta`.
+//! Forwards requests to hosted servers, with their progress, cancellation and `_meta`, and reads the
+//! results.
+//!
+//! Servers of older revisions leave `resultType` out of results. The functions that read results
+//! add it; the front end removes it again for older callers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,12 +37,12 @@ use crate::{
     upstream::Upstream,
 };
 
-/// Why a call came to no result, in an error's `data`.
+/// Why a call has no result, as stated in the error's `data`.
 #[derive(Clone, Copy)]
 struct FailureReason {
-    /// In `data.reason`.
+    /// The value of `data.reason`.
     name: &'static str,
-    /// In `data.code`.
+    /// The value of `data.code`.
     code: Code,
 }
 
@@ -49,9 +53,9 @@ const CANCELLED: FailureReason = FailureReason { name: "cancelled", code: codes:
 /// The connection to the server was lost during the call.
 const LOST: FailureReason =
     FailureReason { name: "connection-lost", code: codes::HOSTED_CONNECTION_LOST };
-/// How much of a result that can't be read is quoted.
+/// The longest part of an unreadable result that is quoted, in bytes.
 const SHOWN: usize = 200;
-/// What belongs to the hop between two neighbours and is not passed on.
+/// Keys of `_meta` that concern only the connection between caller and gateway.
 const HOP_KEYS: [&str; 5] = [
     "progressToken",
     "io.modelcontextprotocol/protocolVersion",
@@ -60,19 +64,19 @@ const HOP_KEYS: [&str; 5] = [
     "io.modelcontextprotocol/logLevel",
 ];
 
-/// Passes a request on to a hosted server, which gets to see it under its own names.
+/// Forwards a request to a hosted server. Names and URIs in it must be the server's own.
 ///
 /// # Errors
 ///
-/// The server's own JSON-RPC errors as they are; `-32603` with `data.reason` where it can't be
-/// reached.
+/// Returns the server's own JSON-RPC errors unchanged, and `-32603` with `data.reason` if the
+/// server can't be reached.
 pub async fn forward(
     fleet: &Arc<Fleet>,
     server: &str,
     request: ClientRequest,
     context: &RequestContext<RoleServer>,
 ) -> Result<ServerResult, ErrorData> {
-    // Limits of a tool are those of its name; other requests have the server's.
+    // Calls have the limits of their tool, other requests those of the server.
     let (tool, limits) = match &request {
         ClientRequest::CallToolRequest(call) => {
             let tool = call.params.name.to_string();
@@ -84,20 +88,23 @@ pub async fn forward(
             (other.method().to_owned(), CallLimits { server, tool_concurrency: None })
         }
     };
+
     let Some(calls) = fleet.calls(server) else {
-        // Whoever is asked for the connection says why there is none.
+        // The fleet knows why there is no such server.
         return Err(fleet
             .ensure_running(server)
             .await
             .err()
             .map_or_else(|| cancelled_error(server), |error| server_down_error(&error)));
     };
+
     let begun = tokio::select! {
         begun = calls.begin(&tool, &limits) => begun,
         () = context.ct.cancelled() => return Err(cancelled_error(server)),
     };
     let ticket = begun.map_err(|error| turned_away_error(server, &error))?;
     let upstream = fleet.ensure_running(server).await.map_err(|error| server_down_error(&error))?;
+
     match send_request(server, &upstream, request, context, limits.server.call_timeout).await {
         Ok(result) => {
             ticket.record_answer();
@@ -107,6 +114,7 @@ pub async fn forward(
             if !matches!(sign, Sign::Answer) || is_unreadable(&error) {
                 error = hide_values(fleet, server, error);
             }
+
             match sign {
                 Sign::Answer => ticket.record_answer(),
                 Sign::Lost => ticket.record_loss(&error.message),
@@ -114,9 +122,12 @@ pub async fn forward(
                     ticket.record_answer()
                 }
                 Sign::NotTaken(outage) => ticket.record_outage(outage.reason, &error.message),
-                Sign::Timeout { heard_of } => ticket.record_timeout(heard_of, &error.message),
+                Sign::Timeout { has_progressed } => {
+                    ticket.record_timeout(has_progressed, &error.message)
+                }
                 Sign::None => drop(ticket),
             }
+
             if let Sign::NotTaken(outage) = sign {
                 let retry_after = outage.retry_after.unwrap_or_else(|| calls.retry_after());
                 error =
@@ -127,14 +138,14 @@ pub async fn forward(
     }
 }
 
-/// Puts names in the place of the values that the server was configured with. For errors of ours,
-/// which may quote what the server sent.
+/// Replaces values of the server's configuration with their names. For our own errors, which may
+/// quote what the server sent.
 pub fn hide_values(fleet: &Fleet, server: &str, error: ErrorData) -> ErrorData {
     let message = fleet.secrets(server).hide(error.message);
     ErrorData { message, ..error }
 }
 
-/// A call that came to no result.
+/// A call without a result.
 struct Failure {
     error: ErrorData,
     sign: Sign,
@@ -143,18 +154,19 @@ struct Failure {
 /// What a failure says about the server.
 #[derive(Clone, Copy)]
 enum Sign {
-    /// It answered, if with an error.
+    /// The server answered, even if with an error.
     Answer,
-    /// It went away, perhaps in the middle of the call.
+    /// The connection was lost, perhaps during the call.
     Lost,
-    /// It did not take the call, which has not run.
+    /// The server did not take the call, so the call has not run.
     NotTaken(Outage),
-    /// It did not answer in time. It may have been heard of before that.
-    Timeout { heard_of: bool },
+    /// The server did not answer in time. It may have reported progress before.
+    Timeout { has_progressed: bool },
     /// Nothing.
     None,
 }
 
+/// Sends a request and waits for the answer. Passes progress and cancellation on.
 async fn send_request(
     server: &str,
     upstream: &Upstream,
@@ -166,12 +178,14 @@ async fn send_request(
         .with_meta(forwarded_meta(server, context, upstream));
     let sent = upstream.peer.send_request_with_option(request, options).await;
     let handle = sent.map_err(|error| to_failure(server, upstream, error, false))?;
+
     let id = handle.id.clone();
     let wanted = context.meta.get_progress_token();
     let mut progress =
         wanted.map(|wanted| (wanted, upstream.progress.register(handle.progress_token.clone())));
+
     let mut response = std::pin::pin!(handle.await_response());
-    let mut heard_of = false;
+    let mut has_progressed = false;
     let result = loop {
         let next = async {
             match &mut progress {
@@ -182,28 +196,29 @@ async fn send_request(
         tokio::select! {
             result = &mut response => break result,
             (token, Some(notification)) = next => {
-                heard_of = true;
+                has_progressed = true;
                 send_progress(context, token, notification).await;
             }
             () = context.ct.cancelled() => {
                 let reason = Some("the caller cancelled the call".to_owned());
                 let notification = CancelledNotificationParam::new(Some(id), reason);
-                // Where the server is gone, there is nothing to cancel.
+                // If the connection is lost, there is nothing to cancel.
                 _ = upstream.peer.notify_cancelled(notification).await;
                 return Err(Failure { error: cancelled_error(server), sign: Sign::None });
             }
         }
     };
-    // What stood before the result goes out before the result.
+
+    // Pass on the progress that came before the result.
     if let Some((token, stream)) = &mut progress {
         while let Some(notification) = stream.try_next() {
             send_progress(context, token.clone(), notification).await;
         }
     }
-    result.map_err(|error| to_failure(server, upstream, error, heard_of))
+    result.map_err(|error| to_failure(server, upstream, error, has_progressed))
 }
 
-/// The result of a tool call.
+/// Reads the result of a tool call.
 pub fn read_tool_result(server: &str, result: ServerResult) -> Result<CallToolResponse, ErrorData> {
     let read = tool_results::read_call_result(result);
     let mut response = read.map_err(|problem| unreadable_error(server, &problem))?;
@@ -219,7 +234,7 @@ pub fn read_tool_result(server: &str, result: ServerResult) -> Result<CallToolRe
     Ok(response)
 }
 
-/// The result of a request for a prompt.
+/// Reads the result of a request for a prompt.
 pub fn read_prompt_result(
     server: &str,
     result: ServerResult,
@@ -237,7 +252,7 @@ pub fn read_prompt_result(
     Ok(response)
 }
 
-/// The content of a resource.
+/// Reads the contents of a resource.
 pub fn read_resource_result(
     server: &str,
     result: ServerResult,
@@ -257,7 +272,7 @@ pub fn read_resource_result(
     Ok(response)
 }
 
-/// The skills of a server.
+/// Reads the skills of a server.
 pub fn read_skills(server: &str, result: ServerResult) -> Result<ListSkillsResult, ErrorData> {
     match result {
         ServerResult::ListSkillsResult(mut result) => {
@@ -269,7 +284,7 @@ pub fn read_skills(server: &str, result: ServerResult) -> Result<ListSkillsResul
     }
 }
 
-/// One skill.
+/// Reads one skill.
 pub fn read_skill(server: &str, result: ServerResult) -> Result<GetSkillResult, ErrorData> {
     match result {
         ServerResult::GetSkillResult(mut result) => {
@@ -281,7 +296,7 @@ pub fn read_skill(server: &str, result: ServerResult) -> Result<GetSkillResult, 
     }
 }
 
-/// What stands in a directory of resources, under the URIs by which it can be read here.
+/// Reads a directory of resources, and rewrites their URIs to the offered ones.
 pub fn read_directory(
     server: &str,
     routes: &Routes,
@@ -301,7 +316,7 @@ pub fn read_directory(
     }
 }
 
-/// The completions of an argument.
+/// Reads the completions of an argument.
 pub fn read_completions(server: &str, result: ServerResult) -> Result<CompleteResult, ErrorData> {
     match result {
         ServerResult::CompleteResult(mut result) => {
@@ -313,15 +328,14 @@ pub fn read_completions(server: &str, result: ServerResult) -> Result<CompleteRe
     }
 }
 
-/// The result of a method that only the server knows, with its pages under their offered URIs.
+/// Reads the result of an extension's method, and rewrites its page URIs to the offered ones.
 pub fn read_custom_result(server: &str, result: ServerResult) -> Value {
     let mut result = Value::Object(raw_result(result));
     apps::offer_in_answer(server, &mut result);
     result
 }
 
-/// Servers of older revisions leave `resultType` out, and the functions above put it in; the front
-/// end leaves it out again for older callers.
+/// The error for a result of the wrong kind.
 fn unexpected_result_error(server: &str, what: &str, result: ServerResult) -> ErrorData {
     let shown = fleet_wire::quote(&Value::Object(raw_result(result)).to_string(), SHOWN);
     unreadable_error(server, &format!("it is not a {what}: {shown}"))
@@ -331,9 +345,9 @@ fn unreadable_error(server: &str, why: &str) -> ErrorData {
     hosted_error(server, UNREADABLE, &unreadable_answer(why).message, None)
 }
 
-/// The `_meta` that a hosted server gets to see. What the caller can be asked for in between is
-/// said where both speak the protocol that has rounds; which extensions the caller knows is said to
-/// every server that hears it per request.
+/// Returns the `_meta` for a hosted server. A server of a newer revision gets the caller's
+/// capabilities with every request: all of them if the caller sent them with the request, and only
+/// its extensions if the caller declared them for a session.
 fn forwarded_meta(
     server: &str,
     context: &RequestContext<RoleServer>,
@@ -366,15 +380,21 @@ async fn send_progress(
     mut notification: ProgressNotificationParam,
 ) {
     notification.progress_token = token;
-    // A caller that does not listen any more loses nothing but progress.
+    // A caller that no longer listens loses nothing but progress.
     _ = context.peer.notify_progress(notification).await;
 }
 
-fn to_failure(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool) -> Failure {
-    let sign = sign_of(&error, heard_of);
+fn to_failure(
+    server: &str,
+    upstream: &Upstream,
+    error: ServiceError,
+    has_progressed: bool,
+) -> Failure {
+    let sign = sign_of(&error, has_progressed);
     if let Some(why) = unread_answer(&error) {
         return Failure { error: unreadable_error(server, &why), sign };
     }
+
     let error = match error {
         ServiceError::McpError(error) if is_unreadable(&error) => {
             hosted_error(server, UNREADABLE, &error.message, None)
@@ -395,7 +415,7 @@ fn to_failure(server: &str, upstream: &Upstream, error: ServiceError, heard_of: 
     Failure { error, sign }
 }
 
-/// What is wrong with an answer that rmcp never got to see, because it can't be read.
+/// Returns what is wrong with an unreadable answer that was not passed to rmcp.
 fn unread_answer(error: &ServiceError) -> Option<String> {
     match error {
         ServiceError::TransportSend(error) => http_failure(error)?.unreadable(),
@@ -403,8 +423,8 @@ fn unread_answer(error: &ServiceError) -> Option<String> {
     }
 }
 
-/// A server's own error. Workers let jobs wait for the server that an error names, so a server can
-/// name none but itself.
+/// Makes a server's own error name that server. Jobs wait for the server that an error names, so a
+/// server must not name another one.
 fn name_own_server(server: &str, mut error: ErrorData) -> ErrorData {
     if let Some(Value::Object(data)) = &mut error.data
         && data.contains_key("reason")
@@ -414,13 +434,12 @@ fn name_own_server(server: &str, mut error: ErrorData) -> ErrorData {
     error
 }
 
-fn sign_of(error: &ServiceError, heard_of: bool) -> Sign {
+fn sign_of(error: &ServiceError, has_progressed: bool) -> Sign {
     match error {
-        ServiceError::Timeout { .. } => Sign::Timeout { heard_of },
+        ServiceError::Timeout { .. } => Sign::Timeout { has_progressed },
         ServiceError::TransportSend(error) => match (outage_of(error), http_failure(error)) {
             (Some(outage), _) => Sign::NotTaken(outage),
-            // Something answered that speaks HTTP. Whether the server behind it is there, its
-            // status says.
+            // Something answered over HTTP. The status tells whether the server behind it did.
             (None, Some(failure @ HttpFailure::Rejected(_))) => match failure.status() {
                 Some(502..=504) => Sign::Lost,
                 _ => Sign::Answer,
@@ -447,14 +466,13 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether an error says that the connection to the server was lost in the middle of the call.
+/// Returns whether an error means that the connection to the server was lost during the call.
 pub fn is_lost(error: &ErrorData) -> bool {
     let reason = error.data.as_ref().and_then(|data| data.get("reason"));
     reason.is_some_and(|reason| reason == LOST.name)
 }
 
-/// The error for a call that a hosted server could not take, or did not answer in a way that can be
-/// read.
+/// The error for a call that a hosted server has taken but not answered readably.
 fn hosted_error(
     server: &str,
     reason: FailureReason,
@@ -469,10 +487,10 @@ fn hosted_error(
     ErrorData::new(ErrorCode::INTERNAL_ERROR, format!("server `{server}`: {message}"), Some(data))
 }
 
-/// The same where a tool is asked for that nobody knows as long as its server is down.
+/// The error for a call of a tool that is not known while its server is down.
 pub fn tool_down_error(tool: &str, error: &ServerDown) -> ErrorData {
     let mut down = server_down_error(error);
-    down.message = format!("tool `{tool}` can't be called: {}", down.message).into();
+    down.message = format!("cannot call tool `{tool}`: {}", down.message).into();
     down
 }
 
@@ -481,8 +499,8 @@ pub fn server_down_error(error: &ServerDown) -> ErrorData {
     outage_error(&error.server, error.outage, error.to_string(), error.retry_after)
 }
 
-/// The error for what can't be done while a server, or what is known of it, can't be reached:
-/// nothing is wrong with what was asked for, which may wait.
+/// The error for a request that fails only because a server, or the registry that knows it, can't
+/// be reached. The request may wait and be repeated.
 pub fn server_unavailable_error(server: &str, message: String, retry_after: Duration) -> ErrorData {
     outage_error(server, OutageReason::Unavailable, message, retry_after)
 }
@@ -508,10 +526,10 @@ fn outage_error(
     ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
 }
 
-/// The error for a call of a server that nobody knows. Asking again does not help.
+/// The error for a call of an unknown server. Repeating the call does not help.
 pub fn unknown_server_error(server: &str, tool: &str) -> ErrorData {
     let message = format!(
-        "tool `{tool}` can't be called: no MCP server named `{server}` is hosted. Host it with a server-init job or \
+        "cannot call tool `{tool}`: no MCP server named `{server}` is hosted. Host it with a server-init job or \
          server_initialize, and call its tools once that has succeeded"
     );
     let code = codes::UNKNOWN_SERVER.as_str();

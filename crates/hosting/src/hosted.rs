@@ -1,5 +1,5 @@
-//! One hosted server over its life: what it was started from, whether it runs, why not, and when it
-//! may be tried again.
+//! The state of one hosted server: what it was started from, whether it runs, why not, and when it
+//! may be started again.
 
 use std::{
     collections::BTreeSet,
@@ -22,50 +22,49 @@ use super::{
     upstream::{ConnectError, SHOWN_STDERR, Upstream},
 };
 
-/// The waits before restarts, from the second one in a row on.
+/// The waits before restarts, from the second failure in a row on.
 const RESTARTS: Backoff =
     Backoff { base: Duration::from_millis(500), max: Duration::from_secs(60) };
-/// A server that ran for this long is healthy again: its failures are forgotten.
+/// The uptime after which earlier failures are forgotten.
 const SUSTAINED: Duration = Duration::from_secs(60);
 
 /// A hosted server.
 pub(super) struct Hosted {
     pub(super) name: String,
-    /// Counts up with every server; earlier ones keep their tools' names.
+    /// The position in the order of servers. If names collide, the earlier server keeps the name.
     pub(super) order: u64,
     /// Held while the server is started, replaced or removed.
     pub(super) gate: tokio::sync::Mutex<()>,
-    /// Its resources that somebody wants to hear of, by its own URIs.
+    /// The resources that have subscribers, by the server's own URIs.
     pub(super) watched: watch::Sender<BTreeSet<String>>,
-    /// The calls under way.
+    /// The calls of the server.
     pub(super) calls: Arc<Calls>,
     state: RwLock<State>,
 }
 
-/// What is known about a hosted server now.
+/// What is known about a hosted server.
 pub(super) struct State {
     pub(super) phase: Phase,
-    /// The attempt to start it that is under way.
+    /// The present attempt to start it.
     pub(super) attempt: Option<Attempt>,
-    /// What it was started from last, successfully or not.
+    /// What it was last started from, successfully or not.
     pub(super) launch: Option<LaunchSource>,
-    /// What it offered when it was seen last. It stays offered while the server is down, since a
-    /// call restarts it.
+    /// What it last offered. This stays offered while the server is down, since a call restarts it.
     pub(super) catalog: Catalog,
     pub(super) last_error: Option<String>,
-    /// What callers are told while it does not run.
+    /// The kind of outage while it does not run.
     pub(super) outage: OutageReason,
     pub(super) stderr: Option<String>,
     pub(super) restarts: u32,
     pub(super) removed: bool,
-    /// What is not called any more and still has calls under way.
+    /// Connections that get no more calls and still have running ones.
     draining: Vec<Arc<Upstream>>,
     failures: u32,
     not_before: Option<Instant>,
     random: Random,
 }
 
-/// An attempt to start a server, for as long as somebody makes it.
+/// Marks an attempt to start a server as present until this is dropped.
 pub(super) struct Attempting<'a> {
     hosted: &'a Hosted,
     pub(super) attempt: Attempt,
@@ -80,23 +79,23 @@ impl Drop for Attempting<'_> {
 /// What a server is started from.
 #[derive(Clone)]
 pub(super) struct LaunchSource {
-    /// The configuration as it was given, to be asked about again when the policy is another one.
+    /// The configuration as it was given, to be resolved again under a new policy.
     pub(super) entry: ServerEntry,
-    /// What that came to the last time.
+    /// The result of resolving it the last time.
     pub(super) spec: LaunchSpec,
 }
 
 /// Whether a hosted server runs.
 pub(super) enum Phase {
-    /// It is being started and never ran.
+    /// The server is being started for the first time.
     Starting,
-    /// It runs.
+    /// The server runs.
     Running(Arc<Upstream>),
-    /// It does not run, for the reason in `last_error`.
+    /// The server does not run, for the reason in `last_error`.
     Failed,
-    /// It does not run because nobody needs it now. The next call starts it.
+    /// The server does not run because it was idle. The next call starts it.
     Idle,
-    /// It may not run: policy is in the way, as `last_error` says.
+    /// Policy does not allow the server, for the reason in `last_error`.
     Refused,
 }
 
@@ -147,7 +146,7 @@ impl Hosted {
         self.state.write()
     }
 
-    /// The connection, where there is one that works.
+    /// Returns the connection if it works.
     pub(super) fn running_upstream(&self) -> Option<Arc<Upstream>> {
         match &self.state().phase {
             Phase::Running(upstream) if !upstream.is_ended() => Some(upstream.clone()),
@@ -155,7 +154,7 @@ impl Hosted {
         }
     }
 
-    /// The connection, where it has ended and that is not noted yet.
+    /// Returns the connection if it has ended and that has not been noted yet.
     pub(super) fn ended_upstream(&self) -> Option<Arc<Upstream>> {
         match &self.state().phase {
             Phase::Running(upstream) if upstream.is_ended() => Some(upstream.clone()),
@@ -163,15 +162,15 @@ impl Hosted {
         }
     }
 
-    /// An attempt to start it begins; it is over when what is given back is dropped. There is one
-    /// at a time: the gate is held.
+    /// Begins an attempt to start the server, which ends when the returned value is dropped. There
+    /// is one attempt at a time, because the gate is held.
     pub(super) fn begin_attempt(&self, limit: Duration) -> Attempting<'_> {
         let attempt = Attempt::new(limit);
         self.state_mut().attempt = Some(attempt.clone());
         Attempting { hosted: self, attempt }
     }
 
-    /// Whether it ran at some time, so that it is more than a failed attempt.
+    /// Returns whether the server has ever run.
     pub(super) fn ever_ran(&self) -> bool {
         let state = self.state();
         matches!(state.phase, Phase::Running(_)) || !state.catalog.is_empty() || state.restarts > 0
@@ -179,12 +178,12 @@ impl Hosted {
 }
 
 impl State {
-    /// The values that went into its configuration.
+    /// Returns the values that went into the configuration.
     pub(super) fn secrets(&self) -> Secrets {
         self.launch.as_ref().map(|launch| launch.spec.secrets().clone()).unwrap_or_default()
     }
 
-    /// It runs. Gives back what ran before.
+    /// Notes that the server runs. Returns the connection that it replaces.
     pub(super) fn set_running(
         &mut self,
         upstream: Arc<Upstream>,
@@ -201,7 +200,8 @@ impl State {
         }
     }
 
-    /// Policy does not allow it. Gives back what ran, which gets no more calls.
+    /// Notes that policy does not allow the server. Returns its connection, which gets no more
+    /// calls.
     pub(super) fn set_refused(&mut self, reason: &str) -> Option<Arc<Upstream>> {
         self.last_error = Some(reason.to_owned());
         match std::mem::replace(&mut self.phase, Phase::Refused) {
@@ -213,32 +213,33 @@ impl State {
         }
     }
 
-    /// Policy allows it. Whether it did not before.
+    /// Notes that policy allows the server. Returns whether it was refused before.
     pub(super) fn set_allowed(&mut self) -> bool {
-        let refused = matches!(self.phase, Phase::Refused);
-        if refused {
+        let was_refused = matches!(self.phase, Phase::Refused);
+        if was_refused {
             self.phase = Phase::Idle;
             self.last_error = None;
         }
-        refused
+        was_refused
     }
 
-    /// It is not needed now. Whether it is this connection that makes it run.
+    /// Notes that the server is idle. Does nothing and returns `false` if `upstream` is not its
+    /// present connection.
     pub(super) fn set_idle(&mut self, upstream: &Arc<Upstream>) -> bool {
-        let current =
+        let is_current =
             matches!(&self.phase, Phase::Running(current) if Arc::ptr_eq(current, upstream));
-        if current {
+        if is_current {
             self.phase = Phase::Idle;
         }
-        current
+        is_current
     }
 
-    /// What got no more calls has ended.
+    /// Notes that a connection of a refused server has ended.
     pub(super) fn forget_drained(&mut self, upstream: &Arc<Upstream>) {
         self.draining.retain(|other| !Arc::ptr_eq(other, upstream));
     }
 
-    /// Takes all connections away, to end them.
+    /// Takes all connections, to end them.
     pub(super) fn take_upstreams(&mut self) -> Vec<Arc<Upstream>> {
         let mut all = std::mem::take(&mut self.draining);
         if let Phase::Running(upstream) = std::mem::replace(&mut self.phase, Phase::Failed) {
@@ -247,7 +248,8 @@ impl State {
         all
     }
 
-    /// What to offer: a call may start a server again, but not one that is refused.
+    /// Returns what to offer: the catalog, even if the server does not run, since a call may start
+    /// it; nothing if the server is refused.
     pub(super) fn offered_catalog(&self) -> Catalog {
         match self.phase {
             Phase::Refused => Catalog::default(),
@@ -257,14 +259,14 @@ impl State {
         }
     }
 
-    /// Lists of it were read anew.
+    /// Takes over the lists that were read again.
     pub(super) fn refresh_catalog(&mut self, upstream: &Arc<Upstream>) {
         if matches!(&self.phase, Phase::Running(current) if Arc::ptr_eq(current, upstream)) {
             self.catalog = upstream.catalog();
         }
     }
 
-    /// An attempt to start it failed. What runs already goes on.
+    /// Notes a failed attempt to start the server. A connection that runs already stays.
     pub(super) fn note_start_failure(&mut self, error: &ConnectError, now: Instant) {
         self.last_error = Some(error.message.clone());
         self.outage =
@@ -276,7 +278,7 @@ impl State {
         }
     }
 
-    /// Its connection ended by itself.
+    /// Notes that a connection ended by itself. Returns `false` if it is not the present one.
     pub(super) fn note_death(
         &mut self,
         upstream: &Arc<Upstream>,
@@ -285,9 +287,10 @@ impl State {
     ) -> bool {
         match &self.phase {
             Phase::Running(current) if Arc::ptr_eq(current, upstream) => {}
-            // It was replaced or removed, and this end was wanted.
+            // The connection was replaced or removed, so its end was intended.
             _ => return false,
         }
+
         self.note_uptime(now.duration_since(upstream.since));
         self.last_error = Some(reason.to_owned());
         self.outage = OutageReason::default();
@@ -297,19 +300,20 @@ impl State {
         true
     }
 
-    /// Who ran for long was healthy, whatever was before.
+    /// Forgets earlier failures after a sustained uptime.
     fn note_uptime(&mut self, uptime: Duration) {
         if uptime >= SUSTAINED {
             self.failures = 0;
         }
     }
 
-    /// How long to wait before it may be started again.
+    /// Returns how long to wait before the server may be started again.
     pub(super) fn restart_wait(&self, now: Instant) -> Duration {
         self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
 
-    /// The first failure may be mended at once, the next ones later and later.
+    /// Sets when the server may be started again: at once after the first failure, later after each
+    /// further one.
     fn back_off(&mut self, now: Instant) {
         self.not_before =
             (self.failures > 0).then(|| now + RESTARTS.spread(self.failures, &mut self.random));
@@ -341,7 +345,7 @@ mod tests {
         }
         assert_eq!(hosted.state().restart_wait(now + RESTARTS.max), Duration::ZERO);
         assert!(!hosted.ever_ran());
-        // A short life changes nothing; a long one is a new beginning.
+        // A short uptime changes nothing; a long one resets the failures.
         let wait_after = |uptime| {
             hosted.state_mut().note_uptime(uptime);
             hosted.state_mut().note_start_failure(&error, now);

@@ -1,9 +1,9 @@
-//! Hosting other MCP servers: child processes and remote ones, with what they offer under one roof.
+//! Hosts other MCP servers, children and remotes, and offers what they have under one roof.
 //!
 //! [`Fleet`] knows the servers by name and routes calls. Below it, [`launch`] turns a configuration
-//! into something that may be started, `child`, `remote` and `sse` make the connections, and
-//! [`upstream`] speaks MCP over them. What a server offers is its `catalog`; [`routes`] puts the
-//! catalogs together.
+//! into something that may be started, `connect` establishes the connection over one of the
+//! transports (`stdio`, `remote`, `sse_transport`), and [`upstream`] is the connection. What a
+//! server offers is its `catalog`; [`routes`] combines the catalogs.
 
 pub mod apps;
 mod attempt;
@@ -12,6 +12,7 @@ mod calls;
 mod catalog;
 pub mod changes;
 mod child;
+mod connect;
 mod content_results;
 mod enforce;
 mod errors;

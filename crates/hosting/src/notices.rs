@@ -1,54 +1,54 @@
-//! Notifications of extensions, from a hosted server on their way to clients.
+//! Notifications of extensions, which are forwarded from hosted servers to clients.
 //!
-//! What they mean is known to the server and its clients alone, so nothing can be left out of them
-//! without harm but whole notifications. They are bounded in size, in number and per second; what
-//! is beyond is dropped.
+//! Only the server and its clients know what they mean, so they can't be shortened or merged. They
+//! are bounded in size, number and rate; notifications beyond the bounds are dropped.
 
 use std::{collections::BTreeSet, time::Instant};
 
 use serde_json::Value;
 
-/// The largest parameters, as JSON.
+/// The largest notification, in bytes of JSON.
 const MAX_BYTES: usize = 64 * 1024;
-/// How many wait until somebody looks.
+/// The most notifications that wait to be forwarded.
 const MAX_WAITING: usize = 100;
-/// How many a server may send per second, on average; as many as may wait can come at once.
+/// How many notifications a server may send per second on average. Bursts may be as large as
+/// [`MAX_WAITING`].
 const PER_SECOND: f64 = 50.0;
-/// How many methods the log names that are not passed on.
-const MAX_NAMED: usize = 16;
+/// How many reasons for dropping notifications are logged.
+const MAX_LOGGED: usize = 16;
 
-/// A notification of a method that is not known here.
+/// A notification whose method rmcp does not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// Its method.
+    /// The method.
     pub method: String,
-    /// Its parameters.
+    /// The parameters.
     pub params: Option<Value>,
 }
 
-/// Why a notification is not passed on.
+/// Why a notification was dropped.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum DropReason {
-    /// It is too large.
-    #[error("its parameters have more than {MAX_BYTES} bytes")]
+    /// The notification is too large.
+    #[error("the notification is larger than {MAX_BYTES} bytes")]
     TooLarge,
-    /// There are too many.
+    /// There are too many notifications.
     #[error("the server sends more than {PER_SECOND} notifications of extensions per second")]
     TooMany,
-    /// Its method does not belong to an extension that only this server declares.
+    /// The method does not belong to an extension that only this server declares.
     #[error("`{0}` does not belong to an extension that only this server declares")]
     Undeclared(String),
 }
 
-/// Takes in what one server sends.
+/// Receives the notifications of one server.
 #[derive(Debug)]
 pub(super) struct Intake {
     waiting: Vec<Notice>,
-    /// How many may come now.
+    /// How many notifications may come now.
     allowance: f64,
     counted_at: Option<Instant>,
-    /// What the log has been told of.
-    named: BTreeSet<DropReason>,
+    /// The reasons that have been logged.
+    logged: BTreeSet<DropReason>,
 }
 
 impl Default for Intake {
@@ -57,7 +57,7 @@ impl Default for Intake {
             waiting: Vec::new(),
             allowance: MAX_WAITING as f64,
             counted_at: None,
-            named: BTreeSet::new(),
+            logged: BTreeSet::new(),
         }
     }
 }
@@ -67,7 +67,7 @@ impl Intake {
     ///
     /// # Errors
     ///
-    /// Returns an error if it is dropped.
+    /// Returns the reason if the notification is dropped.
     pub(super) fn add(&mut self, notice: Notice, now: Instant) -> Result<(), DropReason> {
         let elapsed =
             self.counted_at.map_or(0.0, |then| now.saturating_duration_since(then).as_secs_f64());
@@ -85,14 +85,14 @@ impl Intake {
         Ok(())
     }
 
-    /// Takes what waits.
+    /// Takes the waiting notifications.
     pub(super) fn take(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.waiting)
     }
 
-    /// Whether the log is to say this, which it does once.
+    /// Returns whether to log this reason. Each is logged once.
     pub(super) fn should_log(&mut self, dropped: &DropReason) -> bool {
-        self.named.len() < MAX_NAMED && self.named.insert(dropped.clone())
+        self.logged.len() < MAX_LOGGED && self.logged.insert(dropped.clone())
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_dropped_and_the_log_is_told_once() {
+    fn large_notifications_are_dropped_and_each_reason_is_logged_once() {
         let mut intake = Intake::default();
         let dropped = intake.add(notice(&"x".repeat(MAX_BYTES)), Instant::now()).unwrap_err();
         assert_eq!(dropped, DropReason::TooLarge);
@@ -138,7 +138,7 @@ mod tests {
         assert!(intake.should_log(&dropped) && !intake.should_log(&dropped));
 
         let undeclared = |n: usize| DropReason::Undeclared(n.to_string());
-        let named = (0..100).filter(|n| intake.should_log(&undeclared(*n))).count();
-        assert_eq!(named, MAX_NAMED - 1);
+        let logged = (0..100).filter(|n| intake.should_log(&undeclared(*n))).count();
+        assert_eq!(logged, MAX_LOGGED - 1);
     }
 }

@@ -1,35 +1,35 @@
-//! Why a server did not take a request. The request has not run, and may be made again later.
+//! Outages: why a server did not take a request. The request has not run and may be repeated later.
 
 use std::time::Duration;
 
 use fleet_codes::{self as codes, Code};
 
-/// When to try again if nobody knows.
+/// When to try again if the outage's end is not known.
 pub(crate) const SOON: Duration = Duration::from_secs(1);
 
-/// See the module's documentation.
+/// An outage of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outage {
-    /// Why.
+    /// The kind of outage.
     pub reason: OutageReason,
-    /// When the server wants to be asked again, if it said so.
+    /// When the server asks to be called again, if it says so.
     pub retry_after: Option<Duration>,
 }
 
-/// What a caller is told in `data.reason`.
+/// The kind of outage, which callers get as `data.reason`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OutageReason {
-    /// It can't be reached, or can't do a handshake.
+    /// The server can't be reached, or the handshake with it fails.
     #[default]
     Unavailable,
-    /// It refuses our credentials.
+    /// The server refuses our credentials.
     Unauthorized,
-    /// It is there, and has no room for the request.
+    /// The server has no capacity for the request.
     Busy,
 }
 
 impl OutageReason {
-    /// In `data.reason`.
+    /// Returns the value of `data.reason`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Unavailable => "server-unavailable",
@@ -38,7 +38,7 @@ impl OutageReason {
         }
     }
 
-    /// In `data.code`.
+    /// Returns the value of `data.code`.
     pub(crate) fn code(self) -> Code {
         match self {
             Self::Unavailable => codes::SERVER_UNAVAILABLE,
@@ -56,7 +56,7 @@ impl Outage {
     pub(crate) const UNAUTHORIZED: Self =
         Self { reason: OutageReason::Unauthorized, retry_after: None };
 
-    /// What an HTTP status says, if it says that the request was not taken.
+    /// Returns the outage that an HTTP status means, if it means that the request was not taken.
     pub(crate) fn of_status(status: u16, retry_after: Option<Duration>) -> Option<Self> {
         match status {
             401 | 403 => Some(Self { retry_after, ..Self::UNAUTHORIZED }),

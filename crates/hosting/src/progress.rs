@@ -1,8 +1,8 @@
-//! Progress of hosted tools on its way to whoever called them.
+//! Delivers the progress of hosted tools to the calls that wait for it.
 //!
-//! rmcp hands notifications to tasks of their own, so they could arrive after the result. Here they
-//! are taken off the transport in the order in which they came, before rmcp sees them: every
-//! notification that stood before the result is delivered before it.
+//! rmcp handles each notification in a task of its own, so notifications could arrive after the
+//! result. This module takes them off the transport in their order, before rmcp sees them, so that
+//! every notification before the result is delivered before it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,13 +23,13 @@ use tokio::sync::broadcast::{
 
 use super::{changes::News, notices::Notice};
 
-/// How many notifications of one call wait to be sent on. Beyond, the oldest are dropped: what
-/// counts is how far it has come.
+/// The most notifications of one call that wait to be forwarded. The oldest are dropped first, since
+/// the newest tells how far the call has come.
 const WAITING: usize = 64;
-/// How many notifications are kept for calls that are not known yet.
+/// The most notifications that are kept for calls that are not registered yet.
 const ORPHANS: usize = 64;
 
-/// Who waits for which progress. Clones share it.
+/// Routes progress notifications to the calls that wait for them. Clones share the state.
 #[derive(Debug, Clone, Default)]
 pub struct ProgressRoutes {
     state: Arc<Mutex<State>>,
@@ -38,8 +38,8 @@ pub struct ProgressRoutes {
 #[derive(Debug, Default)]
 struct State {
     waiting: HashMap<ProgressToken, broadcast::Sender<ProgressNotificationParam>>,
-    /// rmcp makes a call's token while it sends, so the first notifications can come before the
-    /// token is known here.
+    /// rmcp makes a call's token while it sends the call, so the first notifications can come
+    /// before the call is registered here.
     orphans: VecDeque<ProgressNotificationParam>,
 }
 
@@ -51,16 +51,17 @@ pub struct ProgressStream {
 }
 
 impl ProgressRoutes {
-    /// The progress of the call with this token, with what has come already.
+    /// Registers the call with this token. The stream includes notifications that came before.
     pub fn register(&self, token: ProgressToken) -> ProgressStream {
         let (sender, receiver) = broadcast::channel(WAITING);
         let mut state = self.lock();
         let orphans = std::mem::take(&mut state.orphans);
         let (own, others): (VecDeque<_>, _) =
             orphans.into_iter().partition(|orphan| orphan.progress_token == token);
+
         state.orphans = others;
         for notification in own {
-            // The channel has room for as many as orphans are kept.
+            // The channel has room for all orphans.
             _ = sender.send(notification);
         }
         state.waiting.insert(token.clone(), sender);
@@ -74,6 +75,7 @@ impl ProgressRoutes {
             _ = sender.send(notification);
             return;
         }
+
         state.orphans.push_back(notification);
         if state.orphans.len() > ORPHANS {
             state.orphans.pop_front();
@@ -86,7 +88,7 @@ impl ProgressRoutes {
 }
 
 impl ProgressStream {
-    /// The next notification, once there is one.
+    /// Waits for the next notification.
     pub async fn next(&mut self) -> Option<ProgressNotificationParam> {
         loop {
             match self.receiver.recv().await {
@@ -97,7 +99,7 @@ impl ProgressStream {
         }
     }
 
-    /// The next notification, where there is one already.
+    /// Returns the next notification if there is one.
     pub fn try_next(&mut self) -> Option<ProgressNotificationParam> {
         loop {
             match self.receiver.try_recv() {
@@ -115,7 +117,7 @@ impl Drop for ProgressStream {
     }
 }
 
-/// A transport from which notifications of progress and of extensions are taken off.
+/// A transport from which notifications of progress and extensions are taken.
 pub(crate) struct ProgressTap<T> {
     inner: T,
     server: String,
@@ -147,7 +149,7 @@ impl<T: Transport<RoleClient>> Transport<RoleClient> for ProgressTap<T> {
                     ServerNotification::ProgressNotification(progress) => {
                         self.routes.deliver_progress(progress.params)
                     }
-                    // In a stream of changes, rmcp would end the stream for it.
+                    // In a stream of changes, rmcp would end the stream because of it.
                     ServerNotification::CustomNotification(custom) => {
                         let notice = Notice { method: custom.method, params: custom.params };
                         self.news.note_notice(&self.server, notice);
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn progress_finds_its_call_even_when_it_comes_first() {
+    async fn progress_that_comes_before_registration_is_delivered() {
         let routes = ProgressRoutes::default();
         routes.deliver_progress(progress(1, 0.1));
         routes.deliver_progress(progress(2, 9.0));
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_too_much_progress_the_newest_is_kept() {
+    async fn the_newest_notifications_are_kept() {
         let routes = ProgressRoutes::default();
         let mut stream = routes.register(ProgressToken(NumberOrString::Number(1)));
         for step in 0..10 * WAITING {

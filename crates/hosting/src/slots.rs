@@ -1,4 +1,4 @@
-//! So many calls at once, so many more in a queue, for so long.
+//! Bounds concurrent calls, the queue of waiting ones, and the time that they wait.
 
 use std::{
     sync::{
@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Slots for calls, given out in the order in which they were asked for.
+/// Slots for calls, granted in the order of requests.
 #[derive(Debug)]
 pub(super) struct Slots {
     semaphore: Arc<Semaphore>,
@@ -18,12 +18,12 @@ pub(super) struct Slots {
     waiting: AtomicUsize,
 }
 
-/// Why there is no slot.
+/// Why a call got no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoSlot {
-    /// As many wait as may.
+    /// The queue is full.
     QueueFull,
-    /// None became free in time.
+    /// No slot became free in time.
     TimedOut,
 }
 
@@ -33,23 +33,23 @@ impl Slots {
         Self { semaphore: Arc::new(Semaphore::new(size)), size, waiting: AtomicUsize::new(0) }
     }
 
-    /// How many calls may have one at once.
+    /// Returns the number of slots.
     pub(super) fn size(&self) -> usize {
         self.size
     }
 
-    /// How many wait.
+    /// Returns the number of calls in the queue.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// A slot, at once or after a wait. It is given back when dropped.
+    /// Acquires a slot, at once or after a wait. Dropping the permit returns the slot.
     pub(super) async fn acquire(
         &self,
         max_queued: usize,
         timeout: Duration,
     ) -> Result<OwnedSemaphorePermit, NoSlot> {
-        // Fails where somebody waits already, so nobody is overtaken.
+        // Fails while others wait, so nobody is overtaken.
         if let Ok(permit) = self.semaphore.clone().try_acquire_owned() {
             return Ok(permit);
         }
@@ -88,7 +88,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     #[tokio::test]
-    async fn slots_are_few_and_so_are_places_in_the_queue() {
+    async fn slots_and_places_in_the_queue_are_bounded() {
         let slots = Slots::new(1);
         let first = slots.acquire(0, LONG).await.unwrap();
         assert_eq!(slots.acquire(0, LONG).await.unwrap_err(), NoSlot::QueueFull);
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(slots.acquire(1, LONG).await.unwrap_err(), NoSlot::QueueFull);
         drop(first);
         drop(second.await.unwrap());
-        // Who gives up the wait leaves the queue.
+        // A call that stops waiting leaves the queue.
         let held = slots.acquire(0, LONG).await.unwrap();
         let mut given_up = Box::pin(slots.acquire(1, LONG));
         assert!(futures::poll!(&mut given_up).is_pending());

@@ -1,5 +1,5 @@
-//! Looks after a connection from its first to its last moment: takes in what changes, notes when it
-//! dies, and ends a child that nobody needs.
+//! Supervises a connection until it ends: reads what changes, notes its end, and ends a child that
+//! has been idle for too long.
 
 use std::{
     sync::Arc,
@@ -8,7 +8,7 @@ use std::{
 
 use super::{Fleet, calls::Calls, hosted::Hosted, upstream::Upstream};
 
-/// Until the connection has ended.
+/// Supervises a connection until it has ended.
 pub(super) async fn supervise_upstream(
     fleet: Arc<Fleet>,
     hosted: Arc<Hosted>,
@@ -18,22 +18,24 @@ pub(super) async fn supervise_upstream(
     let mut watched = hosted.watched.subscribe();
     let reason = loop {
         let limits = policy.borrow_and_update().limits.of_server(&hosted.name);
-        // A remote server costs nothing while it is not used. One that somebody wants to hear of is
-        // used.
-        let idle = upstream.child.is_some() && hosted.watched.borrow().is_empty();
-        let timeout = limits.idle_timeout.filter(|_| idle);
+        // An idle remote costs nothing, and a server with subscribers is not idle.
+        let can_be_idle = upstream.child.is_some() && hosted.watched.borrow().is_empty();
+        let timeout = limits.idle_timeout.filter(|_| can_be_idle);
+
         tokio::select! {
             reason = upstream.wait_for_end() => break reason,
             () = wait_until_unused(&hosted.calls, timeout) => {
                 if release_if_idle(&hosted, &upstream) {
-                    tracing::info!(server = hosted.name, "a hosted server is ended until it is called again");
+                    tracing::info!(
+                        server = hosted.name,
+                        "stopping an idle hosted server; the next call starts it again"
+                    );
                     fleet.rebuild_routes();
                     upstream.stop().await;
                 }
             }
             unseen = upstream.next_news() => fleet.apply_news(&hosted, &upstream, unseen).await,
-            // The fleet holds the policy, and the server its wishes, so there is somebody to hear
-            // from.
+            // The senders live as long as the fleet and the server.
             _ = policy.changed() => {}
             _ = watched.changed() => {}
         }
@@ -41,18 +43,23 @@ pub(super) async fn supervise_upstream(
     note_end(&fleet, &hosted, &upstream, &reason);
 }
 
-/// Notes that a connection has ended, where that was not wanted and nobody has noted it yet.
+/// Notes that a connection has ended, unless that was intended or has been noted already.
 pub(super) fn note_end(fleet: &Fleet, hosted: &Hosted, upstream: &Arc<Upstream>, reason: &str) {
     if hosted.state().removed {
         return;
     }
+
     if hosted.state_mut().note_death(upstream, reason, Instant::now()) {
-        tracing::warn!(server = hosted.name, reason, "a hosted server died");
+        tracing::warn!(
+            server = hosted.name,
+            reason,
+            "the connection to a hosted server has ended; the next call starts it again"
+        );
         fleet.rebuild_routes();
     }
 }
 
-/// Until there was no call for so long.
+/// Waits until there has been no call for as long as `timeout`.
 async fn wait_until_unused(calls: &Calls, timeout: Option<Duration>) {
     let Some(timeout) = timeout else { return std::future::pending().await };
     loop {
@@ -65,9 +72,8 @@ async fn wait_until_unused(calls: &Calls, timeout: Option<Duration>) {
     }
 }
 
-/// Takes the connection away unless there are calls. Whoever calls counts themselves before they
-/// ask for the connection, so either their call is seen here, or they see that the connection is
-/// gone and start the server again.
+/// Marks the server as idle unless there are calls. A call is counted before it asks for the
+/// connection. So either it is seen here, or it finds no connection and starts the server again.
 fn release_if_idle(hosted: &Hosted, upstream: &Arc<Upstream>) -> bool {
     let mut state = hosted.state_mut();
     hosted.calls.in_flight() == 0 && state.set_idle(upstream)

@@ -128,9 +128,8 @@ impl Gateway {
             Presence::Hosted => Ok(true),
             Presence::Unknown => Ok(false),
             Presence::Awaited { reason, retry_after } => {
-                let message = format!(
-                    "`{what}` can't be called: server `{server}` is not available: {reason}"
-                );
+                let message =
+                    format!("cannot call `{what}`: server `{server}` is not available: {reason}");
                 Err(forward::server_unavailable_error(server, message, retry_after))
             }
         }
