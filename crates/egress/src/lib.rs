@@ -13,7 +13,7 @@ use url::{Host, Url};
 
 /// The timeout for name resolution and, separately, for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many headers an answer may have; gateways add dozens.
+/// The most headers of an answer. Gateways add dozens.
 const MAX_HEADERS: usize = 1000;
 
 /// Returns a client for the host of `url`. It connects only to addresses that policy allows at the
@@ -35,7 +35,7 @@ pub async fn lookup(url: &Url) -> io::Result<Vec<SocketAddr>> {
     let port = port(url);
     match url.host() {
         Some(Host::Domain(name)) => {
-            let found = SystemLookup.lookup(name.to_owned(), port);
+            let found = SystemLookup.resolve_name(name.to_owned(), port);
             tokio::time::timeout(CONNECT_TIMEOUT, found).await?
         }
         Some(Host::Ipv4(ip)) => Ok(vec![(ip, port).into()]),
@@ -78,13 +78,21 @@ fn checked(resolver: CheckedResolver) -> Result<reqwest::Client, reqwest::Error>
 
 /// Resolves names. Tests replace the operating system's resolver.
 trait Lookup: Send + Sync {
-    fn lookup(&self, name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
+    fn resolve_name(
+        &self,
+        name: String,
+        port: u16,
+    ) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
 }
 
 struct SystemLookup;
 
 impl Lookup for SystemLookup {
-    fn lookup(&self, name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+    fn resolve_name(
+        &self,
+        name: String,
+        port: u16,
+    ) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
         Box::pin(async move { Ok(tokio::net::lookup_host((name, port)).await?.collect()) })
     }
 }
@@ -100,7 +108,8 @@ impl Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (policy, port) = (self.policy.clone(), self.port);
         let name = name.as_str().to_owned();
-        let found = self.lookup.lookup(name.clone(), port);
+        let found = self.lookup.resolve_name(name.clone(), port);
+
         Box::pin(async move {
             let allowed = allowed_of(&policy.get(), &name, port, &found.await?)?;
             Ok(Box::new(allowed.into_iter()) as Addrs)
@@ -156,7 +165,11 @@ mod tests {
     struct Changing(std::sync::Mutex<Vec<&'static str>>);
 
     impl Lookup for Changing {
-        fn lookup(&self, _: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+        fn resolve_name(
+            &self,
+            _: String,
+            port: u16,
+        ) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
             let next = self.0.lock().unwrap().remove(0);
             Box::pin(async move { Ok(vec![SocketAddr::new(next.parse().unwrap(), port)]) })
         }

@@ -1,9 +1,9 @@
 //! Applies a child's limits between its start and its first instruction.
 //!
 //! Limits must hold before the program runs and for everything that it starts, and code between
-//! fork and exec is unsafe to write. The child therefore starts as this very binary: it closes what
-//! it has inherited, lowers its own limits and privileges, enters a Landlock domain, and then
-//! executes the program under the same process id and with the same pipes. Setting limits from
+//! fork and exec is unsafe to write. The child therefore starts as this very binary: it closes the
+//! files that it has inherited, lowers its own limits and privileges, enters a Landlock domain, and
+//! then executes the program under the same process id and with the same pipes. Setting limits from
 //! outside would be too late for a program that immediately starts another one. A shell's `ulimit`
 //! would need a shell, which small images lack, and the arguments would have to pass through it.
 
@@ -60,7 +60,7 @@ pub fn wrap(
     // Paths come from TOML or JSON text, so they are UTF-8, and everything else always serializes.
     let launch = serde_json::to_string(&launch).unwrap_or_default();
     let arguments = vec![ARGUMENT.into(), launch.into(), program.as_os_str().to_owned()];
-    // Not the path that started us: by now it may hold another version, or nothing.
+    // Not the path of this binary, which may have been replaced or deleted since the start.
     ("/proc/self/exe".into(), arguments)
 }
 
@@ -87,7 +87,7 @@ fn launch(mut arguments: impl Iterator<Item = OsString>) -> io::Error {
         return io::ErrorKind::InvalidInput.into();
     };
 
-    // First, while this process has opened nothing itself.
+    // First, before this process opens anything itself.
     if let Err(error) = privileges::close_inherited_files() {
         return error;
     }
@@ -113,10 +113,11 @@ fn launch(mut arguments: impl Iterator<Item = OsString>) -> io::Error {
 
     let program = PathBuf::from(program);
     if let Err(error) = domain::enter(&launch.confinement, &program) {
-        // A container may forbid it. The child then has its user's full rights, and its log says
-        // so.
+        // A container may forbid domains. Then the child has its user's full rights, and its log
+        // says so.
         _ = writeln!(io::stderr(), "warning: this program runs outside a Landlock domain: {error}");
     }
+
     Command::new(program).args(arguments).exec()
 }
 
@@ -130,7 +131,7 @@ fn change_directory(path: &Path) -> io::Result<()> {
 
     if actual != path {
         let problem = format!(
-            "the working directory {} is now at {}, which policy has not allowed",
+            "the working directory {} now refers to {}, which policy has not allowed",
             path.display(),
             actual.display()
         );

@@ -1,9 +1,9 @@
-//! What a child must not have of the server's rights, however privileged the server is.
+//! Takes rights from a child that it must not have, however privileged the server is.
 //!
-//! A Landlock domain and a closed memory keep processes of one user apart, but the kernel lets a
-//! process with certain capabilities pass both. The root user of a machine has them all, so a child
-//! of such a server gives them up before its program runs. Open files of whoever started the server
-//! are closed for the same reason: they may lead to secrets.
+//! Landlock domains and undumpable processes keep processes of one user apart, but certain
+//! capabilities override both. A server that runs as root has these capabilities, so a child gives
+//! them up before its program runs. Inherited files are closed for the same reason: they may give
+//! access to secrets.
 
 use std::{fs, io, os::fd::RawFd};
 
@@ -16,7 +16,7 @@ use rustix::{
     },
 };
 
-/// With these a process reads the memory of others, or that of the kernel, past all other checks.
+/// Capabilities that let a process read the memory of others, or that of the kernel.
 const READS_OTHERS: CapabilitySet = CapabilitySet::SYS_PTRACE
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::PERFMON)
@@ -25,14 +25,13 @@ const READS_OTHERS: CapabilitySet = CapabilitySet::SYS_PTRACE
     .union(CapabilitySet::SYS_RAWIO)
     .union(CapabilitySet::SYS_MODULE);
 
-/// Gives up the capabilities that read other processes, in every set, and the way to get them back.
+/// Gives up the capabilities to read other processes, in every set, and the ways to regain them.
 ///
 /// # Errors
 ///
 /// Returns an error if the kernel refuses. The program must not run then.
 pub(super) fn drop_dangerous() -> io::Result<()> {
-    // With this flag, a program has no capability that this process has not, whoever owns the file
-    // and whatever the bounding set allows.
+    // With this flag, executing a program never adds capabilities, whoever owns its file.
     set_no_new_privs(true)?;
 
     let held = capabilities(None)?;
@@ -46,6 +45,7 @@ pub(super) fn drop_dangerous() -> io::Result<()> {
         clear_ambient_capability_set()?;
         set_capabilities(None, without_dangerous(held))?;
     }
+
     Ok(())
 }
 
@@ -66,7 +66,7 @@ fn remove_from_bounding_set(capability: CapabilitySet) -> io::Result<()> {
     }
 }
 
-/// Closes every file but the three standard ones.
+/// Closes all files except the three standard ones.
 ///
 /// Call this before the process opens anything that it needs.
 ///
@@ -80,9 +80,10 @@ pub(super) fn close_inherited_files() -> io::Result<()> {
     }
 
     for file in open.into_iter().filter(|file| *file > 2) {
-        // The list had a file of its own, which is closed already.
+        // Fails for the directory that was listed, which is closed already.
         _ = nix::unistd::close(file);
     }
+
     Ok(())
 }
 
