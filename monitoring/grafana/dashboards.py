@@ -463,7 +463,7 @@ def tools():
             panel("Hosted servers by state", "short", "How many hosted MCP servers are in each state, on the replica with the most of them.",
                   (f"max by (state) (mcp_server_hosted_servers{{{HERE}}})", "{{state}}"), alert="FleetHostedServerDown"),
             panel("Children", "short", "Child processes of each replica.", each("mcp_server_hosted_children"), stack=True),
-            panel("Restarts", "short", "Restarts of hosted servers that had died.",
+            panel("Restarts", "short", "Restarts of hosted servers that had failed.",
                   (increase("mcp_server_hosted_restarts_total", "instance"), "{{instance}}"),
                   alert="FleetHostedServerRestarts", bars=True),
             panel("Calls under way", "short", "Running calls of hosted tools.",

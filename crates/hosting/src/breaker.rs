@@ -1,36 +1,36 @@
-//! Leaving a server alone that does not answer.
+//! The breaker, which stops calls to a server that does not answer.
 //!
 //! Only the transport counts: connections that are refused or lost, and silence. A server that
-//! answers with an error is there and works, however many of its answers are errors. After some
-//! failures in a row the breaker opens and calls fail at once, which is kinder to the callers than
-//! the same failure after a timeout, and to the server too. After a while, longer each time, one
-//! call is let through to find out. Pure: time and chance are passed in.
+//! answers with an error is there and works, however many of its answers are errors. After several
+//! failures in a row the breaker opens and calls fail at once, which is kinder to callers than the
+//! same failure after a timeout, and to the server too. After a while, longer each time, one call is
+//! let through as a probe. Pure: time and randomness are passed in.
 
 use std::time::{Duration, Instant};
 
 use fleet_policy::limits::BreakerLimits;
 use fleet_retry::Backoff;
 
-/// A probe that has not failed for so long does not keep others from trying: refused connections
-/// fail at once, and work takes its time.
+/// How long a probe keeps other calls from going through. Refused connections fail at once, and a
+/// probe that takes longer may simply be at work.
 const TRIAL: Duration = Duration::from_secs(1);
 
 /// The breaker of one server.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Breaker {
     state: State,
-    /// Counts the changes of state. What a call that was let through before the last change found
-    /// out is old news.
+    /// Counts the changes of state. Findings of calls from before the last change are outdated.
     generation: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
-    /// Calls go through. So many in a row have failed.
+    /// Calls go through. `failures` calls in a row have failed.
     Closed { failures: u32 },
-    /// None does before then. It is open for the nth time in a row.
+    /// No call goes through before `until`. `round` counts how often in a row the breaker has
+    /// opened.
     Open { round: u32, until: Instant },
-    /// A probe is under way. Another one may go then.
+    /// A probe is running. Another one may go through at `next`.
     Probing { round: u32, next: Instant },
 }
 
@@ -43,31 +43,31 @@ pub(super) struct Pass {
 /// What a call found out about the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Finding {
-    /// It is there: it answered, whatever the answer was.
+    /// The server answered, whatever the answer was.
     Alive,
-    /// It can't be reached, or went away in the middle, or kept silent.
+    /// The server can't be reached, the connection was lost, or no answer came.
     Lost,
-    /// Nothing: the call was given up, or never sent.
+    /// The call was given up or never sent.
     Nothing,
 }
 
-/// What a finding changed.
+/// A change of state that a finding caused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BreakerChange {
-    /// It is open for so long.
+    /// The breaker is open for this long.
     Opened(Duration),
-    /// It is closed.
+    /// The breaker is closed.
     Closed,
 }
 
-/// How a breaker stands, for people.
+/// The state of a breaker, for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BreakerStanding {
-    /// Calls go through; so many in a row have failed.
+    /// Calls go through. This many in a row have failed.
     Closed(u32),
-    /// Calls fail at once for so long.
+    /// Calls fail at once for this long.
     Open(Duration),
-    /// The next call finds out, or one is doing so.
+    /// The next call is a probe, or one is running.
     Probing,
 }
 
@@ -78,7 +78,7 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// How long a call would have to wait; nothing where it may go.
+    /// Returns how long a call must wait; `None` if it may go through.
     pub(super) fn wait(&self, now: Instant) -> Option<Duration> {
         let until = match self.state {
             State::Closed { .. } => return None,
@@ -92,7 +92,7 @@ impl Breaker {
     ///
     /// # Errors
     ///
-    /// How long it should wait, where none may go now.
+    /// Returns how long the call must wait if it may not go through now.
     pub(super) fn admit(&mut self, now: Instant) -> Result<Pass, Duration> {
         if let Some(wait) = self.wait(now) {
             return Err(wait);
@@ -100,8 +100,7 @@ impl Breaker {
         match self.state {
             State::Closed { .. } => {}
             State::Open { round, .. } => self.enter(State::Probing { round, next: now + TRIAL }),
-            // The generation stays: the probe before may still be the one that finds the server
-            // alive.
+            // Keep the generation, since the earlier probe may still find the server alive.
             State::Probing { round, .. } => {
                 self.state = State::Probing { round, next: now + TRIAL }
             }
@@ -109,8 +108,8 @@ impl Breaker {
         Ok(Pass { generation: self.generation })
     }
 
-    /// Takes in what a call found out. `chance` is from 0 to 1 and spreads the ends of waits, so
-    /// that not all replicas ask at once.
+    /// Records what a call found out. `chance`, from 0 to 1, adds jitter to waits, so that replicas
+    /// don't all probe at once.
     pub(super) fn settle(
         &mut self,
         pass: Pass,
@@ -122,6 +121,7 @@ impl Breaker {
         if pass.generation != self.generation {
             return None;
         }
+
         match (self.state, finding) {
             (State::Closed { .. }, Finding::Alive) => {
                 self.state = State::Closed { failures: 0 };
@@ -151,12 +151,12 @@ impl Breaker {
         }
     }
 
-    /// Forgets everything: another server stands in its place.
+    /// Forgets everything, because the server has been replaced.
     pub(super) fn reset(&mut self) {
         self.enter(State::Closed { failures: 0 });
     }
 
-    /// How it stands.
+    /// Returns the state, for people.
     pub(super) fn standing(&self, now: Instant) -> BreakerStanding {
         match (self.state, self.wait(now)) {
             (State::Closed { failures }, _) => BreakerStanding::Closed(failures),
@@ -197,7 +197,7 @@ mod tests {
         longest_wait: Duration::from_secs(8),
     };
 
-    /// One call from start to end.
+    /// Makes one call.
     fn call(breaker: &mut Breaker, finding: Finding, now: Instant) -> Option<BreakerChange> {
         let pass = breaker.admit(now).expect("a call may go");
         breaker.settle(pass, finding, &LIMITS, now, 1.0)
@@ -223,7 +223,7 @@ mod tests {
         }
         assert_eq!(breaker.standing(now), BreakerStanding::Probing);
         assert_eq!(call(&mut breaker, Finding::Alive, now), Some(BreakerChange::Closed));
-        // The next time it begins anew.
+        // The next wait is the shortest again.
         call(&mut breaker, Finding::Lost, now);
         call(&mut breaker, Finding::Lost, now);
         assert_eq!(
@@ -233,19 +233,19 @@ mod tests {
     }
 
     #[test]
-    fn one_probe_at_a_time_unless_it_takes_long() {
+    fn there_is_one_probe_at_a_time_unless_it_takes_long() {
         let mut breaker = Breaker::default();
         let mut now = Instant::now();
         let late = breaker.admit(now).unwrap();
         for _ in 0..3 {
             call(&mut breaker, Finding::Lost, now);
         }
-        // A call from before tells nothing new, either way.
+        // The finding of an earlier call is outdated.
         assert_eq!(breaker.settle(late, Finding::Alive, &LIMITS, now, 1.0), None);
         now += LIMITS.first_wait;
         let probe = breaker.admit(now).unwrap();
         assert_eq!(breaker.admit(now), Err(TRIAL));
-        // The caller gave it up: somebody else may.
+        // The probe was given up, so another one may go.
         breaker.settle(probe, Finding::Nothing, &LIMITS, now, 1.0);
         let probe = breaker.admit(now).unwrap();
         now += TRIAL;
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn it_can_be_switched_off() {
+    fn the_breaker_can_be_disabled() {
         let mut breaker = Breaker::default();
         let now = Instant::now();
         let off = BreakerLimits { failures: 0, ..LIMITS };

@@ -190,13 +190,13 @@ impl Calls {
         slots.map(|slots| slots.waiting()).sum()
     }
 
-    /// How the breaker stands, and what the last call that found the server away said.
+    /// Returns the state of the breaker, and the error of the last call that was lost or not taken.
     pub(super) fn standing(&self, now: Instant) -> (BreakerStanding, String) {
         let state = self.lock();
         (state.breaker.standing(now), state.last_failure.clone())
     }
 
-    /// What the last call said, if it could not get through and none has since.
+    /// Returns the error of the last call if it was not taken and no call has been answered since.
     pub(super) fn trouble(&self) -> Option<String> {
         let state = self.lock();
         state.in_trouble.then(|| state.last_failure.clone())

@@ -1,5 +1,5 @@
-//! What a hosted server offers: its tools, prompts, resources and templates of resources, all pages
-//! of them.
+//! The catalog of a hosted server: all pages of its tools, prompts, resources and resource
+//! templates.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -25,32 +25,32 @@ use super::{
     listed::{HiddenTool, Listed, MAX_ITEMS, Page},
 };
 
-/// How many bytes a list may take as JSON, all pages together. It is kept for as long as the server
-/// is hosted, and is part of every answer to the front end's list, which is one page. Real servers
+/// The most bytes of JSON in a list, over all its pages. A list is kept for as long as the server is
+/// hosted, and is part of every answer to the front end's list, which has one page. Real servers
 /// need some tens of kilobytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
-/// How long a list that a running server can do without may take to be read anew.
+/// How long it may take to read an optional list of a running server again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a server offers, under its own names.
 #[derive(Debug, Clone, Default)]
 pub struct Catalog {
-    /// Its tools.
+    /// The tools.
     pub tools: Arc<Vec<Tool>>,
-    /// Its prompts.
+    /// The prompts.
     pub prompts: Arc<Vec<Prompt>>,
-    /// Its resources.
+    /// The resources.
     pub resources: Arc<Vec<Resource>>,
-    /// Its templates of resources.
+    /// The resource templates.
     pub templates: Arc<Vec<ResourceTemplate>>,
-    /// What it lists and can't be offered, by the method of the list.
+    /// The listed items that can't be offered, by the method of the list.
     pub hidden: BTreeMap<&'static str, Vec<HiddenTool>>,
-    /// What it declares beside them.
+    /// The extensions that the server declares.
     pub declared: Declared,
 }
 
 impl Catalog {
-    /// Whether there is nothing in it.
+    /// Returns whether all lists are empty.
     pub fn is_empty(&self) -> bool {
         self.tools.is_empty()
             && self.prompts.is_empty()
@@ -58,14 +58,13 @@ impl Catalog {
             && self.templates.is_empty()
     }
 
-    /// Asks a server for all that it says it has, within the limit of `attempt`, which learns what
-    /// is waited for.
+    /// Reads all lists that a server declares, within the limit of `attempt`, which is kept up to
+    /// date on what is waited for.
     ///
     /// # Errors
     ///
-    /// If the tools can't be read. Other lists that can't be read, or are not answered in time, are
-    /// left empty with a warning: a server that can be called is worth more than one that is
-    /// refused.
+    /// Returns an error if the tools can't be read. Other lists that can't be read, or not in time,
+    /// stay empty, with a warning, because a server whose tools can be called is useful.
     pub(super) async fn read(
         server: &str,
         peer: &Peer<RoleClient>,
@@ -82,11 +81,11 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// The same with only these lists read anew.
+    /// Reads only these lists again.
     ///
     /// # Errors
     ///
-    /// If the tools are among them and can't be read.
+    /// Returns an error if the tools are among them and can't be read.
     pub(super) async fn read_again(
         mut self,
         server: &str,
@@ -114,8 +113,8 @@ impl Catalog {
         Ok(())
     }
 
-    /// Reads prompts and resources side by side, so that a list that is not answered delays none
-    /// that is.
+    /// Reads prompts and resources concurrently, so that a list that is not answered delays no
+    /// other.
     async fn read_optional(
         &mut self,
         server: &str,
@@ -144,14 +143,14 @@ impl Catalog {
         }
     }
 
-    /// Notes what of a list can't be offered; the rest.
+    /// Keeps the hidden items of a list, and returns the others.
     fn keep_items<T: Listed>(&mut self, found: Found<T>) -> Arc<Vec<T>> {
         self.hidden.insert(T::METHOD, found.hidden);
         Arc::new(found.items)
     }
 }
 
-/// Reads a list that a server can do without; `None` if that is not wanted, or can't be done.
+/// Reads an optional list. Returns `None` if it is not wanted or can't be read.
 async fn read_optional_list<T: Listed>(
     server: &str,
     peer: &Peer<RoleClient>,
@@ -167,13 +166,13 @@ async fn read_optional_list<T: Listed>(
             tracing::warn!(
                 server,
                 error,
-                "a list of a hosted server can't be read; it stays as it was"
+                "could not read a list of a hosted server; keeping its previous content"
             );
         })
         .ok()
 }
 
-/// All that was found in a list.
+/// The content of a list.
 struct Found<T> {
     items: Vec<T>,
     hidden: Vec<HiddenTool>,
@@ -185,7 +184,7 @@ impl<T> Default for Found<T> {
     }
 }
 
-/// All pages of a list.
+/// Reads all pages of a list.
 async fn read_list<T: Listed>(
     server: &str,
     peer: &Peer<RoleClient>,
@@ -198,17 +197,22 @@ async fn read_list<T: Listed>(
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let result = match request_page::<T>(peer, list.cursor.take(), left).await {
             Ok(result) => result,
-            // A capability stands for several methods, of which a server need not have all.
+            // A capability covers several methods, and a server need not support all of them.
             Err(ServiceError::McpError(error)) if error.code == ErrorCode::METHOD_NOT_FOUND => {
                 return Ok(list.found);
             }
             Err(ServiceError::McpError(error)) if list.pages > 0 => {
                 let error = error.message;
-                tracing::warn!(server, method, %error, "a list of a hosted server ends early: its next page is refused");
+                tracing::warn!(
+                    server,
+                    method,
+                    %error,
+                    "a hosted server refused the next page of a list; using the pages before it"
+                );
                 return Ok(list.found);
             }
             Err(ServiceError::Timeout { .. }) => {
-                return Err(format!("{method}: it was not answered in time"));
+                return Err(format!("{method} was not answered in time"));
             }
             Err(error) => return Err(format!("{method}: {}", describe_service_error(&error))),
         };
@@ -216,12 +220,7 @@ async fn read_list<T: Listed>(
         let page =
             Page::read(raw_result(result)).map_err(|problem| format!("{method}: {problem}"))?;
         for remark in &page.remarks {
-            tracing::warn!(
-                server,
-                method,
-                remark,
-                "a list of a hosted server has something odd in it"
-            );
+            tracing::warn!(server, method, remark, "a list of a hosted server is partly invalid");
         }
         match list.add_page(page).map_err(|problem| format!("{method}: {problem}"))? {
             Next::Page => {}
@@ -232,7 +231,7 @@ async fn read_list<T: Listed>(
                     server,
                     method,
                     items,
-                    "a list of a hosted server goes in a circle: it ends here"
+                    "the pages of a hosted server's list repeat; using the items so far"
                 );
                 return Ok(list.found);
             }
@@ -240,7 +239,7 @@ async fn read_list<T: Listed>(
     }
 }
 
-/// Asks for a page, past rmcp's cache, which may hold what was there before a change.
+/// Requests a page. Bypasses rmcp's cache, which may be outdated.
 async fn request_page<T: Listed>(
     peer: &Peer<RoleClient>,
     cursor: Option<String>,
@@ -252,25 +251,25 @@ async fn request_page<T: Listed>(
     peer.send_request_with_option(request, options).await?.await_response().await
 }
 
-/// The pages of a list, as far as they were read.
+/// The pages of a list that were read so far.
 struct Pages<T> {
     found: Found<T>,
     pages: usize,
     bytes: usize,
     cursor: Option<String>,
     cursors: HashSet<String>,
-    /// The items as JSON, to see whether a page brings anything new.
+    /// The items as JSON, to tell whether a page has new ones.
     seen: HashSet<String>,
 }
 
-/// What comes after a page.
+/// What follows a page.
 #[derive(Debug, PartialEq)]
 enum Next {
     /// Another page.
     Page,
-    /// Nothing.
+    /// The end of the list.
     End,
-    /// What was there already.
+    /// Pages that repeat earlier ones.
     Circle,
 }
 
@@ -288,40 +287,43 @@ impl<T> Default for Pages<T> {
 }
 
 impl<T: Listed> Pages<T> {
-    /// Takes in a page.
+    /// Adds a page.
     ///
     /// # Errors
     ///
-    /// If the list is too long.
+    /// Returns an error if the list is too long.
     fn add_page(&mut self, page: Page<T>) -> Result<Next, String> {
         self.pages += 1;
         let is_first = self.pages == 1;
-        let mut brings_news = false;
+        let mut has_new_items = false;
+
         for item in page.items {
             let json = serde_json::to_string(&item).map_err(|error| error.to_string())?;
             self.bytes = self.bytes.saturating_add(json.len());
             if self.bytes > MAX_BYTES {
-                return Err(format!("the list takes more than {MAX_BYTES} bytes"));
+                return Err(format!("the list is larger than {MAX_BYTES} bytes"));
             }
+
             let is_new = self.seen.insert(json);
-            brings_news |= is_new;
-            // What a page has twice is the server's mistake; what another page had is a circle.
+            has_new_items |= is_new;
+            // Duplicates in the first page are the server's mistake and are shown; duplicates of
+            // earlier pages mean that the pages repeat.
             if is_new || is_first {
                 self.found.items.push(item);
             }
         }
         for hidden in page.hidden {
             if is_first || !self.found.hidden.contains(&hidden) {
-                brings_news = true;
+                has_new_items = true;
                 self.found.hidden.push(hidden);
             }
         }
         if self.found.items.len() + self.found.hidden.len() > MAX_ITEMS {
-            return Err(format!("no end after {MAX_ITEMS} items"));
+            return Err(format!("the list has more than {MAX_ITEMS} items"));
         }
 
         let Some(cursor) = page.next else { return Ok(Next::End) };
-        if !brings_news || !self.cursors.insert(cursor.clone()) {
+        if !has_new_items || !self.cursors.insert(cursor.clone()) {
             return Ok(Next::Circle);
         }
         self.cursor = Some(cursor);
@@ -335,8 +337,7 @@ mod tests {
 
     use super::*;
 
-    /// What comes after each of these pages of tools, until the list ends, and the names of the
-    /// tools.
+    /// Returns what follows each of these pages of tools, and the names of the tools.
     fn read(pages: &[Value]) -> (Vec<Next>, Vec<String>) {
         let mut list = Pages::<Tool>::default();
         let mut after = Vec::new();
@@ -354,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_ends_when_it_goes_in_a_circle() {
+    fn a_list_ends_when_its_pages_repeat() {
         let check = |pages: &[Value], last: Next, names: &[&str]| {
             let (after, found) = read(pages);
             assert_eq!(
@@ -374,17 +375,17 @@ mod tests {
         check(&turns, Next::Circle, &["a", "b", "c", "d"]);
         check(&[page(&["a"], json!(""))], Next::End, &["a"]);
         check(&[page(&["a"], json!(2)), page(&["b"], Value::Null)], Next::End, &["a", "b"]);
-        // What one page has twice is shown as the server's mistake.
+        // Duplicates in one page are shown.
         check(&[page(&["a", "a"], Value::Null)], Next::End, &["a", "a"]);
     }
 
     #[test]
-    fn a_list_without_end_is_refused() {
+    fn an_endless_list_is_refused() {
         let mut list = Pages::<Tool>::default();
         let problem = (0..).find_map(|n| {
             let page = page(&[&format!("t{n}")], json!(n.to_string()));
             list.add_page(Page::read(page.as_object().unwrap().clone()).unwrap()).err()
         });
-        assert_eq!(problem.as_deref(), Some("no end after 10000 items"));
+        assert_eq!(problem.as_deref(), Some("the list has more than 10000 items"));
     }
 }

@@ -1,9 +1,9 @@
-//! Child processes: each in a process group of its own, in a clean environment, reaped, and killed
+//! Child processes: each in a process group of its own, with a clean environment, reaped, and killed
 //! as a group.
 //!
-//! A server is often a launcher (`npx`, `uv run`) with the real one below it. Killing only what was
-//! started would leave the rest behind, so signals go to the whole group, and whatever is left of
-//! it when its leader is gone is killed too.
+//! A command is often a launcher (`npx`, `uv run`) that starts the real server. Killing only the
+//! launcher would leave the server behind, so signals go to the whole group, and what remains of the
+//! group after its leader has exited is killed, too.
 
 use std::{
     io,
@@ -27,35 +27,34 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{launch::ChildSpec, stderr::StderrTail, stdout::StdoutWatch};
 use crate::metrics;
 
-/// How long a child may take to leave by itself once its standard input is closed, and again after
-/// SIGTERM.
+/// How long a child may take to exit after its standard input is closed, and again after SIGTERM.
 const GRACE: Duration = Duration::from_millis(1500);
 
-/// How a child has ended that found nothing wrong.
+/// The description of a successful exit.
 pub(crate) const ENDED_WELL: &str = "the process exited with status 0";
 
-/// A child that was started. The process is watched by a task of its own; dropping this does not
-/// stop it.
+/// A child that was started. A task of its own supervises the process; dropping this does not end
+/// it.
 #[derive(Debug, Clone)]
 pub struct ChildProcess {
-    /// Its process id, which is its group's too.
+    /// The process id, which is also the id of its group.
     pub pid: u32,
     /// The end of its standard error.
     pub stderr: StderrTail,
-    /// What was noticed about its standard output.
+    /// What is wrong with its standard output.
     pub stdout: StdoutWatch,
     stop: CancellationToken,
     exit: watch::Receiver<Option<String>>,
 }
 
-/// The ends of a child's standard input and output that are ours.
+/// Our ends of a child's standard input and output.
 pub(crate) type ChildPipes = (ChildStdout, ChildStdin);
 
 /// Starts a child.
 ///
 /// # Errors
 ///
-/// Where the operating system refuses.
+/// Returns an error if the operating system can't start the process.
 pub(crate) fn spawn_child(
     server: &str,
     spec: &ChildSpec,
@@ -75,18 +74,21 @@ pub(crate) fn spawn_child(
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
+
     let mut child = command.spawn()?;
-    let gone = || io::Error::other("the child was gone at once");
-    let pid = child.id().ok_or_else(gone)?;
+    let exited = || io::Error::other("the process exited at once");
+    let pid = child.id().ok_or_else(exited)?;
     let (stdin, stdout) =
-        (child.stdin.take().ok_or_else(gone)?, child.stdout.take().ok_or_else(gone)?);
+        (child.stdin.take().ok_or_else(exited)?, child.stdout.take().ok_or_else(exited)?);
+
     let stderr = StderrTail::hiding(spec.secrets.clone());
     let mut drained = None;
     if let Some(stream) = child.stderr.take() {
         drained = Some(tokio::spawn(stderr.clone().follow(server.to_owned(), stream)));
     }
+
     let stop = CancellationToken::new();
-    let (exited, exit) = watch::channel(None);
+    let (report_exit, exit) = watch::channel(None);
     let watch = StdoutWatch::default();
     let process = ChildProcess { pid, stderr, stdout: watch, stop: stop.clone(), exit };
     let counted = Counted::new(&metrics::CHILDREN);
@@ -94,50 +96,51 @@ pub(crate) fn spawn_child(
         let status = supervise_child(child, pid, stop).await;
         drop(counted);
         if let Some(drained) = drained {
-            // The last words matter most. Somebody outside of the group may hold the pipe, so not
-            // for ever.
+            // The last lines matter most. But a process outside the group may keep the pipe open,
+            // so don't wait for ever.
             _ = tokio::time::timeout(GRACE, drained).await;
         }
-        // Nobody needs to be listening any more.
-        _ = exited.send(Some(status));
+        // There may be no listener any more.
+        _ = report_exit.send(Some(status));
     });
+
     Ok((process, (stdout, stdin)))
 }
 
 impl ChildProcess {
-    /// Ends the child, by force where it does not leave by itself, and waits until it is reaped.
-    /// Its standard input should be closed by now.
+    /// Ends the child, by force if necessary, and waits until it is reaped. Close its standard input
+    /// first.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.wait_for_exit().await;
     }
 
-    /// Ends the child when it is dropped.
+    /// Returns a guard that ends the child when it is dropped.
     pub fn stop_guard(&self) -> DropGuard {
         self.stop.clone().drop_guard()
     }
 
-    /// How it ended, once it has.
+    /// Waits until the child has exited, and returns how.
     pub async fn wait_for_exit(&self) -> String {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await {
             Ok(status) => status.clone().unwrap_or_default(),
-            Err(_) => "the process is not watched any more".to_owned(),
+            Err(_) => "the process is no longer supervised".to_owned(),
         }
     }
 }
 
-/// Waits for the child's end or for the wish to end it; either way nothing of its group is left
-/// afterwards.
+/// Waits until the child exits or is to be ended. Afterwards, nothing of its group is left.
 async fn supervise_child(mut child: Child, pid: u32, stop: CancellationToken) -> String {
     let status = tokio::select! {
         status = child.wait() => status,
         () = stop.cancelled() => terminate_child(&mut child, pid).await,
     };
+
     signal_group(pid, Signal::SIGKILL);
     match status {
         Ok(status) => describe_status(status),
-        Err(error) => format!("waiting for the process failed: {error}"),
+        Err(error) => format!("could not wait for the process: {error}"),
     }
 }
 
@@ -145,10 +148,12 @@ async fn terminate_child(child: &mut Child, pid: u32) -> io::Result<ExitStatus> 
     if let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await {
         return status;
     }
+
     signal_group(pid, Signal::SIGTERM);
     if let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await {
         return status;
     }
+
     signal_group(pid, Signal::SIGKILL);
     child.wait().await
 }
@@ -156,10 +161,10 @@ async fn terminate_child(child: &mut Child, pid: u32) -> io::Result<ExitStatus> 
 fn signal_group(pid: u32, signal: Signal) {
     let Ok(group) = i32::try_from(pid) else { return };
     match killpg(Pid::from_raw(group), signal) {
-        // There is nobody left, which is what was wanted.
+        // ESRCH: nothing of the group is left.
         Ok(()) | Err(Errno::ESRCH) => {}
         Err(error) => {
-            tracing::warn!(pid, %signal, %error, "a process group could not be signalled")
+            tracing::warn!(pid, %signal, %error, "could not signal the process group of a child")
         }
     }
 }

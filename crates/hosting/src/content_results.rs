@@ -1,5 +1,5 @@
-//! Prompts and contents of resources that hosted servers send, read so that an item which is not
-//! understood costs nothing else ([`crate::kept_items`]).
+//! Reads prompts and resource contents of hosted servers, so that an item that is not understood
+//! does not make the rest unreadable ([`crate::kept_items`]).
 
 use fleet_job::number;
 use rmcp::model::{
@@ -14,14 +14,14 @@ use crate::{
     kept_items::{keep_unreadable_items, remove_forged},
 };
 
-/// How much of a result that can't be read is quoted.
+/// The longest part of an unreadable result that is quoted, in bytes.
 const SHOWN: usize = 200;
 
-/// Reads what a hosted server answered to `prompts/get`.
+/// Reads a hosted server's answer to `prompts/get`.
 ///
 /// # Errors
 ///
-/// If it is not a prompt: what is wrong with it.
+/// Returns what is wrong if the answer is not a prompt.
 pub(crate) fn read_prompt(result: ServerResult) -> Result<GetPromptResponse, String> {
     match result {
         ServerResult::GetPromptResult(mut result) => {
@@ -35,7 +35,7 @@ pub(crate) fn read_prompt(result: ServerResult) -> Result<GetPromptResponse, Str
     }
 
     let mut result = raw_result(result);
-    // Nobody needs it, and it must not cost the messages.
+    // An invalid description must not make the messages unreadable.
     if result.get("description").is_some_and(|description| !description.is_string()) {
         result.remove("description");
     }
@@ -45,11 +45,11 @@ pub(crate) fn read_prompt(result: ServerResult) -> Result<GetPromptResponse, Str
     })
 }
 
-/// Reads what a hosted server answered to `resources/read`.
+/// Reads a hosted server's answer to `resources/read`.
 ///
 /// # Errors
 ///
-/// If it is not the content of a resource: what is wrong with it.
+/// Returns what is wrong if the answer is not the contents of a resource.
 pub(crate) fn read_resource(result: ServerResult) -> Result<ReadResourceResponse, String> {
     match result {
         ServerResult::ReadResourceResult(mut result) => {
@@ -63,11 +63,11 @@ pub(crate) fn read_resource(result: ServerResult) -> Result<ReadResourceResponse
     }
 
     let mut result = raw_result(result);
-    // They are hints for caches.
-    for (hint, is_one) in
+    // Invalid hints for caches must not make the contents unreadable.
+    for (hint, is_valid) in
         [("ttlMs", Value::is_u64 as fn(&Value) -> bool), ("cacheScope", Value::is_string)]
     {
-        if result.get(hint).is_some_and(|value| !is_one(value)) {
+        if result.get(hint).is_some_and(|value| !is_valid(value)) {
             result.remove(hint);
         }
     }
@@ -82,7 +82,7 @@ enum Read<T> {
     InputRequired(InputRequiredResult),
 }
 
-/// A result `T` whose list `member` has items `I`, however odd some of them are.
+/// Reads a result `T` whose list `member` has items `I`. Unreadable items are kept.
 fn read<T: DeserializeOwned, I: DeserializeOwned + Serialize>(
     mut result: Map<String, Value>,
     member: &str,
@@ -95,7 +95,7 @@ fn read<T: DeserializeOwned, I: DeserializeOwned + Serialize>(
         Value::String(kind) if kind == "input_required" => {
             return number::read(result.into()).map(Read::InputRequired).map_err(explained);
         }
-        other => return Err(format!("its resultType {other} is not known: {shown}")),
+        other => return Err(format!("its resultType {other} is unknown: {shown}")),
     }
 
     let Some(Value::Array(items)) = result.shift_remove(member) else {
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_result_is_quoted() {
+    fn an_answer_of_the_wrong_kind_is_quoted() {
         for result in [
             json!({"x": 1}),
             json!({"messages": {}}),

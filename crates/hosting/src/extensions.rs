@@ -1,8 +1,8 @@
-//! What hosted servers declare beside the protocol's core, and which of them a request of an
-//! extension is for.
+//! The extensions that hosted servers declare, and which server a request of an extension is for.
 //!
-//! The front end passes on what one server declares. What two of them declare it can't: a request
-//! names no server. The pages of apps are the exception, since their URIs do.
+//! The front end declares what exactly one server declares. It can't declare what several servers
+//! do, because a request names no server. App pages are the exception, since their URIs name the
+//! server.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use rmcp::model::{JsonObject, SKILLS_EXTENSION_ID, ServerCapabilities, TASKS_EXT
 /// The extension of MCP Apps.
 pub(crate) const APPS_EXTENSION_ID: &str = "io.modelcontextprotocol/ui";
 
-/// What the protocol's own notifications are about: no extension speaks for them.
+/// The topics of the protocol's own notifications, which no extension can claim.
 const OF_PROTOCOL: [&str; 11] = [
     "cancelled",
     "elicitation",
@@ -29,7 +29,7 @@ const OF_PROTOCOL: [&str; 11] = [
 /// Settings by the name of an extension.
 type Settings = BTreeMap<String, JsonObject>;
 
-/// What one server declares.
+/// The extensions and experimental capabilities that one server declares.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Declared {
     extensions: Settings,
@@ -37,7 +37,7 @@ pub struct Declared {
 }
 
 impl Declared {
-    /// What stands in these capabilities. Tasks are not passed on: the front end makes its own.
+    /// Reads them from a server's capabilities, except tasks, which the front end provides itself.
     pub(super) fn of(capabilities: &ServerCapabilities) -> Self {
         let mut extensions = capabilities.extensions.clone().unwrap_or_default();
         extensions.remove(TASKS_EXTENSION_ID);
@@ -45,24 +45,24 @@ impl Declared {
     }
 }
 
-/// What all hosted servers declare.
+/// The extensions and experimental capabilities of all hosted servers.
 #[derive(Debug, Default)]
 pub struct Extensions {
     extensions: Declarations,
     experimental: Declarations,
 }
 
-/// Who declares an extension, with which settings.
+/// The servers that declare an extension, and their settings, by its name.
 type Declarations = BTreeMap<String, Vec<(String, JsonObject)>>;
 
-/// Who a request of an extension is for.
+/// The server that a request of an extension is for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Owner<'a> {
-    /// The only server that can be meant.
+    /// The only possible server.
     One(&'a str),
-    /// Any of these.
+    /// Several servers are possible.
     Several(Vec<&'a str>),
-    /// No server that is hosted.
+    /// No hosted server.
     Nobody,
 }
 
@@ -78,7 +78,7 @@ impl Extensions {
         }
     }
 
-    /// Adds what can be passed on to the front end's own capabilities.
+    /// Adds what the front end can declare to its own capabilities.
     pub fn add_to_capabilities(&self, capabilities: &mut ServerCapabilities) {
         let targets = [
             (&self.extensions, &mut capabilities.extensions),
@@ -94,14 +94,14 @@ impl Extensions {
         }
     }
 
-    /// Who declares this extension.
+    /// Returns the server that declares an extension.
     pub fn owner(&self, extension: &str) -> Owner<'_> {
         find_owner(self.extensions.get(extension).into_iter().flatten())
     }
 
-    /// Who a method is for that is none of the core protocol: `name/…` and `vendor/name/…` for
-    /// `vendor/name`. A method that resembles no extension is for whoever declares one whose
-    /// methods are not known here.
+    /// Returns the server that a method outside the core protocol is for. `name/…` and
+    /// `vendor/name/…` belong to the extension `vendor/name`. A method that resembles no extension
+    /// is for the server that declares one whose methods are unknown here.
     pub fn owner_of_method(&self, method: &str) -> Owner<'_> {
         let all = || self.extensions.iter().chain(&self.experimental);
         let by_name = find_owner(
@@ -117,8 +117,8 @@ impl Extensions {
 }
 
 impl Extensions {
-    /// The extension that a server's notification belongs to, if this server declares it and no
-    /// other: `notifications/name/…` and `vendor/name/…` for `vendor/name`.
+    /// Returns the extension that a server's notification belongs to, if only this server declares
+    /// it. `notifications/name/…` and `vendor/name/…` belong to `vendor/name`.
     pub fn extension_of_notice(&self, server: &str, method: &str) -> Option<&str> {
         let rest = method.strip_prefix("notifications/").unwrap_or(method);
         let topic = rest.split('/').next().unwrap_or(rest);
@@ -133,7 +133,7 @@ impl Extensions {
     }
 }
 
-/// The settings with which an extension is passed on, if it is.
+/// Returns an extension and its settings if the front end can declare it.
 fn forwardable<'a>(
     (name, claims): (&'a String, &'a Vec<(String, JsonObject)>),
 ) -> Option<(&'a String, &'a JsonObject)> {
@@ -155,7 +155,7 @@ fn find_owner<'a>(claims: impl Iterator<Item = &'a (String, JsonObject)>) -> Own
     }
 }
 
-/// Whether the name of a method is one of an extension's.
+/// Returns whether a method belongs to an extension.
 fn belongs_to(method: &str, extension: &str) -> bool {
     let short = extension.rsplit('/').next().unwrap_or(extension);
     [extension, short].iter().any(|name| {
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_server_declares_is_passed_on() {
+    fn extensions_of_exactly_one_server_are_declared() {
         let skills = json!({"extensions": {SKILLS_EXTENSION_ID: {"directoryRead": true}}});
         let apps = json!({"extensions": {APPS_EXTENSION_ID: {}, TASKS_EXTENSION_ID: {}}, "experimental": {"x": {}}});
         let one = of(&[("a", skills.clone()), ("b", apps.clone()), ("c", json!({"tools": {}}))]);

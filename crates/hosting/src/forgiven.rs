@@ -1,5 +1,5 @@
-//! What a server says about itself in answer to `initialize`, without what can't be read: one odd
-//! member must not cost the whole server.
+//! Reads answers to `initialize` leniently: unreadable members are removed, so that one of them does
+//! not make the whole server unusable.
 
 use fleet_job::number;
 use fleet_wire::quote;
@@ -9,15 +9,15 @@ use serde_json::{Map, Value, json};
 
 use crate::secrets::Secrets;
 
-/// How much of a member that can't be read is quoted.
+/// The longest part of an unreadable member that is quoted, in bytes.
 const SHOWN: usize = 80;
-/// How much of a name is shown.
+/// The longest part of a name that is quoted, in bytes.
 const SHOWN_NAME: usize = 40;
-/// How many remarks are logged.
+/// The most remarks that are logged.
 const MAX_REMARKS: usize = 8;
 
-/// Fills in what the result of a handshake should say of the server and nobody needs, and removes
-/// what can't be read. The log says what was removed, without the values of `secrets`.
+/// Adds what the result of a handshake should contain but nobody needs, and removes what can't be
+/// read. Logs what was removed, without the values of `secrets`.
 pub(crate) fn forgive_result(result: &mut Map<String, Value>, secrets: &Secrets) {
     let mut remarks = Vec::new();
     forgive_version(result, &mut remarks);
@@ -28,16 +28,16 @@ pub(crate) fn forgive_result(result: &mut Map<String, Value>, secrets: &Secrets)
 
     if !remarks.is_empty() {
         let named = quote(result["serverInfo"]["name"].as_str().unwrap_or_default(), SHOWN_NAME);
-        let (named, remarks) = (secrets.hide(named), secrets.hide(summary(&remarks)));
+        let (named, remarks) = (secrets.hide(named), secrets.hide(summarize_remarks(&remarks)));
         tracing::warn!(
             named = &*named,
             remarks = &*remarks,
-            "a hosted server's answer to `initialize` has something odd in it"
+            "ignoring invalid parts of a hosted server's answer to `initialize`"
         );
     }
 }
 
-/// Forgives a result that is a handshake's, by its looks.
+/// Does the same for a result that looks like that of a handshake.
 pub(crate) fn forgive_handshake(result: &mut Map<String, Value>, secrets: &Secrets) {
     let has = |key: &str| result.contains_key(key);
     let is_handshake = has("serverInfo") || has("protocolVersion") && has("capabilities");
@@ -46,8 +46,8 @@ pub(crate) fn forgive_handshake(result: &mut Map<String, Value>, secrets: &Secre
     }
 }
 
-/// The first remarks, and how many more there are.
-fn summary(remarks: &[String]) -> String {
+/// Joins the first remarks, and counts the others.
+fn summarize_remarks(remarks: &[String]) -> String {
     let shown = remarks[..remarks.len().min(MAX_REMARKS)].join("; ");
     match remarks.len().saturating_sub(MAX_REMARKS) {
         0 => shown,
@@ -55,7 +55,7 @@ fn summary(remarks: &[String]) -> String {
     }
 }
 
-/// What a result of `initialize` must have.
+/// Returns the smallest readable result of `initialize`.
 fn stand_in_result() -> Value {
     json!({
         "protocolVersion": ProtocolVersion::LATEST_WITH_INITIALIZE,
@@ -64,12 +64,12 @@ fn stand_in_result() -> Value {
     })
 }
 
-/// What a server must say of its program.
+/// Returns the smallest readable `serverInfo`.
 fn stand_in_info() -> Value {
     json!({"name": "unnamed", "version": "unknown"})
 }
 
-/// A server that does not say which revision it speaks has been asked in this one.
+/// Sets the revision if the server names none: the one in which we sent `initialize`.
 fn forgive_version(result: &mut Map<String, Value>, remarks: &mut Vec<String>) {
     let version = result.entry("protocolVersion").or_insert(Value::Null);
     if version.is_string() {
@@ -77,15 +77,13 @@ fn forgive_version(result: &mut Map<String, Value>, remarks: &mut Vec<String>) {
     }
     let asked = ProtocolVersion::LATEST_WITH_INITIALIZE;
     remarks.push(match *version {
-        Value::Null => format!("it names no protocolVersion; it is taken to speak {asked}"),
-        ref other => {
-            format!("its protocolVersion is {}; it is taken to speak {asked}", quoted(other))
-        }
+        Value::Null => format!("it names no protocolVersion; assuming {asked}"),
+        ref other => format!("its protocolVersion is {}; assuming {asked}", quoted(other)),
     });
     *version = json!(asked);
 }
 
-/// Capabilities may come as a list of names, and each as a yes or no.
+/// Accepts capabilities as a list of names, and each capability as a boolean.
 fn forgive_capabilities(result: &mut Map<String, Value>, remarks: &mut Vec<String>) {
     let written = result.remove("capabilities").unwrap_or_default();
     let mut capabilities = match written {
@@ -138,7 +136,7 @@ fn forgive_info(result: &mut Map<String, Value>, remarks: &mut Vec<String>) {
     remove_unreadable::<Implementation>(info, stand_in_info(), "serverInfo.", remarks);
 }
 
-/// Some servers write their instructions as a list of lines.
+/// Accepts instructions as a list of lines.
 fn forgive_instructions(result: &mut Map<String, Value>) {
     if let Some(Value::Array(lines)) = result.get("instructions")
         && lines.iter().all(Value::is_string)
@@ -149,8 +147,8 @@ fn forgive_instructions(result: &mut Map<String, Value>) {
     }
 }
 
-/// Removes the members with which a `T` can't be read. Each is tried beside `stand_in`, the least
-/// that a `T` must have, because the server's own members may be large.
+/// Removes the members that make a `T` unreadable. Each member is tried beside `stand_in`, the
+/// smallest readable `T`, because the server's own members may be large.
 fn remove_unreadable<T: DeserializeOwned>(
     members: &mut Map<String, Value>,
     stand_in: Value,
@@ -202,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn one_odd_member_does_not_cost_the_server() {
+    fn an_unreadable_member_does_not_make_the_server_unusable() {
         let check = |changes: Value, pointer: &str, expected: Value| {
             let found = forgiven(&changes);
             assert_eq!(found.pointer(pointer).unwrap_or(&Value::Null), &expected, "{changes}");
@@ -236,8 +234,8 @@ mod tests {
         check(json!({"novel": [1]}), "/novel", json!([1]));
     }
 
-    /// If the server's own capabilities were read again for each member, this would not end in an
-    /// hour.
+    /// If the server's own capabilities were read again for each member, this test would run for more
+    /// than an hour.
     #[test]
     fn many_members_beside_large_ones_are_read_once_each() {
         let large: Map<String, Value> =
@@ -254,12 +252,12 @@ mod tests {
     #[test]
     fn remarks_are_few_and_short() {
         let remarks = vec!["odd".to_owned(); 10];
-        assert_eq!(summary(&remarks[..2]), "odd; odd");
-        assert!(summary(&remarks).ends_with("; odd; and 2 more"));
+        assert_eq!(summarize_remarks(&remarks[..2]), "odd; odd");
+        assert!(summarize_remarks(&remarks).ends_with("; odd; and 2 more"));
     }
 
     #[test]
-    fn only_a_handshake_is_forgiven() {
+    fn only_results_of_handshakes_are_changed() {
         let check = |result: Value, is_changed: bool| {
             let Value::Object(mut found) = result.clone() else { panic!("no object") };
             forgive_handshake(&mut found, &Secrets::default());

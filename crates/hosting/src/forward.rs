@@ -1,60 +1,45 @@
-//! Forwards requests to hosted servers, with their progress, cancellation and `_meta`, and reads the
-//! results.
-//!
-//! Servers of older revisions leave `resultType` out of results. The functions that read results
-//! add it; the front end removes it again for older callers.
+//! Forwards requests to hosted servers, with their progress, cancellation and `_meta`. The results
+//! are read by `results`.
 
 use std::{sync::Arc, time::Duration};
 
-use fleet_codes::{self as codes, Code};
-use fleet_job::outcome::UNREADABLE_ANSWER;
 use fleet_policy::limits::CallLimits;
 use rmcp::{
     RoleServer,
     model::{
-        CallToolResponse, CancelledNotificationParam, ClientCapabilities, ClientRequest,
-        CompleteResult, ErrorCode, ErrorData, GetPromptResponse, GetSkillResult,
-        ListResourcesResult, ListSkillsResult, ProgressNotificationParam, ProgressToken,
-        ReadResourceResponse, RequestMetaObject, ResultType, ServerResult,
+        CancelledNotificationParam, ClientCapabilities, ClientRequest, ErrorData,
+        ProgressNotificationParam, ProgressToken, RequestMetaObject, ServerResult,
     },
     service::{PeerRequestOptions, RequestContext, ServiceError},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     Fleet, apps,
-    calls::TurnedAway,
-    content_results,
-    fleet::ServerDown,
     follow::is_modern,
     handshake_error::{describe_service_error, http_failure, outage_of},
-    inbound::raw_result,
-    outage::{Outage, OutageReason, SOON},
+    outage::{Outage, OutageReason},
     remote::exchange::HttpFailure,
-    routes::Routes,
-    tool_results,
-    unreadable::{is_unreadable, unreadable_answer},
+    unreadable::is_unreadable,
     upstream::Upstream,
 };
 
-/// Why a call has no result, as stated in the error's `data`.
-#[derive(Clone, Copy)]
-struct FailureReason {
-    /// The value of `data.reason`.
-    name: &'static str,
-    /// The value of `data.code`.
-    code: Code,
-}
+mod errors;
+mod results;
 
-const UNREADABLE: FailureReason =
-    FailureReason { name: UNREADABLE_ANSWER, code: codes::UNREADABLE_ANSWER };
-const TIMED_OUT: FailureReason = FailureReason { name: "timeout", code: codes::HOSTED_TIMEOUT };
-const CANCELLED: FailureReason = FailureReason { name: "cancelled", code: codes::CANCELLED };
-/// The connection to the server was lost during the call.
-const LOST: FailureReason =
-    FailureReason { name: "connection-lost", code: codes::HOSTED_CONNECTION_LOST };
-/// The longest part of an unreadable result that is quoted, in bytes.
-const SHOWN: usize = 200;
+use errors::{
+    LOST, TIMED_OUT, UNREADABLE, cancelled_error, hosted_error, outage_error, turned_away_error,
+    unreadable_error,
+};
+pub use errors::{
+    is_lost, server_down_error, server_outage_error, server_unavailable_error, tool_down_error,
+    unknown_server_error,
+};
+pub use results::{
+    read_completions, read_custom_result, read_directory, read_prompt_result, read_resource_result,
+    read_skill, read_skills, read_tool_result,
+};
+
 /// Keys of `_meta` that concern only the connection between caller and gateway.
 const HOP_KEYS: [&str; 5] = [
     "progressToken",
@@ -218,133 +203,6 @@ async fn send_request(
     result.map_err(|error| to_failure(server, upstream, error, has_progressed))
 }
 
-/// Reads the result of a tool call.
-pub fn read_tool_result(server: &str, result: ServerResult) -> Result<CallToolResponse, ErrorData> {
-    let read = tool_results::read_call_result(result);
-    let mut response = read.map_err(|problem| unreadable_error(server, &problem))?;
-    match &mut response {
-        CallToolResponse::Complete(result) => {
-            apps::offer_in_result(server, result);
-            result.result_type = Some(ResultType::COMPLETE);
-        }
-        CallToolResponse::InputRequired(result) => apps::offer_in_meta(server, &mut result.meta),
-        CallToolResponse::Task(result) => apps::offer_in_meta(server, &mut result.meta),
-        _ => {}
-    }
-    Ok(response)
-}
-
-/// Reads the result of a request for a prompt.
-pub fn read_prompt_result(
-    server: &str,
-    result: ServerResult,
-) -> Result<GetPromptResponse, ErrorData> {
-    let read = content_results::read_prompt(result);
-    let mut response = read.map_err(|problem| unreadable_error(server, &problem))?;
-    match &mut response {
-        GetPromptResponse::Complete(result) => {
-            apps::offer_in_prompt(server, result);
-            result.result_type = Some(ResultType::COMPLETE);
-        }
-        GetPromptResponse::InputRequired(result) => apps::offer_in_meta(server, &mut result.meta),
-        _ => {}
-    }
-    Ok(response)
-}
-
-/// Reads the contents of a resource.
-pub fn read_resource_result(
-    server: &str,
-    result: ServerResult,
-) -> Result<ReadResourceResponse, ErrorData> {
-    let read = content_results::read_resource(result);
-    let mut response = read.map_err(|problem| unreadable_error(server, &problem))?;
-    match &mut response {
-        ReadResourceResponse::Complete(result) => {
-            apps::offer_in_resource(server, result);
-            result.result_type = Some(ResultType::COMPLETE);
-        }
-        ReadResourceResponse::InputRequired(result) => {
-            apps::offer_in_meta(server, &mut result.meta)
-        }
-        _ => {}
-    }
-    Ok(response)
-}
-
-/// Reads the skills of a server.
-pub fn read_skills(server: &str, result: ServerResult) -> Result<ListSkillsResult, ErrorData> {
-    match result {
-        ServerResult::ListSkillsResult(mut result) => {
-            apps::offer_in_meta(server, &mut result.meta);
-            result.result_type = Some(ResultType::COMPLETE);
-            Ok(result)
-        }
-        other => Err(unexpected_result_error(server, "list of skills", other)),
-    }
-}
-
-/// Reads one skill.
-pub fn read_skill(server: &str, result: ServerResult) -> Result<GetSkillResult, ErrorData> {
-    match result {
-        ServerResult::GetSkillResult(mut result) => {
-            apps::offer_in_meta(server, &mut result.meta);
-            result.result_type = Some(ResultType::COMPLETE);
-            Ok(result)
-        }
-        other => Err(unexpected_result_error(server, "skill", other)),
-    }
-}
-
-/// Reads a directory of resources, and rewrites their URIs to the offered ones.
-pub fn read_directory(
-    server: &str,
-    routes: &Routes,
-    result: ServerResult,
-) -> Result<ListResourcesResult, ErrorData> {
-    match result {
-        ServerResult::ListResourcesResult(mut result) => {
-            for resource in &mut result.resources {
-                resource.uri = routes.offered_uri(server, &resource.uri);
-                apps::offer_in_meta(server, &mut resource.meta);
-            }
-            apps::offer_in_meta(server, &mut result.meta);
-            result.result_type = Some(ResultType::COMPLETE);
-            Ok(result)
-        }
-        other => Err(unexpected_result_error(server, "directory", other)),
-    }
-}
-
-/// Reads the completions of an argument.
-pub fn read_completions(server: &str, result: ServerResult) -> Result<CompleteResult, ErrorData> {
-    match result {
-        ServerResult::CompleteResult(mut result) => {
-            apps::offer_in_meta(server, &mut result.meta);
-            result.result_type = Some(ResultType::COMPLETE);
-            Ok(result)
-        }
-        other => Err(unexpected_result_error(server, "completion", other)),
-    }
-}
-
-/// Reads the result of an extension's method, and rewrites its page URIs to the offered ones.
-pub fn read_custom_result(server: &str, result: ServerResult) -> Value {
-    let mut result = Value::Object(raw_result(result));
-    apps::offer_in_answer(server, &mut result);
-    result
-}
-
-/// The error for a result of the wrong kind.
-fn unexpected_result_error(server: &str, what: &str, result: ServerResult) -> ErrorData {
-    let shown = fleet_wire::quote(&Value::Object(raw_result(result)).to_string(), SHOWN);
-    unreadable_error(server, &format!("it is not a {what}: {shown}"))
-}
-
-fn unreadable_error(server: &str, why: &str) -> ErrorData {
-    hosted_error(server, UNREADABLE, &unreadable_answer(why).message, None)
-}
-
 /// Returns the `_meta` for a hosted server. A server of a newer revision gets the caller's
 /// capabilities with every request: all of them if the caller sent them with the request, and only
 /// its extensions if the caller declared them for a session.
@@ -450,89 +308,4 @@ fn sign_of(error: &ServiceError, has_progressed: bool) -> Sign {
         ServiceError::TransportClosed | ServiceError::Cancelled { .. } => Sign::Lost,
         _ => Sign::Answer,
     }
-}
-
-fn cancelled_error(server: &str) -> ErrorData {
-    hosted_error(server, CANCELLED, "the call was cancelled", None)
-}
-
-/// The error for a call that was not made.
-fn turned_away_error(server: &str, error: &TurnedAway) -> ErrorData {
-    let message = format!("server `{server}` is not available: {error}");
-    outage_error(server, error.reason(), message, error.retry_after())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Returns whether an error means that the connection to the server was lost during the call.
-pub fn is_lost(error: &ErrorData) -> bool {
-    let reason = error.data.as_ref().and_then(|data| data.get("reason"));
-    reason.is_some_and(|reason| reason == LOST.name)
-}
-
-/// The error for a call that a hosted server has taken but not answered readably.
-fn hosted_error(
-    server: &str,
-    reason: FailureReason,
-    message: &str,
-    stderr: Option<String>,
-) -> ErrorData {
-    let FailureReason { name, code } = reason;
-    let mut data = json!({ "reason": name, "code": code.as_str(), "server": server });
-    if let (Some(stderr), Value::Object(data)) = (stderr, &mut data) {
-        data.insert("stderrTail".to_owned(), stderr.into());
-    }
-    ErrorData::new(ErrorCode::INTERNAL_ERROR, format!("server `{server}`: {message}"), Some(data))
-}
-
-/// The error for a call of a tool that is not known while its server is down.
-pub fn tool_down_error(tool: &str, error: &ServerDown) -> ErrorData {
-    let mut down = server_down_error(error);
-    down.message = format!("cannot call tool `{tool}`: {}", down.message).into();
-    down
-}
-
-/// The error for a call of a server that is down.
-pub fn server_down_error(error: &ServerDown) -> ErrorData {
-    outage_error(&error.server, error.outage, error.to_string(), error.retry_after)
-}
-
-/// The error for a request that fails only because a server, or the registry that knows it, can't
-/// be reached. The request may wait and be repeated.
-pub fn server_unavailable_error(server: &str, message: String, retry_after: Duration) -> ErrorData {
-    outage_error(server, OutageReason::Unavailable, message, retry_after)
-}
-
-/// The same for a server that may be away for another reason.
-pub fn server_outage_error(server: &str, message: String, outage: Outage) -> ErrorData {
-    outage_error(server, outage.reason, message, outage.retry_after.unwrap_or(SOON))
-}
-
-/// The error for a call that a server did not take.
-fn outage_error(
-    server: &str,
-    outage: OutageReason,
-    message: String,
-    retry_after: Duration,
-) -> ErrorData {
-    let data = json!({
-        "reason": outage.name(),
-        "code": outage.code().as_str(),
-        "server": server,
-        "retryAfterMs": millis(retry_after),
-    });
-    ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
-}
-
-/// The error for a call of an unknown server. Repeating the call does not help.
-pub fn unknown_server_error(server: &str, tool: &str) -> ErrorData {
-    let message = format!(
-        "cannot call tool `{tool}`: no MCP server named `{server}` is hosted. Host it with a server-init job or \
-         server_initialize, and call its tools once that has succeeded"
-    );
-    let code = codes::UNKNOWN_SERVER.as_str();
-    let data = json!({ "reason": "unknown-server", "code": code, "server": server });
-    ErrorData::invalid_params(message, Some(data))
 }

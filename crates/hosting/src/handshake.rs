@@ -1,21 +1,21 @@
 //! The handshake with a child process, as a state machine that does no IO.
 //!
-//! A child can be of either era of the protocol, and nothing tells how long it takes to start: a
-//! package runner may download half a minute before the server reads its first line. So no question
-//! has a limit of its own. `server/discover` is asked at once. If it is refused, or if there is no
-//! answer for a third of the whole limit, `initialize` is asked too, of the same child, and an
-//! answer to `server/discover` still counts. The one limit is that of the start, which the caller
-//! keeps.
+//! A child may speak a revision with or without sessions, and may take long to start: a package
+//! runner may download for half a minute before the server reads its first line. So no request has
+//! a timeout of its own. `server/discover` is sent at once. If it is refused, or is not answered for
+//! a third of the limit, `initialize` is sent to the same child, too; an answer to
+//! `server/discover` still counts. The only timeout is that of the whole start, which the caller
+//! enforces.
 //!
 //! The caller
 //! - sends what [`Handshake::next_message`] returns until it returns `None`,
-//! - asks [`Handshake::outcome`], and is done unless that is [`Outcome::Pending`],
+//! - checks [`Handshake::outcome`], and is finished unless that is [`Outcome::Pending`],
 //! - passes in what it reads ([`Handshake::read`]), or the time once [`Handshake::wake_at`] has
 //!   come ([`Handshake::pass_time`]), and starts over.
 //!
-//! If both questions were asked, a server that has accepted `initialize` is in a session, whatever
-//! it said to `server/discover`. So an answer to `server/discover` waits, for a third of the limit
-//! at most, for what becomes of `initialize`.
+//! If both requests were sent, a server that has accepted `initialize` is in a session, whatever it
+//! answers to `server/discover`. So an answer to `server/discover` waits, for at most a third of
+//! the limit, for the answer to `initialize`.
 
 use std::{
     collections::VecDeque,
@@ -38,40 +38,38 @@ use serde_json::json;
 
 pub(super) mod drive;
 
-/// Ids of our questions. rmcp counts up from 0 on the same connection later on, and a late answer
-/// must not be taken for one of its own; larger ids would not fit into 32 bits, which some servers
-/// have for them.
+/// The ids of our requests. rmcp later counts up from 0 on the same connection, and must not take a
+/// late answer for one of its own. The ids fit into 32 bits, because some servers keep no more.
 const DISCOVER_ID: i64 = 2_000_000_001;
 const INITIALIZE_ID: i64 = 2_000_000_002;
 
-/// How much of an answer that can't be read is quoted.
+/// The longest part of an unreadable answer that is quoted, in bytes.
 const SHOWN: usize = 200;
 
-/// The part of the limit after which silence is no answer any more.
+/// The handshake waits for this fraction of its limit for one answer.
 const PATIENCE: u32 = 3;
 
-/// Which questions are asked.
+/// Which requests are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opening {
-    /// `server/discover`, and `initialize` if need be.
+    /// `server/discover`, and `initialize` if necessary.
     DiscoverFirst,
-    /// `initialize` alone, for a server that ends itself when it hears a method that it does not
-    /// know.
+    /// `initialize` alone, for a server that exits when it receives an unknown method.
     InitializeOnly,
 }
 
-/// What the handshake has come to.
+/// The outcome of the handshake.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Outcome {
-    /// Nothing yet.
+    /// There is no outcome yet.
     Pending,
-    /// Both sides know how they talk to each other.
+    /// Client and server have agreed on a revision.
     Agreed(Box<ServerPeerInfo>),
-    /// The server has refused every question, for these reasons.
+    /// The server has refused every request, for these reasons.
     Refused(String),
 }
 
-/// What has become of a question.
+/// The state of one of our requests.
 #[derive(Debug, Clone, PartialEq)]
 enum Question {
     Unasked,
@@ -80,12 +78,12 @@ enum Question {
     Answered(Box<ServerPeerInfo>),
 }
 
-/// A handshake under way.
+/// A handshake in progress.
 #[derive(Debug)]
 pub(super) struct Handshake {
     client: ClientConfig,
     patience: Duration,
-    /// When the answer that is waited for now is not waited for any more.
+    /// When to stop waiting for the present answer.
     patient_until: Instant,
     discover: Question,
     initialize: Question,
@@ -93,7 +91,7 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// A handshake that begins now and may take as long as `limit`.
+    /// Begins a handshake that may take as long as `limit`.
     pub(super) fn new(
         client: ClientConfig,
         opening: Opening,
@@ -117,13 +115,13 @@ impl Handshake {
         handshake
     }
 
-    /// What to send next.
+    /// Returns the next message to send.
     #[must_use]
     pub(super) fn next_message(&mut self) -> Option<TxJsonRpcMessage<RoleClient>> {
         self.outbox.pop_front()
     }
 
-    /// When [`Handshake::pass_time`] has something to do, if nothing is read before.
+    /// Returns when to call [`Handshake::pass_time`] if nothing is read before.
     #[must_use]
     pub(super) fn wake_at(&self) -> Option<Instant> {
         let waits = matches!(
@@ -133,14 +131,14 @@ impl Handshake {
         waits.then_some(self.patient_until)
     }
 
-    /// Whether the server has answered anything, if only with an error.
+    /// Returns whether the server has answered anything, even if with an error.
     #[must_use]
     pub(super) fn was_answered(&self) -> bool {
         let silent = |question| matches!(question, &Question::Unasked | &Question::Open);
         !(silent(&self.discover) && silent(&self.initialize))
     }
 
-    /// What is waited for, in words for people.
+    /// Returns what is waited for, in words for people.
     #[must_use]
     pub(super) fn awaited(&self) -> &'static str {
         match (&self.discover, &self.initialize) {
@@ -150,7 +148,7 @@ impl Handshake {
         }
     }
 
-    /// What it has come to.
+    /// Returns the outcome.
     #[must_use]
     pub(super) fn outcome(&self) -> Outcome {
         match (&self.discover, &self.initialize) {
@@ -170,43 +168,43 @@ impl Handshake {
         }
     }
 
-    /// Takes in a message of the server.
+    /// Processes a message of the server.
     pub(super) fn read(&mut self, message: RxJsonRpcMessage<RoleClient>, now: Instant) {
         match message {
             JsonRpcMessage::Response(JsonRpcResponse { id, result, .. }) => match id_number(&id) {
                 Some(DISCOVER_ID) => self.end_discover(read_discover_result(result), now),
                 Some(INITIALIZE_ID) => self.end_initialize(read_initialize_result(result)),
-                _ => tracing::debug!(%id, "a hosted server answered what it was not asked"),
+                _ => tracing::debug!(%id, "a hosted server answered an unknown request"),
             },
             JsonRpcMessage::Error(JsonRpcError { id, error, .. }) => {
                 let reason = format!("error {}: {}", error.code.0, error.message);
                 match id.as_ref().map(id_number) {
                     Some(Some(DISCOVER_ID)) => self.end_discover(Err(reason), now),
                     Some(Some(INITIALIZE_ID)) => self.end_initialize(Err(reason)),
-                    // A server that can't read a request can't tell which one it was. They are read
-                    // in order.
+                    // A server that can't read a request does not know its id. Requests are read in
+                    // order.
                     None if self.discover == Question::Open => self.end_discover(Err(reason), now),
                     None => self.end_initialize(Err(reason)),
                     Some(_) => {
-                        tracing::debug!(?id, "a hosted server refused what it was not asked")
+                        tracing::debug!(?id, "a hosted server refused an unknown request")
                     }
                 }
             }
-            // A server may wait for this before it answers.
+            // The server may wait for our answer before it answers.
             JsonRpcMessage::Request(request) => self.outbox.push_back(answer_to(request)),
-            // None may come before the handshake, and none that comes is worth giving up for.
+            // No notification is allowed before the handshake, but one does no harm.
             JsonRpcMessage::Notification(_) => {}
         }
     }
 
-    /// Takes in that time has passed.
+    /// Processes the passing of time.
     pub(super) fn pass_time(&mut self, now: Instant) {
         if self.wake_at().is_none_or(|at| now < at) {
             return;
         }
 
         match self.discover {
-            // The session that `initialize` asks for is not there, and discovery needs none.
+            // There is no session, and a server that answers `server/discover` needs none.
             Question::Answered(_) => {
                 self.initialize = Question::Refused("no answer".to_owned());
             }
@@ -266,7 +264,7 @@ impl Handshake {
     }
 }
 
-/// What the server is told that asks something itself: the same as after the handshake.
+/// Answers a request of the server as it would be answered after the handshake.
 fn answer_to(
     JsonRpcRequest { id, request, .. }: JsonRpcRequest<ServerRequest>,
 ) -> TxJsonRpcMessage<RoleClient> {
@@ -274,8 +272,8 @@ fn answer_to(
         ServerRequest::PingRequest(_) => ClientResult::empty(()),
         ServerRequest::ListRootsRequest(_) => CustomResult(json!({ "roots": [] })).into(),
         other => {
-            let why = "this request is not answered during the handshake";
-            tracing::debug!(request = ?other, "a hosted server asks before the handshake is done");
+            let why = "this request is not supported during the handshake";
+            tracing::debug!(request = ?other, "a hosted server sent a request during the handshake");
             let error = ErrorData::new(ErrorCode::METHOD_NOT_FOUND, why, None);
             return JsonRpcMessage::error(error, Some(id));
         }
@@ -290,7 +288,7 @@ fn to_question(answer: Result<ServerPeerInfo, String>) -> Question {
     }
 }
 
-/// An id as the number that we gave; some servers send it back as text.
+/// Returns an id as a number, since some servers send it back as text.
 fn id_number(id: &RequestId) -> Option<i64> {
     match id {
         NumberOrString::Number(number) => Some(*number),
@@ -308,11 +306,11 @@ fn read_discover_result(result: ServerResult) -> Result<ServerPeerInfo, String> 
     Ok(ServerPeerInfo::from_discover_result(ProtocolVersion::LATEST, result))
 }
 
-/// What a server has said about itself in answer to `initialize`.
+/// Reads what a server says about itself in its answer to `initialize`.
 pub(super) fn read_initialize_result(result: ServerResult) -> Result<ServerPeerInfo, String> {
     let result = match result {
         ServerResult::InitializeResult(result) => result,
-        // What rmcp has taken for something else is read once more.
+        // rmcp may have taken the result for another one, so read it again.
         other => {
             let written = serde_json::to_value(other).unwrap_or_default();
             let shown = fleet_wire::quote(&written.to_string(), SHOWN);
@@ -321,7 +319,7 @@ pub(super) fn read_initialize_result(result: ServerResult) -> Result<ServerPeerI
                 .find(|member| written.get(*member).is_none())
                 .map_or(String::new(), |member| format!("it has no `{member}`: "));
             number::read::<InitializeResult>(written).map_err(|_| {
-                format!("its answer to `initialize` can't be read: {missing}{shown}")
+                format!("its answer to `initialize` is unreadable: {missing}{shown}")
             })?
         }
     };

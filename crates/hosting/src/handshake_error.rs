@@ -1,4 +1,4 @@
-//! Why a handshake came to nothing, and whether that is because a remote server can't be reached.
+//! Errors of handshakes, and whether they mean that a remote can't be reached.
 
 use std::io;
 
@@ -16,21 +16,22 @@ use super::{
     sse_transport::SseError,
 };
 
-/// Why a handshake came to nothing.
+/// Why a handshake failed.
 pub(super) enum HandshakeError {
-    /// The other side has closed the connection.
+    /// The server closed the connection.
     Closed {
-        /// Whether it had answered anything before that.
+        /// Whether it had answered anything before.
         answered: bool,
     },
-    /// The session was made and is of no use, perhaps because of the question that came before it.
+    /// The session does not work, perhaps because `server/discover` preceded it.
     Mixed(String),
-    /// The server, a remote one, can't be reached.
+    /// The remote can't be reached.
     Unreachable(String),
-    /// The server, a remote one, refuses our credentials.
+    /// The remote refuses our credentials.
     Unauthorized(String),
-    /// Nothing is there that takes `initialize`.
+    /// Nothing at the URL accepts `initialize`, so the remote may use the other transport.
     OtherTransport(String),
+    /// Any other failure.
     Other(String),
 }
 
@@ -77,8 +78,8 @@ impl From<ClientInitializeError> for HandshakeError {
     }
 }
 
-/// Whether a remote server is not there, rather than there and of another opinion, or behind a
-/// refusal of policy's.
+/// Returns whether an error means that a remote can't be reached, rather than that the remote or
+/// policy refuses.
 fn is_unreachable(error: &DynamicTransportError) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = match http_failure(error) {
         Some(failure) => Some(failure),
@@ -108,12 +109,12 @@ fn is_unreachable(error: &DynamicTransportError) -> bool {
     }
 }
 
-/// Whether the server has rejected a question in a way that one of the other transport does.
+/// Returns whether a remote has rejected a request as one with the other transport would.
 fn expects_other_transport(error: &DynamicTransportError) -> bool {
     http_failure(error).and_then(HttpFailure::status).is_some_and(opening::expects_other_transport)
 }
 
-/// What went wrong below rmcp's transport to a remote server.
+/// Returns the error of our HTTP client behind an error of rmcp's transport.
 pub(crate) fn http_failure(error: &DynamicTransportError) -> Option<&HttpFailure> {
     match error.error.downcast_ref() {
         Some(StreamableHttpError::<HttpFailure>::Client(failure)) => Some(failure),
@@ -121,7 +122,7 @@ pub(crate) fn http_failure(error: &DynamicTransportError) -> Option<&HttpFailure
     }
 }
 
-/// Why a remote server did not take a message, if it did not.
+/// Returns the outage because of which a remote did not take a message, if it did not.
 pub(crate) fn outage_of(error: &DynamicTransportError) -> Option<Outage> {
     if let Some(failure) = http_failure(error) {
         return failure.outage();
@@ -135,20 +136,20 @@ pub(crate) fn outage_of(error: &DynamicTransportError) -> Option<Outage> {
     }
 }
 
-/// Why a request got no result, in words for people.
+/// Describes why a request has no result, for people.
 pub(crate) fn describe_service_error(error: &ServiceError) -> String {
     match error {
         ServiceError::McpError(error) => {
             format!("it answered with error {}: {}", error.code.0, error.message)
         }
-        ServiceError::TransportClosed => "the connection ended before the answer came".to_owned(),
+        ServiceError::TransportClosed => "the connection ended before the answer".to_owned(),
         ServiceError::TransportSend(error) => describe_transport_error(error),
         other => chain(other),
     }
 }
 
-/// What a transport says went wrong. rmcp puts the whole type of the transport into its own text,
-/// and leaves out why an HTTP request failed.
+/// Describes an error of a transport. rmcp's own text contains the whole type of the transport, and
+/// leaves out why an HTTP request failed.
 pub(crate) fn describe_transport_error(error: &DynamicTransportError) -> String {
     match error.error.downcast_ref() {
         Some(StreamableHttpError::<HttpFailure>::Client(failure)) => chain(failure),

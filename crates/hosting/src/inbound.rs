@@ -1,9 +1,9 @@
-//! What a hosted server sends, on its way to rmcp.
+//! Reads what a child sends, before rmcp does.
 //!
-//! rmcp drops what it can't read, and the call that waits for it waits until its timeout. So
-//! messages are read here first, by the reader of the whole fleet ([`fleet_wire`]), and an answer
-//! that can't be read becomes an error of its request. The results of calls and lists are passed on
-//! unread (`raw`): one element that is not understood must not cost the rest.
+//! rmcp drops messages that it can't read, and then the call waits until its timeout. So messages are
+//! read here first, with the fleet's own reader ([`fleet_wire`]), and an unreadable answer becomes
+//! an error of its request. The results of calls and lists are passed on unread (`raw_result`), so
+//! that one element that is not understood does not make the rest unreadable.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,21 +21,21 @@ use serde_json::{Map, Value};
 
 use super::{forgiven::forgive_result, secrets::Secrets, unreadable::unreadable_answer};
 
-/// How many answers without an id are kept for requests that they may belong to.
+/// The most answers without an id that are kept until their request is known.
 const MAX_NAMELESS: usize = 16;
-/// How much of what can't be read is quoted.
+/// The longest part of an unreadable text that is quoted, in bytes.
 pub(super) const SHOWN: usize = 200;
 
-/// What a request asks for, as far as it matters for reading its answer.
+/// The kind of a request, which decides how its answer is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestKind {
-    /// A call, a list or content, whose result is read by the gateway.
+    /// A call, a list or content; the gateway reads the result.
     Raw,
-    /// `initialize`, whose answer is forgiven what does not matter.
+    /// `initialize`; the answer is read leniently.
     Initialize,
-    /// A stream of changes, whose answer is its end.
+    /// A stream of changes, which the answer ends.
     Stream,
-    /// Anything else.
+    /// Any other request.
     Other,
 }
 
@@ -56,7 +56,7 @@ impl RequestKind {
     }
 }
 
-/// The requests that wait for an answer on one connection.
+/// The open requests of one connection.
 #[derive(Default)]
 pub(super) struct Inbound {
     /// What the log must not show.
@@ -64,13 +64,14 @@ pub(super) struct Inbound {
     open: BTreeMap<Id, RequestKind>,
     /// Errors that name no request, each with the requests that were open when it came.
     nameless: Vec<(BTreeSet<Id>, ErrorData)>,
+    /// Unreadable answers that wait for the next line.
     held: Vec<Held>,
 }
 
-/// An answer that can't be read, and may be a line of a log that quotes the answer which follows.
+/// An unreadable answer, which may be a log line that quotes the answer after it.
 #[derive(Debug)]
 struct Held {
-    /// The request that it names or, if it names none, those that it may answer.
+    /// The request that it names, or the requests that it may answer if it names none.
     suspects: BTreeSet<Id>,
     is_named: bool,
     problem: Unreadable,
@@ -81,7 +82,7 @@ impl Inbound {
         Self { secrets, ..Self::default() }
     }
 
-    /// Notes what is sent.
+    /// Notes a message that is sent.
     pub(super) fn note_sent(&mut self, message: &ClientJsonRpcMessage) {
         match message {
             JsonRpcMessage::Request(request) => {
@@ -99,10 +100,10 @@ impl Inbound {
         }
     }
 
-    /// What is to be passed on of a line; `None` if it is no JSON-RPC at all.
+    /// Reads the messages in a line. Returns `None` if the line is not JSON-RPC.
     ///
-    /// An answer that can't be read is held until the next line has been read, so that a readable
-    /// one for the same request wins. The caller calls [`Self::release`] if no line comes.
+    /// An unreadable answer is held until the next line was read, so that a readable answer to the
+    /// same request takes precedence. If no line follows, the caller calls [`Self::release`].
     pub(super) fn read(&mut self, bytes: &[u8]) -> Option<Vec<RxJsonRpcMessage<RoleClient>>> {
         let held = std::mem::take(&mut self.held);
         let messages = fleet_wire::read(bytes);
@@ -133,20 +134,19 @@ impl Inbound {
         if is_garbage && passed.is_empty() { None } else { Some(passed) }
     }
 
-    /// Whether an answer is held that the caller has to [`Self::release`] in time.
+    /// Returns whether an answer is held, which the caller must [`Self::release`] in time.
     pub(super) fn holds_answers(&self) -> bool {
         !self.held.is_empty()
     }
 
-    /// Passes on the answers that are held: nothing better has come.
+    /// Passes on the held answers, since no readable ones replaced them.
     #[must_use]
     pub(super) fn release(&mut self) -> Vec<RxJsonRpcMessage<RoleClient>> {
         let held = std::mem::take(&mut self.held);
         held.into_iter().flat_map(|held| self.end_held(held)).collect()
     }
 
-    /// Ends the request that a line answers which is too long to be read; `None` if it is not an
-    /// answer.
+    /// Ends the request that an overlong line answers. Returns `None` if the line is not an answer.
     pub(super) fn end_too_long(
         &mut self,
         head: &[u8],
@@ -166,7 +166,7 @@ impl Inbound {
         is_answer.then(|| self.take_nameless(reply))
     }
 
-    /// Holds an answer that can't be read, if a request waits for it.
+    /// Holds an unreadable answer to an open request. Passes other answers on.
     fn answer_or_hold(&mut self, id: Id, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
         let id = self.match_id(id);
         match reply {
@@ -178,7 +178,7 @@ impl Inbound {
         }
     }
 
-    /// Ends the request that still waits for an answer which was held.
+    /// Ends the request of a held answer, if it is still open.
     fn end_held(&mut self, held: Held) -> Vec<RxJsonRpcMessage<RoleClient>> {
         let Held { mut suspects, is_named, problem } = held;
         suspects.retain(|id| self.open.contains_key(id));
@@ -200,9 +200,9 @@ impl Inbound {
         passed
     }
 
-    /// An answer that names a second request, which is not open, is the answer to the open one, and
-    /// nobody can tell what else it has twice. Reads all of `written`, so this is for a text that is
-    /// one message.
+    /// Matches an answer with an open request. If an answer has two ids and only one is of an open
+    /// request, it answers that one, but is unreadable, since other members may be duplicated, too.
+    /// Reads all of `written`, so call this only for a text that is one message.
     fn match_open(&self, id: Id, reply: Reply, written: &[u8]) -> (Id, Reply) {
         if self.open.contains_key(&self.match_id(id.clone())) {
             return (id, reply);
@@ -218,7 +218,8 @@ impl Inbound {
         }
     }
 
-    /// Some servers send an id back as text, or text as a number.
+    /// Matches an id with that of an open request, since some servers send numbers back as text, or
+    /// text as numbers.
     fn match_id(&self, id: Id) -> Id {
         if self.open.contains_key(&id) {
             return id;
@@ -230,10 +231,10 @@ impl Inbound {
         other.filter(|other| self.open.contains_key(other)).unwrap_or(id)
     }
 
-    /// An answer that names no request belongs to one of those that are open, and certainly to the
-    /// last that stays open. It is passed on as it came, too, for whoever can tell.
+    /// Takes an answer that names no request. It belongs to one of the open requests, and so to the
+    /// last one that stays open. If there are several, it is passed on unchanged, too.
     fn take_nameless(&mut self, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
-        // Whoever does not know a method has read the request, and its id. Some servers refuse
+        // A server that does not know a method has read the request and its id. Some servers refuse
         // notifications like this.
         if let Reply::Error(error) = &reply
             && error.code == i64::from(ErrorCode::METHOD_NOT_FOUND.0)
@@ -249,12 +250,14 @@ impl Inbound {
         self.blame(self.suspects(), error)
     }
 
-    /// The requests that an answer without an id may belong to.
+    /// Returns the requests that an answer without an id may belong to.
     fn suspects(&self) -> BTreeSet<Id> {
         let open = self.open.iter().filter(|(_, asked)| **asked != RequestKind::Stream);
         open.map(|(id, _)| id.clone()).collect()
     }
 
+    /// Ends the request with an error if there is a single suspect. Otherwise notes the error, and
+    /// passes it on unchanged.
     fn blame(
         &mut self,
         suspects: BTreeSet<Id>,
@@ -288,7 +291,7 @@ impl Inbound {
     }
 }
 
-/// The answer to a request in rmcp's terms.
+/// Converts the answer to a request to rmcp's type.
 fn to_rmcp_answer(
     id: RequestId,
     asked: RequestKind,
@@ -320,17 +323,17 @@ fn read_result(
     number::read(result.into()).map_err(|_| not_a_result(&shown))
 }
 
-/// The error for a result that is not one of its request.
+/// The error for a result that does not fit its request.
 pub(super) fn not_a_result(shown: &str) -> ErrorData {
     unreadable_answer(&format!("it is not a result of this request: {shown}"))
 }
 
-/// Begins the names of a result's members on their way through rmcp, so that it knows none of them
-/// and reads none.
+/// Precedes the names of a result's members on their way through rmcp, so that rmcp knows none of
+/// them and reads none.
 const UNREAD: &str = "io.mcp-fleet/unread/";
 
-/// A result of a tool, a prompt or the contents of a resource, known by its looks, in a form that
-/// rmcp does not read; other results as they are.
+/// Converts a result that looks like that of a tool, a prompt or a resource to a form that rmcp does
+/// not read. Returns other results unchanged.
 pub(super) fn hide_from_rmcp(result: Map<String, Value>) -> Map<String, Value> {
     let lists = ["content", "structuredContent", "isError", "messages", "contents"];
     match lists.iter().any(|key| result.contains_key(*key)) {
@@ -341,7 +344,7 @@ pub(super) fn hide_from_rmcp(result: Map<String, Value>) -> Map<String, Value> {
     }
 }
 
-/// A result as the server wrote it, as far as rmcp has not read it.
+/// Returns a result as the server wrote it, as far as rmcp has not read it.
 pub(crate) fn raw_result(result: ServerResult) -> Map<String, Value> {
     let value = match result {
         ServerResult::CustomResult(CustomResult(value)) => value,
@@ -355,13 +358,13 @@ pub(crate) fn raw_result(result: ServerResult) -> Map<String, Value> {
     result.into_iter().map(|(name, member)| (own_name(name), member)).collect()
 }
 
-/// An error in rmcp's terms. A code that does not fit is none that anybody knows.
+/// Converts an error to rmcp's type. A code that does not fit into 32 bits has no meaning.
 pub(super) fn to_error_data(error: RpcError) -> ErrorData {
     let code = i32::try_from(error.code).unwrap_or(ErrorCode::INTERNAL_ERROR.0);
     ErrorData::new(ErrorCode(code), error.message, error.data)
 }
 
-/// An id in the terms of `fleet_wire`.
+/// Converts an id to the type of `fleet_wire`.
 pub(super) fn wire_id(id: &RequestId) -> Id {
     match id {
         NumberOrString::Number(number) => Id::Number(*number),
@@ -393,7 +396,7 @@ mod tests {
         inbound
     }
 
-    /// The ids of the answers that are passed on, and their errors.
+    /// Returns the ids of the answers that are passed on, and their errors.
     fn ends(messages: Vec<ServerJsonRpcMessage>) -> Vec<(i64, Option<String>)> {
         let number = |id: &RequestId| match id {
             NumberOrString::Number(number) => *number,
@@ -454,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_an_id_is_that_of_the_last_suspect() {
+    fn an_answer_without_an_id_ends_the_last_request_that_it_may_belong_to() {
         let mut inbound = inbound(&[1, 2]);
         let nameless = br#"{"id":null,"error":{"code":-32603,"message":"boom"}}"#;
         let passed = inbound.read(nameless).unwrap();
@@ -462,7 +465,7 @@ mod tests {
             matches!(&passed[..], [JsonRpcMessage::Error(error)] if error.id.is_none()),
             "{passed:?}"
         );
-        // What is asked later is no suspect.
+        // It can't belong to a later request.
         let ping = ClientRequest::PingRequest(PingRequest::default());
         inbound.note_sent(&ClientJsonRpcMessage::request(ping, NumberOrString::Number(3)));
         let found = ends(inbound.read(br#"{"id":1,"result":{}}"#).unwrap());
@@ -500,7 +503,7 @@ mod tests {
         }
     }
 
-    /// The other replies of a text name requests of their own.
+    /// Each reply in a text names its own request.
     #[test]
     fn the_servers_own_request_does_not_end_the_call_of_its_id() {
         let mut inbound = inbound(&[7]);
@@ -509,7 +512,7 @@ mod tests {
         assert_eq!(ends(inbound.read(br#"{"id":7,"result":{}}"#).unwrap()), [(7, None)]);
     }
 
-    /// If each reply were looked for in all of the text, this would not end in an hour.
+    /// If each reply were searched for in the whole text, this test would run for more than an hour.
     #[test]
     fn a_text_of_many_foreign_replies_is_read_once() {
         let replies = vec![r#"{"id":1,"result":{}}"#; 200_000].join(",");
@@ -545,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_need_not_say_its_version() {
+    fn a_server_need_not_name_its_version() {
         let result = json!({"protocolVersion": "2025-06-18", "capabilities": null, "serverInfo": {"name": "s"}});
         let Value::Object(map) = result else { panic!("no object") };
         let found = read_result(RequestKind::Initialize, map, &Secrets::default()).unwrap();

@@ -1,9 +1,9 @@
-//! Items and members of results that rmcp's types have no place for, on their way to whoever asked.
+//! Carries items and members of results through rmcp that its types can't represent.
 //!
-//! A content item of a kind that rmcp does not know, or with a member missing, would cost the whole
-//! result of a tool that has run, of a prompt or of a resource, and members that rmcp does not know
-//! would be lost. So they travel in the result's `_meta`, under [`KEPT_ITEMS`], and are put back in
-//! their places when the answer is written ([`restore`]).
+//! A content item of an unknown kind, or without a required member, would make the whole result
+//! unreadable, although the tool has run; and members that rmcp does not know would be lost. So they
+//! are kept in the result's `_meta` under [`KEPT_ITEMS`], and restored when the answer is written
+//! ([`restore`]).
 
 use fleet_job::number;
 use rmcp::{
@@ -15,14 +15,15 @@ use rmcp::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
-/// In a result's `_meta`, on its way through this server: items that rmcp can't hold, by the member
-/// whose list they belong to and their positions in it.
+/// The key in a result's `_meta` under which this server keeps items that rmcp can't represent, by
+/// the member whose list contains them and their positions in it.
 pub const KEPT_ITEMS: &str = "io.mcp-fleet/content";
 
-/// Beside those lists: members of the result itself.
+/// Beside those lists, the key for members of the result itself.
 const MEMBERS: &str = "io.mcp-fleet/members";
 
-/// The items of a result's `member` that rmcp can hold as a whole. The others are kept in `_meta`.
+/// Returns the items of a result's `member` that rmcp can represent exactly. The others are kept in
+/// `_meta`.
 pub fn keep_unreadable_items<T: DeserializeOwned + Serialize>(
     member: &str,
     items: Vec<Value>,
@@ -45,7 +46,7 @@ pub fn keep_unreadable_items<T: DeserializeOwned + Serialize>(
     held
 }
 
-/// An item in rmcp's terms, if rmcp writes it as the server did.
+/// Reads an item with rmcp's type, if rmcp would write it exactly as the server did.
 fn read_whole<T: DeserializeOwned + Serialize>(item: &Value) -> Option<T> {
     let held: T = number::read(item.clone()).ok()?;
     let is_written_alike =
@@ -54,15 +55,15 @@ fn read_whole<T: DeserializeOwned + Serialize>(item: &Value) -> Option<T> {
     is_whole.then_some(held)
 }
 
-/// Whether an item that rmcp can read has nothing but what all such items have. Most do, and need
-/// not be written to see it.
+/// Returns whether an item has only the usual members. Most items do, and need not be serialized to
+/// check that.
 fn has_usual_members(item: &Value) -> bool {
     item.as_object().is_some_and(|item| {
         item.keys().eq(["type", "text"]) || item.keys().eq(["type", "data", "mimeType"])
     })
 }
 
-/// Keeps members of a result in `_meta`, after the items of its lists.
+/// Keeps members of a result in `_meta`. Call this after the items of its lists were kept.
 pub fn keep_members(members: Map<String, Value>, meta: &mut Option<MetaObject>) {
     if members.is_empty() {
         return;
@@ -74,20 +75,20 @@ pub fn keep_members(members: Map<String, Value>, meta: &mut Option<MetaObject>) 
     }
 }
 
-/// Shows every item and member in what was kept.
+/// Calls `show` for every kept item and member.
 pub fn for_each_kept(kept: &mut Value, show: impl FnMut(&mut Value)) {
     let parts = kept.as_object_mut().into_iter().flat_map(Map::values_mut);
     parts.filter_map(Value::as_object_mut).flat_map(Map::values_mut).for_each(show);
 }
 
-/// Removes what a hosted server says was kept here.
+/// Removes kept items that a hosted server has forged.
 pub fn remove_forged(meta: &mut Option<MetaObject>) {
     if let Some(meta) = meta {
         meta.shift_remove(KEPT_ITEMS);
     }
 }
 
-/// Puts what was kept aside back into a JSON-RPC message. Whether there was anything.
+/// Restores kept items and members in a JSON-RPC message. Returns whether there were any.
 pub fn restore(message: &mut Value) -> bool {
     let Some(result) = message.get_mut("result").and_then(Value::as_object_mut) else {
         return false;
@@ -124,7 +125,7 @@ fn insert_items(list: &mut Vec<Value>, items: Map<String, Value>) {
     }
 }
 
-/// The same for a message to a client of ours.
+/// Restores kept items and members in a message to a client.
 pub fn restore_message(message: ServerJsonRpcMessage) -> ServerJsonRpcMessage {
     let JsonRpcMessage::Response(response) = &message else { return message };
     let meta = match &response.result {
@@ -144,7 +145,7 @@ pub fn restore_message(message: ServerJsonRpcMessage) -> ServerJsonRpcMessage {
     ServerJsonRpcMessage::response(ServerResult::CustomResult(result), id)
 }
 
-/// A transport whose messages leave with the items that were kept aside.
+/// A transport that restores kept items and members in the messages that it sends.
 pub struct Restoring<T>(pub T);
 
 impl<T: Transport<RoleServer>> Transport<RoleServer> for Restoring<T> {
@@ -166,7 +167,8 @@ impl<T: Transport<RoleServer>> Transport<RoleServer> for Restoring<T> {
     }
 }
 
-/// The same for a message as text, or as the data of an event. `None` if nothing is to be put back.
+/// Restores kept items and members in a message as text, or in the data of an event. Returns `None`
+/// if there are none.
 pub fn restore_text(text: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(text).ok().filter(|text| text.contains(KEPT_ITEMS))?;
     let restored = |json: &str| {

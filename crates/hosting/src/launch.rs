@@ -1,8 +1,9 @@
-//! From a configuration to something that may be started: variables, `envFile`, paths, policy.
+//! Turns a configuration into something that may be started: expands variables, reads the
+//! `envFile`, resolves paths, and checks policy.
 //!
-//! Policy is asked about the command line as it was written, before a variable is expanded or
-//! anything that the message names is looked at on the disk. So a refused message learns nothing
-//! about either, and which variables may be expanded is the rule's to say.
+//! Policy checks the command line as it was written, before any variable is expanded or any file
+//! that the message names is looked at. So a refused message learns nothing about either, and the
+//! rule that allows the command decides which variables may be expanded.
 
 use std::{
     cell::RefCell,
@@ -28,50 +29,50 @@ mod child;
 mod named_file;
 mod url_target;
 
-/// Something that may be started. Equal specs start the same thing. Holds secrets, so it has no
-/// `Debug`.
+/// Something that may be started. Equal specs start the same thing. There is no `Debug`, because a
+/// spec contains secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub enum LaunchSpec {
     /// A child process.
     Child(ChildSpec),
-    /// A remote server that speaks one of the two that follow; nothing says which.
+    /// A remote whose transport the configuration does not name: one of the following two.
     Url(RemoteSpec),
-    /// A remote server that speaks Streamable HTTP.
+    /// A remote with the Streamable HTTP transport.
     Remote(RemoteSpec),
-    /// A remote server that speaks the HTTP+SSE transport of 2024.
+    /// A remote with the HTTP+SSE transport of 2024.
     Sse(RemoteSpec),
 }
 
 /// A child process that may be started.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ChildSpec {
-    /// The program, found.
+    /// The absolute path of the program.
     pub program: PathBuf,
-    /// Its arguments.
+    /// The arguments.
     pub args: Vec<String>,
-    /// Its working directory, canonical; the server's own where there is none.
+    /// The canonical working directory; `None` for the server's own.
     pub cwd: Option<PathBuf>,
-    /// Its whole environment.
+    /// The whole environment.
     pub env: BTreeMap<String, String>,
-    /// What of the machine it may use.
+    /// Which parts of the machine the child may use.
     pub confinement: Confinement,
-    /// What nobody should read in its words.
+    /// The values to hide in what the child writes.
     pub secrets: Secrets,
 }
 
-/// A remote server that may be connected to.
+/// A remote that may be connected to.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RemoteSpec {
-    /// Where it listens.
+    /// The URL.
     pub url: Url,
-    /// Headers for every request to it.
+    /// Headers for every request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// What nobody should read in errors about it.
+    /// The values to hide in errors.
     pub secrets: Secrets,
 }
 
 impl LaunchSpec {
-    /// What nobody should read in texts about it.
+    /// Returns the values to hide in texts about the server.
     pub fn secrets(&self) -> &Secrets {
         match self {
             Self::Child(spec) => &spec.secrets,
@@ -80,28 +81,28 @@ impl LaunchSpec {
     }
 }
 
-/// Why something may or can not be started. All of these are the caller's to mend.
+/// Why a configuration must not or can't be started. The caller can fix all of these.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// A variable can't be expanded.
-    #[error("the configuration can't be expanded [{code}]", code = codes::SERVER_CONFIG)]
+    #[error("could not expand the configuration [{code}]", code = codes::SERVER_CONFIG)]
     Expand(#[from] FieldExpandError),
     /// Policy refuses it.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// A path of the configuration can't be used.
-    #[error("`{field}` {path:?} [{code}]", code = codes::SERVER_CONFIG)]
+    /// A path in the configuration is unusable.
+    #[error("cannot use `{field}` {path:?} [{code}]", code = codes::SERVER_CONFIG)]
     Path {
-        /// The field.
+        /// The field that has the path.
         field: &'static str,
-        /// The path.
+        /// The path as written.
         path: String,
-        /// Why not.
+        /// What is wrong with it.
         #[source]
         error: io::Error,
     },
-    /// The `envFile` is no `.env` file.
-    #[error("`envFile` {path:?} [{code}]", code = codes::SERVER_CONFIG)]
+    /// The `envFile` is not a valid `.env` file.
+    #[error("cannot read `envFile` {path:?} [{code}]", code = codes::SERVER_CONFIG)]
     EnvFile {
         /// The file.
         path: String,
@@ -109,22 +110,22 @@ pub enum LaunchError {
         #[source]
         error: DotenvError,
     },
-    /// The program is not there.
+    /// The program does not exist.
     #[error(
-        "the command `{0}` does not exist or is not executable (looked for in the server's PATH) [{code}]",
+        "the command `{0}` does not exist or is not executable (searched in the server's PATH) [{code}]",
         code = codes::SERVER_CONFIG
     )]
     NoProgram(String),
-    /// The URL is no HTTP URL.
+    /// The URL is not an HTTP URL without credentials.
     #[error(
         "`url` must be an http or https URL without user name or password [{code}]",
         code = codes::SERVER_CONFIG
     )]
     Url,
-    /// A header can't be sent.
-    #[error("the header {0:?} can't be sent [{code}]", code = codes::SERVER_CONFIG)]
+    /// A header is invalid.
+    #[error("the header {0:?} has an invalid name or value [{code}]", code = codes::SERVER_CONFIG)]
     Header(String),
-    /// A header that is the transport's own.
+    /// A header is reserved for the transport.
     #[error(
         "the header {0:?} is set by the transport and can't be configured [{code}]",
         code = codes::SERVER_CONFIG
@@ -132,16 +133,16 @@ pub enum LaunchError {
     OwnHeader(String),
 }
 
-/// The rule of a policy that allows something.
+/// Refers to the rule of a policy that allows something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RuleRef {
-    /// The table in the policy file that it is an entry of.
+    /// The table of the policy file that contains the rule.
     pub table: &'static str,
-    /// Its place among the others of its kind, from 1.
+    /// The rule's position in its table, from 1.
     pub number: usize,
-    /// Where it stands in the policy file; nothing for a flag.
+    /// The rule's line in the policy file; `None` if a flag defined it.
     pub line: Option<usize>,
-    /// What it covers.
+    /// What the rule covers.
     pub covers: String,
 }
 
@@ -158,12 +159,12 @@ impl fmt::Display for RuleRef {
 ///
 /// # Errors
 ///
-/// Where policy refuses it, or something that it names is not there.
+/// Returns an error if policy refuses the configuration, or something that it names does not exist.
 pub async fn resolve(entry: &ServerEntry, policy: &Policy) -> Result<LaunchSpec, LaunchError> {
     resolve_with_rule(entry, policy).await.map(|(spec, _)| spec)
 }
 
-/// The same with the rule that allows it.
+/// Does the same as [`resolve`], and also returns the rule that allows it.
 ///
 /// # Errors
 ///
@@ -195,7 +196,7 @@ pub async fn resolve_with_rule(
     }
 }
 
-/// The variables of the server's environment that a rule allows, and what was used of them.
+/// The variables of the server's environment that a rule allows, and the values that were used.
 struct Environment<'a> {
     allowed: &'a BTreeSet<String>,
     used: RefCell<BTreeMap<String, String>>,
@@ -209,19 +210,20 @@ impl<'a> Environment<'a> {
     fn look_up(&self, name: &str) -> Variable {
         if !self.allowed.contains(name) {
             return Variable::Refused(
-                "it is not listed; use --expand-env (MCP_EXPAND_ENV) or `expand` in the [[command]] or [[remote]] \
-                 of the policy file"
+                "it is not listed; to allow it, use --expand-env (MCP_EXPAND_ENV) or `expand` in the [[command]] or \
+                 [[remote]] of the policy file"
                     .to_owned(),
             );
         }
+
         let Ok(value) = std::env::var(name) else { return Variable::Unset };
         self.used.borrow_mut().insert(name.to_owned(), value.clone());
         Variable::Value(value)
     }
 }
 
-/// The error to report of what several rules say: what is allowed and does not work tells more than
-/// what is not allowed.
+/// Picks the error to report if several rules fail. A rule that allows the configuration but fails
+/// otherwise tells more than one that refuses it.
 fn pick_error(first: Option<LaunchError>, second: LaunchError) -> LaunchError {
     match first {
         Some(first) if !first.is_refusal() || second.is_refusal() => first,

@@ -1,8 +1,8 @@
-//! Reading one page of what a server lists, item by item: an item that can't be read loses itself
-//! and not the whole list.
+//! Reads one page of a server's list item by item, so that an unreadable item does not make the
+//! whole list unreadable.
 //!
-//! What an item can do without (an icon, a hint, an output schema) is left out if it can't be read.
-//! An item whose name or schema can't be read is hidden, with the reason.
+//! Unreadable optional members of an item (an icon, a hint, an output schema) are left out. An item
+//! whose name or schema is unreadable is hidden, with the reason.
 
 use fleet_job::number;
 use rmcp::model::{
@@ -13,44 +13,44 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
-/// A list that is longer than this is not a server's but an attack.
+/// The most items in a list. No honest server has more.
 pub(super) const MAX_ITEMS: usize = 10_000;
-/// How many oddities of a page are logged.
+/// The most remarks about a page that are logged.
 const MAX_REMARKS: usize = 20;
-/// How much of what can't be read is quoted.
+/// The longest part of an unreadable value that is quoted, in bytes.
 const SHOWN: usize = 120;
 
-/// Something that a server lists and that can't be offered.
+/// A listed item that can't be offered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct HiddenTool {
-    /// Its name at its server.
+    /// The item's name at its server.
     pub name: String,
-    /// Why it can't be offered.
+    /// Why the item can't be offered.
     pub reason: String,
 }
 
 impl HiddenTool {
-    /// What can't be offered, with a name that may be anything.
+    /// Creates a hidden item; its name may be any text.
     pub(super) fn new(name: &str, reason: impl Into<String>) -> Self {
         Self { name: name.escape_debug().take(200).collect(), reason: reason.into() }
     }
 }
 
-/// One kind of list.
+/// An item of one kind of list.
 pub(super) trait Listed: Serialize + DeserializeOwned {
-    /// The request for it.
+    /// The method of the list.
     const METHOD: &'static str;
-    /// What is waited for while it is asked for.
+    /// What is waited for while the list is requested, for people.
     const AWAITED: &'static str;
-    /// Where the items are in the result.
+    /// The member of the result that contains the items.
     const FIELD: &'static str;
-    /// What an item must have: texts.
+    /// The strings that an item must have. The first identifies it.
     const TEXTS: &'static [&'static str];
 
-    /// The request for a page.
+    /// Creates the request for a page.
     fn request(params: PaginatedRequestParams) -> ClientRequest;
 
-    /// Puts in what a server may leave out, or says what is wrong.
+    /// Adds what servers leave out. Returns an error if the item can't be used.
     fn complete(item: &mut Map<String, Value>) -> Result<(), String>;
 }
 
@@ -92,12 +92,12 @@ listed!(
     require_nothing
 );
 
-/// Nothing may be left out.
+/// Adds nothing.
 fn require_nothing(_: &mut Map<String, Value>) -> Result<(), String> {
     Ok(())
 }
 
-/// A tool that says nothing of its arguments takes an object, like every tool.
+/// Adds an input schema if there is none. The arguments of every tool are an object.
 fn complete_tool(tool: &mut Map<String, Value>) -> Result<(), String> {
     let schema = tool.entry("inputSchema").or_insert(Value::Null);
     match schema {
@@ -113,9 +113,9 @@ fn complete_tool(tool: &mut Map<String, Value>) -> Result<(), String> {
 pub(super) struct Page<T> {
     pub(super) items: Vec<T>,
     pub(super) hidden: Vec<HiddenTool>,
-    /// What to ask for the next page with.
+    /// The cursor of the next page.
     pub(super) next: Option<String>,
-    /// What was left out or put up with, for the log.
+    /// What was left out, for the log.
     pub(super) remarks: Vec<String>,
 }
 
@@ -124,7 +124,7 @@ impl<T: Listed> Page<T> {
     ///
     /// # Errors
     ///
-    /// If there is no list in it, or one that is too long.
+    /// Returns an error if the result contains no list, or a page that is too long.
     pub(super) fn read(mut result: Map<String, Value>) -> Result<Self, String> {
         let items = match result.remove(T::FIELD) {
             Some(Value::Array(items)) => items,
@@ -140,7 +140,8 @@ impl<T: Listed> Page<T> {
         };
 
         if items.len() > MAX_ITEMS {
-            return Err(format!("a page of {} items; at most {MAX_ITEMS} are read", items.len()));
+            let items = items.len();
+            return Err(format!("a page has {items} items; the limit is {MAX_ITEMS}"));
         }
 
         let mut page =
@@ -156,12 +157,12 @@ impl<T: Listed> Page<T> {
     fn read_cursor(&mut self, cursor: Option<Value>) -> Option<String> {
         match cursor? {
             Value::Null => None,
-            // Many servers write this at the end of their list.
+            // Many servers send an empty cursor with the last page.
             Value::String(cursor) if cursor.is_empty() => None,
             Value::String(cursor) => Some(cursor),
             Value::Number(cursor) => Some(cursor.to_string()),
             other => {
-                self.remarks.push(format!("nextCursor is not a text: {}", quoted(&other)));
+                self.remarks.push(format!("nextCursor is not a string: {}", quoted(&other)));
                 None
             }
         }
@@ -179,7 +180,7 @@ impl<T: Listed> Page<T> {
     }
 }
 
-/// Reads an item, without those of its members that can't be read.
+/// Reads an item without its unreadable optional members.
 fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, String> {
     let Value::Object(mut item) = item else {
         return Err(format!("it is not an object: {}", quoted(&item)));
@@ -189,7 +190,7 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
             Some(Value::String(text)) if !text.is_empty() => {}
             None => return Err(format!("it has no {key}: {}", quoted(&item.into()))),
             Some(other) => {
-                return Err(format!("its {key} is not a text, or empty: {}", quoted(other)));
+                return Err(format!("its {key} is not a non-empty string: {}", quoted(other)));
             }
         }
     }
@@ -210,15 +211,12 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
             number::read::<T>(item.into()).is_ok()
         };
         let Some(found) = readable_part(&value, is_readable) else {
-            remarks.push(format!(
-                "left {key} of `{name}` out, which can't be read: {}",
-                quoted(&value)
-            ));
+            remarks.push(format!("ignoring the invalid {key} of `{name}`: {}", quoted(&value)));
             continue;
         };
         if found != value {
             remarks.push(format!(
-                "left a part of {key} of `{name}` out, which can't be read: {}",
+                "ignoring the invalid part of the {key} of `{name}`: {}",
                 quoted(&value)
             ));
         }
@@ -227,15 +225,15 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
     number::read(kept.into()).map_err(|error| error.to_string())
 }
 
-/// An item with nothing but what it must have. Members are tried on it, so that an item costs no
-/// more than its size.
+/// Returns an item with only the required members. Optional members are tried with it, so that the
+/// cost of an item is linear in its size.
 fn minimal_item<T: Listed>() -> Map<String, Value> {
     let texts = T::TEXTS.iter().map(|key| ((*key).to_owned(), json!("x")));
     texts.chain([("inputSchema".to_owned(), json!({}))]).collect()
 }
 
-/// The value, or those of its elements or members that can be read each by itself, if there are
-/// any.
+/// Returns the value if it is readable, or else those of its elements or members that are readable
+/// on their own, if any.
 fn readable_part(value: &Value, is_readable: impl Fn(&Value) -> bool) -> Option<Value> {
     if is_readable(value) {
         return Some(value.clone());
@@ -278,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_tool_loses_what_can_not_be_read_of_it() {
+    fn unreadable_optional_members_of_a_tool_are_left_out() {
         let check = |odd: Value, expected: Value| {
             let good = json!({"name": "work", "inputSchema": {"type": "object"}});
             let page = page(json!({"resultType": "complete", "tools": [good, odd]}));
@@ -319,8 +317,8 @@ mod tests {
             "(without a name)",
             "it has no name: {\"description\":\"x\"}",
         );
-        check(json!({"name": ""}), "(without a name)", "its name is not a text, or empty: \"\"");
-        check(json!({"name": 7}), "(without a name)", "its name is not a text, or empty: 7");
+        check(json!({"name": ""}), "(without a name)", "its name is not a non-empty string: \"\"");
+        check(json!({"name": 7}), "(without a name)", "its name is not a non-empty string: 7");
         check(
             tool("inputSchema", json!(true)),
             "odd",
@@ -348,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_quoted() {
+    fn a_result_without_a_list_is_quoted() {
         let error =
             |result: Value| Page::<Tool>::read(result.as_object().unwrap().clone()).unwrap_err();
         assert_eq!(error(json!({"tool": []})), "the answer has no `tools`: {\"tool\":[]}");

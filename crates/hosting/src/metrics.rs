@@ -10,13 +10,13 @@ pub const HOSTED_SERVERS: Metric = Metric {
     labels: &["state"],
     help: "Hosted servers by state: starting, running, failed, idle, refused.",
 };
-/// Child processes.
+/// Processes of children.
 pub const CHILDREN: Metric = Metric {
     name: "mcp_server_hosted_children",
     kind: Kind::Gauge,
     unit: Unit::Count,
     labels: &[],
-    help: "Processes of hosted servers that run.",
+    help: "Running processes of hosted servers.",
 };
 /// Restarts of hosted servers.
 pub const HOSTED_RESTARTS: Metric = Metric {
@@ -24,7 +24,7 @@ pub const HOSTED_RESTARTS: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &[],
-    help: "Restarts of hosted servers that had died.",
+    help: "Restarts of hosted servers that had failed.",
 };
 /// Calls of hosted tools.
 pub const CALLS_IN_FLIGHT: Metric = Metric {
@@ -32,7 +32,7 @@ pub const CALLS_IN_FLIGHT: Metric = Metric {
     kind: Kind::Gauge,
     unit: Unit::Count,
     labels: &[],
-    help: "Calls of hosted tools that are under way.",
+    help: "Running calls of hosted tools.",
 };
 /// Calls that were not made.
 pub const CALLS_TURNED_AWAY: Metric = Metric {
@@ -48,26 +48,27 @@ pub const BREAKER_CHANGES: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &["to"],
-    help: "How often the breaker of a hosted server changed: open (calls were lost in a row), closed (it answers again).",
+    help: "State changes of hosted servers' breakers: open (several calls in a row were lost), closed (the server answers \
+           again).",
 };
-/// Writes that the registry has not taken.
+/// Writes that the registry has not accepted yet.
 pub const REGISTRY_UNWRITTEN: Metric = Metric {
     name: "mcp_server_registry_unwritten",
     kind: Kind::Gauge,
     unit: Unit::Count,
     labels: &[],
-    help: "Servers that this replica was told to host or to remove, and that the shared registry has not taken yet.",
+    help: "Changes of hosted servers that this replica has made but the shared registry has not accepted yet.",
 };
-/// Writes that the registry has refused.
+/// Failed writes to the registry.
 pub const REGISTRY_WRITE_FAILURES: Metric = Metric {
     name: "mcp_server_registry_write_failures_total",
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &[],
-    help: "Writes to the shared registry that failed. Each is repeated until the registry has taken it.",
+    help: "Failed writes to the shared registry. Each write is repeated until it succeeds.",
 };
 
-/// All of them.
+/// All metrics of hosted servers.
 pub const TABLE: &[Metric] = &[
     HOSTED_SERVERS,
     CHILDREN,

@@ -1,37 +1,36 @@
-//! Messages that a child prints over several lines, as `json.dumps(…, indent=2)` writes them.
+//! Joins messages that a child prints over several lines, as `json.dumps(…, indent=2)` does.
 //!
-//! Such a message begins with a line that is nothing but a bracket. Its lines are kept until every
-//! bracket is closed, or until a line comes that can't be one of them. Does no IO.
+//! Such a message begins with a line that is only a bracket. Its lines are kept until all brackets
+//! are closed, or until a line comes that can't be part of it. Does no IO.
 
 use super::stdout::MAX_LINE;
 
-/// What a line makes of the message that is being read.
+/// The role of a line in a multi-line message.
 #[derive(Debug, PartialEq)]
 pub(super) enum LineRole {
-    /// It does not belong to one: it is to be read by itself, after so many lines before it have
-    /// come to nothing.
+    /// The line is not part of such a message and must be read by itself.
     Alone {
-        /// The beginning of a message that came to nothing.
+        /// The lines before it, if they turned out not to be a message.
         abandoned: Option<Vec<u8>>,
     },
-    /// It belongs to one that goes on.
+    /// The line is part of a message that goes on.
     Held,
-    /// It ends one.
+    /// The line completes this message.
     Whole(Vec<u8>),
 }
 
-/// Puts messages together.
+/// Joins the lines of messages.
 #[derive(Debug, Default)]
 pub(super) struct MultilineReader {
     text: Vec<u8>,
-    /// How many brackets are open; 0 if no message has begun.
+    /// The number of open brackets; 0 if no message has begun.
     depth: usize,
 }
 
 impl MultilineReader {
-    /// Takes in the next line.
+    /// Adds the next line.
     pub(super) fn add_line(&mut self, line: &[u8]) -> LineRole {
-        // A message by itself is not indented.
+        // A message on a single line is not indented.
         let is_message = line.starts_with(b"{\"");
         let trimmed = line.trim_ascii();
         if self.depth == 0 {
@@ -53,7 +52,7 @@ impl MultilineReader {
     }
 }
 
-/// Whether a line can be one within a value: it begins as a key, a value or a bracket does.
+/// Returns whether a line can be part of a value: it begins like a key, a value or a bracket.
 fn may_go_on(line: &[u8]) -> bool {
     match line {
         [] | [b'"' | b'{' | b'}' | b'[' | b']' | b',' | b'-' | b'0'..=b'9', ..] => true,
@@ -63,7 +62,7 @@ fn may_go_on(line: &[u8]) -> bool {
     }
 }
 
-/// How many brackets are open behind a line. No string goes on behind its line.
+/// Returns the number of open brackets after a line. Strings don't span lines.
 fn depth_after(line: &[u8], mut depth: usize) -> usize {
     let mut is_in_string = false;
     let mut bytes = line.iter();
@@ -86,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_over_several_lines_is_put_together() {
+    fn a_message_over_several_lines_is_joined() {
         let message = json!({"jsonrpc": "2.0", "id": 7, "result": {"content": [{"text": "}\"]{", "n": [-1, true, null, {}]}]}});
         let mut reader = MultilineReader::default();
         for written in [&message, &json!([message])] {
@@ -101,14 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bracket_that_begins_nothing_costs_no_message() {
+    fn a_lone_bracket_does_not_swallow_a_message() {
         let answer = br#"{"id":7,"result":{},"jsonrpc":"2.0"}"#.as_slice();
         for line in [b"[INFO] ready".as_slice(), b"ready {", b"trueish", answer] {
             let mut reader = MultilineReader::default();
             assert_eq!(reader.add_line(b" { \r"), LineRole::Held);
             let is_given_up =
                 matches!(reader.add_line(line), LineRole::Alone { abandoned: Some(_) });
-            // What looks like a list is one as long as nothing says otherwise.
+            // A line that begins like a list may be one.
             assert_eq!(is_given_up, line != b"[INFO] ready", "{line:?}");
             let next = reader.add_line(answer);
             assert!(

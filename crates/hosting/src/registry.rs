@@ -1,10 +1,8 @@
-//! Which servers all replicas should host: what one of them was told, for all of them, and for
-//! after a restart.
+//! The registry: which servers all replicas should host, also after a restart.
 //!
-//! A [`Registry`] keeps records and tells of changes, in one order for everybody. [`shared`] makes
-//! the fleet of this process follow it. What it tells is no command but a wish of somebody who
-//! could write there: every replica asks its own policy, and a record that it refuses is shown in
-//! `server_status`.
+//! A [`Registry`] stores records and reports changes in the same order to every replica. [`shared`]
+//! makes the fleet of this process follow it. A record is a request, not a command: every replica
+//! checks its own policy, and shows records that it refuses in `server_status`.
 
 use std::fmt::Debug;
 
@@ -25,77 +23,77 @@ pub use shared::Shared;
 
 use sharing::Plain;
 
-/// Where replicas share what they host.
+/// The settings of a registry in Kafka.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryConfig {
-    /// The brokers, `host:port`, comma-separated. More about them is in `KAFKA_PROPERTY_…` of the
-    /// environment.
+    /// The brokers as `host:port`, comma-separated. `KAFKA_PROPERTY_…` in the environment holds
+    /// further connection settings.
     pub brokers: String,
     /// The topic.
     pub topic: String,
-    /// Names of what may be written there as it is.
+    /// The names of values that may be written in plain text.
     pub plain: Plain,
 }
 
-/// A store of records by name, and of their order.
+/// A store of records by name, with a common order of changes.
 pub trait Registry: Debug + Send + Sync {
-    /// Whether what is put here can be read by others.
+    /// Returns whether others can read the records.
     fn is_shared(&self) -> bool;
 
-    /// Puts a record in the place of what there was of its name. Ends when it can't be lost any
-    /// more.
+    /// Writes a record, and replaces the previous one of its name. Resolves once the record is
+    /// stored durably.
     fn put<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Result<(), RegistryError>>;
 
-    /// Takes the record of a name out. Ends when that can't be lost any more.
+    /// Removes the record of a name. Resolves once the removal is stored durably.
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), RegistryError>>;
 
-    /// All records, and from then on all changes, for as long as the stream is there. There is one
-    /// at a time.
+    /// Returns a stream of all records and then of all changes. There is one stream at a time.
     ///
     /// # Errors
     ///
-    /// If the records can't be followed at all.
+    /// Returns an error if the records can't be followed at all.
     fn watch(&self) -> Result<BoxStream<'static, RegistryChange>, RegistryError>;
 
-    /// Asks for a [`RegistryChange::CaughtUp`] with the number that is given back, or a later one, once the
-    /// stream has told of everything that was there at this moment.
+    /// Requests a [`RegistryChange::CaughtUp`] with the returned number, or a later one, once the
+    /// stream has reported everything that the registry holds now.
     fn catch_up(&self) -> u64;
 }
 
-/// What a stream of changes tells.
+/// A change of the registry.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RegistryChange {
-    /// There is a record, in the place of what there was of its name.
+    /// A record was written. It replaces the previous one of its name.
     Put(Record),
-    /// There is none of this name.
+    /// The record of this name was removed.
     Removed {
         /// The name.
         name: String,
         /// When it was removed, if that is known.
         at: Option<Timestamp>,
     },
-    /// There is something of this name that can't be read.
+    /// The newest record of this name is unreadable.
     Unreadable {
         /// The name.
         name: String,
-        /// What is wrong with it.
+        /// What is wrong with the record.
         reason: String,
     },
-    /// Everything that was there at a moment has been told; see [`Registry::catch_up`]. The first
-    /// one, with the number 0, comes once everything has been told that was there at the start.
+    /// Everything that the registry held at some moment has been reported; see
+    /// [`Registry::catch_up`]. The first one has the number 0 and follows everything that the
+    /// registry held at the start.
     CaughtUp(u64),
 }
 
-/// Why something could not be written.
+/// Why the registry could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// Kafka has not taken it.
+    /// Kafka did not accept the record.
     #[error(transparent)]
     Kafka(#[from] KafkaError),
-    /// Its start has not been read yet, so that nobody knows what would be replaced.
+    /// The registry has not been read yet, so that nobody knows what would be replaced.
     #[error("the registry has not been read yet")]
     NotRead,
-    /// It can't be written.
+    /// The record is invalid.
     #[error(transparent)]
     Record(#[from] RecordError),
 }

@@ -1,4 +1,5 @@
-//! Transports to remote servers, over connections that [`fleet_egress`] checks against policy.
+//! Streamable HTTP transports to remotes, over connections that [`fleet_egress`] checks against
+//! policy.
 
 mod events;
 pub(crate) mod exchange;
@@ -17,16 +18,15 @@ use tokio_util::sync::CancellationToken;
 use self::{exchange::RemoteLink, session::SessionClient};
 use super::{changes::News, launch::RemoteSpec};
 
-/// For how long an answer to `server/discover` is waited for before `initialize` is tried; a third
-/// of the time for the whole start, if that is less. rmcp has a limit of 10 s of its own, after
-/// which it would not take our word for it any more.
+/// How long to wait for an answer to `server/discover` before trying `initialize`; at most a third
+/// of the limit for the whole start. rmcp's own limit is 10 s, after which it would fail instead.
 const DISCOVER_PATIENCE: Duration = Duration::from_millis(9500);
-/// How many calls may run at once on one remote server.
+/// The most concurrent calls of one remote.
 const CONCURRENCY: usize = 256;
 
-/// The transport to a remote server that may take as long as `limit` to start, and what is
-/// cancelled when it is of no use any more. Nothing is sent yet. What a server offers in a new
-/// session is news.
+/// Creates the transport to a remote whose start may take as long as `limit`. Also returns a token
+/// that is cancelled when the connection has become useless. Sends nothing yet. New sessions are
+/// noted in `news`.
 ///
 /// # Errors
 ///

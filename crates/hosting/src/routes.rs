@@ -1,10 +1,10 @@
-//! Which offered name leads to what of which server.
+//! Routes from offered names and URIs to servers.
 //!
-//! Two tools can't have one name. Servers come in the order in which they were initialised, and the
-//! first keeps the name: a newcomer can't take over calls that are meant for another. What can't be
-//! offered is kept with the reason, so that it can be seen. The same holds for prompts. Resources
-//! keep their URIs, since results refer to them; where two servers have the same, that of the later
-//! one is offered under a URI that names the server.
+//! Two tools can't have the same offered name. The server that was initialized first keeps the name,
+//! so that a newcomer can't take over another server's calls. Tools that can't be offered are listed
+//! with the reason. The same applies to prompts. Resources keep their URIs, since results refer to
+//! them; if two servers have the same URI, the later server's is offered as one that names the
+//! server.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -19,27 +19,27 @@ use super::{
     listed::HiddenTool,
 };
 
-/// Begins the URI of a skill's file.
+/// Begins the URIs of skills' files.
 const SKILL: &str = "skill://";
 /// Begins a URI that names its server: `mcp-fleet://<server>/<URI at the server>`.
 const NAMED: &str = "mcp-fleet://";
 
-/// Where a call goes.
+/// The route of an offered item.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route<T> {
-    /// The server.
+    /// The server that has the item.
     pub server: String,
-    /// The name or URI there.
+    /// The item's name or URI at its server.
     pub name: String,
-    /// The thing as it is offered.
+    /// The item as it is offered.
     pub listed: T,
 }
 
-/// What has a name that is made one of a server's.
+/// An item that is offered under a name of its own.
 pub trait Named: Clone {
-    /// Its name at its server.
+    /// Returns the item's name at its server.
     fn name(&self) -> &str;
-    /// The same under another name, as it is offered of a server.
+    /// Returns the item as it is offered under `name`.
     fn offered(&self, server: &str, name: String) -> Self;
 }
 
@@ -75,14 +75,15 @@ pub struct Routes {
     tools: BTreeMap<String, Route<Tool>>,
     prompts: BTreeMap<String, Route<Prompt>>,
     resources: BTreeMap<String, Route<Resource>>,
-    /// In the order of the servers: the first that matches a URI has it.
+    /// In the order of the servers. The first template that matches a URI counts.
     templates: Vec<Route<ResourceTemplate>>,
     extensions: Extensions,
     hidden: BTreeMap<String, Vec<HiddenTool>>,
 }
 
 impl Routes {
-    /// The routes to what these servers offer. Earlier servers keep their names.
+    /// Builds the routes to what these servers offer. If names collide, the earlier server's is
+    /// offered.
     pub fn build<'a>(servers: impl IntoIterator<Item = (&'a str, Catalog)>) -> Self {
         let mut routes = Self::default();
         for (server, catalog) in servers {
@@ -92,6 +93,7 @@ impl Routes {
             if !hidden.is_empty() {
                 routes.hidden.insert(server.to_owned(), hidden);
             }
+
             for resource in catalog.resources.iter() {
                 let offered =
                     free_uri(&resource.uri, server, |uri| routes.resources.contains_key(uri));
@@ -101,6 +103,7 @@ impl Routes {
                 let route = Route { server: server.to_owned(), name: resource.uri.clone(), listed };
                 routes.resources.insert(offered, route);
             }
+
             for template in catalog.templates.iter() {
                 let own = &template.uri_template;
                 let taken = |uri: &str| {
@@ -117,50 +120,50 @@ impl Routes {
         routes
     }
 
-    /// Where a call of this tool goes: by the name that is offered, or by `<server>__<tool>` with
-    /// the tool's own name.
+    /// Returns the route of a tool, by its offered name or by `<server>__<tool>` with the tool's own
+    /// name.
     pub fn tool(&self, name: &str) -> Option<&Route<Tool>> {
         find_route(&self.tools, name)
     }
 
-    /// All offered tools, by name.
+    /// Returns all offered tools, sorted by name.
     pub fn tools(&self) -> impl Iterator<Item = &Tool> {
         self.tools.values().map(|route| &route.listed)
     }
 
-    /// The routes to one server's tools.
+    /// Returns the routes to one server's tools.
     pub fn tools_of<'a>(&'a self, server: &'a str) -> impl Iterator<Item = &'a Route<Tool>> {
         self.tools.values().filter(move |route| route.server == server)
     }
 
-    /// The offered names of the first few tools that are called `name` at their servers.
+    /// Returns the offered names of the first few tools that are called `name` at their servers.
     pub fn tools_called<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         let routes = self.tools.values().filter(move |route| route.name == name);
         routes.map(|route| &*route.listed.name).take(5)
     }
 
-    /// Where a request for this prompt goes.
+    /// Returns the route of a prompt.
     pub fn prompt(&self, name: &str) -> Option<&Route<Prompt>> {
         find_route(&self.prompts, name)
     }
 
-    /// All offered prompts, by name.
+    /// Returns all offered prompts, sorted by name.
     pub fn prompts(&self) -> impl Iterator<Item = &Prompt> {
         self.prompts.values().map(|route| &route.listed)
     }
 
-    /// All offered resources, by URI.
+    /// Returns all offered resources, sorted by URI.
     pub fn resources(&self) -> impl Iterator<Item = &Resource> {
         self.resources.values().map(|route| &route.listed)
     }
 
-    /// All offered templates.
+    /// Returns all offered templates.
     pub fn templates(&self) -> impl Iterator<Item = &ResourceTemplate> {
         self.templates.iter().map(|route| &route.listed)
     }
 
-    /// The server that a resource is asked of, and its URI there: by name, by the lists, or by the
-    /// first template that it can be made from.
+    /// Returns the server that has a resource, and its URI there. The URI may name the server, be
+    /// listed, or match a template.
     pub fn resource<'a>(&'a self, uri: &'a str) -> Option<(&'a str, &'a str)> {
         if let Some(found) = split_named(uri) {
             return Some(found);
@@ -168,7 +171,7 @@ impl Routes {
         if let Some(route) = self.resources.get(uri) {
             return Some((&route.server, &route.name));
         }
-        // A page is one server's own. Nobody can tell whose this is.
+        // A page belongs to one server, and this URI does not tell to which.
         if apps::is_page(uri) {
             return None;
         }
@@ -182,13 +185,13 @@ impl Routes {
         template.map(|route| (route.server.as_str(), uri))
     }
 
-    /// The server that offers a template, and the template there.
+    /// Returns the server that offers a template, and the template there.
     pub fn template<'a>(&'a self, template: &'a str) -> Option<(&'a str, &'a str)> {
         let route = self.templates.iter().find(|route| route.listed.uri_template == template)?;
         Some((&route.server, &route.name))
     }
 
-    /// The URI under which a server's resource is offered here.
+    /// Returns the offered URI of a server's resource.
     pub fn offered_uri(&self, server: &str, uri: &str) -> String {
         match self.resource(uri) {
             Some((owner, _)) if owner == server && !apps::is_page(uri) => uri.to_owned(),
@@ -196,17 +199,17 @@ impl Routes {
         }
     }
 
-    /// What the servers declare beside their lists.
+    /// Returns the extensions that the servers declare.
     pub fn extensions(&self) -> &Extensions {
         &self.extensions
     }
 
-    /// What a server lists and can't be offered.
+    /// Returns the listed items of a server that can't be offered.
     pub fn hidden(&self, server: &str) -> &[HiddenTool] {
         self.hidden.get(server).map_or(&[], Vec::as_slice)
     }
 
-    /// Which lists differ from those of `other`.
+    /// Returns which lists differ from those of `other`.
     pub fn changed_lists(&self, other: &Self) -> Lists {
         Lists {
             tools: !self.tools().eq(other.tools()),
@@ -247,8 +250,8 @@ fn add_named<T: Named>(
     }
 }
 
-/// The URI itself where nobody has it and it does not pose as one that names a server, or else one
-/// that does.
+/// Returns the URI itself if it is free and does not look like one that names a server, or else one
+/// that names the server.
 fn free_uri(uri: &str, server: &str, taken: impl Fn(&str) -> bool) -> String {
     if apps::is_page(uri) || uri.starts_with(NAMED) || taken(uri) {
         uri_with_server(server, uri)
@@ -264,14 +267,14 @@ fn uri_with_server(server: &str, uri: &str) -> String {
     format!("{NAMED}{server}/{uri}")
 }
 
-/// The server that a URI names, and the URI there.
+/// Returns the server that a URI names, and the URI there.
 fn split_named(uri: &str) -> Option<(&str, &str)> {
     uri.strip_prefix(NAMED).or_else(|| uri.strip_prefix(apps::OFFERED))?.split_once('/')
 }
 
-/// Whether a URI can be made from a template (RFC 6570): its literal parts are there in their
-/// order, and whatever stands in place of the expressions. That is looser than the RFC, and only
-/// decides who is asked.
+/// Returns whether a URI matches a template (RFC 6570): it contains the literal parts in their
+/// order, and anything in place of the expressions. This is looser than the RFC, and only decides
+/// which server is asked.
 fn matches_template(template: &str, uri: &str) -> bool {
     let mut literals = template.split('{');
     let Some(mut rest) = literals.next().and_then(|first| uri.strip_prefix(first)) else {
@@ -316,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn names_lead_to_tools() {
+    fn offered_names_are_routed_to_tools() {
         let routes = Routes::build([("a", tools(&["x", "y"])), ("b", tools(&["x"]))]);
         let names: Vec<_> = routes.tools().map(|tool| tool.name.to_string()).collect();
         assert_eq!(names, ["a__x", "a__y", "b__x"]);
@@ -327,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn every_tool_is_reached_under_its_own_name() {
+    fn every_tool_is_reachable_by_its_own_name() {
         let own = [
             "work",
             "a.b",
@@ -352,8 +355,8 @@ mod tests {
     }
 
     #[test]
-    fn nobody_takes_over_a_name() {
-        // A server `a_` could pose as tool `_x` of server `a`.
+    fn no_server_takes_over_a_name() {
+        // Server `a_` could offer a tool under the name of tool `_x` of server `a`.
         let routes =
             Routes::build([("a", tools(&["_x", "x", "x", "_.y"])), ("a_", tools(&["x", ".y"]))]);
         assert_eq!(routes.tool("a___x").map(|route| route.server.as_str()), Some("a"));
@@ -365,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn resources_keep_their_uris_where_they_can() {
+    fn resources_keep_their_uris_if_possible() {
         let a = resources(&["file:///x"], &["db://{table}/rows/{id}"]);
         let b = resources(&["file:///x", "mcp-fleet://a/file:///x"], &["{+anything}"]);
         let routes = Routes::build([("a", a), ("b", b)]);
@@ -386,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn two_servers_keep_their_pages_apart() {
+    fn pages_of_two_servers_are_kept_apart() {
         let page = "ui://widget/x.html";
         let posing = "ui://mcp-fleet/a/ui://widget/x.html";
         let routes = Routes::build([
@@ -403,12 +406,12 @@ mod tests {
         assert_eq!(routes.template(template), Some(("a", "ui://widget/{name}")));
         let nested = format!("ui://mcp-fleet/b/{posing}");
         assert_eq!(routes.resource(&nested), Some(("b", posing)));
-        assert_eq!(routes.resource(page), None, "nobody can tell whose it is");
+        assert_eq!(routes.resource(page), None, "it is ambiguous");
         assert_eq!(routes.resources().count(), 3);
     }
 
     #[test]
-    fn templates_match_what_they_make() {
+    fn templates_match_their_uris() {
         for (template, uri, expected) in [
             ("test://template/{id}/data", "test://template/123/data", true),
             ("test://template/{id}/data", "test://template/123/dat", false),
@@ -423,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_seen() {
+    fn changed_lists_are_found() {
         let (before, after) =
             (Routes::build([("a", tools(&["x"]))]), Routes::build([("a", tools(&["y"]))]));
         assert_eq!(before.changed_lists(&after), Lists { tools: true, ..Lists::default() });

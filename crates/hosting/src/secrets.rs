@@ -1,20 +1,20 @@
-//! Values of the server's own environment that went into a configuration. Texts that others may
-//! read, such as the end of a child's standard error, show the name of the variable in their place.
+//! Secrets: values of the server's own environment that went into a configuration. Texts that others
+//! may read, such as the end of a child's standard error, show the variable's name instead.
 //!
-//! Such texts often quote JSON, on one line and up to a limit. So a value is also found if it is
-//! escaped, if its white space has become blanks, and if all that is left of it is the part before
-//! the sign that something was cut off.
+//! Such texts often quote JSON, on a single line and up to a limit. A value is therefore also found
+//! if it is escaped, if its white space was replaced by blanks, and if it was cut off and only its
+//! beginning is left, followed by the sign of the cut.
 
 use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use fleet_wire::quote;
 
-/// A shorter value is left alone: it says nothing, and would turn up in the middle of words.
+/// Shorter values are not hidden: they reveal little, and would be found within words.
 const SHORTEST: usize = 4;
 /// What [`quote`] writes where it cuts.
 const CUT: char = '…';
 
-/// The values to hide. Clones share them. Has no `Debug`.
+/// The values to hide. Clones share them. There is no `Debug`, which could reveal them.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secrets {
     /// The name of a variable and a form of its value, the longest form first, since it may contain
@@ -23,7 +23,7 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// The values of these variables.
+    /// Hides the values of these variables.
     pub fn new(variables: BTreeMap<String, String>) -> Self {
         let with_name = |(name, value): (String, String)| {
             let is_long = value.len() >= SHORTEST;
@@ -35,7 +35,7 @@ impl Secrets {
         Self { forms: forms.into() }
     }
 
-    /// The text with every value replaced by `${NAME}`, also one that was cut in the middle.
+    /// Replaces every value in a text with `${NAME}`, including a value that was cut off.
     pub fn hide<'a>(&self, text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {
         let mut text = text.into();
         for (name, form) in &*self.forms {
@@ -46,7 +46,7 @@ impl Secrets {
         if text.contains(CUT) { self.hide_cut(&text).into() } else { text }
     }
 
-    /// The text with `${NAME}` for every beginning of a value that a cut follows.
+    /// Replaces every beginning of a value that a cut follows with `${NAME}`.
     fn hide_cut(&self, text: &str) -> String {
         let mut parts = text.split(CUT);
         let end = parts.next_back().unwrap_or_default();
@@ -65,7 +65,8 @@ impl Secrets {
         hidden
     }
 
-    /// The variable with whose value's beginning a text ends, and how long that beginning is.
+    /// Returns the variable whose value's beginning is the end of a text, and the length of that
+    /// beginning in bytes.
     fn value_at_end(&self, text: &str) -> Option<(&str, usize)> {
         let found = self.forms.iter().filter_map(|(name, form)| {
             let lengths = (SHORTEST..form.len()).rev();
@@ -75,14 +76,14 @@ impl Secrets {
         found.max_by_key(|(_, length)| *length)
     }
 
-    /// How many bytes at the beginning of a text that was cut off there may be the rest of a value.
+    /// Returns the length of the longest value, of which a text that was cut may begin with a part.
     pub fn longest(&self) -> usize {
         self.forms.first().map_or(0, |(_, form)| form.len())
     }
 }
 
-/// A value as it stands in texts: itself, in a JSON string, in one within another, and each of them
-/// as [`quote`] shows it.
+/// Returns the forms in which a value appears in texts: as it is, in a JSON string, in a JSON string
+/// within another one, and each of these as [`quote`] shows it.
 fn forms_of(value: &str) -> Vec<String> {
     let once = escape(value);
     let plain = [escape(&once), once, value.to_owned()];
@@ -95,7 +96,7 @@ fn forms_of(value: &str) -> Vec<String> {
     forms
 }
 
-/// A text as it stands between the quotes of a JSON string.
+/// Escapes a text for a JSON string, without the quotes around it.
 fn escape(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
     quoted[1..quoted.len() - 1].to_owned()
@@ -106,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_give_way_to_names() {
+    fn values_are_replaced_with_names() {
         let variables = [("KEY", "hunter2"), ("LONG", "hunter2-more"), ("N", "1")];
         let secrets =
             Secrets::new(variables.map(|(name, value)| (name.into(), value.into())).into());

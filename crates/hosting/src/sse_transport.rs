@@ -1,8 +1,8 @@
-//! Connections to remote servers that know only the transport of 2024: a stream for what they say,
-//! and an endpoint, which its first event names, to post to.
+//! The HTTP+SSE transport of 2024, for remotes that have no other: a stream of the server's messages,
+//! and an endpoint for ours, which the first event of the stream names.
 //!
-//! The endpoint is the server's own word for where our messages and credentials go, so it must be
-//! of the origin that policy was asked about.
+//! The server chooses the endpoint, to which our messages and credentials go. So it must have the
+//! origin that policy has allowed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,12 +31,12 @@ use super::{
     remote::{exchange::discard_body, messages::messages_in},
 };
 
-/// How many messages wait for us before the server has to.
+/// How many messages may wait before we stop reading the stream.
 const QUEUE: usize = 64;
-/// How long a server may take to say that it has a message.
+/// How long a server may take to acknowledge a message.
 const POST_TIME: Duration = Duration::from_secs(60);
 
-/// The transport to a remote server.
+/// The transport to a remote.
 pub(crate) struct SseTransport {
     client: Client,
     spec: RemoteSpec,
@@ -47,7 +47,7 @@ pub(crate) struct SseTransport {
     _reader: AbortOnDropHandle<()>,
 }
 
-/// What is known about where to post.
+/// What is known about the endpoint for our messages.
 #[derive(Clone)]
 enum Endpoint {
     Unknown,
@@ -59,45 +59,44 @@ enum Endpoint {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SseError {
     /// The server can't be reached.
-    #[error("the stream could not be opened")]
+    #[error("could not open the event stream")]
     Open(#[source] reqwest::Error),
     /// A message could not be posted.
-    #[error("a message could not be posted")]
+    #[error("could not post a message")]
     Post(#[source] reqwest::Error),
-    /// The server has refused.
+    /// The server refused a request.
     #[error("the server answered {what} with HTTP status {status}")]
     Status {
-        /// What was asked.
+        /// The request.
         what: &'static str,
-        /// Its answer.
+        /// The status.
         status: StatusCode,
     },
-    /// What was opened is no stream of events.
-    #[error("the server's answer is no event stream")]
+    /// The answer is not an event stream.
+    #[error("the server's answer is not an event stream")]
     NoStream,
-    /// The stream broke off.
-    #[error("the stream broke off")]
+    /// The connection was lost during the stream.
+    #[error("the event stream was interrupted")]
     Broken(#[source] reqwest::Error),
-    /// An event never ended.
+    /// An event is too large.
     #[error("the server sent an event of more than {MAX_EVENT} bytes")]
     TooLarge,
-    /// The stream is encoded in a way that can't be read.
-    #[error("the server's stream has a Content-Encoding that can't be read")]
+    /// The encoding of the stream is not supported, or wrong.
+    #[error("the Content-Encoding of the server's event stream can't be decoded")]
     Encoding,
     /// The stream has ended.
-    #[error("the stream has ended")]
+    #[error("the event stream has ended")]
     Ended,
-    /// The endpoint is elsewhere.
-    #[error("the endpoint that the server names is not of its own origin")]
+    /// The endpoint has another origin.
+    #[error("the endpoint that the server names has another origin than the server")]
     ForeignEndpoint,
-    /// The stream is gone, for a reason that came up before.
+    /// The stream has failed before.
     #[error(transparent)]
     Gone(Arc<SseError>),
 }
 
 impl SseTransport {
-    /// A transport over a client that obeys policy. The stream is opened at once, and nothing is
-    /// waited for.
+    /// Creates a transport over a client that obeys policy, and starts to open the stream.
     pub(crate) fn new(spec: &RemoteSpec, client: Client) -> Self {
         let (found, endpoint) = watch::channel(Endpoint::Unknown);
         let (queue, incoming) = mpsc::channel(QUEUE);
@@ -170,7 +169,7 @@ async fn post_message(
 ) -> Result<(), SseError> {
     let request = |url| client.post(url).headers(headers.iter().cloned().collect()).json(message);
     let sent = send_following_redirect(&endpoint, |url| request(url).timeout(POST_TIME)).await;
-    // The URL holds the session, and may hold more.
+    // The URL contains the session, and perhaps other secrets.
     let response = sent.map_err(|error| SseError::Post(error.without_url()))?;
 
     let status = response.status();
@@ -178,7 +177,7 @@ async fn post_message(
     if status.is_success() { Ok(()) } else { Err(SseError::Status { what: "a message", status }) }
 }
 
-/// Sends a request, and once more where the server itself redirects it to.
+/// Sends a request, and follows one redirect that stays on the server.
 async fn send_following_redirect(
     url: &Url,
     request: impl Fn(Url) -> RequestBuilder,
@@ -192,7 +191,7 @@ async fn send_following_redirect(
     }
 }
 
-/// Reads the stream to its end.
+/// Opens the stream, and reads it to its end.
 async fn read_stream(
     spec: &RemoteSpec,
     client: &Client,
@@ -212,6 +211,7 @@ async fn read_stream(
     if !status.is_success() {
         return Err(SseError::Status { what: "the request for a stream", status });
     }
+
     let text = |name| {
         let value = response.headers().get(name).and_then(|value| value.to_str().ok());
         value.map(str::to_owned)
@@ -236,14 +236,14 @@ async fn read_stream(
     Ok(())
 }
 
-/// Whether anybody takes the messages.
+/// Whether anybody receives the messages.
 #[derive(PartialEq)]
 enum Listener {
     Here,
     Gone,
 }
 
-/// Takes the endpoint that an event names, or passes its messages on.
+/// Notes the endpoint that an event names, or passes the event's messages on.
 async fn take_event(
     event: &Event,
     spec: &RemoteSpec,
@@ -255,7 +255,7 @@ async fn take_event(
         let url = own_endpoint(&spec.url, &named).ok_or(SseError::ForeignEndpoint)?;
         endpoint.send_replace(Endpoint::Known(url));
     } else if event.is_message() {
-        // What rmcp does not know even so is nothing that is waited for.
+        // Nobody waits for a message that rmcp still can't read.
         let messages = messages_in(&event.data, None, &spec.secrets).into_iter();
         for message in messages.filter_map(|message| number::read(message).ok()) {
             if queue.send(message).await.is_err() {
@@ -274,7 +274,7 @@ fn to_sse_error(error: BodyError<reqwest::Error>) -> SseError {
     }
 }
 
-/// The endpoint that a server names, where it is of the server's own origin.
+/// Returns the endpoint that a server names, if it has the server's own origin.
 fn own_endpoint(server: &Url, named: &str) -> Option<Url> {
     let url = server.join(named.trim()).ok()?;
     let plain = url.username().is_empty() && url.password().is_none();
@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_are_of_the_servers_own_origin() {
+    fn endpoints_must_have_the_servers_own_origin() {
         let server = Url::parse("https://mcp.example.com/a/sse?key=1").unwrap();
         let check = |named: &str, expected: Option<&str>| {
             assert_eq!(own_endpoint(&server, named).as_ref().map(Url::as_str), expected, "{named}");

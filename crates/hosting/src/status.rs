@@ -1,4 +1,4 @@
-//! How hosted servers are, in a form for tools and lists.
+//! The status of hosted servers, for tools and lists.
 
 use std::time::Instant;
 
@@ -14,73 +14,73 @@ use super::{
     upstream::SHOWN_STDERR,
 };
 
-/// How one hosted server is.
+/// The status of a hosted server.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerStatus {
-    /// Its name.
+    /// The server's name.
     pub name: String,
-    /// `starting`, `running`, `failed` (it does not run, or no call gets through to it), `idle`
-    /// (the next call starts it) or `refused`: it may not run here.
+    /// `starting`, `running`, `failed` (it does not run, or calls do not reach it), `idle` (the next
+    /// call starts it) or `refused` (policy does not allow it).
     pub state: String,
     /// `stdio`, `http` or `sse`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transport: Option<String>,
-    /// What it says about itself.
+    /// What the server says about itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_info: Option<ServerInfo>,
-    /// The revision of MCP that is spoken with it.
+    /// The MCP revision of the connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol_version: Option<String>,
-    /// Its process, for child processes.
+    /// The process id of a child process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// For how long it has been running, in milliseconds.
+    /// How long the server has been running, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uptime_ms: Option<u64>,
-    /// How many tools of it are offered.
+    /// The number of offered tools.
     pub tool_count: usize,
-    /// Its tools.
+    /// The offered tools.
     pub tools: Vec<OfferedTool>,
-    /// What it lists and can't be offered: tools, prompts and resources.
+    /// The listed tools, prompts and resources that can't be offered.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hidden_tools: Vec<HiddenTool>,
-    /// How many prompts of it are offered.
+    /// The number of offered prompts.
     pub prompt_count: usize,
-    /// How many resources and templates of resources of it are offered.
+    /// The number of offered resources and resource templates.
     pub resource_count: usize,
-    /// How often it was started again.
+    /// How often the server was restarted.
     pub restarts: u32,
-    /// How many calls of its tools are under way.
+    /// The number of running calls.
     pub calls_in_flight: usize,
-    /// How many more wait, because only so many may be under way at once.
+    /// The number of calls that wait because too many are running.
     pub calls_waiting: usize,
     /// Whether calls are let through.
     pub breaker: BreakerStatus,
-    /// What the shared registry has not taken yet; nothing if other replicas can know what this one
-    /// does.
+    /// A change that the shared registry has not accepted yet; absent if other replicas can know
+    /// everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sharing: Option<SharingStatus>,
-    /// What went wrong last.
+    /// The last problem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
-    /// The end of its standard error, for child processes.
+    /// The end of a child process's standard error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr_tail: Option<String>,
 }
 
-/// A write that the shared registry has not taken yet. It is repeated until it does.
+/// A write that the shared registry has not accepted yet. It is repeated until it succeeds.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SharingStatus {
-    /// `unwritten`: only this replica hosts the server; `removal-unwritten`: it is to be removed
-    /// and is not yet.
+    /// `unwritten`: only this replica hosts the server; `removal-unwritten`: the server is still to
+    /// be removed.
     pub state: &'static str,
-    /// For how long that has been so, in milliseconds.
+    /// How long the write has been pending, in milliseconds.
     pub age_ms: u64,
     /// How often the write has failed.
     pub failures: u32,
-    /// How it failed last.
+    /// The last error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }
@@ -89,15 +89,16 @@ pub struct SharingStatus {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BreakerStatus {
-    /// `closed` (they are), `open` (they fail at once) or `probing` (the next one finds out).
+    /// `closed` (calls are let through), `open` (they fail at once) or `probing` (the next call
+    /// tests the server).
     pub state: &'static str,
-    /// How many calls in a row were lost.
+    /// The number of lost calls in a row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failures: Option<u32>,
-    /// For how long it stays open.
+    /// How long the breaker stays open, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// What the last lost call found.
+    /// The error of the last lost call.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub last_failure: String,
 }
@@ -122,47 +123,47 @@ impl BreakerStatus {
 /// What a server says about itself.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ServerInfo {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its version.
+    /// The version.
     pub version: String,
-    /// Its title for people.
+    /// The title for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
 }
 
-/// A tool that is offered.
+/// An offered tool.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OfferedTool {
-    /// Its name at its server.
+    /// The tool's name at its server.
     pub name: String,
-    /// The name to call it by here.
+    /// The tool's name here.
     pub exposed_as: String,
-    /// What it does.
+    /// What the tool does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
 }
 
-/// A server that a list of tools warns of.
+/// A server that a list of tools warns about.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Unavailable {
-    /// Its name.
+    /// The server's name.
     pub server: String,
-    /// `starting`, `running` (where some tools can't be offered, or calls are not answered),
-    /// `failed` or `refused`.
+    /// `starting`, `running` (if some tools can't be offered, or calls are not answered), `failed`
+    /// or `refused`.
     pub state: &'static str,
     /// What is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Its tools that can't be offered.
+    /// The tools that can't be offered.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hidden_tools: Vec<HiddenTool>,
 }
 
 impl ServerStatus {
-    /// A server that should be hosted, and is not.
+    /// The status of a server that should be hosted but is refused.
     pub(crate) fn refused(name: &str, problem: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -202,6 +203,7 @@ impl ServerStatus {
                 description: route.listed.description.as_ref().map(ToString::to_string),
             })
             .collect();
+
         let running = match &state.phase {
             Phase::Running(upstream) => Some(upstream),
             Phase::Starting | Phase::Failed | Phase::Idle | Phase::Refused => None,
@@ -248,11 +250,12 @@ impl ServerStatus {
 }
 
 impl Unavailable {
-    /// The warning for a server, where there is something to warn of.
+    /// Returns the warning for a server, if there is anything to warn about.
     pub(super) fn of(hosted: &Hosted, routes: &Routes) -> Option<Self> {
         let state = hosted.state();
         let hidden_tools = hidden_tools(hosted, &state, routes);
         let breaker = BreakerStatus::of(hosted, Instant::now());
+
         let runs = matches!(state.phase, Phase::Running(_) | Phase::Idle);
         let trouble = hosted.calls.trouble().is_some();
         let unanswered = !breaker.is_closed() || trouble;
@@ -264,8 +267,8 @@ impl Unavailable {
     }
 }
 
-/// The tools of a server that are not offered. Their names are the server's and may hold values of
-/// variables, like everything it sends.
+/// Returns the hidden tools of a server. Their names come from the server and may contain values of
+/// variables, like everything that it sends.
 fn hidden_tools(hosted: &Hosted, state: &State, routes: &Routes) -> Vec<HiddenTool> {
     let secrets = state.secrets();
     let hide = |text: &str| secrets.hide(text).into_owned();
@@ -273,8 +276,8 @@ fn hidden_tools(hosted: &Hosted, state: &State, routes: &Routes) -> Vec<HiddenTo
     hidden.map(|tool| HiddenTool { name: hide(&tool.name), reason: hide(&tool.reason) }).collect()
 }
 
-/// The state as people see it: what no call gets through to does not run, whatever its connection
-/// says.
+/// Returns the state as people see it: a server that no call reaches has failed, whatever the state
+/// of its connection.
 fn state_name(phase: &Phase, in_trouble: bool) -> &'static str {
     match phase {
         Phase::Running(_) if in_trouble => "failed",
@@ -282,7 +285,8 @@ fn state_name(phase: &Phase, in_trouble: bool) -> &'static str {
     }
 }
 
-/// How a server is reached. If nothing says so, the server does once it runs.
+/// Returns how a server is reached. If the configuration does not say, that is known once the server
+/// runs.
 fn transport_name(spec: &LaunchSpec, is_sse: bool) -> &'static str {
     match spec {
         LaunchSpec::Child(_) => "stdio",

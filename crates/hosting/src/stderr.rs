@@ -1,5 +1,4 @@
-//! What a child writes on its standard error: kept bounded for people who ask why it died, and
-//! logged.
+//! A child's standard error: logged, and its end kept to show why the child failed.
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
@@ -8,13 +7,13 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::secrets::Secrets;
 
-/// How much is kept.
+/// The bytes that are kept.
 pub(crate) const KEPT: usize = 64 * 1024;
-/// How much of one line is logged.
+/// The longest part of a line that is logged, in bytes.
 const LOGGED_LINE: usize = 4 * 1024;
 
-/// The last [`KEPT`] bytes of a child's standard error. Clones share it. What it shows holds no
-/// secret of the server's.
+/// The last [`KEPT`] bytes of a child's standard error. Secrets are hidden in what it shows. Clones
+/// share the state.
 #[derive(Clone, Default)]
 pub struct StderrTail {
     bytes: Arc<Mutex<VecDeque<u8>>>,
@@ -28,12 +27,12 @@ impl fmt::Debug for StderrTail {
 }
 
 impl StderrTail {
-    /// One that hides these.
+    /// Creates an empty tail that hides these secrets.
     pub fn hiding(secrets: Secrets) -> Self {
         Self { secrets, ..Self::default() }
     }
 
-    /// Adds bytes, and forgets the oldest where there are too many.
+    /// Adds bytes, and drops the oldest if there are too many.
     pub fn push(&self, chunk: &[u8]) {
         let mut bytes = self.bytes.lock();
         bytes.extend(&chunk[chunk.len().saturating_sub(KEPT)..]);
@@ -41,10 +40,10 @@ impl StderrTail {
         bytes.drain(..excess);
     }
 
-    /// At most the last `max` bytes as text.
+    /// Returns at most the last `max` bytes as text.
     pub fn text(&self, max: usize) -> String {
         let bytes = self.bytes.lock();
-        // Where bytes were forgotten, the first ones may be the rest of a secret.
+        // If bytes were dropped, the first ones may be the rest of a secret.
         let cut = if bytes.len() < KEPT { 0 } else { self.secrets.longest().saturating_sub(1) };
         let tail: Vec<u8> = bytes.iter().skip(cut).copied().collect();
         drop(bytes);
@@ -56,11 +55,11 @@ impl StderrTail {
         text[start..].trim_end().to_owned()
     }
 
-    /// Reads until the end of the stream, keeping the tail and logging line by line.
+    /// Reads a stream to its end, keeping its tail and logging its lines.
     pub async fn follow(self, server: String, mut stream: impl AsyncRead + Unpin) {
         let mut chunk = vec![0; 8 * 1024];
         let mut line = Vec::new();
-        // An error of a pipe means the same as its end.
+        // An error of the pipe means the same as its end.
         while let Ok(read @ 1..) = stream.read(&mut chunk).await {
             self.push(&chunk[..read]);
             for byte in &chunk[..read] {
@@ -77,7 +76,7 @@ impl StderrTail {
     fn log_line(&self, server: &str, line: &mut Vec<u8>) {
         if !line.is_empty() {
             let text = self.secrets.hide(String::from_utf8_lossy(line));
-            tracing::debug!(server, stderr = %text, "hosted server wrote");
+            tracing::debug!(server, stderr = %text, "hosted server wrote to standard error");
             line.clear();
         }
     }
@@ -99,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_hidden_also_where_it_was_cut() {
+    fn secrets_are_hidden_even_if_they_were_cut() {
         let tail =
             StderrTail::hiding(Secrets::new([("KEY".to_owned(), "hunter2".to_owned())].into()));
         tail.push(b"key hunter2 is bad");
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_is_followed_to_its_end() {
+    async fn a_stream_is_read_to_its_end() {
         let tail = StderrTail::default();
         tail.clone().follow("s".to_owned(), &b"one\ntwo"[..]).await;
         assert_eq!(tail.text(100), "one\ntwo");

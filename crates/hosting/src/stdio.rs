@@ -1,4 +1,5 @@
-//! The transport to a child: rmcp writes, and lines are read here.
+//! The transport to a child, over its standard input and output: rmcp writes, and this module reads
+//! lines.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -19,21 +20,20 @@ use super::{
     stdout::{Line, Lines, StdoutWatch},
 };
 
-/// How long an answer that can't be read waits for the next line, which may be the answer that it
-/// quotes.
+/// How long an unreadable answer is held for the next line, which may be the answer that it quotes.
 const HOLD: Duration = Duration::from_secs(1);
 
-/// The transport to a child, over its standard input and output.
+/// The transport to a child.
 pub(super) struct StdioTransport<R, W: AsyncWrite> {
     writer: AsyncRwTransport<RoleClient, Empty, W>,
     lines: Lines<R>,
     watch: StdoutWatch,
     inbound: Inbound,
-    /// The message that is being printed over several lines.
+    /// The message that spans several lines, if there is one.
     multiline: MultilineReader,
-    /// Messages that were read and not passed on yet.
+    /// Messages that were read but not passed on yet.
     ready: VecDeque<RxJsonRpcMessage<RoleClient>>,
-    /// When an answer that is held is passed on.
+    /// When the held answers are passed on.
     release_at: Option<Instant>,
     is_over: bool,
 }
@@ -73,8 +73,8 @@ where
         self.writer.send(item)
     }
 
-    // rmcp drops the future whenever something is to be sent, so nothing may be lost between two
-    // calls: a line that has begun is kept in `lines`, and messages that were read are in `ready`.
+    // rmcp drops the future whenever it sends something, so this must be cancel safe: a partial line
+    // stays in `lines`, and messages that were read in `ready`.
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
         loop {
             if let Some(message) = self.ready.pop_front() {
@@ -109,7 +109,7 @@ where
     }
 }
 
-/// What becomes of what the child writes.
+/// Turns what the child writes into messages.
 struct Reading<'a> {
     inbound: &'a mut Inbound,
     watch: &'a StdoutWatch,
@@ -118,7 +118,7 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Takes in what the child wrote. Whether it may go on.
+    /// Takes a line of the child. Returns whether to read on.
     fn take_line(&mut self, line: Line<'_>, multiline: &mut MultilineReader) -> bool {
         match line {
             Line::Whole(line) => match multiline.add_line(line) {
@@ -150,12 +150,12 @@ impl Reading<'_> {
             return true;
         }
         let passed = self.inbound.read(text);
-        // What was held before has been passed on.
+        // The answers that were held before have been passed on.
         *self.release_at = self.inbound.holds_answers().then(|| Instant::now() + HOLD);
         self.pass_on(passed, text)
     }
 
-    /// Passes messages on; a text without any is garbage.
+    /// Passes messages on. A text without messages is garbage. Returns whether to read on.
     fn pass_on(
         &mut self,
         messages: Option<Vec<RxJsonRpcMessage<RoleClient>>>,
@@ -181,9 +181,9 @@ mod tests {
 
     use super::*;
 
-    /// An answer that can't be read ends its call also if nothing follows, or the output ends.
+    /// An unreadable answer ends its call even if nothing follows or the output ends.
     #[tokio::test]
-    async fn what_is_held_is_passed_on_in_time() {
+    async fn held_answers_are_passed_on_in_time() {
         for is_closed in [false, true] {
             let (mut child, stdout) = tokio::io::duplex(1024);
             let watch = StdoutWatch::default();

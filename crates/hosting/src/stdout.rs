@@ -1,28 +1,28 @@
-//! What a child writes on its standard output, line by line.
+//! Reads a child's standard output line by line.
 //!
-//! Programs print banners where MCP must stand, and broken ones write without end. The watch counts
-//! lines that are not JSON-RPC, so that a failed handshake can say so. A line that is longer than
-//! any message may be is not kept, and a line without end ends the stream.
+//! Some programs print banners among the messages, and broken ones write without end. The watch
+//! counts lines that are not JSON-RPC, so that the error of a failed handshake can name them. A line
+//! that is longer than any message may be is not kept, and an endless line ends the stream.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
-/// The longest line that a child may write.
+/// The longest line that is read, in bytes.
 pub(crate) const MAX_LINE: usize = 16 * 1024 * 1024;
-/// How many times longer a line may be before it is taken for one without end. A line that is too
-/// long is not kept, and fails only the call whose answer it is.
+/// How many times longer a line may be before it counts as endless. A line that is merely too long
+/// is not kept, and fails only the call that it answers.
 const PATIENCE: usize = 4;
-/// How much is kept of each end of a line that is too long, to tell whose answer it is.
+/// The bytes that are kept of each end of a line that is too long, to tell which call it answers.
 const ENDS: usize = 512;
-/// How many lines of garbage are put up with before the handshake is done.
+/// The most lines of garbage that are tolerated before the handshake is finished.
 const MAX_GARBAGE_BEFORE_HANDSHAKE: u64 = 100;
 const SHOWN: usize = 120;
-/// How much room is kept for the next line.
+/// The capacity that is kept for the next line, in bytes.
 const KEPT: usize = 256 * 1024;
 
-/// What was noticed. Clones share it.
+/// What is wrong with a child's standard output. Clones share the state.
 #[derive(Debug, Clone, Default)]
 pub struct StdoutWatch {
     seen: Arc<Mutex<Seen>>,
@@ -37,17 +37,17 @@ struct Seen {
 }
 
 impl StdoutWatch {
-    /// From now on garbage is no reason to give up.
+    /// Notes that the handshake is finished. From now on, garbage does not end the stream.
     pub fn set_handshake_done(&self) {
         self.lock().handshake_done = true;
     }
 
-    /// Why the stream was ended, if it was.
+    /// Returns why the stream was ended, if it was.
     pub fn broken(&self) -> Option<String> {
         self.lock().broken.clone()
     }
 
-    /// What is wrong with the output, if something is.
+    /// Returns what is wrong with the output, if anything.
     pub fn complaint(&self) -> Option<String> {
         let seen = self.lock();
         if let Some(broken) = &seen.broken {
@@ -55,13 +55,13 @@ impl StdoutWatch {
         }
         (seen.garbage_lines > 0).then(|| {
             format!(
-                "it wrote {} line(s) on standard output that are not JSON-RPC, the first being {:?}",
+                "it wrote {} line(s) to standard output that are not JSON-RPC; the first is {:?}",
                 seen.garbage_lines, seen.first_garbage
             )
         })
     }
 
-    /// Notes a line that is not JSON-RPC. Whether the child may go on.
+    /// Notes a line that is not JSON-RPC. Returns whether to read on.
     pub(super) fn note_garbage(&self, line: &[u8]) -> bool {
         let mut seen = self.lock();
         seen.garbage_lines += 1;
@@ -72,10 +72,10 @@ impl StdoutWatch {
         seen.handshake_done || seen.garbage_lines <= MAX_GARBAGE_BEFORE_HANDSHAKE
     }
 
-    /// Notes that a line does not end.
+    /// Notes an endless line.
     pub(super) fn note_endless(&self, limit: usize) {
         self.lock().broken =
-            Some(format!("it wrote a line of more than {limit} bytes on standard output"));
+            Some(format!("it wrote a line of more than {limit} bytes to standard output"));
     }
 
     fn lock(&self) -> parking_lot::MutexGuard<'_, Seen> {
@@ -83,28 +83,28 @@ impl StdoutWatch {
     }
 }
 
-/// What comes next on standard output.
+/// The next part of standard output.
 pub(super) enum Line<'a> {
-    /// A line, without its end.
+    /// A line without its line feed.
     Whole(&'a [u8]),
     /// The ends of a line that is longer than `limit`.
     TooLong { head: &'a [u8], tail: &'a [u8], limit: usize },
-    /// The beginning of a line that is so much longer than `limit` that its end is not waited for.
+    /// The beginning of a line so much longer than `limit` that it counts as endless.
     Endless { head: &'a [u8], limit: usize },
     /// The end of the output.
     End,
 }
 
-/// Reads lines, and keeps no more of a line than a message may have.
+/// Reads lines, keeping no more of a line than the longest message.
 pub(super) struct Lines<R> {
     reader: BufReader<R>,
     limit: usize,
-    /// The line that is being read, or its beginning if it is too long.
+    /// The present line, or its beginning if it is too long.
     line: Vec<u8>,
     /// The end of a line that is too long.
     tail: Vec<u8>,
     length: usize,
-    /// The line has been returned, so the next one begins.
+    /// Whether the line has been returned, so that the next one begins.
     is_returned: bool,
 }
 
@@ -118,11 +118,11 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         Self { reader, limit, line: Vec::new(), tail: Vec::new(), length: 0, is_returned: false }
     }
 
-    /// The next line. May be dropped and called again: a line that has begun is kept.
+    /// Reads the next line. Cancel safe: a partial line is kept.
     pub(super) async fn next_line(&mut self) -> Line<'_> {
         if std::mem::take(&mut self.is_returned) {
             self.line.clear();
-            // One large answer should not hold its memory for as long as the child lives.
+            // Release the memory of a large line.
             self.line.shrink_to(KEPT);
             self.tail.clear();
             self.length = 0;
@@ -131,12 +131,13 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         loop {
             let bytes = match self.reader.fill_buf().await {
                 Ok(bytes) if !bytes.is_empty() => bytes,
-                // A line without its end was cut with the pipe.
+                // A last line without a line feed was cut off.
                 Ok(_) | Err(_) => return Line::End,
             };
             let end = bytes.iter().position(|byte| *byte == b'\n');
             let part = &bytes[..end.unwrap_or(bytes.len())];
             let taken = part.len() + usize::from(end.is_some());
+
             self.length += part.len();
             if self.length <= self.limit {
                 self.line.extend_from_slice(part);
@@ -159,12 +160,12 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 }
 
-/// Keeps the two ends of a line of which `part` comes next.
+/// Keeps the two ends of a line that `part` continues.
 fn keep_ends(head: &mut Vec<u8>, tail: &mut Vec<u8>, part: &[u8]) {
     let room = ENDS.saturating_sub(head.len());
     head.extend_from_slice(&part[..part.len().min(room)]);
     if head.len() > ENDS {
-        // What is cut off here may be all that is kept of the end.
+        // The part that is cut off here may become the end.
         tail.extend_from_slice(&head[head.len() - ENDS..]);
         head.truncate(ENDS);
         head.shrink_to_fit();
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_are_read_and_long_ones_are_not_kept() {
+    async fn long_lines_are_not_kept() {
         assert_eq!(lines(b"{}\n\n  {}\r\n[]\ncut", 100).await, ["{}", "", "  {}\r", "[]"]);
         let long = [b"a".repeat(600), b"b".repeat(600), b"\n{}\n".to_vec()].concat();
         let found = lines(&long, 1000).await;
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_without_end_ends_the_stream() {
+    async fn an_endless_line_ends_the_stream() {
         assert_eq!(lines(&vec![b'{'; 100_000], 1000).await, ["more than 1000"]);
         let watch = StdoutWatch::default();
         watch.note_endless(1000);
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_noticed_and_a_flood_of_it_ends_the_stream() {
+    fn garbage_is_noted_and_too_much_of_it_ends_the_stream() {
         let watch = StdoutWatch::default();
         assert!(watch.note_garbage(b"[INFO] ready> {}"));
         assert!(watch.complaint().unwrap().contains("\"[INFO] ready> {}\""));

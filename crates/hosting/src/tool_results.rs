@@ -1,5 +1,5 @@
-//! Results of hosted tools, read so that an item which is not understood costs nothing else
-//! ([`crate::kept_items`]).
+//! Reads results of hosted tools, so that an item that is not understood does not make the rest
+//! unreadable ([`crate::kept_items`]).
 
 use fleet_job::number;
 use rmcp::model::{CallToolResponse, CallToolResult, MetaObject, ResultType, ServerResult};
@@ -10,18 +10,18 @@ use crate::{
     kept_items::{keep_members, keep_unreadable_items, remove_forged},
 };
 
-/// How much of a result that can't be read is quoted.
+/// The longest part of an unreadable result that is quoted, in bytes.
 const SHOWN: usize = 200;
 
-/// Reads what a hosted server answered to a call.
+/// Reads a hosted server's answer to a call.
 ///
 /// # Errors
 ///
-/// If it is not a result of a tool: what is wrong with it.
+/// Returns what is wrong if the answer is not a result of a tool.
 pub(crate) fn read_call_result(result: ServerResult) -> Result<CallToolResponse, String> {
     match result {
         ServerResult::CallToolResult(mut result) => {
-            // No item was kept aside, whatever the server says.
+            // No item was kept here, so the server must have forged the key.
             remove_forged(&mut result.meta);
             return Ok(result.into());
         }
@@ -43,13 +43,13 @@ pub(crate) fn read_call_result(result: ServerResult) -> Result<CallToolResponse,
                 number::read(result.into()).map(CallToolResponse::InputRequired).map_err(of_kind)
             }
             "task" => number::read(result.into()).map(CallToolResponse::Task).map_err(of_kind),
-            other => Err(format!("its resultType {other:?} is not known: {shown}")),
+            other => Err(format!("its resultType {other:?} is unknown: {shown}")),
         },
-        other => Err(format!("its resultType is not a text: {other}")),
+        other => Err(format!("its resultType is not a string: {other}")),
     }
 }
 
-/// A complete result, however odd its content is.
+/// Reads a complete result, in whatever form its content is.
 fn read_complete_result(mut result: Map<String, Value>) -> Result<CallToolResult, String> {
     let items = match result.shift_remove("content") {
         None | Some(Value::Null) => Vec::new(),
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
     use crate::kept_items::{KEPT_ITEMS, restore, restore_message, restore_text};
 
-    /// The message that a caller gets for a hosted server's result.
+    /// Returns the message that a caller gets for a hosted server's result.
     fn passed_on(result: Value) -> Value {
         let CallToolResponse::Complete(result) =
             read_call_result(ServerResult::CustomResult(CustomResult(result))).unwrap()
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn content_that_is_no_list_becomes_one() {
+    fn content_that_is_not_a_list_becomes_one() {
         let content = |content: Value| passed_on(json!({ "content": content }))["content"].take();
         assert_eq!(content(json!("hello")), json!([{"type": "text", "text": "hello"}]));
         assert_eq!(
@@ -146,7 +146,7 @@ mod tests {
         );
         assert_eq!(content(Value::Null), json!([]));
         assert_eq!(passed_on(json!({}))["content"], json!([]));
-        // Of a remote server's result without content, rmcp makes another type.
+        // rmcp reads a remote's result without content as another type.
         let empty =
             serde_json::from_value(json!({"resultType": "complete", "_meta": {"a": 1}})).unwrap();
         assert!(matches!(empty, ServerResult::TaskAckResult(_)));
@@ -157,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_result_of_a_tool_is_quoted() {
+    fn an_answer_that_is_not_a_tool_result_is_quoted() {
         let check = |result: Value, expected: &str| {
             let problem =
                 read_call_result(ServerResult::CustomResult(CustomResult(result))).unwrap_err();
             assert!(problem.contains(expected), "{problem}");
         };
-        check(json!({"resultType": "novel", "x": 1}), "\"novel\" is not known: {");
-        check(json!({"resultType": 3}), "its resultType is not a text: 3");
+        check(json!({"resultType": "novel", "x": 1}), "\"novel\" is unknown: {");
+        check(json!({"resultType": 3}), "its resultType is not a string: 3");
         check(
             json!({"content": [], "isError": "no"}),
             "its isError is neither true nor false: \"no\"",
@@ -173,15 +173,15 @@ mod tests {
     }
 
     #[test]
-    fn a_hosted_server_can_not_pose_as_us() {
-        let posed = json!({"content": [], "_meta": {KEPT_ITEMS: {"content": {"0": "x"}, "io.mcp-fleet/members": {"x": 1}}}});
-        let found = passed_on(posed);
+    fn a_hosted_server_can_not_forge_kept_items() {
+        let forged = json!({"content": [], "_meta": {KEPT_ITEMS: {"content": {"0": "x"}, "io.mcp-fleet/members": {"x": 1}}}});
+        let found = passed_on(forged);
         assert_eq!((&found["content"], found.get("x")), (&json!([]), None));
     }
 
     /// Numbers and members as a server wrote them, in every part of a result.
     #[test]
-    fn what_rmcp_does_not_know_passes_as_it_was_written() {
+    fn what_rmcp_does_not_know_passes_unchanged() {
         let numbers = "[1e+400,12345678901234567890123,1.10,1e+2,0.1000000000000000055,-0,0.00001]";
         let same = |written: String| {
             let found = passed_on(serde_json::from_str(&written).unwrap()).to_string();

@@ -1,4 +1,4 @@
-//! A handshake on a transport, which is rmcp's afterwards.
+//! Runs a handshake on a transport, which rmcp takes over afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -7,23 +7,23 @@ use rmcp::{RoleClient, model::ServerPeerInfo, transport::Transport};
 use super::{Handshake, Opening, Outcome};
 use crate::{attempt::Attempt, follow::HostedClient};
 
-/// Why a handshake came to nothing.
+/// Why a handshake failed.
 #[derive(Debug)]
 pub(crate) enum Broken {
-    /// The other side has closed the connection.
+    /// The server closed the connection.
     Closed {
-        /// Whether it had answered anything before that.
+        /// Whether it had answered anything before.
         answered: bool,
     },
-    /// The other side has refused.
+    /// The server refused, for this reason.
     Refused(String),
 }
 
-/// Makes the handshake. It takes as long as it takes: the caller keeps the limit.
+/// Does the handshake. The caller enforces the limit.
 ///
 /// # Errors
 ///
-/// Where the server refuses, or closes the connection.
+/// Returns an error if the server refuses or closes the connection.
 pub(crate) async fn shake_hands<T: Transport<RoleClient>>(
     transport: &mut T,
     client: &HostedClient,
@@ -36,7 +36,7 @@ pub(crate) async fn shake_hands<T: Transport<RoleClient>>(
     let mut handshake = Handshake::new(client.get_info(), opening, limit, Instant::now());
     loop {
         while let Some(message) = handshake.next_message() {
-            // A pipe that can't be written to is one that has been closed.
+            // Writing fails only if the pipe has been closed.
             if transport.send(message).await.is_err() {
                 return Err(Broken::Closed { answered: handshake.was_answered() });
             }
@@ -58,7 +58,7 @@ pub(crate) async fn shake_hands<T: Transport<RoleClient>>(
     }
 }
 
-/// Waits until then, or for ever.
+/// Waits until `at`, or for ever.
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,

@@ -1,4 +1,4 @@
-//! The handshake with scripted servers: modern, legacy, silent, late, and without sense.
+//! The handshake with scripted servers: modern, legacy, silent, late, and broken ones.
 
 use rmcp::model::{ClientCapabilities, ErrorCode, ErrorData, Implementation};
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ impl Case {
         Self { handshake: Handshake::new(client, opening, LIMIT, now), now }
     }
 
-    /// The methods of what is sent now.
+    /// Returns the methods of the messages to send now.
     fn sent(&mut self) -> Vec<String> {
         let messages = std::iter::from_fn(|| self.handshake.next_message());
         let values = messages.map(|message| serde_json::to_value(message).unwrap());
@@ -84,7 +84,7 @@ impl Case {
 }
 
 #[test]
-fn a_modern_server_is_asked_once() {
+fn a_modern_server_gets_one_request() {
     let mut case = Case::new(Opening::DiscoverFirst);
     assert_eq!(case.sent(), ["server/discover"]);
     case.is_pending();
@@ -107,7 +107,7 @@ fn a_refusal_leads_to_initialize_at_once() {
 }
 
 #[test]
-fn silence_leads_to_initialize_and_to_nothing_more() {
+fn silence_leads_to_initialize_only() {
     let mut case = Case::new(Opening::DiscoverFirst);
     case.sent();
     case.wait(PATIENCE - Duration::from_millis(1)).is_pending();
@@ -116,7 +116,7 @@ fn silence_leads_to_initialize_and_to_nothing_more() {
     case.wait(Duration::from_millis(1));
     assert_eq!(case.sent(), ["initialize"]);
 
-    // From here on only the limit of the whole start ends it, which is the caller's.
+    // From here on only the caller's limit ends the handshake.
     assert_eq!(case.handshake.wake_at(), None);
     case.wait(LIMIT).is_pending();
     assert!(case.sent().is_empty() && !case.handshake.was_answered());
@@ -124,7 +124,7 @@ fn silence_leads_to_initialize_and_to_nothing_more() {
 }
 
 #[test]
-fn a_late_answer_counts_and_a_session_counts_more() {
+fn a_late_answer_counts_but_a_session_takes_precedence() {
     let late = || {
         let mut case = Case::new(Opening::DiscoverFirst);
         case.wait(PATIENCE);
@@ -132,30 +132,29 @@ fn a_late_answer_counts_and_a_session_counts_more() {
         case.wait(PATIENCE);
         case
     };
-    // A modern server refuses `initialize`, before or after.
+    // A modern server refuses `initialize`, before or after its answer.
     late().discovered().refused(Some(INITIALIZE_ID)).agrees_on(MODERN);
     let mut case = late();
     case.refused(Some(INITIALIZE_ID)).is_pending();
     case.wait(LIMIT).is_pending();
     case.discovered().agrees_on(MODERN);
-    // One of both eras has made a session, and keeps to that.
+    // A server that supports both has made a session, which counts.
     let mut case = late();
     case.discovered().is_pending();
     case.initialized().agrees_on(LEGACY);
     late().initialized().discovered().agrees_on(LEGACY);
-    // One that has nothing to say to `initialize` is waited for no longer than for the first
-    // answer.
+    // An answer to `initialize` is awaited no longer than the first answer.
     let mut case = late();
     case.discovered().wait(PATIENCE - Duration::from_millis(1)).is_pending();
     case.wait(Duration::from_millis(1)).agrees_on(MODERN);
-    // The refusal of a legacy server comes late, too.
+    // A legacy server's refusal may come late, too.
     let mut case = late();
     case.refused(Some(DISCOVER_ID)).is_pending();
     case.initialized().agrees_on(LEGACY);
 }
 
 #[test]
-fn who_refuses_everything_is_not_waited_for() {
+fn a_server_that_refuses_everything_ends_the_handshake() {
     let mut case = Case::new(Opening::DiscoverFirst);
     case.refused(Some(DISCOVER_ID)).refused(Some(INITIALIZE_ID));
     case.is_refused(&["server/discover", "initialize", "-32601", "no such method"]);
@@ -165,7 +164,7 @@ fn who_refuses_everything_is_not_waited_for() {
 }
 
 #[test]
-fn what_can_not_be_understood_is_a_refusal() {
+fn an_unreadable_answer_is_a_refusal() {
     let answer = |id: i64, result: Value| json!({"jsonrpc": "2.0", "id": id, "result": result});
     let mut case = Case::new(Opening::DiscoverFirst);
     case.sent();
@@ -188,7 +187,7 @@ fn what_can_not_be_understood_is_a_refusal() {
 }
 
 #[test]
-fn what_was_not_asked_changes_nothing() {
+fn unexpected_answers_change_nothing() {
     let mut case = Case::new(Opening::DiscoverFirst);
     case.sent();
     case.read(json!({"jsonrpc": "2.0", "id": 7, "method": "ping"}));
@@ -202,12 +201,12 @@ fn what_was_not_asked_changes_nothing() {
         "resultType": "complete", "supportedVersions": [MODERN], "capabilities": {}, "ttlMs": 0,
         "cacheScope": "private"}}));
     case.agrees_on(MODERN);
-    // A second answer, of whatever kind, neither.
+    // A second answer changes nothing either.
     case.refused(Some(DISCOVER_ID)).agrees_on(MODERN);
 }
 
 #[test]
-fn a_server_that_asks_before_it_answers_is_answered() {
+fn a_request_during_the_handshake_is_answered() {
     let mut case = Case::new(Opening::InitializeOnly);
     assert_eq!(case.sent(), ["initialize"]);
     for (method, member) in

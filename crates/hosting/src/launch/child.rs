@@ -1,4 +1,4 @@
-//! From a configuration of a child to a child that may be started.
+//! Turns the configuration of a child into one that may be started.
 
 use std::{
     collections::BTreeMap,
@@ -11,12 +11,12 @@ use fleet_policy::{CommandRule, LaunchRequest, NamedPath, Policy, Refusal};
 use super::{ChildSpec, Environment, LaunchError, named_file::NamedFile, pick_error};
 use crate::secrets::Secrets;
 
-/// The largest `envFile` that is read.
+/// The largest `envFile` that is read, in bytes.
 const MAX_ENV_FILE: u64 = 256 * 1024;
-/// What a child gets from the server's own environment without being asked.
+/// The variables that every child gets from the server's own environment.
 const BASE_ENV: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
 
-/// The child under the first rule that allows all of it.
+/// Resolves a child under the first rule that allows all of it.
 pub(super) async fn resolve_child<'a>(
     server: &StdioServer,
     policy: &'a Policy,
@@ -35,7 +35,7 @@ pub(super) async fn resolve_child<'a>(
     Err(error.unwrap_or_else(|| Refusal::command(&argv).into()))
 }
 
-/// The child under one rule that covers its command line.
+/// Resolves a child under one rule that covers its command line.
 async fn resolve_under(
     rule: &CommandRule,
     written: &StdioServer,
@@ -51,20 +51,20 @@ async fn resolve_under(
         None => None,
     };
     let env_file = match &server.env_file {
-        // As editors do, a relative `envFile` is looked for in the working directory of the server
-        // to be.
+        // Like in editors, a relative `envFile` is relative to the child's working directory.
         Some(path) => {
             let base = cwd.as_ref().map_or(Path::new(""), |cwd| &cwd.path);
             Some(NamedFile::open(base.join(path)).await)
         }
         None => None,
     };
+
     let request = LaunchRequest {
         cwd: named_path(&cwd, &written.cwd),
         env_file: named_path(&env_file, &written.env_file),
         env: &server.env,
     };
-    // Checked once before the file is read, for its place, and once with what it holds.
+    // Checked once before the file is read, for its location, and once with its variables.
     rule.check(request)?;
     check_exists("cwd", &cwd, &written.cwd)?;
     check_exists("envFile", &env_file, &written.env_file)?;
@@ -130,8 +130,8 @@ async fn read_env_file(
     dotenv::parse(&text).map_err(|error| LaunchError::EnvFile { path: written.to_owned(), error })
 }
 
-/// Where the program is: a bare name in `PATH`, a path as it stands. Relative ones are relative to
-/// the server's own working directory, never to the child's, which a message may choose.
+/// Finds the program: a bare name in `PATH`, a path as written. Relative paths are relative to the
+/// server's own working directory, never to the child's, which a message may choose.
 async fn find_program(command: &str) -> Option<PathBuf> {
     let candidates = if command.contains('/') {
         vec![PathBuf::from(command)]
@@ -139,12 +139,13 @@ async fn find_program(command: &str) -> Option<PathBuf> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).map(|directory| directory.join(command)).collect()
     };
+
     for candidate in candidates {
-        let executable = tokio::fs::metadata(&candidate).await.is_ok_and(|metadata| {
+        let is_executable = tokio::fs::metadata(&candidate).await.is_ok_and(|metadata| {
             use std::os::unix::fs::PermissionsExt;
             metadata.is_file() && metadata.permissions().mode() & 0o111 != 0
         });
-        if executable {
+        if is_executable {
             return std::path::absolute(&candidate).ok();
         }
     }

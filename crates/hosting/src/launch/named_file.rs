@@ -1,7 +1,7 @@
-//! A file or directory that a configuration names: opened once, and judged by what was opened.
+//! A file or directory that a configuration names: opened once, and checked by its descriptor.
 //!
-//! A name can mean another file each time it is used. So it is used once, to open the file without
-//! reading it; where that is, what it is and what is in it is asked of the descriptor.
+//! A name may refer to another file each time it is used. So it is used once, to open the file
+//! without reading it. The file's location, type and content are then read through the descriptor.
 
 use std::{
     fs::{File, OpenOptions},
@@ -13,18 +13,18 @@ use std::{
 use fleet_ops::blocking::run_blocking;
 use nix::fcntl::OFlag;
 
-/// Something that was named, and where it is.
+/// A named file or directory, and its location.
 #[derive(Debug)]
 pub(super) struct NamedFile {
-    /// Where it is. If it can't be opened, the path as it is written, since whether something
-    /// exists is told only once policy allows the place.
+    /// The location. If the file can't be opened, the path as written: whether a file exists must
+    /// not be revealed before policy has allowed its location.
     pub(super) path: PathBuf,
-    /// The file, opened for nothing but to be asked where and what it is.
+    /// The file, opened without the right to read it.
     opened: io::Result<File>,
 }
 
 impl NamedFile {
-    /// Opens what a path leads to. Devices and named pipes notice nothing of that.
+    /// Opens what a path refers to. This has no effect on devices and named pipes.
     pub(super) async fn open(path: PathBuf) -> Self {
         let open = move || match open_unread(&path).and_then(|file| Ok((locate(&file)?, file))) {
             Ok((path, file)) => Self { path, opened: Ok(file) },
@@ -36,13 +36,13 @@ impl NamedFile {
         })
     }
 
-    /// Why it could not be opened.
+    /// Returns why the file could not be opened.
     pub(super) fn error(&self) -> Option<io::Error> {
         let error = self.opened.as_ref().err()?;
         Some(error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error))
     }
 
-    /// What is in it, if it is a regular file of at most `max` bytes.
+    /// Reads the file if it is a regular file of at most `max` bytes.
     pub(super) async fn read(self, max: u64) -> io::Result<String> {
         let file = self.opened?;
         run_blocking(move || read_regular(&file, max)).await
@@ -70,7 +70,7 @@ fn read_regular(file: &File, max: u64) -> io::Result<String> {
         return Err(unfit());
     }
 
-    // By its descriptor, so it is the same file, whatever its name means by now.
+    // Through the descriptor, so that it is the same file, whatever its name refers to now.
     let mut text = String::new();
     File::open(descriptor_path(file))?.take(max + 1).read_to_string(&mut text)?;
     if text.len() as u64 > max { Err(unfit()) } else { Ok(text) }
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_opened_is_what_is_read() {
+    async fn the_file_that_was_opened_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().canonicalize().unwrap();
         std::fs::create_dir_all(base.join("in")).unwrap();
@@ -102,7 +102,7 @@ mod tests {
 
         let named = NamedFile::open(link.clone()).await;
         assert_eq!(named.path, base.join("in/file"));
-        // Whoever swaps the link, or the file, after it was looked at comes too late.
+        // Swapping the link or the file afterwards has no effect.
         std::fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink("out", &link).unwrap();
         std::fs::rename(base.join("out"), base.join("in/file")).unwrap();
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_there_is_where_it_is_written() {
+    async fn a_missing_file_has_the_path_as_written() {
         let missing = NamedFile::open("/nowhere/x".into()).await;
         assert_eq!(missing.path, Path::new("/nowhere/x"));
         assert_eq!(missing.error().unwrap().kind(), io::ErrorKind::NotFound);

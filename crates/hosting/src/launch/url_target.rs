@@ -1,4 +1,4 @@
-//! From a configuration of a remote server to one that may be connected to.
+//! Turns the configuration of a remote into one that may be connected to.
 
 use fleet_job::mcp_servers::RemoteServer;
 use fleet_policy::{Policy, Refusal, remote::RemoteRule};
@@ -8,7 +8,7 @@ use url::{Host, Url};
 use super::{Environment, LaunchError, RemoteSpec, RuleRef, pick_error};
 use crate::secrets::Secrets;
 
-/// The server under the first rule that allows all of it.
+/// Resolves a remote under the first rule that allows all of it.
 pub(super) fn resolve_remote<'a>(
     server: &RemoteServer,
     policy: &'a Policy,
@@ -29,7 +29,7 @@ pub(super) fn resolve_remote<'a>(
     Err(error.unwrap_or_else(|| Refusal::Remote { target: shown_target(&server.url) }.into()))
 }
 
-/// The server under one rule. Nothing if the rule does not cover its host.
+/// Resolves a remote under one rule. Returns `None` if the rule does not cover its host.
 fn resolve_under(
     rule: &RemoteRule,
     written: &RemoteServer,
@@ -46,10 +46,12 @@ fn resolve_under(
         Host::Ipv4(ip) => ip.to_string(),
         Host::Ipv6(ip) => ip.to_string(),
     };
+
     if !rule.covers(&host_text, port) {
         return Ok(None);
     }
-    // An address needs no resolver, so the check at connect time would not see it.
+
+    // An address is not resolved, so the check at connect time does not cover it.
     let address = match host {
         Host::Domain(_) => None,
         Host::Ipv4(ip) => Some(ip.into()),
@@ -74,7 +76,7 @@ fn parse_url(text: &str) -> Result<Url, LaunchError> {
     if is_plain && is_http && url.has_host() { Ok(url) } else { Err(LaunchError::Url) }
 }
 
-/// Host and port of a URL as a refusal may show them: with variables as they were written.
+/// Returns host and port of a URL as a refusal may show them, with variables unexpanded.
 fn shown_target(written: &str) -> String {
     if let Ok(url) = Url::parse(written)
         && let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default())
@@ -82,6 +84,7 @@ fn shown_target(written: &str) -> String {
     {
         return format!("{host}:{port}");
     }
+
     let rest = written.split_once("://").map_or(written, |(_, rest)| rest);
     rest.split_inclusive(['/', '?', '#'])
         .next()
@@ -104,9 +107,9 @@ fn parse_header(
     Ok((parsed_name, parsed_value))
 }
 
-/// Headers that say where a request goes, where it ends, what is in it, or what it is in the
-/// protocol. `Host` could name a virtual host that policy does not cover; the framing ones could
-/// smuggle a second request; those for one hop and for content are the HTTP client's to set.
+/// Returns whether a header belongs to the transport: those for routing, framing, content and the
+/// protocol. `Host` could name a virtual host that policy does not cover, framing headers could
+/// smuggle a second request, and the HTTP client sets hop-by-hop and content headers.
 fn is_transports_own(name: &HeaderName) -> bool {
     use http::header;
     let own = [
@@ -129,7 +132,7 @@ fn is_transports_own(name: &HeaderName) -> bool {
     own.contains(name) || hop_by_hop.contains(&name.as_str()) || name.as_str().starts_with("mcp-")
 }
 
-/// The rule as people find it in the policy file.
+/// Returns a reference to the rule, by which people find it in the policy file.
 pub(super) fn rule_ref(rule: &RemoteRule, policy: &Policy) -> RuleRef {
     let number = policy.remotes.iter().position(|other| std::ptr::eq(other, rule));
     let (number, line, covers) = (number.unwrap_or_default() + 1, rule.line(), rule.to_string());
@@ -159,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_the_transport_are_refused() {
+    fn reserved_headers_are_refused() {
         for name in [
             "Host",
             "content-length",
@@ -186,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_shows_what_was_written() {
+    fn a_refusal_shows_the_url_as_written() {
         for (written, shown) in [
             ("http://${HOST}:${PORT}/mcp?x=1", "${HOST}:${PORT}"),
             ("https://example.com/mcp", "example.com:443"),

@@ -1,8 +1,8 @@
-//! The registry in a compacted topic: one partition, so that all replicas see one order, and the
-//! newest record of a name kept for good.
+//! The registry in a compacted topic with one partition, so that all replicas see the same order and
+//! the newest record of each name is kept.
 //!
-//! A thread of its own follows the topic from its start. Nothing waits for the thread but callers
-//! who ask whether it has caught up.
+//! A thread of its own follows the topic from its beginning. Only callers that ask it to catch up
+//! wait for it.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Record, Registry, RegistryChange, RegistryError};
 
-/// How many changes wait to be applied.
+/// The most changes that wait to be applied.
 const QUEUE: usize = 64;
 
 /// The registry in Kafka.
@@ -38,8 +38,8 @@ impl std::fmt::Debug for KafkaRegistry {
 }
 
 impl KafkaRegistry {
-    /// A registry in `topic`, which is created where it is missing and may be. Nothing is connected
-    /// yet.
+    /// Creates a registry in `topic`. Connects to nothing yet. The topic is created when it is first
+    /// needed, if it is missing and the broker allows it.
     pub fn new(link: Link, topic: &str) -> Self {
         Self { link, topic: topic.into(), following: Following::default() }
     }
@@ -123,7 +123,7 @@ impl Listener for RegistryLog {
 
     fn failed(&mut self, error: KafkaError) -> Result<(), Unneeded> {
         let (topic, error) = (&self.topic, chain(&error));
-        tracing::warn!(%topic, error, "can't read the registry; trying again");
+        tracing::warn!(%topic, error, "could not read the registry; trying again");
         Ok(())
     }
 }
@@ -134,16 +134,17 @@ impl RegistryLog {
     }
 }
 
-/// What a record of the topic says. Anybody who may write there may have written it.
+/// Reads a record of the topic. Anybody may write to the topic, so the record may be invalid.
 fn read_record(record: RawRecord) -> Option<RegistryChange> {
     let name = String::from_utf8(record.key?).ok()?;
     if fleet_job::tool_name::check_server(&name).is_err() {
         tracing::warn!(
             offset = record.position.offset,
-            "a record of the registry has a name that can't be one"
+            "ignoring a registry record whose key is not a valid server name"
         );
         return None;
     }
+
     let Some(value) = record.value else {
         return Some(RegistryChange::Removed { name, at: record.timestamp });
     };
@@ -160,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_anybody_may_have_written_is_read_with_care() {
+    fn invalid_records_are_ignored_or_reported() {
         let check = |key: Option<&[u8]>, value: Option<&[u8]>| {
             let position = Position { topic: "t".to_owned(), partition: 0, offset: 0 };
             let (key, value) = (key.map(<[u8]>::to_vec), value.map(<[u8]>::to_vec));

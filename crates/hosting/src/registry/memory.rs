@@ -1,4 +1,4 @@
-//! A registry in one process, gone when that ends.
+//! A registry in the memory of one process.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ struct State {
 impl State {
     fn send_change(&self, change: RegistryChange) {
         if let Some(watcher) = &self.watcher {
-            // Whoever has stopped watching misses nothing.
+            // There may be no watcher any more.
             _ = watcher.send(change);
         }
     }

@@ -1,4 +1,4 @@
-//! What is known of a server here, and why one is not hosted everywhere.
+//! Whether a server is hosted, and why one is not hosted by all replicas.
 
 use std::time::Duration;
 
@@ -10,49 +10,49 @@ use crate::{
     outage::{Outage, OutageReason},
 };
 
-/// When to ask again for a server of which nothing is known yet.
+/// When to ask again for a server that is not known yet.
 pub(super) const SOON: Duration = Duration::from_secs(1);
-/// When to ask again for what waits for the registry, or for a remote server that is away.
+/// When to try again if the registry does not answer or a remote has an outage.
 pub(super) const LATER: Duration = Duration::from_secs(5);
 
-/// What is known of a server here.
+/// Whether a server is hosted here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Presence {
-    /// It is hosted here, in whatever state.
+    /// The server is hosted here, in whatever state.
     Hosted,
-    /// It is wanted and not there, or nobody knows yet whether it is wanted.
+    /// The server is wanted but not hosted here, or it is not known yet whether it is wanted.
     Awaited {
-        /// Why it is not there.
+        /// Why the server is not hosted here.
         reason: String,
         /// When to ask again.
         retry_after: Duration,
     },
-    /// Nobody wants it.
+    /// Nobody wants the server.
     Unknown,
 }
 
-/// Why a server is not hosted everywhere.
+/// Why a server is not hosted by all replicas.
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
-    /// It can't be hosted here.
+    /// The server can't be hosted here.
     #[error(transparent)]
     Init(#[from] InitError),
-    /// It holds what must not be written.
+    /// The configuration may contain secrets.
     #[error(transparent)]
     NotShareable(#[from] NotShareable),
     /// The registry can't be written.
-    #[error("the shared registry can't be written")]
+    #[error("could not write to the shared registry")]
     Registry(#[from] RegistryError),
-    /// The registry has not taken it yet.
+    /// The registry has not accepted the record yet.
     #[error(
-        "the shared registry has not taken it yet; the write is repeated until it does ({why})"
+        "the shared registry has not accepted the change yet; the write is repeated until it succeeds ({why})"
     )]
     Unwritten {
-        /// How the last try came out.
+        /// The last error.
         why: String,
     },
-    /// Somebody wanted something else of the same name meanwhile.
-    #[error("it was replaced or removed by somebody else meanwhile")]
+    /// Somebody else has replaced or removed the server in the meantime.
+    #[error("somebody else has replaced or removed the server in the meantime")]
     Superseded,
 }
 
@@ -63,7 +63,7 @@ impl From<NameError> for ShareError {
 }
 
 impl ShareError {
-    /// Whether the same attempt would fail again whenever it is made.
+    /// Returns whether the same attempt would always fail.
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Init(error) => error.is_permanent(),
@@ -76,8 +76,8 @@ impl ShareError {
         }
     }
 
-    /// Why and until when to wait, if nothing is wrong with what was asked for: something can't be
-    /// reached, or a remote server refuses our credentials.
+    /// Returns the outage if the request itself is fine: something can't be reached, or a remote
+    /// refuses our credentials.
     pub fn outage(&self) -> Option<Outage> {
         let (reason, retry_after) = match self {
             Self::Init(error) => (error.outage_reason()?, LATER),

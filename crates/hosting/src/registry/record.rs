@@ -1,4 +1,4 @@
-//! A record, as it stands in the registry: JSON under the server's name.
+//! Records of the registry: JSON by server name.
 
 use fleet_job::{
     mcp_servers::{ConfigError, ServerEntry},
@@ -9,23 +9,23 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The largest record that is read or written.
+/// The largest record that is read or written, in bytes.
 pub const MAX_BYTES: usize = 256 * 1024;
 
-/// A server that is to be hosted.
+/// A server to host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// Its name.
+    /// The server's name.
     pub name: String,
-    /// How to start or reach it, with its variables unexpanded.
+    /// How to start or reach the server, with variables unexpanded.
     pub entry: ServerEntry,
     /// Different for every record ever written.
     pub revision: String,
-    /// When it was written.
+    /// When the record was written.
     pub written_at: Timestamp,
 }
 
-/// How a server is started or reached. Secrets are references such as `${VAR}`, never plain text.
+/// How to start or reach a hosted server. Secrets are references such as `${VAR}`, never plain text.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "HostedServer")]
@@ -35,45 +35,45 @@ struct Wire {
     config: Value,
     /// Different for every record ever written.
     revision: String,
-    /// When it was written.
+    /// When the record was written.
     written_at: Timestamp,
 }
 
-/// The schema of a record's value.
+/// Returns the schema of a record's value.
 pub fn schema() -> Schema {
     schema_for!(Wire)
 }
 
-/// Why something is no record.
+/// Why a record is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// The name can't be one.
+    /// The name is invalid.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// It is too large.
+    /// The record is too large.
     #[error("the record has more than {MAX_BYTES} bytes")]
     TooLarge,
-    /// It is no JSON, or not of this shape.
+    /// The record is not JSON of the expected shape.
     #[error("the record can't be read")]
     Json(#[from] serde_json::Error),
-    /// The configuration is none.
+    /// The configuration is invalid.
     #[error("the record's configuration can't be read")]
     Config(#[from] ConfigError),
 }
 
 impl Record {
-    /// A record of this moment. Keys of the configuration that mean nothing are left out.
+    /// Creates a record. Unknown keys of the configuration are left out.
     pub fn new(name: &str, entry: &ServerEntry) -> Self {
         let entry = ServerEntry { transport: entry.transport.clone(), unknown: Default::default() };
         let revision = uuid::Uuid::new_v4().simple().to_string();
         Self { name: name.to_owned(), entry, revision, written_at: fleet_ops::clock::now() }
     }
 
-    /// The record's value.
+    /// Encodes the record's value.
     ///
     /// # Errors
     ///
-    /// Where it is too large.
+    /// Returns an error if the record is too large.
     pub fn encode(&self) -> Result<Vec<u8>, RecordError> {
         let wire = Wire {
             config: self.entry.to_value(),
@@ -84,11 +84,11 @@ impl Record {
         if value.len() > MAX_BYTES { Err(RecordError::TooLarge) } else { Ok(value) }
     }
 
-    /// Reads the value of the record of a name.
+    /// Decodes the value of the record of a name.
     ///
     /// # Errors
     ///
-    /// Where it is none.
+    /// Returns an error if the name or the value is invalid.
     pub fn decode(name: &str, value: &[u8]) -> Result<Self, RecordError> {
         tool_name::check_server(name)?;
         if value.len() > MAX_BYTES {
@@ -129,12 +129,12 @@ mod tests {
         let text = String::from_utf8(record.encode().unwrap()).unwrap();
         assert!(
             text.contains("${") || !text.contains("secret"),
-            "what means nothing is not written: {text}"
+            "unknown keys are not written: {text}"
         );
     }
 
     #[test]
-    fn what_is_no_record_is_refused() {
+    fn invalid_records_are_refused() {
         let check = |name: &str, value: &str, word: &str| {
             let error =
                 fleet_ops::errors::chain(&Record::decode(name, value.as_bytes()).unwrap_err());

@@ -1,10 +1,10 @@
-//! The fleet of this process, following the registry.
+//! Makes the fleet of this process follow the registry.
 //!
-//! What the registry wants is kept by name, the newest only. A wish is met by a task of its own,
-//! which stops where a newer one has come; what could not be done (policy, a server that does not
-//! answer) is tried again at growing intervals, since either may change. A server that is hosted
-//! from the wanted configuration already is left alone, so a replica does not do again what it has
-//! just been told itself.
+//! The newest wish of the registry is kept for each name. A task of its own meets it, and stops when
+//! a newer wish comes. What fails (because of policy, or because the server does not answer) is
+//! tried again at growing intervals, since either may change. A server that already runs from the
+//! wanted configuration is left alone, so that a replica does not repeat what it has just done
+//! itself.
 
 use std::{
     collections::BTreeMap,
@@ -33,27 +33,27 @@ use crate::{Fleet, fleet::InitError, status::ServerStatus};
 
 mod writing;
 
-/// How many servers are started at once because the registry wants them.
+/// The most servers that are started concurrently because the registry wants them.
 const STARTS: usize = 8;
-/// How many names are followed. Policy bounds how many run; this bounds what others can make us
-/// remember.
+/// The most names that are followed. Policy bounds how many servers run; this bounds the memory that
+/// others can make us use.
 const MAX_NAMES: usize = 1000;
-/// The waits between attempts to do what the registry asks for.
+/// The waits between attempts to meet a wish.
 const ATTEMPTS: Backoff = Backoff { base: Duration::from_secs(5), max: Duration::from_secs(60) };
 
-/// How long the registry is waited for.
+/// How long callers wait for the registry.
 #[derive(Debug, Clone, Copy)]
 struct Patience {
-    /// Until it has told what it knew at some moment.
+    /// How long to wait until the registry has been read to its end.
     catch_up: Duration,
-    /// Until it has taken a write, which is made all the same later on.
+    /// How long to wait for a write, which is repeated afterwards.
     write: Duration,
 }
 
 const PATIENCE: Patience =
     Patience { catch_up: Duration::from_secs(2), write: Duration::from_secs(10) };
 
-/// The fleet and the registry that it follows.
+/// A fleet that follows a registry.
 pub struct Shared {
     fleet: Arc<Fleet>,
     registry: Arc<dyn Registry>,
@@ -61,9 +61,9 @@ pub struct Shared {
     patience: Patience,
     wanted: Mutex<Wanted>,
     writes: Mutex<Writes>,
-    /// How far the registry has been followed; none before its start has been read.
+    /// How far the registry has been read; `None` until it has been read once.
     caught_up: watch::Sender<Option<u64>>,
-    /// Counts attempts that have ended.
+    /// The number of attempts that have ended.
     attempts: watch::Sender<u64>,
     starts: Semaphore,
 }
@@ -72,39 +72,41 @@ pub struct Shared {
 #[derive(Default)]
 struct Wanted {
     by_name: BTreeMap<String, Wish>,
-    /// Counts changes: a wish is known by its number.
+    /// The number of the last wish. Wishes are identified by numbers.
     changes: u64,
 }
 
+/// What the registry wants for one name.
 struct Wish {
     number: u64,
     goal: Goal,
-    /// Held while something is done about this name.
+    /// Held during an attempt to meet the wish.
     gate: Arc<tokio::sync::Mutex<()>>,
-    /// Whether something was tried.
+    /// Whether there was an attempt to meet the wish.
     tried: bool,
-    /// Why it is not hosted.
+    /// Why the wish is not met.
     problem: Option<String>,
 }
 
-/// What a name should be.
+/// What should be hosted under a name.
 #[derive(Clone)]
 enum Goal {
-    /// A server from this configuration.
+    /// A server with this configuration.
     Hosted(ServerEntry),
-    /// Something that can't be read, so it stays what it is.
+    /// The record is unreadable, so nothing changes.
     Unreadable,
-    /// Nothing any more.
+    /// Nothing.
     Gone,
 }
 
 impl Wanted {
-    /// Notes what a name should be. The number of the new wish; none where there are too many.
+    /// Notes a new wish. Returns its number; `None` if there are too many names.
     fn put_wish(&mut self, name: String, goal: Goal, problem: Option<String>) -> Option<u64> {
         let old = self.by_name.get(&name);
         if old.is_none() && self.by_name.len() >= MAX_NAMES {
             return None;
         }
+
         self.changes += 1;
         let gate = old.map(|wish| wish.gate.clone()).unwrap_or_default();
         let tried = matches!(goal, Goal::Unreadable);
@@ -112,17 +114,17 @@ impl Wanted {
         Some(self.changes)
     }
 
-    /// Whether a record that could be read says that a name should be a server.
+    /// Returns whether the last readable record of a name wants a server.
     fn has_readable(&self, name: &str) -> bool {
         self.by_name.get(name).is_some_and(|wish| matches!(wish.goal, Goal::Hosted(_)))
     }
 
-    /// The wish of a name, where it is still this one.
+    /// Returns the wish of a name if it still is this one.
     fn current_wish(&mut self, name: &str, number: u64) -> Option<&mut Wish> {
         self.by_name.get_mut(name).filter(|wish| wish.number == number)
     }
 
-    /// The wish for something of a name.
+    /// Returns the wish of a name if it wants anything.
     fn wish(&self, name: &str) -> Option<&Wish> {
         self.by_name.get(name).filter(|wish| !matches!(wish.goal, Goal::Gone))
     }
@@ -133,8 +135,8 @@ impl Wanted {
 }
 
 impl Shared {
-    /// A fleet that follows `registry` from [`Shared::follow`] on. Values of the names in `plain`
-    /// are no secrets.
+    /// Creates a fleet that follows `registry` after [`Shared::follow`] is called. Values with names
+    /// in `plain` are not secret.
     pub fn new(fleet: Arc<Fleet>, registry: Arc<dyn Registry>, plain: Plain) -> Arc<Self> {
         Arc::new(Self::with_patience(fleet, registry, plain, PATIENCE))
     }
@@ -158,23 +160,24 @@ impl Shared {
         }
     }
 
-    /// The fleet.
+    /// Returns the fleet.
     pub fn fleet(&self) -> &Arc<Fleet> {
         &self.fleet
     }
 
-    /// Follows the registry until `stop`.
+    /// Follows the registry until `stop` is cancelled.
     ///
     /// # Errors
     ///
-    /// If it can't be followed at all, so that [`Self::ready`] would wait for ever.
+    /// Returns an error if the registry can't be followed at all, so that
+    /// [`Self::wait_until_read`] would never return.
     pub fn follow(self: &Arc<Self>, stop: CancellationToken) -> Result<(), RegistryError> {
         let mut changes = self.registry.watch()?;
         self.count_writes();
         let this = self.clone();
         tokio::spawn(async move {
             let follow = async {
-                // At the start only what is left in the end is done.
+                // Wishes are met only once the registry has been read to its end.
                 while let Some(change) = changes.next().await {
                     this.apply_change(change, &stop);
                 }
@@ -187,19 +190,19 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits until the registry has been read to where its end was at the start.
+    /// Waits until the registry has been read once.
     pub async fn wait_until_read(&self) {
-        // The sender lives as long as we do.
+        // The sender lives as long as `self`.
         _ = self.caught_up.subscribe().wait_for(Option::is_some).await;
     }
 
-    /// Hosts a server here, and has all others host it.
+    /// Hosts a server here, and makes all other replicas host it.
     ///
     /// # Errors
     ///
-    /// Where it may not be shared, can't be hosted here, or the registry does not take it in time.
-    /// In the last case it is hosted here all the same, and by the others once the registry has
-    /// taken it.
+    /// Returns an error if the configuration must not be shared, the server can't be hosted here, or
+    /// the registry does not accept the record in time. In the last case the server is hosted here,
+    /// and by the other replicas once the registry has accepted the record.
     pub async fn initialize(
         self: &Arc<Self>,
         name: &str,
@@ -208,7 +211,7 @@ impl Shared {
         tool_name::check_server(name)?;
         if self.registry.is_shared() {
             self.plain.check(entry)?;
-            // What can't be written should not be hosted here alone.
+            // A server whose record can't be written must not be hosted here alone.
             Record::new(name, entry).encode().map_err(RegistryError::from)?;
             self.require_read().await?;
         }
@@ -216,23 +219,24 @@ impl Shared {
         let status = self.fleet.initialize(name, entry).await?;
         self.share_write(name, Write::Put(Box::new(Record::new(name, entry)))).await?;
 
-        // What is older than this has been told by then, and can't undo it after the caller has its
-        // answer.
+        // Read all older changes, so that none of them is applied after the caller has its answer.
         self.catch_up().await;
         self.wait_until_tried(name).await;
         Ok(status)
     }
 
-    /// Removes a server here and everywhere. `false` where there is none of this name.
+    /// Removes a server here and from all other replicas. Returns `false` if there is none of this
+    /// name.
     ///
     /// # Errors
     ///
-    /// Where the registry does not take it in time. The server is removed once the registry has
-    /// taken it.
+    /// Returns an error if the registry does not accept the change in time. The server is removed
+    /// once it does.
     pub async fn remove(self: &Arc<Self>, name: &str) -> Result<bool, ShareError> {
         if tool_name::check_server(name).is_err() {
             return Ok(false);
         }
+
         self.require_read().await?;
         self.catch_up().await;
 
@@ -247,9 +251,8 @@ impl Shared {
         Ok(was_wanted || was_hosted)
     }
 
-    /// Looks for a server, and waits, where it is not hosted here, for what the registry may know
-    /// of it: briefly for the registry, and as long as a handshake may take for a server that is
-    /// being started.
+    /// Looks for a server. If it is not hosted here, waits briefly for the registry, and, for a
+    /// server that is being started, as long as a handshake may take.
     pub async fn look_for(&self, name: &str) -> Presence {
         let is_hosted = || self.fleet.is_hosted(name);
         if is_hosted() {
@@ -271,24 +274,26 @@ impl Shared {
         if is_shared && !self.is_started() {
             return awaited("the shared registry has not been read yet".to_owned(), SOON);
         }
-        // It could have been written since the registry was read last.
+        // The server may have been written since the registry was last read.
         if !is_current {
-            return awaited("the shared registry does not answer".to_owned(), LATER);
+            let reason = "the shared registry could not be read to its end in time";
+            return awaited(reason.to_owned(), LATER);
         }
         Presence::Unknown
     }
 
-    /// Waits until what the registry wants of a name has been tried, as long as a handshake may
-    /// take.
+    /// Waits until there was an attempt to meet the wish of a name, for at most as long as a
+    /// handshake may take.
     async fn wait_until_tried(&self, name: &str) {
         let mut attempts = self.attempts.subscribe();
         let is_open = || self.wanted().by_name.get(name).is_some_and(|wish| !wish.tried);
         let tried = attempts.wait_for(|_| !is_open());
-        // Where it takes longer, the caller hears that the server is not there.
+        // After the timeout, the caller learns that the server is not hosted.
         _ = timeout(self.fleet.policy().limits.handshake_timeout, tried).await;
     }
 
-    /// How all servers are, those among them that others want hosted and that are not.
+    /// Returns the status of all servers, including those that the registry wants but that are not
+    /// hosted here.
     pub fn statuses(&self) -> Vec<ServerStatus> {
         let mut all = self.fleet.statuses();
         all.extend(self.refused_servers());
@@ -299,7 +304,7 @@ impl Shared {
         all
     }
 
-    /// The servers that others want hosted and that are not, and why.
+    /// Returns the servers that the registry wants but that are not hosted here, with the reasons.
     pub fn refused_servers(&self) -> Vec<ServerStatus> {
         let wanted = self.wanted();
         let problems =
@@ -310,21 +315,22 @@ impl Shared {
             .collect()
     }
 
-    /// Waits briefly for the start of the registry. Before that, its topic may not even be there.
+    /// Waits briefly until the registry has been read once. Before that, its topic may not exist.
     async fn require_read(&self) -> Result<(), RegistryError> {
         timeout(self.patience.catch_up, self.wait_until_read())
             .await
             .map_err(|_| RegistryError::NotRead)
     }
 
-    /// Waits briefly until everything has been told that is in the registry now: whether it has.
+    /// Waits briefly until everything that the registry holds now has been read. Returns whether
+    /// that succeeded.
     async fn catch_up(&self) -> bool {
         let asked = self.registry.catch_up();
         let mut caught_up = self.caught_up.subscribe();
-        let done = caught_up.wait_for(|told| told.is_some_and(|told| told >= asked));
+        let done = caught_up.wait_for(|read| read.is_some_and(|read| read >= asked));
         let is_current = timeout(self.patience.catch_up, done).await.is_ok();
         if !is_current {
-            tracing::warn!("the registry has not been read to its end in time");
+            tracing::warn!("could not read the registry to its end in time");
         }
         is_current
     }
@@ -344,7 +350,7 @@ impl Shared {
 
         let (name, goal, problem) = match change {
             RegistryChange::Put(record) => (record.name, Goal::Hosted(record.entry), None),
-            // Whoever may write to the topic could end a server by a record that means nothing.
+            // An invalid record, which anybody could write, must not end a server.
             RegistryChange::Unreadable { name, reason } if self.wanted().has_readable(&name) => {
                 tracing::warn!(
                     server = name,
@@ -371,16 +377,20 @@ impl Shared {
                 return;
             }
         };
+
         let number = self.wanted().put_wish(name.clone(), goal, problem);
         match number {
             Some(number) if self.is_started() => self.start_meeting(name, number, stop),
-            // All of them are met once the last one is known.
+            // All wishes are met once the registry has been read.
             Some(_) => {}
-            None => tracing::warn!(server = name, "the registry has more names than are followed"),
+            None => tracing::warn!(
+                server = name,
+                "ignoring a registry record: the registry has more than {MAX_NAMES} names"
+            ),
         }
     }
 
-    /// Starts to meet a wish.
+    /// Starts a task that meets a wish.
     fn start_meeting(self: &Arc<Self>, name: String, number: u64, stop: &CancellationToken) {
         let (this, stop) = (self.clone(), stop.clone());
         tokio::spawn(async move {
@@ -397,7 +407,7 @@ impl Shared {
         });
     }
 
-    /// Tries to meet a wish: whether nothing is left to be done about it.
+    /// Tries to meet a wish. Returns whether nothing is left to do for it.
     async fn try_to_meet(&self, name: &str, number: u64) -> bool {
         let Some(gate) = self.wanted().current_wish(name, number).map(|wish| wish.gate.clone())
         else {
@@ -405,6 +415,7 @@ impl Shared {
         };
         let _gate = gate.lock().await;
         let Ok(_permit) = self.starts.acquire().await else { return true };
+
         let goal = self.wanted().current_wish(name, number).map(|wish| wish.goal.clone());
         let result = match &goal {
             Some(Goal::Hosted(entry)) => self.host_server(name, entry).await,
@@ -426,27 +437,29 @@ impl Shared {
                     tracing::warn!(
                         server = name,
                         problem,
-                        "a server of the registry is not hosted here"
+                        "could not host a server that the registry wants; trying again later"
                     );
                 }
                 wish.problem = problem;
             }
         }
+
         self.attempts.send_modify(|attempts| *attempts += 1);
         matches!(result, Ok(()) | Err(InitError::Closed))
     }
 
-    /// Hosts what is wanted, unless it is hosted already, in whatever state.
+    /// Hosts the wanted server, unless it is hosted already, in whatever state.
     async fn host_server(&self, name: &str, entry: &ServerEntry) -> Result<(), InitError> {
         if self.fleet.is_hosted_from(name, entry).await {
             return Ok(());
         }
+
         let error = match self.fleet.initialize(name, entry).await {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
         if error.is_permanent() {
-            // What is wanted may not run here, and what ran before is not what is wanted.
+            // The wanted server must not run here, and the one that ran before is not wanted.
             self.fleet.remove(name).await;
         }
         Err(error)

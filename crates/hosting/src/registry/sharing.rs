@@ -1,54 +1,54 @@
-//! What may be written where others can read it: references to secrets, and no secret.
+//! Decides what may be written to the shared registry: references to secrets, but no secrets.
 //!
-//! Nobody can tell a secret from a harmless value by looking at it. So the values of environment
-//! variables and headers, and of parameters in URLs, must be references (`${VAR}`), which every
-//! replica expands from its own environment, or have a name that the operator has listed as plain.
-//! Command lines are written as they are: other users of a machine see those anyway.
+//! A secret does not look different from a harmless value. So the values of environment variables,
+//! headers and URL parameters must be references (`${VAR}`), which every replica expands from its
+//! own environment, or have names that the operator has listed as plain. Command lines are written
+//! unchanged, since other users of a machine can see them anyway.
 
 use std::collections::BTreeSet;
 
 use fleet_job::mcp_servers::{RemoteServer, ServerEntry, Transport, expand::is_variable_name};
 
-/// What stands before a credential in a header and is none.
+/// Schemes that precede a credential in a header.
 const SCHEMES: [&str; 4] = ["Bearer ", "Basic ", "Token ", "ApiKey "];
 
-/// A configuration that can't be shared.
+/// Why a configuration can't be shared.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotShareable {
     /// A value that may be a secret.
     #[error(
-        "`{place}` has a literal value, which would be written to the shared registry; write a reference such as \
+        "`{place}` has a literal value, which would be written to the shared registry; use a reference such as \
          `${{{variable}}}` (and list the variable in --expand-env), or list the name in --share-plain \
-         (MCP_SHARE_PLAIN) if it is no secret"
+         (MCP_SHARE_PLAIN) if the value is not secret"
     )]
     Literal {
-        /// Where the value stands.
+        /// The location of the value in the configuration.
         place: String,
-        /// A variable that it could be kept in.
+        /// The name of a variable that could hold the value.
         variable: String,
     },
     /// Credentials in a URL.
     #[error(
-        "`url` names a user, which would be written to the shared registry; use `headers` with a reference"
+        "`url` contains credentials, which would be written to the shared registry; use `headers` with a reference"
     )]
     User,
 }
 
-/// Names of variables, headers and URL parameters whose values are no secrets.
+/// The names of variables, headers and URL parameters whose values are not secret.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plain(BTreeSet<String>);
 
 impl Plain {
-    /// These names; case does not count.
+    /// Creates a set of names, without regard to case.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         Self(names.into_iter().map(str::to_ascii_lowercase).collect())
     }
 
-    /// Whether a configuration holds nothing that may be a secret.
+    /// Checks that a configuration contains nothing that may be a secret.
     ///
     /// # Errors
     ///
-    /// At the first thing that may be one.
+    /// Returns the first value that may be a secret.
     pub fn check(&self, entry: &ServerEntry) -> Result<(), NotShareable> {
         match &entry.transport {
             Transport::Stdio(server) => {
@@ -66,13 +66,15 @@ impl Plain {
                 SCHEMES.iter().find_map(|scheme| value.strip_prefix(scheme)).unwrap_or(value);
             self.check_value("headers", name, credential)?;
         }
+
         let url = server.url.split('#').next().unwrap_or_default();
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
         let after_scheme = address.split_once("//").map_or(address, |(_, rest)| rest);
-        // A URL is read with backslashes as slashes.
+        // URL parsers treat backslashes as slashes.
         if after_scheme.split(['/', '\\']).next().is_some_and(|authority| authority.contains('@')) {
             return Err(NotShareable::User);
         }
+
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
             let (name, value) = parameter.split_once('=').unwrap_or(("", parameter));
             self.check_value("url", name, value)?;
@@ -84,6 +86,7 @@ impl Plain {
         if value.is_empty() || is_reference(value) || self.0.contains(&name.to_ascii_lowercase()) {
             return Ok(());
         }
+
         let variable = name.to_ascii_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
         let variable = if is_variable_name(&variable) { variable } else { "SECRET".to_owned() };
         let place = if name.is_empty() { field.to_owned() } else { format!("{field}.{name}") };
@@ -91,8 +94,8 @@ impl Plain {
     }
 }
 
-/// Whether a value is `${VAR}` or `${env:VAR}` and nothing else. A default is a literal; an empty
-/// one says nothing.
+/// Returns whether a value is exactly `${VAR}` or `${env:VAR}`. A default would be a literal value,
+/// unless it is empty.
 fn is_reference(value: &str) -> bool {
     let Some(body) = value.strip_prefix("${").and_then(|value| value.strip_suffix('}')) else {
         return false;
@@ -107,7 +110,7 @@ mod tests {
 
     use super::*;
 
-    /// Checks a configuration: the place of what may be a secret.
+    /// Checks that a configuration is refused because of the value at `expected`, or not at all.
     fn check(plain: &[&str], config: Value, expected: Option<&str>) {
         let entry = ServerEntry::from_value(&config, "config").unwrap();
         let found = Plain::new(plain.iter().copied()).check(&entry);
@@ -151,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_and_urls_hold_no_secrets() {
+    fn headers_and_urls_are_checked() {
         let header =
             |value: &str| json!({"url": "https://h/mcp", "headers": {"Authorization": value}});
         check(&[], header("Bearer ${TOKEN}"), None);

@@ -1,7 +1,7 @@
-//! Writes that the registry has not acknowledged yet: the newest of each name, until it is
-//! acknowledged or something newer has taken its place.
+//! Open writes, which the registry has not acknowledged yet: the newest of each name, until it is
+//! acknowledged or replaced by a newer change.
 //!
-//! Pure: the caller writes, and says what became of it. A write is known by its number. The caller
+//! Pure: the caller writes and reports the outcome. Writes are identified by numbers. The caller
 //! - adds a write ([`Writes::add`]) and then, as long as it is [`WriteState::Open`]
 //!   ([`Writes::state`]), tries it and tells of the end of each try ([`Writes::note_acknowledged`],
 //!   [`Writes::note_failed`]),
@@ -17,19 +17,19 @@ use fleet_retry::{Backoff, Random};
 
 use super::{Record, RegistryChange};
 
-/// The waits between tries.
+/// The waits between attempts.
 const RETRIES: Backoff = Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
-/// How many writes are remembered after the registry has taken them, for callers that share one.
+/// How many acknowledged writes are remembered, for callers that share one.
 const REMEMBERED: usize = 64;
 
-/// What is to be written.
+/// A change to write.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Write {
-    /// This record.
+    /// Write this record.
     Put(Box<Record>),
-    /// That there is none.
+    /// Remove the record.
     Remove {
-        /// When that was decided.
+        /// When the removal was decided.
         at: Timestamp,
     },
 }
@@ -42,7 +42,7 @@ impl Write {
         }
     }
 
-    /// Whether both put the same server.
+    /// Returns whether both write the same server.
     fn is_same_server(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Put(record), Self::Put(other)) => record.entry == other.entry,
@@ -51,23 +51,23 @@ impl Write {
     }
 }
 
-/// How a write stands.
+/// The state of a write.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum WriteState {
-    /// It is still to be made.
+    /// The write is still to be made.
     Open(Write),
-    /// It is in the registry.
+    /// The change is in the registry.
     Written,
-    /// Something newer has taken its place.
+    /// A newer change has replaced it.
     Superseded,
 }
 
-/// What a change of the registry means, given the open write of the same name.
+/// What a change of the registry means, given an open write of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Observed {
-    /// The change is what counts now.
+    /// The change must be applied.
     Newest,
-    /// The open write comes after it, so nothing follows from it.
+    /// The open write is newer, so the change must be ignored.
     Outdated,
 }
 
@@ -75,40 +75,40 @@ pub(super) enum Observed {
 #[derive(Debug)]
 pub(super) struct Writes {
     by_name: BTreeMap<String, Pending>,
-    /// Counts writes.
+    /// The number of the last write.
     added: u64,
-    /// The last ones that the registry has taken, the oldest first.
+    /// The numbers of the last acknowledged writes, the oldest first.
     taken: VecDeque<u64>,
     random: Random,
 }
 
-/// A write that is open.
+/// An open write.
 #[derive(Debug)]
 struct Pending {
     number: u64,
     write: Write,
-    /// Whether the registry was seen to have it, though nobody has acknowledged it.
+    /// Whether the change was read from the registry, although its write was not acknowledged.
     seen: bool,
     since: Instant,
     failures: u32,
     last_error: Option<String>,
 }
 
-/// What is to be said about an open write.
+/// What a status shows about an open write.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Unwritten {
-    /// Whether it is a removal.
+    /// Whether the change is a removal.
     pub(super) removal: bool,
-    /// For how long it has been open.
+    /// How long the write has been open.
     pub(super) age: Duration,
-    /// How often it has failed.
+    /// How often the write has failed.
     pub(super) failures: u32,
-    /// How it failed last.
+    /// The last error.
     pub(super) last_error: Option<String>,
 }
 
 impl Writes {
-    /// No open writes. The waits between tries have jitter from `seed`.
+    /// Creates an empty set. `seed` determines the jitter of the waits between attempts.
     pub(super) fn new(seed: u64) -> Self {
         Self {
             by_name: BTreeMap::new(),
@@ -118,8 +118,8 @@ impl Writes {
         }
     }
 
-    /// Adds a write, in the place of what was open of this name. Who wants the same server as an
-    /// open write shares that one.
+    /// Adds a write, and replaces an open one of the same name. If the open one writes the same
+    /// server, returns its number instead.
     pub(super) fn add(&mut self, name: &str, write: Write, now: Instant) -> u64 {
         if let Some(open) = self.by_name.get(name).filter(|open| open.write.is_same_server(&write))
         {
@@ -134,7 +134,7 @@ impl Writes {
         number
     }
 
-    /// How a write stands.
+    /// Returns the state of a write.
     #[must_use]
     pub(super) fn state(&mut self, name: &str, number: u64) -> WriteState {
         let is_taken = self.taken.contains(&number);
@@ -149,7 +149,7 @@ impl Writes {
         }
     }
 
-    /// The registry has acknowledged a write.
+    /// Notes that the registry has acknowledged a write.
     pub(super) fn note_acknowledged(&mut self, name: &str, number: u64) {
         if self.open_write(name, number).is_some() {
             self.mark_taken(name, number);
@@ -164,7 +164,7 @@ impl Writes {
         self.taken.push_back(number);
     }
 
-    /// A write has failed. How long to wait before the next try.
+    /// Notes that a write has failed. Returns how long to wait before the next attempt.
     #[must_use]
     pub(super) fn note_failed(&mut self, name: &str, number: u64, error: String) -> Duration {
         let Some(pending) = self.open_write(name, number) else { return Duration::ZERO };
@@ -174,7 +174,7 @@ impl Writes {
         RETRIES.spread(failures, &mut self.random)
     }
 
-    /// Takes in a change of the registry.
+    /// Notes a change of the registry. Returns whether to apply it.
     #[must_use]
     pub(super) fn observe(&mut self, change: &RegistryChange) -> Observed {
         let (name, at, revision) = match change {
@@ -182,7 +182,7 @@ impl Writes {
                 (&record.name, Some(record.written_at), Some(&record.revision))
             }
             RegistryChange::Removed { name, at } => (name, *at, None),
-            // What can't be read does not say when it was written; ours can be read.
+            // The time of an unreadable record is not known. It is not ours, which is readable.
             RegistryChange::Unreadable { name, .. } => (name, None, None),
             RegistryChange::CaughtUp(_) => return Observed::Newest,
         };
@@ -191,14 +191,14 @@ impl Writes {
         let is_ours =
             matches!(&pending.write, Write::Put(record) if Some(&record.revision) == revision);
         if is_ours {
-            // The acknowledgement was lost, or is still to come.
+            // The acknowledgement was lost or is still to come.
             pending.seen = true;
             return Observed::Newest;
         }
         if at.is_some_and(|at| at > pending.write.at()) {
             tracing::warn!(
                 server = name,
-                "an unwritten change of the registry is dropped: a newer one was read"
+                "dropping an unwritten change, because the registry has a newer one"
             );
             self.by_name.remove(name);
             return Observed::Newest;
@@ -206,12 +206,12 @@ impl Writes {
         Observed::Outdated
     }
 
-    /// How many writes are open.
+    /// Returns the number of open writes.
     pub(super) fn len(&self) -> usize {
         self.by_name.values().filter(|pending| !pending.seen).count()
     }
 
-    /// The open write of a name.
+    /// Describes the open write of a name.
     pub(super) fn unwritten(&self, name: &str, now: Instant) -> Option<Unwritten> {
         let pending = self.by_name.get(name).filter(|pending| !pending.seen)?;
         Some(Unwritten {
@@ -284,16 +284,20 @@ mod tests {
         let second = writes.add("s", put(&record(2)), now);
         assert_eq!((first, writes.len()), (second, 1));
         writes.note_acknowledged("s", first);
-        assert_eq!(writes.state("s", second), WriteState::Written, "also for who looks later");
+        assert_eq!(
+            writes.state("s", second),
+            WriteState::Written,
+            "also for a caller that looks later"
+        );
 
         let third = writes.add("s", put(&record(3)), now);
-        assert_ne!(third, first, "what is written is not open any more");
+        assert_ne!(third, first, "the first write is no longer open");
         writes.add("s", Write::Remove { at: at(4) }, now);
         assert_eq!(writes.state("s", third), WriteState::Superseded);
     }
 
     #[test]
-    fn what_others_write_is_weighed_by_its_time() {
+    fn changes_of_others_count_if_they_are_newer() {
         let removed =
             |seconds| RegistryChange::Removed { name: "s".to_owned(), at: Some(at(seconds)) };
         let check = |write: Write,
@@ -332,7 +336,7 @@ mod tests {
         check(put(&ours), unreadable, Observed::Outdated, &WriteState::Open);
         let timeless = RegistryChange::Removed { name: "s".to_owned(), at: None };
         check(put(&ours), timeless, Observed::Outdated, &WriteState::Open);
-        // Other names are none of its business.
+        // Changes of other names have no effect.
         let other = RegistryChange::Removed { name: "other".to_owned(), at: Some(at(9)) };
         check(put(&ours), other, Observed::Newest, &WriteState::Open);
     }

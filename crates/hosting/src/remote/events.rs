@@ -1,4 +1,4 @@
-//! The events of a stream, made ready for rmcp.
+//! Reads the events of a stream, and converts them for rmcp.
 
 use std::collections::VecDeque;
 
@@ -25,13 +25,13 @@ use super::{
 };
 use crate::{secrets::Secrets, unreadable::unreadable_answer};
 
-/// Events as rmcp takes them.
+/// Events as rmcp expects them.
 pub(super) type Events = BoxStream<'static, Result<Sse, SseError>>;
 
-/// The events of a body, which answers `request` if there is one. If the body can't be read to the
-/// answer, or ends with something else in its place, an error is the answer, except when the
-/// connection is lost: rmcp may resume the stream then. The log does not show the values of
-/// `secrets`.
+/// Reads the events of a body, which answers `request` if there is one. If the body is unreadable
+/// before the answer, or ends with something else in its place, the answer is an error. If the
+/// connection is lost, there is no answer, since rmcp may resume the stream. The log does not show
+/// the values of `secrets`.
 pub(super) fn read_events(body: Body, request: Option<RequestId>, secrets: Secrets) -> Events {
     let source = Some((body, Decoder::new(MAX_ANSWER)));
     let reader = Reader {
@@ -49,18 +49,19 @@ pub(super) fn read_events(body: Body, request: Option<RequestId>, secrets: Secre
 }
 
 struct Reader {
-    /// Nothing more is read if it is gone.
+    /// `None` if nothing more is to be read.
     source: Option<(Body, Decoder)>,
     secrets: Secrets,
-    /// What came of the body and is still to be decoded, one event at a time.
+    /// The part of the body that was received but not decoded yet.
     chunk: Bytes,
     request: Option<RequestId>,
     ready: VecDeque<Result<Sse, SseError>>,
     start: Start,
     is_answered: bool,
-    /// What has come in the place of an answer, as long as an answer may still come.
+    /// What came in the place of an answer, as long as an answer may still come.
     odd: Option<String>,
-    /// rmcp resumes a stream that has named a place, so its end is not that of the answer.
+    /// Whether an event has an id. Then rmcp can resume the stream, so its end does not end the
+    /// call.
     is_resumable: bool,
 }
 
@@ -74,7 +75,7 @@ impl Reader {
         }
     }
 
-    /// Reads on. `None` at the end.
+    /// Reads the next part of the body. Returns `None` at the end.
     async fn read(&mut self) -> Option<()> {
         let (body, decoder) = self.source.as_mut()?;
         match decoder.next_event(&mut self.chunk) {
@@ -100,8 +101,8 @@ impl Reader {
             }
             Ok(None) => {
                 let (_, decoder) = self.source.take()?;
-                // Some servers leave the last blank line out. What is cut may come again when the
-                // stream is resumed.
+                // Some servers leave out the last blank line. An event that is cut may come again
+                // when the stream is resumed.
                 if let Some(event) = decoder.finish().filter(|event| is_whole(&event.data)) {
                     self.take_event(event);
                 }
@@ -129,7 +130,7 @@ impl Reader {
                 .collect(),
         };
         if !event.data.is_empty() {
-            // Only what comes last stands in the place of an answer.
+            // Only the last event can be in the place of an answer.
             self.odd = None;
             if messages.is_empty() {
                 self.note_odd(&event);
@@ -137,16 +138,16 @@ impl Reader {
         }
         self.pass_on(messages);
 
-        // The place to resume the stream at is behind all of them.
+        // The id to resume the stream with comes after all messages of the event.
         if event.id.is_some() || event.retry.is_some() {
             self.is_resumable |= event.id.is_some();
-            let place = Sse { id: event.id, retry: event.retry, ..Sse::default() };
-            self.ready.push_back(Ok(place));
+            let position = Sse { id: event.id, retry: event.retry, ..Sse::default() };
+            self.ready.push_back(Ok(position));
         }
     }
 
-    /// Passes messages on, but not the answers to other requests: rmcp takes any answer for the end
-    /// of the stream.
+    /// Passes messages on, except answers to other requests, since rmcp ends the stream at any
+    /// answer.
     fn pass_on(&mut self, messages: Vec<Value>) {
         for message in messages {
             if let Some(request) = &self.request
@@ -163,11 +164,12 @@ impl Reader {
         }
     }
 
-    /// Notes an event that is no message. One that can only be meant as the answer ends the call.
+    /// Notes an event that is not a message. If it can only be meant as the answer, the call ends.
     fn note_odd(&mut self, event: &Event) {
         if self.request.is_none() || self.is_answered {
             return;
         }
+
         match odd(event) {
             Some(Odd { why, is_end: true }) => self.end_with(unreadable_answer(&why)),
             Some(Odd { why, is_end: false }) => self.odd = Some(why),
@@ -175,7 +177,7 @@ impl Reader {
         }
     }
 
-    /// Ends the call at the end of a body that had something else in the place of an answer.
+    /// Ends the call at the end of a body that had something else in the place of the answer.
     fn end(&mut self) {
         let Some(request) = self.request.clone() else { return };
         if let Start::Text(text) = std::mem::replace(&mut self.start, Start::Events) {
@@ -198,7 +200,7 @@ impl Reader {
     }
 }
 
-/// Whether the data of the last event, which lacks its end, is all there.
+/// Returns whether the data of the last event, which lacks its blank line, is complete.
 fn is_whole(data: &[u8]) -> bool {
     let is_noise = |message: &Message| matches!(message, Message::Noise(_));
     !is_cut(data) && !fleet_wire::read(data).iter().any(is_noise)
@@ -208,7 +210,7 @@ fn too_large_error() -> ErrorData {
     unreadable_answer(&format!("it is larger than {MAX_ANSWER} bytes"))
 }
 
-/// What is wrong with an encoded body.
+/// Describes what is wrong with an encoded body.
 pub(super) fn describe_decode_error(error: &DecodeError) -> String {
     match error {
         DecodeError::Unknown(name) => {
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_come_before_the_place_to_resume_at() {
+    async fn messages_come_before_the_id_to_resume_with() {
         let found = read(&[b"id: 1\ndata: {\"id\":7,\ndata: \"result\":{}}\n\n"], None).await;
         assert_eq!(message(&found[0]), json!({"jsonrpc": "2.0", "id": 7, "result": {}}));
         assert_eq!(found[1].as_ref().unwrap(), &Sse::default().id("1"));
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_event_needs_no_blank_line_behind_it() {
+    async fn the_last_event_needs_no_blank_line() {
         let found = read(&[b"event: ping\ndata: 1\n\ndata: {\"id\":7,\"result\":{}}"], None).await;
         assert_eq!(message(&found[0])["result"], json!({}));
         for cut in ["{\"id\":7,\"resu", "{\"id\":7,\"result\":{\"a\":\"b"] {
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_can_not_be_read_to_the_answer_ends_the_call() {
+    async fn a_body_that_is_unreadable_before_the_answer_ends_the_call() {
         let line = vec![b'x'; MAX_ANSWER / 2];
         let found = read(&[b"data: ", &line, b"\ndata: ", &line, b"\n\n"], None).await;
         assert_eq!(message(&found[0])["error"]["data"]["reason"], "unreadable-answer", "{found:?}");
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_in_the_place_of_an_answer_ends_the_call() {
+    async fn something_else_in_the_place_of_the_answer_ends_the_call() {
         let check = async |text: &str, shown: &str| {
             let found = read(&[text.as_bytes()], None).await;
             let found = found.last().unwrap();
@@ -281,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_read_wherever_it_stands() {
+    async fn an_answer_is_found_wherever_it_is() {
         let answer = r#"{"jsonrpc":"2.0","id":7,"result":{}}"#;
         for text in [
             answer.to_owned(),
@@ -299,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_end_without_an_answer_is_rmcps() {
+    async fn an_end_without_an_answer_is_left_to_rmcp() {
         for text in [
             ": hi\n\n",
             "",

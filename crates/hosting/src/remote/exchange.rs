@@ -1,5 +1,6 @@
-//! One message to a remote server over Streamable HTTP, and its answer with all that rmcp's own
-//! client leaves out of its errors: status, `Retry-After`, and whether the request was sent at all.
+//! Sends one message to a remote over Streamable HTTP, and reads the answer with everything that
+//! rmcp's own client leaves out of its errors: status, `Retry-After`, and whether the request was
+//! sent at all.
 
 use std::{
     error::Error as _,
@@ -36,22 +37,22 @@ use crate::{
     unreadable::unreadable_answer,
 };
 
-/// The session of a request.
+/// The header that names the session of a request.
 pub(super) const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-/// The largest answer that is read, and the largest event of a stream.
+/// The largest answer, or event of a stream, that is read, in bytes.
 pub(super) const MAX_ANSWER: usize = fleet_wire::sse::MAX_EVENT;
-/// How much is read of the body of an error, and of what answers no request.
+/// The most bytes of the body of an error, or of an unneeded answer, that are read.
 const MAX_ERROR_BODY: usize = 64 << 10;
-/// How long the rest of a body that nobody wants may take.
+/// How long reading an unneeded body may take.
 const DISCARD_TIME: Duration = Duration::from_millis(500);
-/// How much of the other side's text goes into a message.
+/// The longest part of the server's text in a message, in bytes.
 pub(super) const SHOWN: usize = 256;
 
 /// The body of a response.
 pub(super) type Body = fleet_wire::body::Body<BoxStream<'static, reqwest::Result<Bytes>>>;
 
-/// Why a message came to nothing.
+/// Why a message has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum HttpFailure {
     /// The connection failed, before or after the message was sent.
@@ -60,19 +61,19 @@ pub(crate) enum HttpFailure {
     /// The server rejected the message.
     #[error("the server answered {0}")]
     Rejected(Arc<Rejected>),
-    /// The answer has come whole, and can't be read.
+    /// The whole answer has come but is unreadable.
     #[error("{0}")]
     Unreadable(String),
-    /// The connection ended in the middle of the answer, for all that can be told.
-    #[error("the connection ended in the middle of the answer")]
+    /// The connection apparently ended during the answer.
+    #[error("the connection ended during the answer")]
     Cut,
-    /// The server has forgotten our session, and a new handshake failed. The message has not run.
-    #[error("the server turned our session away, and a new handshake failed")]
+    /// The server has lost our session, and a new handshake failed. The message has not run.
+    #[error("the server rejected our session, and a new handshake failed")]
     NoSession(#[source] Box<HttpFailure>),
 }
 
 impl HttpFailure {
-    /// Why the server did not take the message, if it did not.
+    /// Returns the outage because of which the server did not take the message, if it did not.
     pub(crate) fn outage(&self) -> Option<Outage> {
         match self {
             Self::Connection(error) => error.is_connect().then_some(Outage::UNAVAILABLE),
@@ -84,7 +85,7 @@ impl HttpFailure {
         }
     }
 
-    /// The HTTP status of the answer.
+    /// Returns the HTTP status of the answer.
     pub(crate) fn status(&self) -> Option<u16> {
         match self {
             Self::Rejected(rejected) => Some(rejected.status.as_u16()),
@@ -92,7 +93,7 @@ impl HttpFailure {
         }
     }
 
-    /// What is wrong with an answer that has come, and can't be read.
+    /// Returns what is wrong with an answer that has come but is unreadable.
     pub(crate) fn unreadable(&self) -> Option<String> {
         match self {
             Self::Unreadable(why) => Some(why.clone()),
@@ -102,7 +103,7 @@ impl HttpFailure {
     }
 }
 
-/// Whether an answer has come whose head is too large to be read.
+/// Returns whether the head of an answer was too large to be read.
 fn has_too_large_head(error: &reqwest::Error) -> bool {
     let mut source = error.source();
     while let Some(cause) = source {
@@ -116,12 +117,12 @@ fn has_too_large_head(error: &reqwest::Error) -> bool {
 
 impl From<reqwest::Error> for HttpFailure {
     fn from(error: reqwest::Error) -> Self {
-        // The query of a URL may hold a key.
+        // The query of a URL may contain a key.
         Self::Connection(Arc::new(error.without_url()))
     }
 }
 
-/// An answer that is no result.
+/// A rejection of a message, by HTTP status or JSON-RPC error.
 #[derive(Debug)]
 pub(crate) struct Rejected {
     pub(super) status: StatusCode,
@@ -136,7 +137,7 @@ pub(crate) struct Rejected {
 #[derive(Debug)]
 pub(super) struct RpcRefusal {
     pub(super) error: ErrorData,
-    /// Whether it names the request's id, as errors of whatever carries requests out do.
+    /// Whether the error has the request's id, as errors from processing the request do.
     pub(super) addressed: bool,
 }
 
@@ -147,7 +148,7 @@ impl RpcRefusal {
 }
 
 impl Rejected {
-    /// A rejection of which HTTP says nothing.
+    /// Creates a rejection from a JSON-RPC error in an otherwise successful answer.
     fn by(refusal: RpcRefusal, status: StatusCode) -> Self {
         Self {
             status,
@@ -173,19 +174,19 @@ impl fmt::Display for Rejected {
     }
 }
 
-/// What came back.
+/// The answer to a message.
 pub(super) enum Answer {
-    /// The message was taken, with this status; nothing more is said here.
+    /// The message was accepted with this status, without content.
     Accepted(StatusCode),
-    /// A message, and the session that was handed out with it.
+    /// A message, and the new session's id if there is one.
     Message(Box<ServerJsonRpcMessage>, Option<Arc<str>>),
-    /// A stream of messages, likewise.
+    /// A stream of messages, and the new session's id if there is one.
     Stream(Events, Option<Arc<str>>),
-    /// An error of HTTP or JSON-RPC.
+    /// An HTTP or JSON-RPC error.
     Rejected(Box<Rejected>),
 }
 
-/// The id of a request.
+/// Returns the id of a request.
 pub(super) fn request_id(message: &ClientJsonRpcMessage) -> Option<&RequestId> {
     match message {
         JsonRpcMessage::Request(request) => Some(&request.id),
@@ -193,14 +194,13 @@ pub(super) fn request_id(message: &ClientJsonRpcMessage) -> Option<&RequestId> {
     }
 }
 
-/// Reads what nobody wants to know: an unread body would cost the connection. One that does not end
-/// is left, and costs it.
+/// Reads and discards a body, so that the connection can be reused. Gives up on a long one.
 pub(crate) async fn discard_body(response: Response) {
     let read = drain(response.bytes_stream(), MAX_ERROR_BODY);
     _ = tokio::time::timeout(DISCARD_TIME, read).await;
 }
 
-/// The way to one server.
+/// The HTTP connection to one remote.
 pub(super) struct RemoteLink {
     client: reqwest::Client,
     url: Url,
@@ -234,7 +234,7 @@ impl RemoteLink {
         match id {
             Some(id) => read_answer(response, id, &self.secrets).await,
             None => {
-                // Whatever is said to a notification or an answer.
+                // The content of an answer to a notification or response does not matter.
                 let status = response.status();
                 discard_body(response).await;
                 Ok(Answer::Accepted(status))
@@ -242,7 +242,7 @@ impl RemoteLink {
         }
     }
 
-    /// Opens a stream of what the server says by itself, or of an answer that broke off.
+    /// Opens the stream of the server's own messages, or resumes that of an answer.
     pub(super) async fn get(
         &self,
         mut headers: HeaderMap,
@@ -266,12 +266,12 @@ impl RemoteLink {
         }
     }
 
-    /// Gives a session back.
+    /// Deletes a session.
     pub(super) async fn delete(&self, headers: HeaderMap) -> Result<(), HttpFailure> {
         self.send(|url| self.client.delete(url).headers(headers.clone())).await.map(drop)
     }
 
-    /// Sends a request, and once more where the server itself redirects it to.
+    /// Sends a request, and follows one redirect that stays on the server.
     async fn send(&self, request: impl Fn(Url) -> RequestBuilder) -> Result<Response, HttpFailure> {
         let response = request(self.url.clone()).send().await?;
         match moved(response.status().as_u16(), &self.url, header_text(&response, header::LOCATION))
@@ -299,6 +299,7 @@ async fn read_answer(
     let answer = |message| Ok(Answer::Message(Box::new(message), session));
     let unreadable =
         |why: &str| ServerJsonRpcMessage::error(unreadable_answer(why), Some(id.clone()));
+
     let text = match body.whole().await {
         Ok(text) => text,
         Err(BodyError::Lost(error)) => return Err(error.into()),
@@ -309,6 +310,7 @@ async fn read_answer(
             return Err(HttpFailure::Unreadable(describe_decode_error(&error)));
         }
     };
+
     let labelled = media == Media::Json;
     let is_blank = text.trim_ascii().is_empty();
     if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) && (is_blank || !labelled) {
@@ -325,12 +327,12 @@ async fn read_answer(
         Some(Found::Error { error, addressed }) if labelled || addressed => {
             Ok(Answer::Rejected(Box::new(Rejected::by(RpcRefusal::new(error, addressed), status))))
         }
-        // What is not called JSON may be the answer, and is believed only if it says so.
+        // A body that is not declared as JSON counts only if it clearly is the answer.
         _ if !labelled && media.is_page() => Err(unexpected_media(&media)),
         _ if !labelled => Err(HttpFailure::Unreadable(format!("it is not JSON: {}", shown()))),
         Some(Found::Malformed(why)) => Err(HttpFailure::Unreadable(format!("{why}: {}", shown()))),
         Some(Found::Error { .. }) | None => match error_in(&text, Some(id)) {
-            // Some servers have an id of their own for errors of their transport.
+            // Some servers use an id of their own for errors of their transport.
             Some(refusal) => Ok(Answer::Rejected(Box::new(Rejected::by(refusal, status)))),
             None => {
                 let why = format!("it is not the answer to this request: {}", shown());
@@ -344,7 +346,7 @@ async fn read_answer(
 ///
 /// # Errors
 ///
-/// If the result of the request stands in it, the result: the request has been carried out, whatever
+/// Returns the result of the request if the body contains one. Then the request has run, whatever
 /// the status says.
 async fn read_rejection(
     response: Response,
@@ -356,7 +358,7 @@ async fn read_rejection(
     let retry_after = header_text(&response, header::RETRY_AFTER)
         .and_then(|text| retry_after(text, SystemTime::now()));
     let location = header_text(&response, header::LOCATION).map(|location| quote(location, SHOWN));
-    // The status counts, also if the body is encoded in a way that can't be read.
+    // The status counts even if the body can't be decoded.
     let body = match body_of(response) {
         Ok(mut body) => body.prefix(max).await,
         Err(_) => Vec::new(),
@@ -375,7 +377,7 @@ async fn read_rejection(
     Ok(Rejected { status, retry_after, location, text, error })
 }
 
-/// Whether the end of the body is told from the end of the connection.
+/// Returns whether the end of the body can be told from the end of the connection.
 fn is_framed(response: &Response) -> bool {
     let has = |name| response.headers().contains_key(name);
     response.version() >= Version::HTTP_2
@@ -383,7 +385,7 @@ fn is_framed(response: &Response) -> bool {
         || has(header::TRANSFER_ENCODING)
 }
 
-/// The JSON-RPC error in a text, whichever request it names.
+/// Returns the JSON-RPC error in a text, whichever request it names.
 fn error_in(text: &[u8], id: Option<&RequestId>) -> Option<RpcRefusal> {
     fleet_wire::read(text).into_iter().find_map(|message| match message {
         Message::Reply(found, Reply::Error(error)) => {

@@ -1,7 +1,7 @@
-//! What remote servers send, read by `fleet_wire`, in rmcp's terms.
+//! Converts messages of remotes, as read by `fleet_wire`, to rmcp's types.
 //!
-//! rmcp drops a message that it can't read, and the call waits for its timeout. So nothing goes to
-//! rmcp that it can't read: an answer that can't be read becomes an error that ends its call.
+//! rmcp drops messages that it can't read, and then the call waits until its timeout. So rmcp gets
+//! nothing that it can't read: an unreadable answer becomes an error that ends its call.
 
 use fleet_job::number;
 use fleet_wire::{Answer, Id, Message, Reply, Unreadable, quote};
@@ -15,7 +15,7 @@ use crate::{
     unreadable::unreadable_answer,
 };
 
-/// A result in rmcp's terms. The log does not show the values of `secrets`, here and below.
+/// Converts a result to rmcp's type. The log does not show the values of `secrets`, here and below.
 pub(super) fn to_response(
     id: RequestId,
     mut result: Map<String, Value>,
@@ -30,8 +30,8 @@ pub(super) fn to_response(
     }
 }
 
-/// The answer to `request` that stands in an event which is not called a message, as JSON that rmcp
-/// reads.
+/// Returns the answer to `request` in an event that is not called a message, as JSON that rmcp can
+/// read.
 pub(super) fn answer_elsewhere(
     data: &[u8],
     request: &RequestId,
@@ -47,8 +47,8 @@ pub(super) fn answer_elsewhere(
     }
 }
 
-/// The messages in the data of an event, as JSON that rmcp reads. If the event stands in the answer
-/// to `request`, an error that names no request is about that one.
+/// Returns the messages in the data of an event, as JSON that rmcp can read. If the event is part of
+/// the answer to `request`, an error that names no request is about that one.
 pub(crate) fn messages_in(
     data: &[u8],
     request: Option<&RequestId>,
@@ -62,7 +62,7 @@ fn to_json(message: Message, request: Option<&RequestId>, secrets: &Secrets) -> 
     let message = match message {
         Message::Request(_, message) | Message::Notification(_, message) => return Some(message),
         Message::Noise(why) => {
-            tracing::debug!(why, "a hosted server sent an event that is no message");
+            tracing::debug!(why, "ignoring an event of a hosted server that is not a message");
             return None;
         }
         reply @ Message::Reply(..) => reply,
@@ -78,7 +78,7 @@ fn to_json(message: Message, request: Option<&RequestId>, secrets: &Secrets) -> 
     }
 }
 
-/// An answer to a request that is known by its id only.
+/// Converts an answer to another request.
 fn other_answer(message: Message, secrets: &Secrets) -> Option<Value> {
     let Message::Reply(Some(id), reply) = message else { return None };
     let id = match id {
@@ -97,9 +97,9 @@ fn result_json(id: &RequestId, mut result: Map<String, Value>, secrets: &Secrets
     reply_json(id, "result", Value::Object(hide_from_rmcp(result)))
 }
 
-/// An error in answer to a request.
+/// Returns an error that answers a request, as JSON.
 pub(super) fn error_json(id: &RequestId, error: &ErrorData) -> Value {
-    // Text, numbers and what was JSON before can always be written.
+    // Text, numbers and JSON always serialize.
     reply_json(id, "error", serde_json::to_value(error).unwrap_or_default())
 }
 
@@ -126,7 +126,7 @@ mod tests {
     const SEVEN: RequestId = NumberOrString::Number(7);
 
     #[test]
-    fn whatever_answers_a_request_ends_it() {
+    fn every_answer_ends_its_request() {
         let check = |text: &str, expected: Value| {
             let found = messages_in(text.as_bytes(), Some(&SEVEN));
             assert_eq!(Value::from(found), expected, "{text}");
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn results_of_tools_pass_rmcp_as_they_were_written() {
+    fn results_of_tools_pass_through_rmcp_unchanged() {
         let check = |result: &str| {
             let text = format!(r#"{{"jsonrpc":"2.0","id":7,"result":{result}}}"#);
             let read = |message: ServerJsonRpcMessage| match message {
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_need_not_say_who_it_is() {
+    fn a_server_need_not_name_itself() {
         for info in [json!(null), json!({}), json!({"name": "s"})] {
             let result =
                 json!({"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": info});

@@ -1,5 +1,4 @@
-//! How a connection to a remote server begins: what to make of refusals of the first questions.
-//! Pure.
+//! The beginning of a connection to a remote: how to interpret refusals of the first requests. Pure.
 
 use fleet_wire::revision;
 use http::StatusCode;
@@ -11,32 +10,32 @@ use serde_json::Value;
 
 use super::exchange::{Answer, Rejected, request_id};
 
-/// Whether a message asks a server of the newer revisions what it is.
+/// Returns whether a message is `server/discover`.
 pub(super) fn is_discover(message: &ClientJsonRpcMessage) -> bool {
     matches!(message, JsonRpcMessage::Request(request)
         if matches!(request.request, ClientRequest::DiscoverRequest(_)))
 }
 
-/// Whether a message begins a session.
+/// Returns whether a message is `initialize`.
 pub(super) fn is_initialize(message: &ClientJsonRpcMessage) -> bool {
     matches!(message, JsonRpcMessage::Request(request)
         if matches!(request.request, ClientRequest::InitializeRequest(_)))
 }
 
-/// Whether a status says that nothing that takes `initialize` is there. A server of the transport
-/// of 2024 answers so, which expects a request for a stream there.
+/// Returns whether a status means that nothing at the URL accepts `initialize`. A server with the
+/// transport of 2024 answers like this, because it expects a request for a stream.
 pub(crate) fn expects_other_transport(status: u16) -> bool {
     matches!(status, 400 | 404 | 405)
 }
 
-/// The answer to `server/discover` that leads rmcp to `initialize`.
+/// Creates the answer to `server/discover` that makes rmcp try `initialize`.
 pub(super) fn refusal(message: &ClientJsonRpcMessage, why: String) -> ServerJsonRpcMessage {
     ServerJsonRpcMessage::error(ErrorData::invalid_request(why, None), request_id(message).cloned())
 }
 
-/// What a server is taken to have said that does not answer `server/discover` as one of the newer
-/// revisions does; `None` if the answer can be passed on. What is locked or broken may be of any
-/// revision.
+/// Returns the answer to pass on instead if a server does not answer `server/discover` like one of
+/// the newer revisions; `None` if its own answer can be passed on. A server that refuses our
+/// credentials or fails may speak any revision.
 pub(super) fn not_discovered(
     message: &ClientJsonRpcMessage,
     answer: &Answer,
@@ -73,7 +72,7 @@ fn speaks_older_revisions_only(error: &ErrorData) -> bool {
         && !error.data.as_ref().is_some_and(lists_newest)
 }
 
-/// `initialize` in another revision, if it was rejected with a list of revisions.
+/// Returns `initialize` with another revision, if it was rejected with a list of revisions.
 pub(super) fn in_listed_revision(
     message: &ClientJsonRpcMessage,
     rejected: &Rejected,

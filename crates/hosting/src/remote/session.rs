@@ -1,8 +1,8 @@
-//! The client under rmcp's transport to a remote server, which keeps the session.
+//! The HTTP client under rmcp's transport to a remote, which keeps the session.
 //!
-//! rmcp makes a new session after a 404 only, and ends all calls under way for it. So it never
-//! learns of a lost session here: it goes on to name the first one, in whose place the present one
-//! is sent. Whether that is lost is decided by [`fleet_wire::session`], for this client and the
+//! rmcp makes a new session only after a 404, and ends all running calls for it. So it never learns
+//! about a lost session: it keeps naming the first one, and this client sends the present one
+//! instead. [`fleet_wire::session`] decides whether a session is lost, for this client and the
 //! worker's alike.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -30,28 +30,28 @@ use super::{
 };
 use crate::changes::News;
 
-/// How long a new handshake may take, and a ping.
+/// How long a new handshake, or a ping, may take.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
-/// How long a connection is kept that is of no use any more.
+/// How long a useless connection is kept, so that its callers get their errors.
 const GRACE: Duration = Duration::from_millis(200);
 const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 
 type Failure = StreamableHttpError<HttpFailure>;
 
-/// See the module's documentation.
+/// An HTTP client that replaces lost sessions.
 #[derive(Clone)]
 pub(crate) struct SessionClient(Arc<Inner>);
 
 struct Inner {
     link: RemoteLink,
-    /// For how long an answer to `server/discover` is waited for.
+    /// How long to wait for an answer to `server/discover`.
     patience: Duration,
     state: Mutex<State>,
-    /// The turn of the request that finds out whether the session is lost.
+    /// Held by the request that finds out whether the session is lost.
     inquiry: tokio::sync::Mutex<()>,
-    /// Hears that a server has forgotten us.
+    /// Notified of new sessions.
     news: News,
-    /// Cancelled when this connection is of no use any more.
+    /// Cancelled when this connection has become useless.
     over: CancellationToken,
     _over: DropGuard,
 }
@@ -64,18 +64,19 @@ struct State {
     failure: Option<HttpFailure>,
 }
 
-/// A session of a server, and what makes another one.
+/// A session of a server, and the request that makes another one.
 #[derive(Clone)]
 struct Session {
     lease: Lease,
-    /// Missing where the server, in its new life, hands out none.
+    /// `None` if the server, after a restart, hands out no ids.
     id: Option<Arc<str>>,
     version: HeaderValue,
     initialize: Arc<ClientJsonRpcMessage>,
 }
 
 impl SessionClient {
-    /// A client for one server, and what tells that the connection should be made anew.
+    /// Creates a client for one server. Also returns a token that is cancelled when the connection
+    /// should be replaced.
     pub(super) fn new(
         link: RemoteLink,
         patience: Duration,
@@ -113,7 +114,7 @@ impl Inner {
             return self.begin_session(message, headers).await;
         }
         match self.link.post(headers, &message).await.map_err(Failure::Client)? {
-            // Without a session there is no other place where the answer could come.
+            // Without a session, the answer can't come on another stream.
             Answer::Accepted(status) if request_id(&message).is_some() => {
                 Err(Failure::Client(unanswered_failure(status)))
             }
@@ -121,8 +122,8 @@ impl Inner {
         }
     }
 
-    /// Asks for what a server of the newer revisions says about itself. The answer of one that does
-    /// not know the question leads rmcp to `initialize`, however it is given; so does silence.
+    /// Sends `server/discover`. If the server does not know the method, in whatever way it answers,
+    /// or does not answer, rmcp is made to try `initialize`.
     async fn discover(
         &self,
         message: &ClientJsonRpcMessage,
@@ -148,7 +149,7 @@ impl Inner {
         }
     }
 
-    /// Posts `initialize`, and keeps the session that it may begin.
+    /// Posts `initialize`, and keeps the session that the server may begin.
     async fn begin_session(
         &self,
         mut message: ClientJsonRpcMessage,
@@ -179,7 +180,7 @@ impl Inner {
         Ok(StreamableHttpPostResponse::Json(answer, session.map(|id| id.to_string())))
     }
 
-    /// Posts a message in the session, in a new one if the server has forgotten the present one.
+    /// Posts a message in the session, or in a new one if the server has lost the present one.
     async fn post_in_session(
         &self,
         message: ClientJsonRpcMessage,
@@ -216,8 +217,8 @@ impl Inner {
         }
     }
 
-    /// Finds out whether a session is lost, and makes a new one if so. What to do with the request
-    /// is said then.
+    /// Finds out whether a session is lost, and makes a new one if so. Returns what to do with the
+    /// request.
     async fn resolve_doubt(
         &self,
         headers: &HeaderMap,
@@ -234,9 +235,7 @@ impl Inner {
                 }
                 Step::Renew => match self.handshake(headers, session).await {
                     Ok((id, version)) => {
-                        tracing::info!(
-                            "a remote server had forgotten our session; there is a new one"
-                        );
+                        tracing::info!("a hosted remote had lost our session; made a new one");
                         let mut state = self.state();
                         let lease = state.keeper.issue();
                         let initialize = session.initialize.clone();
@@ -245,7 +244,10 @@ impl Inner {
                         state.keeper.renewed(&doubt)
                     }
                     Err(failure) => {
-                        tracing::info!(%failure, "a remote server has forgotten our session, and a new handshake failed");
+                        tracing::info!(
+                            %failure,
+                            "a hosted remote has lost our session, and a new handshake failed"
+                        );
                         let mut state = self.state();
                         let step = state.keeper.not_renewed(&doubt);
                         if step == Step::Failed && speaks_otherwise(&failure) {
@@ -260,13 +262,13 @@ impl Inner {
         }
     }
 
-    /// Ends the connection, so that the next call makes another one: a server that can't do this
-    /// handshake any more may do a different one.
+    /// Ends the connection, so that the next call makes another one. A server that no longer accepts
+    /// this handshake may accept a different one.
     fn end_connection(&self) {
         let over = self.over.clone();
         tokio::spawn(async move {
-            // Whoever waits for an answer should hear why there is none, and not that the
-            // connection has ended.
+            // Callers that wait for an answer should get the actual error, not that the connection
+            // has ended.
             tokio::time::sleep(GRACE).await;
             over.cancel();
         });
@@ -313,7 +315,7 @@ impl Inner {
         };
         let Some(version) = version_of(&answer) else {
             return Err(HttpFailure::Unreadable(
-                "initialize was answered with no such result".to_owned(),
+                "the answer to initialize is not its result".to_owned(),
             ));
         };
 
@@ -329,7 +331,7 @@ impl Inner {
 }
 
 impl Session {
-    /// The headers of a request in this session.
+    /// Returns the headers of a request in this session.
     fn headers(&self, base: &HeaderMap) -> HeaderMap {
         let mut headers = base.clone();
         headers.insert(PROTOCOL_VERSION, self.version.clone());
@@ -340,7 +342,7 @@ impl Session {
     }
 }
 
-/// The revision that an answer to `initialize` settles on.
+/// Returns the revision that an answer to `initialize` selects.
 fn version_of(answer: &ServerJsonRpcMessage) -> Option<HeaderValue> {
     match answer {
         JsonRpcMessage::Response(response) => match &response.result {
@@ -361,7 +363,8 @@ fn to_rejection(rejected: &Rejected) -> Rejection {
     }
 }
 
-/// Whether a failed handshake says that the server speaks another revision, or is another server.
+/// Returns whether a failed handshake means that the server speaks another revision, or is another
+/// server.
 fn speaks_otherwise(failure: &HttpFailure) -> bool {
     match failure {
         HttpFailure::Rejected(rejected) => {
@@ -375,7 +378,7 @@ fn speaks_otherwise(failure: &HttpFailure) -> bool {
     }
 }
 
-/// The answer in a stream.
+/// Returns the answer in a stream.
 async fn first_message(mut stream: Events) -> Result<ServerJsonRpcMessage, HttpFailure> {
     while let Some(event) = stream.next().await {
         let event = event.map_err(|error| HttpFailure::Unreadable(error.to_string()))?;
@@ -387,7 +390,7 @@ async fn first_message(mut stream: Events) -> Result<ServerJsonRpcMessage, HttpF
             Ok(_) => {}
             Err(_) if data.trim().is_empty() => {}
             Err(error) => {
-                return Err(HttpFailure::Unreadable(format!("an event is no JSON-RPC: {error}")));
+                return Err(HttpFailure::Unreadable(format!("an event is not JSON-RPC: {error}")));
             }
         }
     }
@@ -398,15 +401,14 @@ fn unanswered_failure(status: StatusCode) -> HttpFailure {
     HttpFailure::Unreadable(format!("the server answered HTTP {status} and nothing else"))
 }
 
-/// An answer in rmcp's terms. An error that names no request is the answer to this one: rmcp would
-/// wait for another.
+/// Converts an answer to rmcp's type. An error that names no request is the answer to this one, since
+/// rmcp would wait for another.
 fn to_rmcp_response(
     message: &ClientJsonRpcMessage,
     answer: Answer,
 ) -> Result<StreamableHttpPostResponse, Failure> {
     let rejected = match answer {
-        // An answer may come on another stream of the session, unless the server says that there is
-        // none.
+        // The answer may come on another stream of the session, unless the status excludes that.
         Answer::Accepted(status @ StatusCode::NO_CONTENT) if request_id(message).is_some() => {
             return Err(Failure::Client(unanswered_failure(status)));
         }
@@ -419,7 +421,7 @@ fn to_rmcp_response(
         }
         Answer::Rejected(rejected) => rejected,
     };
-    // Its status says whether another transport may do better.
+    // The status tells whether the other transport may work.
     if opening::is_initialize(message) && opening::expects_other_transport(rejected.status.as_u16())
     {
         return Err(Failure::Client(HttpFailure::Rejected(Arc::from(rejected))));
@@ -435,7 +437,7 @@ fn to_rmcp_response(
     }
 }
 
-/// The headers that rmcp wants sent.
+/// Returns the headers that rmcp wants to send.
 fn header_map(headers: HashMap<HeaderName, HeaderValue>, auth: Option<String>) -> HeaderMap {
     let mut map: HeaderMap = headers.into_iter().collect();
     if let Some(Ok(mut value)) = auth.map(|token| HeaderValue::try_from(format!("Bearer {token}")))
@@ -473,7 +475,7 @@ impl StreamableHttpClient for SessionClient {
     ) -> Result<(), Failure> {
         let Some(session) = self.0.state().session.clone() else { return Ok(()) };
         let headers = session.headers(&header_map(custom_headers, auth_header));
-        // A server may refuse this, or be gone: either way there is nothing more to do.
+        // The server may refuse or be down. There is nothing more to do in any case.
         self.0.link.delete(headers).await.map_err(Failure::Client)
     }
 

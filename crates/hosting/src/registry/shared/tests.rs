@@ -1,4 +1,4 @@
-//! A fleet that follows a registry that refuses, forgets and delays.
+//! Tests with a registry that refuses, loses and delays writes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -29,7 +29,7 @@ async fn eventually(what: &str, check: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn what_policy_refuses_is_shown_and_goes_with_its_record() {
+async fn a_refused_server_is_shown_until_its_record_is_removed() {
     let registry = Arc::new(MemoryRegistry::default());
     let bad = Record::new("bad", &entry("rm"));
     registry.put(&bad).await.unwrap();
@@ -60,7 +60,7 @@ async fn what_policy_refuses_is_shown_and_goes_with_its_record() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_read_is_shown() {
+async fn an_unreadable_record_is_shown() {
     let shared = Shared::new(
         Fleet::new(CurrentPolicy::new(Policy::default())),
         Arc::new(MemoryRegistry::default()),
@@ -99,8 +99,7 @@ async fn an_unreadable_record_does_not_replace_a_readable_one() {
     assert!(!shared.wanted().wants("s"), "a removal can be read");
 }
 
-/// A registry that others read too. It is read, answers and takes writes only as far as the test
-/// lets it.
+/// A shared registry that is read, answers and accepts writes only if the test lets it.
 #[derive(Debug, Default)]
 struct Fickle {
     watcher: Mutex<Option<mpsc::UnboundedSender<RegistryChange>>>,
@@ -128,7 +127,7 @@ impl Fickle {
         future::ready(result).boxed()
     }
 
-    /// Says that the registry has been read, and answers from now on.
+    /// Reports that the registry has been read, and answers from now on.
     fn is_read(&self) {
         self.answers.store(true, Ordering::Relaxed);
         self.tell(RegistryChange::CaughtUp(self.asked.load(Ordering::Relaxed)));
@@ -169,7 +168,7 @@ impl Registry for Fickle {
     }
 }
 
-/// Nobody waits for ever for it to be read.
+/// Otherwise the server would wait forever for the registry to be read.
 #[tokio::test]
 async fn a_registry_that_can_not_be_followed_is_an_error() {
     let registry = Fickle { can_not_be_followed: true.into(), ..Fickle::default() };
@@ -178,7 +177,7 @@ async fn a_registry_that_can_not_be_followed_is_an_error() {
     assert!(shared.follow(CancellationToken::new()).is_err());
 }
 
-/// A fleet that may start nothing, following such a registry with little patience.
+/// Creates such a registry and a fleet that follows it with short timeouts and may start nothing.
 fn fickle() -> (Arc<Fickle>, Arc<Shared>) {
     let registry = Arc::new(Fickle::default());
     let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
@@ -201,7 +200,7 @@ async fn is_awaited(shared: &Shared, name: &str, word: &str) {
 }
 
 #[tokio::test]
-async fn a_server_is_unknown_only_if_the_registry_says_so() {
+async fn a_server_is_unknown_only_after_the_registry_was_read() {
     let (registry, shared) = fickle();
     is_awaited(&shared, "x", "has not been read yet").await;
     let error = shared.initialize("x", &entry("rm")).await.unwrap_err();
@@ -210,10 +209,10 @@ async fn a_server_is_unknown_only_if_the_registry_says_so() {
     registry.is_read();
     shared.wait_until_read().await;
     assert_eq!(shared.look_for("x").await, Presence::Unknown);
-    // A registry that is away may have been written since.
+    // A registry that does not answer may have been written since.
     registry.answers.store(false, Ordering::Relaxed);
     is_awaited(&shared, "x", "does not answer").await;
-    // What is wanted and may not run is known, whatever the registry does.
+    // A wanted server that policy refuses is known, whatever the registry does.
     registry.tell(RegistryChange::Put(Record::new("x", &entry("rm"))));
     eventually("the refusal", || !shared.refused_servers().is_empty()).await;
     is_awaited(&shared, "x", "policy refuses").await;
@@ -225,7 +224,7 @@ async fn a_server_is_unknown_only_if_the_registry_says_so() {
 }
 
 #[tokio::test]
-async fn a_write_that_the_registry_does_not_take_is_not_forgotten() {
+async fn a_failed_write_is_repeated() {
     let (registry, shared) = fickle();
     registry.is_read();
     shared.wait_until_read().await;
@@ -239,7 +238,7 @@ async fn a_write_that_the_registry_does_not_take_is_not_forgotten() {
     assert_eq!(sharing.state, "removal-unwritten");
     assert!(sharing.failures > 0 && sharing.last_error.is_some(), "{sharing:?}");
 
-    // Nobody asks again, and it is written all the same.
+    // The record is written without another request.
     registry.takes.store(true, Ordering::Relaxed);
     eventually("the removal", || shared.statuses().is_empty()).await;
     assert_eq!(shared.writes().len(), 0);
@@ -248,7 +247,7 @@ async fn a_write_that_the_registry_does_not_take_is_not_forgotten() {
 }
 
 #[tokio::test]
-async fn what_was_read_late_does_not_undo_what_is_still_to_be_written() {
+async fn a_late_record_does_not_undo_a_newer_open_write() {
     let (registry, shared) = fickle();
     let old = Record::new("x", &entry("old"));
     registry.is_read();
@@ -266,7 +265,7 @@ async fn what_was_read_late_does_not_undo_what_is_still_to_be_written() {
     eventually("what was told after it", || !shared.refused_servers().is_empty()).await;
     assert!(!shared.wanted().wants("x"));
 
-    // Somebody else's word that is newer counts.
+    // A newer record of another replica replaces the open write.
     let newer = Record { written_at: ours.written_at.plus(Duration::from_secs(1)), ..ours };
     registry.tell(RegistryChange::Put(Record { revision: "another".to_owned(), ..newer }));
     eventually("the newer word", || shared.wanted().wants("x")).await;

@@ -1,4 +1,4 @@
-//! Writing for all replicas, until the registry has taken it.
+//! Writes to the registry until it has accepted a change.
 
 use std::{sync::Arc, time::Instant};
 
@@ -19,8 +19,8 @@ use crate::{
 };
 
 impl Shared {
-    /// Writes something for all replicas: until the registry has it or something newer, however
-    /// long the caller waits.
+    /// Shares a change with all replicas. The write is repeated until the registry has the change or
+    /// a newer one, even if the caller stops waiting.
     pub(super) async fn share_write(
         self: &Arc<Self>,
         name: &str,
@@ -33,7 +33,7 @@ impl Shared {
         let writing = tokio::spawn(async move { this.keep_writing(&own_name, number).await });
         match timeout(self.patience.write, writing).await {
             Ok(Ok(true)) => Ok(()),
-            // A task is given up only when everything ends.
+            // The task ends early only if the whole server does.
             Ok(Ok(false) | Err(_)) => Err(ShareError::Superseded),
             Err(_) => {
                 let unwritten = self.writes().unwritten(name, Instant::now());
@@ -42,17 +42,17 @@ impl Shared {
                 tracing::warn!(
                     server = name,
                     why,
-                    "a write of the registry is not acknowledged yet"
+                    "the registry has not acknowledged a write yet; it is repeated until it succeeds"
                 );
                 Err(ShareError::Unwritten { why })
             }
         }
     }
 
-    /// Tries a write until it is in the registry; `false` if something newer has taken its place.
+    /// Repeats a write until the registry has it. Returns `false` if a newer change has replaced it.
     async fn keep_writing(&self, name: &str, number: u64) -> bool {
         let is_written = loop {
-            // Not in the condition of the loop, where the lock would be held for all of it.
+            // A separate statement, so that the lock is not held during the write.
             let state = self.writes().state(name, number);
             let result = match state {
                 WriteState::Open(Write::Put(record)) => self.registry.put(&record).await,
@@ -67,11 +67,7 @@ impl Shared {
             };
             let error = chain(&error);
             metrics::counter!(REGISTRY_WRITE_FAILURES.name).increment(1);
-            tracing::warn!(
-                server = name,
-                error,
-                "the registry has not taken a write, which is repeated"
-            );
+            tracing::warn!(server = name, error, "could not write to the registry; trying again");
             let wait = self.writes().note_failed(name, number, error);
             tokio::time::sleep(wait).await;
         };
@@ -79,7 +75,7 @@ impl Shared {
         is_written
     }
 
-    /// Shows how many writes are open.
+    /// Updates the gauge of open writes.
     pub(super) fn count_writes(&self) {
         let open = self.writes().len();
         metrics::gauge!(REGISTRY_UNWRITTEN.name).set(open as f64);
@@ -90,7 +86,7 @@ impl Shared {
     }
 }
 
-/// What a status says about an open write.
+/// Describes an open write in a status.
 pub(super) fn sharing_status(unwritten: Unwritten) -> SharingStatus {
     SharingStatus {
         state: if unwritten.removal { "removal-unwritten" } else { "unwritten" },
