@@ -334,3 +334,8 @@ impl Args {
         Duration::from_millis(self.drain_timeout_ms)
     }
 }
+
+/// Returns the entries of a list that are not blank, trimmed. An empty variable is an empty list.
+pub(crate) fn non_empty(list: &[String]) -> impl Iterator<Item = &str> {
+    list.iter().map(|text| text.trim()).filter(|text| !text.is_empty())
+}

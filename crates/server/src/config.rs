@@ -16,9 +16,9 @@ use fleet_policy::Policy;
 use url::Url;
 
 use crate::{
-    args::Args,
+    args::{Args, non_empty},
     error::ServerError,
-    policy_source::{PolicySource, non_empty},
+    policy_source::PolicySource,
     tools::files::Files,
 };
 
@@ -102,9 +102,8 @@ impl ServerConfig {
             let text = text.trim_end_matches('/');
             Origin::parse(text).ok_or_else(|| ServerError::Origin(text.to_owned()))
         });
-        let roots: Vec<PathBuf> =
-            args.roots.iter().filter(|root| !root.as_os_str().is_empty()).cloned().collect();
-        let policy_source = PolicySource::from_args(args);
+        let roots = non_empty_paths(&args.roots);
+        let policy_source = policy_source(args);
 
         // Report unusable roots now rather than at the first call.
         Files::new(&roots, args.files_max_read)?;
@@ -130,6 +129,24 @@ impl ServerConfig {
             drain_timeout: args.drain_timeout(),
         })
     }
+}
+
+/// Returns the sources of the policy that the flags name.
+fn policy_source(args: &Args) -> PolicySource {
+    let owned = |list: &[String]| non_empty(list).map(str::to_owned).collect();
+    PolicySource {
+        file: args.policy_file.clone(),
+        commands: args.allow_commands.clone(),
+        dirs: non_empty_paths(&args.allow_dirs),
+        env: owned(&args.allow_env),
+        remotes: owned(&args.allow_remotes),
+        expand: owned(&args.expand_env),
+        handshake_timeout: args.handshake_timeout_ms.map(Duration::from_millis),
+    }
+}
+
+fn non_empty_paths(paths: &[PathBuf]) -> Vec<PathBuf> {
+    paths.iter().filter(|path| !path.as_os_str().is_empty()).cloned().collect()
 }
 
 fn parse_public_url(args: &Args) -> Result<Option<Url>, ServerError> {

@@ -13,46 +13,27 @@ use fleet_policy::{
     remote::RemoteRule,
 };
 
-use crate::{args::Args, error::ServerError};
+use crate::error::ServerError;
 
 /// The policy file and the flags that a policy is built from.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PolicySource {
-    file: Option<PathBuf>,
-    commands: Vec<String>,
-    dirs: Vec<PathBuf>,
-    env: Vec<String>,
-    remotes: Vec<String>,
-    expand: Vec<String>,
-    handshake_timeout: Option<Duration>,
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) commands: Vec<String>,
+    pub(crate) dirs: Vec<PathBuf>,
+    pub(crate) env: Vec<String>,
+    pub(crate) remotes: Vec<String>,
+    pub(crate) expand: Vec<String>,
+    pub(crate) handshake_timeout: Option<Duration>,
 }
 
 impl PolicySource {
-    /// The sources that the flags name.
-    pub fn from_args(args: &Args) -> Self {
-        let owned = |list: &[String]| non_empty(list).map(str::to_owned).collect();
-        Self {
-            file: args.policy_file.clone(),
-            commands: args.allow_commands.clone(),
-            dirs: args
-                .allow_dirs
-                .iter()
-                .filter(|dir| !dir.as_os_str().is_empty())
-                .cloned()
-                .collect(),
-            env: owned(&args.allow_env),
-            remotes: owned(&args.allow_remotes),
-            expand: owned(&args.expand_env),
-            handshake_timeout: args.handshake_timeout_ms.map(Duration::from_millis),
-        }
-    }
-
-    /// A policy file without flags.
+    /// Creates the source for a policy file without flags.
     pub fn from_file(path: &Path) -> Self {
         Self { file: Some(path.to_owned()), ..Self::default() }
     }
 
-    /// The policy file, if there is one.
+    /// Returns the policy file, if there is one.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
@@ -120,11 +101,6 @@ impl PolicySource {
             })
             .collect()
     }
-}
-
-/// The entries of a list that are not blank, trimmed. An empty variable is an empty list.
-pub(crate) fn non_empty(list: &[String]) -> impl Iterator<Item = &str> {
-    list.iter().map(|text| text.trim()).filter(|text| !text.is_empty())
 }
 
 #[cfg(test)]
