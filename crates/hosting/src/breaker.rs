@@ -3,8 +3,8 @@
 //! Only the transport counts: connections that are refused or lost, and silence. A server that
 //! answers with an error is there and works, however many of its answers are errors. After several
 //! failures in a row the breaker opens and calls fail at once, which is kinder to callers than the
-//! same failure after a timeout, and to the server too. After a while, longer each time, one call is
-//! let through as a probe. Pure: time and randomness are passed in.
+//! same failure after a timeout, and to the server too. After a while, longer each time, one call
+//! is let through as a probe. Pure: time and randomness are passed in.
 
 use std::time::{Duration, Instant};
 

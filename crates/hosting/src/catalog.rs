@@ -25,8 +25,8 @@ use super::{
     listed::{HiddenTool, Listed, MAX_ITEMS, Page},
 };
 
-/// The most bytes of JSON in a list, over all its pages. A list is kept for as long as the server is
-/// hosted, and is part of every answer to the front end's list, which has one page. Real servers
+/// The most bytes of JSON in a list, over all its pages. A list is kept for as long as the server
+/// is hosted, and is part of every answer to the front end's list, which has one page. Real servers
 /// need some tens of kilobytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// How long it may take to read an optional list of a running server again.

@@ -1,5 +1,5 @@
-//! Changes: what a hosted server reports as changed, until it is read, and what clients are notified
-//! of.
+//! Changes: what a hosted server reports as changed, until it is read, and what clients are
+//! notified of.
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 

@@ -1,9 +1,9 @@
-//! Child processes: each in a process group of its own, with a clean environment, reaped, and killed
-//! as a group.
+//! Child processes: each in a process group of its own, with a clean environment, reaped, and
+//! killed as a group.
 //!
 //! A command is often a launcher (`npx`, `uv run`) that starts the real server. Killing only the
-//! launcher would leave the server behind, so signals go to the whole group, and what remains of the
-//! group after its leader has exited is killed, too.
+//! launcher would leave the server behind, so signals go to the whole group, and what remains of
+//! the group after its leader has exited is killed, too.
 
 use std::{
     io,
@@ -108,8 +108,8 @@ pub(crate) fn spawn_child(
 }
 
 impl ChildProcess {
-    /// Ends the child, by force if necessary, and waits until it is reaped. Close its standard input
-    /// first.
+    /// Ends the child, by force if necessary, and waits until it is reaped. Close its standard
+    /// input first.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.wait_for_exit().await;

@@ -1,8 +1,8 @@
 //! Applies a new policy to servers that are already hosted.
 //!
 //! Servers that the policy allows go on undisturbed. The others get no more calls, and are ended
-//! once their running calls have ended or the policy's `drain_timeout_ms` is over. They stay visible
-//! as `refused`, with the reason, and can be called again when a later policy allows them.
+//! once their running calls have ended or the policy's `drain_timeout_ms` is over. They stay
+//! visible as `refused`, with the reason, and can be called again when a later policy allows them.
 
 use std::sync::Arc;
 

@@ -54,8 +54,8 @@ impl HostedClient {
 impl ClientHandler for HostedClient {
     fn get_info(&self) -> ClientConfig {
         let own = Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION"));
-        // Servers offer pages only to clients that declare support, and most read this only once, in
-        // the handshake.
+        // Servers offer pages only to clients that declare support, and most read this only once,
+        // in the handshake.
         let apps = JsonObject::from_iter([("mimeTypes".to_owned(), json!([APP_PAGE]))]);
         let mut capabilities = ClientCapabilities::default();
         capabilities.extensions = Some(BTreeMap::from([(APPS_EXTENSION_ID.to_owned(), apps)]));

@@ -1,5 +1,5 @@
-//! Reads answers to `initialize` leniently: unreadable members are removed, so that one of them does
-//! not make the whole server unusable.
+//! Reads answers to `initialize` leniently: unreadable members are removed, so that one of them
+//! does not make the whole server unusable.
 
 use fleet_job::number;
 use fleet_wire::quote;
@@ -234,8 +234,8 @@ mod tests {
         check(json!({"novel": [1]}), "/novel", json!([1]));
     }
 
-    /// If the server's own capabilities were read again for each member, this test would run for more
-    /// than an hour.
+    /// If the server's own capabilities were read again for each member, this test would run for
+    /// more than an hour.
     #[test]
     fn many_members_beside_large_ones_are_read_once_each() {
         let large: Map<String, Value> =

@@ -2,8 +2,8 @@
 //!
 //! A child may speak a revision with or without sessions, and may take long to start: a package
 //! runner may download for half a minute before the server reads its first line. So no request has
-//! a timeout of its own. `server/discover` is sent at once. If it is refused, or is not answered for
-//! a third of the limit, `initialize` is sent to the same child, too; an answer to
+//! a timeout of its own. `server/discover` is sent at once. If it is refused, or is not answered
+//! for a third of the limit, `initialize` is sent to the same child, too; an answer to
 //! `server/discover` still counts. The only timeout is that of the whole start, which the caller
 //! enforces.
 //!

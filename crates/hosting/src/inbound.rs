@@ -1,9 +1,9 @@
 //! Reads what a child sends, before rmcp does.
 //!
-//! rmcp drops messages that it can't read, and then the call waits until its timeout. So messages are
-//! read here first, with the fleet's own reader ([`fleet_wire`]), and an unreadable answer becomes
-//! an error of its request. The results of calls and lists are passed on unread (`raw_result`), so
-//! that one element that is not understood does not make the rest unreadable.
+//! rmcp drops messages that it can't read, and then the call waits until its timeout. So messages
+//! are read here first, with the fleet's own reader ([`fleet_wire`]), and an unreadable answer
+//! becomes an error of its request. The results of calls and lists are passed on unread
+//! (`raw_result`), so that one element that is not understood does not make the rest unreadable.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -332,8 +332,8 @@ pub(super) fn not_a_result(shown: &str) -> ErrorData {
 /// them and reads none.
 const UNREAD: &str = "io.mcp-fleet/unread/";
 
-/// Converts a result that looks like that of a tool, a prompt or a resource to a form that rmcp does
-/// not read. Returns other results unchanged.
+/// Converts a result that looks like that of a tool, a prompt or a resource to a form that rmcp
+/// does not read. Returns other results unchanged.
 pub(super) fn hide_from_rmcp(result: Map<String, Value>) -> Map<String, Value> {
     let lists = ["content", "structuredContent", "isError", "messages", "contents"];
     match lists.iter().any(|key| result.contains_key(*key)) {
@@ -512,7 +512,8 @@ mod tests {
         assert_eq!(ends(inbound.read(br#"{"id":7,"result":{}}"#).unwrap()), [(7, None)]);
     }
 
-    /// If each reply were searched for in the whole text, this test would run for more than an hour.
+    /// If each reply were searched for in the whole text, this test would run for more than an
+    /// hour.
     #[test]
     fn a_text_of_many_foreign_replies_is_read_once() {
         let replies = vec![r#"{"id":1,"result":{}}"#; 200_000].join(",");

@@ -1,9 +1,9 @@
 //! Carries items and members of results through rmcp that its types can't represent.
 //!
 //! A content item of an unknown kind, or without a required member, would make the whole result
-//! unreadable, although the tool has run; and members that rmcp does not know would be lost. So they
-//! are kept in the result's `_meta` under [`KEPT_ITEMS`], and restored when the answer is written
-//! ([`restore`]).
+//! unreadable, although the tool has run; and members that rmcp does not know would be lost. So
+//! they are kept in the result's `_meta` under [`KEPT_ITEMS`], and restored when the answer is
+//! written ([`restore`]).
 
 use fleet_job::number;
 use rmcp::{

@@ -23,8 +23,8 @@ use tokio::sync::broadcast::{
 
 use super::{changes::News, notices::Notice};
 
-/// The most notifications of one call that wait to be forwarded. The oldest are dropped first, since
-/// the newest tells how far the call has come.
+/// The most notifications of one call that wait to be forwarded. The oldest are dropped first,
+/// since the newest tells how far the call has come.
 const WAITING: usize = 64;
 /// The most notifications that are kept for calls that are not registered yet.
 const ORPHANS: usize = 64;

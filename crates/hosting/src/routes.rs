@@ -1,10 +1,10 @@
 //! Routes from offered names and URIs to servers.
 //!
-//! Two tools can't have the same offered name. The server that was initialized first keeps the name,
-//! so that a newcomer can't take over another server's calls. Tools that can't be offered are listed
-//! with the reason. The same applies to prompts. Resources keep their URIs, since results refer to
-//! them; if two servers have the same URI, the later server's is offered as one that names the
-//! server.
+//! Two tools can't have the same offered name. The server that was initialized first keeps the
+//! name, so that a newcomer can't take over another server's calls. Tools that can't be offered are
+//! listed with the reason. The same applies to prompts. Resources keep their URIs, since results
+//! refer to them; if two servers have the same URI, the later server's is offered as one that names
+//! the server.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -120,8 +120,8 @@ impl Routes {
         routes
     }
 
-    /// Returns the route of a tool, by its offered name or by `<server>__<tool>` with the tool's own
-    /// name.
+    /// Returns the route of a tool, by its offered name or by `<server>__<tool>` with the tool's
+    /// own name.
     pub fn tool(&self, name: &str) -> Option<&Route<Tool>> {
         find_route(&self.tools, name)
     }

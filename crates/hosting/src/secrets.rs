@@ -1,5 +1,5 @@
-//! Secrets: values of the server's own environment that went into a configuration. Texts that others
-//! may read, such as the end of a child's standard error, show the variable's name instead.
+//! Secrets: values of the server's own environment that went into a configuration. Texts that
+//! others may read, such as the end of a child's standard error, show the variable's name instead.
 //!
 //! Such texts often quote JSON, on a single line and up to a limit. A value is therefore also found
 //! if it is escaped, if its white space was replaced by blanks, and if it was cut off and only its
@@ -82,8 +82,8 @@ impl Secrets {
     }
 }
 
-/// Returns the forms in which a value appears in texts: as it is, in a JSON string, in a JSON string
-/// within another one, and each of these as [`quote`] shows it.
+/// Returns the forms in which a value appears in texts: as it is, in a JSON string, in a JSON
+/// string within another one, and each of these as [`quote`] shows it.
 fn forms_of(value: &str) -> Vec<String> {
     let once = escape(value);
     let plain = [escape(&once), once, value.to_owned()];

@@ -1,5 +1,5 @@
-//! The HTTP+SSE transport of 2024, for remotes that have no other: a stream of the server's messages,
-//! and an endpoint for ours, which the first event of the stream names.
+//! The HTTP+SSE transport of 2024, for remotes that have no other: a stream of the server's
+//! messages, and an endpoint for ours, which the first event of the stream names.
 //!
 //! The server chooses the endpoint, to which our messages and credentials go. So it must have the
 //! origin that policy has allowed.

@@ -20,8 +20,8 @@ use super::{
 pub struct ServerStatus {
     /// The server's name.
     pub name: String,
-    /// `starting`, `running`, `failed` (it does not run, or calls do not reach it), `idle` (the next
-    /// call starts it) or `refused` (policy does not allow it).
+    /// `starting`, `running`, `failed` (it does not run, or calls do not reach it), `idle` (the
+    /// next call starts it) or `refused` (policy does not allow it).
     pub state: String,
     /// `stdio`, `http` or `sse`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -285,8 +285,8 @@ fn state_name(phase: &Phase, in_trouble: bool) -> &'static str {
     }
 }
 
-/// Returns how a server is reached. If the configuration does not say, that is known once the server
-/// runs.
+/// Returns how a server is reached. If the configuration does not say, that is known once the
+/// server runs.
 fn transport_name(spec: &LaunchSpec, is_sse: bool) -> &'static str {
     match spec {
         LaunchSpec::Child(_) => "stdio",

@@ -73,8 +73,8 @@ where
         self.writer.send(item)
     }
 
-    // rmcp drops the future whenever it sends something, so this must be cancel safe: a partial line
-    // stays in `lines`, and messages that were read in `ready`.
+    // rmcp drops the future whenever it sends something, so this must be cancel safe: a partial
+    // line stays in `lines`, and messages that were read in `ready`.
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
         loop {
             if let Some(message) = self.ready.pop_front() {

@@ -1,8 +1,8 @@
 //! Reads a child's standard output line by line.
 //!
 //! Some programs print banners among the messages, and broken ones write without end. The watch
-//! counts lines that are not JSON-RPC, so that the error of a failed handshake can name them. A line
-//! that is longer than any message may be is not kept, and an endless line ends the stream.
+//! counts lines that are not JSON-RPC, so that the error of a failed handshake can name them. A
+//! line that is longer than any message may be is not kept, and an endless line ends the stream.
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
 //! Jobs that were written to Kafka directly and that no worker has read yet. They have no event and
-//! so are in no ledger. A query for such a job searches the backlog; nothing follows the jobs topic.
+//! so are in no ledger. A query for such a job searches the backlog; nothing follows the jobs
+//! topic.
 
 use std::time::Duration;
 

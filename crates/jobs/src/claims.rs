@@ -1,10 +1,10 @@
 //! Decides which replica submits a job that several replicas may submit at the same time.
 //!
-//! The claims topic has one partition, so all replicas see claims in the same order: the first claim
-//! of a job id holds for [`CLAIM_LIFETIME`], and later claims lose in the meantime. The winner
-//! writes the job within [`WRITE_LIMIT`] or not at all. For the rest of its lifetime a claim covers
-//! records that the producer may still be delivering, so that they can't meet those of the next
-//! winner.
+//! The claims topic has one partition, so all replicas see claims in the same order: the first
+//! claim of a job id holds for [`CLAIM_LIFETIME`], and later claims lose in the meantime. The
+//! winner writes the job within [`WRITE_LIMIT`] or not at all. For the rest of its lifetime a claim
+//! covers records that the producer may still be delivering, so that they can't meet those of the
+//! next winner.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,5 +1,5 @@
-//! Restates terminal events that a stale event has overtaken in the events topic, so that the record
-//! that compaction keeps is the job's state.
+//! Restates terminal events that a stale event has overtaken in the events topic, so that the
+//! record that compaction keeps is the job's state.
 //!
 //! Every replica does so, after a short wait: often another replica has written the event by then,
 //! and if many stale events follow one terminal event, most of them arrive during the wait. The

@@ -1,5 +1,5 @@
-//! The registry in a compacted topic with one partition, so that all replicas see the same order and
-//! the newest record of each name is kept.
+//! The registry in a compacted topic with one partition, so that all replicas see the same order
+//! and the newest record of each name is kept.
 //!
 //! A thread of its own follows the topic from its beginning. Only callers that ask it to catch up
 //! wait for it.
@@ -38,8 +38,8 @@ impl std::fmt::Debug for KafkaRegistry {
 }
 
 impl KafkaRegistry {
-    /// Creates a registry in `topic`. Connects to nothing yet. The topic is created when it is first
-    /// needed, if it is missing and the broker allows it.
+    /// Creates a registry in `topic`. Connects to nothing yet. The topic is created when it is
+    /// first needed, if it is missing and the broker allows it.
     pub fn new(link: Link, topic: &str) -> Self {
         Self { link, topic: topic.into(), following: Following::default() }
     }

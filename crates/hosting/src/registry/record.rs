@@ -25,7 +25,8 @@ pub struct Record {
     pub written_at: Timestamp,
 }
 
-/// How to start or reach a hosted server. Secrets are references such as `${VAR}`, never plain text.
+/// How to start or reach a hosted server. Secrets are references such as `${VAR}`, never plain
+/// text.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "HostedServer")]

@@ -1,9 +1,9 @@
 //! Makes the fleet of this process follow the registry.
 //!
-//! The newest wish of the registry is kept for each name. A task of its own meets it, and stops when
-//! a newer wish comes. What fails (because of policy, or because the server does not answer) is
-//! tried again at growing intervals, since either may change. A server that already runs from the
-//! wanted configuration is left alone, so that a replica does not repeat what it has just done
+//! The newest wish of the registry is kept for each name. A task of its own meets it, and stops
+//! when a newer wish comes. What fails (because of policy, or because the server does not answer)
+//! is tried again at growing intervals, since either may change. A server that already runs from
+//! the wanted configuration is left alone, so that a replica does not repeat what it has just done
 //! itself.
 
 use std::{
@@ -35,8 +35,8 @@ mod writing;
 
 /// The most servers that are started concurrently because the registry wants them.
 const STARTS: usize = 8;
-/// The most names that are followed. Policy bounds how many servers run; this bounds the memory that
-/// others can make us use.
+/// The most names that are followed. Policy bounds how many servers run; this bounds the memory
+/// that others can make us use.
 const MAX_NAMES: usize = 1000;
 /// The waits between attempts to meet a wish.
 const ATTEMPTS: Backoff = Backoff { base: Duration::from_secs(5), max: Duration::from_secs(60) };
@@ -135,8 +135,8 @@ impl Wanted {
 }
 
 impl Shared {
-    /// Creates a fleet that follows `registry` after [`Shared::follow`] is called. Values with names
-    /// in `plain` are not secret.
+    /// Creates a fleet that follows `registry` after [`Shared::follow`] is called. Values with
+    /// names in `plain` are not secret.
     pub fn new(fleet: Arc<Fleet>, registry: Arc<dyn Registry>, plain: Plain) -> Arc<Self> {
         Arc::new(Self::with_patience(fleet, registry, plain, PATIENCE))
     }
@@ -200,9 +200,9 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// Returns an error if the configuration must not be shared, the server can't be hosted here, or
-    /// the registry does not accept the record in time. In the last case the server is hosted here,
-    /// and by the other replicas once the registry has accepted the record.
+    /// Returns an error if the configuration must not be shared, the server can't be hosted here,
+    /// or the registry does not accept the record in time. In the last case the server is hosted
+    /// here, and by the other replicas once the registry has accepted the record.
     pub async fn initialize(
         self: &Arc<Self>,
         name: &str,

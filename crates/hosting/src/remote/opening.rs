@@ -1,4 +1,5 @@
-//! The beginning of a connection to a remote: how to interpret refusals of the first requests. Pure.
+//! The beginning of a connection to a remote: how to interpret refusals of the first requests.
+//! Pure.
 
 use fleet_wire::revision;
 use http::StatusCode;

@@ -262,8 +262,8 @@ impl Inner {
         }
     }
 
-    /// Ends the connection, so that the next call makes another one. A server that no longer accepts
-    /// this handshake may accept a different one.
+    /// Ends the connection, so that the next call makes another one. A server that no longer
+    /// accepts this handshake may accept a different one.
     fn end_connection(&self) {
         let over = self.over.clone();
         tokio::spawn(async move {
@@ -401,8 +401,8 @@ fn unanswered_failure(status: StatusCode) -> HttpFailure {
     HttpFailure::Unreadable(format!("the server answered HTTP {status} and nothing else"))
 }
 
-/// Converts an answer to rmcp's type. An error that names no request is the answer to this one, since
-/// rmcp would wait for another.
+/// Converts an answer to rmcp's type. An error that names no request is the answer to this one,
+/// since rmcp would wait for another.
 fn to_rmcp_response(
     message: &ClientJsonRpcMessage,
     answer: Answer,

@@ -19,8 +19,8 @@ use crate::{
 };
 
 impl Shared {
-    /// Shares a change with all replicas. The write is repeated until the registry has the change or
-    /// a newer one, even if the caller stops waiting.
+    /// Shares a change with all replicas. The write is repeated until the registry has the change
+    /// or a newer one, even if the caller stops waiting.
     pub(super) async fn share_write(
         self: &Arc<Self>,
         name: &str,
@@ -49,7 +49,8 @@ impl Shared {
         }
     }
 
-    /// Repeats a write until the registry has it. Returns `false` if a newer change has replaced it.
+    /// Repeats a write until the registry has it. Returns `false` if a newer change has replaced
+    /// it.
     async fn keep_writing(&self, name: &str, number: u64) -> bool {
         let is_written = loop {
             // A separate statement, so that the lock is not held during the write.
