@@ -267,7 +267,10 @@ impl HandshakeProblem {
             Self::TimedOut => {
                 let awaited = attempt.awaited().map(|what| format!(": still waiting for {what}"));
                 let limit = attempt.limit.as_millis();
-                format!("the handshake took longer than {limit} ms{}", awaited.unwrap_or_default())
+                format!(
+                    "the handshake was not finished within {limit} ms{}",
+                    awaited.unwrap_or_default()
+                )
             }
             Self::Failed(HandshakeError::Closed { .. }) => {
                 "the connection was closed before the handshake was finished".to_owned()

@@ -258,7 +258,7 @@ async fn a_list_of_tools_that_is_too_large_is_an_error() {
         &format!("{start}*'\"tools/list\"'*) {page} ;;\n    *'\"tools/old\"'*){end}"),
     );
     let server = Server::start(&["--allow-command", &program]).await;
-    let expected = "tools/list: the list takes more than 4194304 bytes";
+    let expected = "tools/list: the list is larger than 4194304 bytes";
     let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
     assert!(!is_final && message.contains(expected), "{message}");
 

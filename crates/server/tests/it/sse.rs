@@ -219,6 +219,6 @@ async fn servers_of_this_transport_are_subject_to_policy() {
         assert!(message.contains(word), "{url}: {message}");
     };
     check(upstream.url("/sse").replace("127.0.0.1", "localhost"), "not").await;
-    check(upstream.url("/health"), "no event stream").await;
+    check(upstream.url("/health"), "not an event stream").await;
     check(upstream.url("/nowhere"), "404").await;
 }

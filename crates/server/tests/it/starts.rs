@@ -129,7 +129,7 @@ async fn a_server_that_is_too_slow_is_stopped_once_with_the_awaited_step() {
     let server =
         Server::start(&["--allow-command", &program, "--handshake-timeout-ms", "1500"]).await;
     let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
-    assert!(!is_final && message.contains("not done within 1500 ms"), "{message}");
+    assert!(!is_final && message.contains("not finished within 1500 ms"), "{message}");
 
     for part in ["an answer to `server/discover` or `initialize`", "resolving packages"] {
         assert!(message.contains(part), "{message}");
