@@ -72,7 +72,7 @@ pub struct ToolFailure {
     message: String,
     is_final: bool,
     details: Option<Value>,
-    /// If the only problem is a server that is away: its name, why, and when to try again.
+    /// The server and its outage, if that is the only problem.
     outage: Option<(String, Outage)>,
 }
 
@@ -93,8 +93,8 @@ impl ToolFailure {
         Self { message: clip_message(message.into()), is_final: false, details: None, outage: None }
     }
 
-    /// A valid call that failed because `server`, or something that it needs, is away. A job waits
-    /// until it is back.
+    /// A valid call that failed because of an outage of `server`, or of something that it needs. A
+    /// job waits until the outage is over.
     pub fn outage(message: impl Into<String>, server: &str, outage: Outage) -> Self {
         Self { outage: Some((server.to_owned(), outage)), ..Self::transient(message) }
     }
@@ -106,8 +106,8 @@ impl ToolFailure {
         self
     }
 
-    /// The failure as the answer to a call: a tool result or, if a server is away, an error that
-    /// tells the caller why, and when to try again.
+    /// The failure as the answer to a call: a tool result or, if a server has an outage, an error
+    /// that tells the caller which outage, and when to try again.
     fn into_tool_answer(self) -> Result<CallToolResult, ErrorData> {
         match &self.outage {
             Some((server, outage)) => {
