@@ -319,7 +319,7 @@ pub(super) fn read_initialize_result(result: ServerResult) -> Result<ServerPeerI
                 .find(|member| written.get(*member).is_none())
                 .map_or(String::new(), |member| format!("it has no `{member}`: "));
             number::read::<InitializeResult>(written).map_err(|_| {
-                format!("its answer to `initialize` is unreadable: {missing}{shown}")
+                format!("its answer to `initialize` can't be read: {missing}{shown}")
             })?
         }
     };

@@ -276,8 +276,7 @@ impl Shared {
         }
         // The server may have been written since the registry was last read.
         if !is_current {
-            let reason = "the shared registry could not be read to its end in time";
-            return awaited(reason.to_owned(), LATER);
+            return awaited("the shared registry does not answer".to_owned(), LATER);
         }
         Presence::Unknown
     }
