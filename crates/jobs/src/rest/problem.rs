@@ -338,7 +338,8 @@ mod tests {
     #[tokio::test]
     async fn a_problem_has_type_status_detail_and_retry_after() {
         let response =
-            Problem::from(JobsError::NotReady("the log is being read".to_owned())).into_response();
+            Problem::from(JobsError::NotReady("the events topic is being read".to_owned()))
+                .into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()[header::CONTENT_TYPE], CONTENT_TYPE);
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");

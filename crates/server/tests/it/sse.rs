@@ -207,7 +207,7 @@ async fn servers_of_this_transport_are_hosted() {
     })
     .await;
     let (message, _) = server.initialize_error("old", config).await;
-    assert!(message.contains("could not be opened") || message.contains("stream"), "{message}");
+    assert!(message.contains("could not open") || message.contains("stream"), "{message}");
 }
 
 #[tokio::test]
