@@ -436,7 +436,7 @@ fn delete_jobs(
     Ok(deleted)
 }
 
-fn read_job(row: &Row) -> Result<Known, StoreError> {
+fn read_job(row: &Row<'_>) -> Result<Known, StoreError> {
     let bytes: Vec<u8> = row.get(2)?;
 
     let event: JobEvent = match serde_json::from_slice(&bytes) {

@@ -30,7 +30,7 @@ fn unbounded() -> Retention {
     Retention { max_age: Duration::from_secs(1 << 40), max_jobs: usize::MAX, max_bytes: u64::MAX }
 }
 
-async fn stores(directory: &std::path::Path, retention: Retention) -> Vec<Box<dyn Store>> {
+async fn stores(directory: &Path, retention: Retention) -> Vec<Box<dyn Store>> {
     vec![
         Box::new(MemoryStore::new(retention)),
         Box::new(SqliteStore::open(directory, "t", retention).await.unwrap()),
