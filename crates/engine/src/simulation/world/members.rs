@@ -152,7 +152,7 @@ impl<E: Subject> World<E> {
         }
     }
 
-    fn assign(&mut self, worker: usize, number: i32, progress: Option<Progress>) {
+    pub(crate) fn assign(&mut self, worker: usize, number: i32, progress: Option<Progress>) {
         let log = self.logs[number as usize].name();
         let start = progress.as_ref().map_or(0, |progress| progress.base);
         self.workers[worker].position.insert(number, start);
@@ -166,31 +166,6 @@ impl<E: Subject> World<E> {
             worker,
             Input::Assigned { partition: partition(number), generation, log, progress },
         );
-    }
-
-    /// Whether the owner of a partition does not know yet that its topic was recreated.
-    pub(crate) fn is_unnoticed(&self, number: i32) -> bool {
-        let log = self.logs[number as usize].name();
-        self.owner[number as usize]
-            .is_some_and(|owner| self.workers[owner].logs.get(&number) != Some(&log))
-    }
-
-    /// The owner of a partition learns that its topic was recreated: running calls get to their
-    /// ends, nothing more is committed, and the new log is read from its beginning.
-    pub(crate) fn notice(&mut self, number: i32) {
-        let Some(worker) = self.owner[number as usize].filter(|_| self.is_unnoticed(number)) else {
-            return;
-        };
-        let partitions = [partition(number)];
-        self.feed(worker, Input::Draining(&partitions));
-        for _ in 0..self.rng.below(30) {
-            if self.rng.chance(50) { self.finish() } else { self.write() }
-        }
-        let commits = self.workers[worker].engine.release(&partitions);
-        self.drain(worker);
-        let reads_on = self.fault == Some(Fault::OldFrontierKept);
-        let kept = commits.first().filter(|_| reads_on).map(|commit| Progress::none(commit.offset));
-        self.assign(worker, number, kept);
     }
 
     fn revoke(&mut self, worker: usize, number: i32) {

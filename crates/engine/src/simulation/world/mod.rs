@@ -9,6 +9,7 @@ mod members;
 mod moves;
 mod narration;
 mod oracles;
+mod remakes;
 mod subject;
 
 use std::{

@@ -125,7 +125,7 @@ impl<E: Subject> World<E> {
         self.produce_to(number);
     }
 
-    fn produce_to(&mut self, number: usize) {
+    pub(crate) fn produce_to(&mut self, number: usize) {
         let key = if self.rng.chance(70) { Some(self.rng.below(4)) } else { None };
         let script = match self.rng.below(20) {
             0 => Script::FailsForEver,
@@ -158,32 +158,6 @@ impl<E: Subject> World<E> {
         };
         self.produced += 1;
         self.append(number, job);
-    }
-
-    /// Somebody deletes a topic and recreates it, and the group's committed offset stays. Jobs that
-    /// have not ended are gone with their records, except those that a worker has under way.
-    fn remake(&mut self) {
-        self.disorder = true;
-        let number = self.rng.below(PARTITIONS as u64) as i32;
-        self.notice(number);
-        let log = &mut self.logs[number as usize];
-        let jobs = std::mem::take(&mut log.jobs);
-        log.remade += 1;
-        log.next = 0;
-        for worker in &self.workers {
-            let Some(token) = worker.engine.token(partition(number), 0) else { continue };
-            let read = jobs.range(..worker.position[&number]);
-            log.gone.extend(read.map(|(offset, job)| ((token.generation, *offset), job.clone())));
-        }
-        let open = jobs.values().filter(|job| job.terminals.is_empty());
-        self.ended.extend(open.map(|job| job.id));
-        // The records that the new log has by the time that somebody reads it.
-        for _ in 0..self.rng.below(30) {
-            self.produce_to(number as usize % JOBS);
-        }
-        if self.rng.chance(50) {
-            self.notice(number);
-        }
     }
 
     /// Writes a record, sometimes behind a hole.
