@@ -13,10 +13,11 @@ impl<E: Subject> World<E> {
         let jobs = std::mem::take(&mut log.jobs);
         log.remade += 1;
         log.next = 0;
-        for worker in &self.workers {
-            let Some(token) = worker.engine.token(partition(number), 0) else { continue };
-            let read = jobs.range(..worker.position[&number]);
-            log.gone.extend(read.map(|(offset, job)| ((token.generation, *offset), job.clone())));
+        for (generation, offset) in self.workers.iter().flat_map(|worker| worker.holds_of(number)) {
+            if let Some(job) = jobs.get(&offset) {
+                let kept = log.gone.entry((generation, offset));
+                kept.or_insert_with(|| job.clone());
+            }
         }
         let open = jobs.values().filter(|job| job.terminals.is_empty());
         self.ended.extend(open.map(|job| job.id));
@@ -52,5 +53,22 @@ impl<E: Subject> World<E> {
         let reads_on = self.fault == Some(Fault::OldFrontierKept);
         let kept = commits.first().filter(|_| reads_on).map(|commit| Progress::none(commit.offset));
         self.assign(worker, number, kept);
+    }
+}
+
+impl<E: Subject> Worker<E> {
+    /// The records of a partition that the worker has read, and those of earlier assignments that
+    /// it still runs or writes, because it has not been able to forget them: by generation and
+    /// offset.
+    fn holds_of(&self, number: i32) -> Vec<(u64, i64)> {
+        let token = self.engine.token(partition(number), 0);
+        let read = token.into_iter().flat_map(|token| {
+            (0..self.position[&number]).map(move |offset| (token.generation, offset))
+        });
+
+        let running = self.running.iter().map(|(token, _)| token);
+        let writing = self.writing.iter().map(|(token, ..)| token);
+        let under_way = running.chain(writing).filter(|token| token.partition.number == number);
+        read.chain(under_way.map(|token| (token.generation, token.offset))).collect()
     }
 }
