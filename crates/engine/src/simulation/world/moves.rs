@@ -327,12 +327,16 @@ impl<E: Subject> World<E> {
         let hosted = self.job(token).hosted.map(Need::Hosted);
         let away =
             [Some(Need::Room), hosted].into_iter().flatten().find(|need| self.away.contains(need));
-        // The outcome of an aborted call says nothing.
-        let is_wanted = self.job(token).cancelled != Some(token.generation);
+        // The outcome of an aborted call says nothing, and the engine does not hear one of an
+        // earlier assignment, which it may not have been able to forget yet.
+        let is_heard =
+            self.workers[worker].engine.token(token.partition, token.offset) == Some(token);
+        let is_wanted = is_heard && self.job(token).cancelled != Some(token.generation);
         if let Some(Need::Hosted(server)) = away.filter(|_| up && is_wanted) {
             let until = self.now + LEAVE_ALONE;
             self.workers[worker].held_until.insert(server, until);
-        } else if let (true, None, Some(Need::Hosted(server))) = (up, away, hosted) {
+        } else if let (true, true, None, Some(Need::Hosted(server))) = (up, is_heard, away, hosted)
+        {
             self.workers[worker].held_until.remove(&server);
         }
         let wish = Duration::from_millis(LEAVE_ALONE as u64);
@@ -348,9 +352,10 @@ impl<E: Subject> World<E> {
             _ => Attempt::Succeeded,
         };
         // Neither an outage nor a cancel spends an attempt, and the next owner does not know about
-        // a success that is not written when the partition moves.
+        // a success that is not written when the partition moves, nor about an outcome that comes
+        // afterwards.
         let spent = matches!(outcome, Attempt::Failed(class, _) if class.spends_attempt());
-        if spent && job.cancelled != Some(token.generation) {
+        if spent && is_wanted {
             job.ended += 1;
         }
         self.feed(worker, Input::Finished(token, outcome));
