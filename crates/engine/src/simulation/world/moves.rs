@@ -387,6 +387,10 @@ impl<E: Subject> World<E> {
         if matches!(terminal, Terminal::Deferred(_)) && self.rng.chance(10) {
             return self.feed(worker, Input::NotDeferred(token));
         }
+        // The partition was given away while the write was under way, and nobody will hear that it
+        // has succeeded: the next owner repeats what was in flight.
+        self.disorder |=
+            self.workers[worker].engine.token(token.partition, token.offset) != Some(token);
         if terminal == Terminal::Again {
             self.job(token).seems_to_run = false;
             let id = self.job(token).id;
