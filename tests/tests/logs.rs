@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fleet_job::{
@@ -13,7 +13,7 @@ use fleet_job::{
     topics::Topics,
 };
 use fleet_tests::{
-    Env, Fleet, fleet, topics,
+    Env, Fleet, fleet, http, topics,
     topics::{Outgoing, Record},
     wait,
 };
@@ -35,6 +35,8 @@ macro_rules! on_kafka {
 
 on_kafka!(
     a_topic_is_recreated_while_a_worker_reads_it,
+    a_topic_without_records_is_recreated_at_once,
+    a_topic_without_records_is_recreated_after_a_while,
     a_topic_is_recreated_while_no_worker_runs,
     offsets_are_moved_by_an_operator,
     a_group_is_renamed_with_its_offsets,
@@ -96,6 +98,62 @@ fn a_topic_is_recreated_while_a_worker_reads_it(env: &Env) {
         [Some(9)],
         "the frontier of the old topics is not committed for the new one"
     );
+}
+
+/// How soon jobs of a new topic run under a worker that read the old one.
+const READ_AGAIN: Duration = Duration::from_secs(30);
+
+/// Nothing has been read or committed of the old topic, so no offset goes back and the group keeps
+/// none.
+fn a_topic_without_records_is_recreated_at_once(env: &Env) {
+    for round in 0..4 {
+        let name = format!("remade-empty-{round}");
+        let mut fleet = Fleet::new(env, &name, 6);
+        fleet.start_file_server();
+        fleet.start_worker();
+
+        for _ in 0..2 {
+            topics::make_again(&env.brokers, &fleet.topic, 6);
+        }
+        run_soon(&fleet, "new");
+
+        fleet.stop_workers();
+    }
+}
+
+/// The worker reports that the topic is gone before it is created again.
+fn a_topic_without_records_is_recreated_after_a_while(env: &Env) {
+    for round in 0..4 {
+        let name = format!("remade-later-{round}");
+        let mut fleet = Fleet::new(env, &name, 6);
+        fleet.start_file_server();
+        let worker = fleet.start_worker().address;
+
+        topics::delete(&env.brokers, &fleet.topic);
+        wait::poll_until_ok("the worker to miss its topic", wait::LONG, || {
+            match http::get(worker, "/ready").expect("the worker's answer") {
+                (503, why) if why.contains("does not exist") => Ok(()),
+                other => Err(other),
+            }
+        });
+        topics::create(&env.brokers, &[(&fleet.topic, 6)]);
+        run_soon(&fleet, "new");
+
+        fleet.stop_workers();
+    }
+}
+
+/// Submits jobs to all partitions, waits until they have run, and checks how long that took and
+/// that the worker is ready.
+fn run_soon(fleet: &Fleet<'_>, name: &str) {
+    let begin = Instant::now();
+    let keyed = (0..20).map(|n| job(&format!("{name}-{n}")).key(format!("{n}")));
+    topics::produce(&fleet.env.brokers, &fleet.topic, keyed.collect());
+    wait_for(fleet, name, 20);
+    assert!(begin.elapsed() < READ_AGAIN, "{:?}", begin.elapsed());
+
+    let answer = http::get(fleet.workers[0].address, "/ready").expect("the worker's answer");
+    assert_eq!(answer.0, 200, "{}", answer.1);
 }
 
 /// The broker may keep the old topic's offset, or a worker that has not noticed may commit it

@@ -15,6 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rdkafka::{
     ClientContext, Statistics, TopicPartitionList,
     client::OAuthToken,
+    config::RDKafkaLogLevel,
     error::{KafkaError as Native, RDKafkaErrorCode},
     statistics,
 };
@@ -229,6 +230,12 @@ impl Context {
 }
 
 impl ClientContext for Context {
+    /// A line of the log is an event of its own in the queue that is polled.
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.called_back.store(true, Ordering::Relaxed);
+        log_line(level, facility, message);
+    }
+
     fn stats(&self, statistics: Statistics) {
         self.called_back.store(true, Ordering::Relaxed);
         self.membership.note_statistics(&statistics);
@@ -256,6 +263,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: Native, reason: &str) {
+        self.called_back.store(true, Ordering::Relaxed);
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::PartitionEOF) => {}
             // Repeats endlessly; reported once per partition by `report_unreadable`.
@@ -271,6 +279,20 @@ impl ClientContext for Context {
         _: Option<&str>,
     ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
         Err("only sasl.oauthbearer.method=oidc is supported; set it together with sasl.oauthbearer.token.endpoint.url".into())
+    }
+}
+
+/// Writes a line of librdkafka's log to ours.
+fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    use RDKafkaLogLevel::{Alert, Critical, Debug, Emerg, Error, Info, Notice, Warning};
+
+    match level {
+        Emerg | Alert | Critical | Error => {
+            tracing::error!(target: "librdkafka", "librdkafka: {facility} {message}");
+        }
+        Warning => tracing::warn!(target: "librdkafka", "librdkafka: {facility} {message}"),
+        Notice | Info => tracing::info!(target: "librdkafka", "librdkafka: {facility} {message}"),
+        Debug => tracing::debug!(target: "librdkafka", "librdkafka: {facility} {message}"),
     }
 }
 
