@@ -4,12 +4,55 @@
 //! place: [`PartitionState::transition`](crate::partition::PartitionState::transition) for a
 //! partition, [`Partitions`](crate::partitions::Partitions) for all of them.
 
-use std::ops::{AddAssign, SubAssign};
+use std::{
+    iter::Sum,
+    ops::{AddAssign, SubAssign},
+};
 
 use crate::{
     slot::{Slot, State, Step},
     types::Terminal,
 };
+
+/// What records take up in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) records: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Load {
+    pub(crate) fn half(self) -> Self {
+        Self { records: self.records / 2, bytes: self.bytes / 2 }
+    }
+
+    /// What is more than `share`.
+    pub(crate) fn beyond(self, share: Self) -> Self {
+        Self {
+            records: self.records.saturating_sub(share.records),
+            bytes: self.bytes.saturating_sub(share.bytes),
+        }
+    }
+
+    /// Whether it is as much as `limit` in records, or in bytes.
+    pub(crate) fn reaches(self, limit: Self) -> bool {
+        self.records >= limit.records || self.bytes >= limit.bytes
+    }
+
+    /// Whether it is more than `limit` in records, or in bytes.
+    pub(crate) fn exceeds(self, limit: Self) -> bool {
+        self.records > limit.records || self.bytes > limit.bytes
+    }
+}
+
+impl Sum for Load {
+    fn sum<I: Iterator<Item = Self>>(loads: I) -> Self {
+        loads.fold(Self::default(), |sum, load| Self {
+            records: sum.records + load.records,
+            bytes: sum.bytes + load.bytes,
+        })
+    }
+}
 
 /// What the records of a partition, or of all partitions, come to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,6 +88,17 @@ impl Sums {
             }
             State::Waiting { .. } | State::Ending { .. } => one,
         }
+    }
+
+    /// What all records take up.
+    pub(crate) fn held(&self) -> Load {
+        Load { records: self.open, bytes: self.bytes }
+    }
+
+    /// The same without records that only wait to be relayed. Few of these are read ahead, and what
+    /// they wait for is no reason to stop everything else.
+    pub(crate) fn busy(&self) -> Load {
+        Load { records: self.open - self.relays, bytes: self.bytes - self.relay_bytes }
     }
 
     /// Records that run or are being written: they can settle in any order without asking again.

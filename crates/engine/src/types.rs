@@ -6,7 +6,7 @@ use fleet_group::{FinalCommit, Partition, Progress, log::LogName};
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 use fleet_retry::Backoff;
 
-use crate::invariant::Invariant;
+use crate::{invariant::Invariant, sums::Load};
 
 /// One record in the worker's hands: its position, and the assignment under which it was read. The
 /// generation fences off what still runs after the partition was taken away.
@@ -302,8 +302,9 @@ pub struct Config {
     pub ordering: Ordering,
     /// The most attempts under way at once; at least 1.
     pub max_in_flight: usize,
-    /// Fetching pauses at this many unsettled records in memory, and resumes at three quarters of
-    /// it. From half of it on, each partition pauses at its share.
+    /// The most unsettled records in memory. One half of it is shared out equally among the
+    /// partitions, and the other half is for whatever partition needs more. Once that is taken,
+    /// each partition pauses at its share, until half of everything is free.
     pub max_buffered: usize,
     /// The same for the bytes that unsettled records occupy.
     pub max_buffered_bytes: usize,
@@ -324,6 +325,13 @@ pub struct Config {
     pub rewrite: Backoff,
     /// The seed of all jitter.
     pub seed: u64,
+}
+
+impl Config {
+    /// The most that may be held in memory.
+    pub(crate) fn most_buffered(&self) -> Load {
+        Load { records: self.max_buffered, bytes: self.max_buffered_bytes }
+    }
 }
 
 impl Default for Config {

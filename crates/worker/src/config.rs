@@ -266,8 +266,8 @@ pub struct Args {
     )]
     pub drain_timeout: Duration,
 
-    /// Jobs held in memory before fetching pauses. Beyond half of it, each partition pauses at its
-    /// share.
+    /// Jobs held in memory before fetching pauses. Half of them are shared out among the
+    /// partitions.
     #[arg(
         long,
         env = "MCP_MAX_BUFFERED",

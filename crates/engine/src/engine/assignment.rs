@@ -2,7 +2,7 @@
 
 use fleet_group::Partition;
 
-use super::{Engine, backpressure::Memory};
+use super::Engine;
 use crate::{
     partition::PartitionState,
     slot::{Slot, State},
@@ -13,11 +13,8 @@ impl Engine {
     pub(super) fn assign(&mut self, partition: Partition, state: PartitionState) {
         self.remove(&[partition]);
         self.partitions.assign(partition, state);
-
-        if self.memory == Memory::Full {
-            let share = self.share();
-            self.apply_pause(partition, share);
-        }
+        // The shares of the others have become smaller.
+        self.update_pauses();
     }
 
     /// Starts nothing more of `partitions`, and lets what runs get to its end.

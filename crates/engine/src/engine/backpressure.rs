@@ -1,17 +1,22 @@
 //! How much is held in memory, and which partitions are fetched.
 //!
-//! While memory is at most half full, every partition is read on, whatever it holds: the job of a
-//! tenant must be seen to get its turn (I8), even if thousands of jobs of another one are before it
-//! in its partition. In the other half, each partition keeps to its share, so that one with slow
-//! jobs does not take the memory of all. If memory is full, nothing is read but partitions that
-//! hold nothing, until a quarter is free: what fills the first half may stay for long.
+//! One half of memory is common: a partition is read on while there is room in it, whatever the
+//! partition holds, because the job of a tenant must be seen to get its turn (I8), even if thousands
+//! of jobs of another one are before it in its partition. The other half is shared out equally, and
+//! what a partition holds up to its share comes from there. So the partitions that have taken the
+//! common half, perhaps for as long as a server is away, leave all others what is theirs (I7), and
+//! together they do not hold more than all of it.
+//!
+//! Jobs can grow while they run, and records are as large as they are, so that memory can be full
+//! all the same. Then partitions keep to half of their shares.
 
 use fleet_group::Partition;
 
 use super::Engine;
 use crate::{
     slot::{Slot, State},
-    types::{Command, Config, Terminal, Token},
+    sums::Load,
+    types::{Command, Terminal, Token},
 };
 
 /// How many records of the delayed topic are read ahead of their time. They come in the order of
@@ -23,47 +28,61 @@ const RELAYS_AHEAD: usize = 2;
 pub(super) enum Memory {
     /// Every partition is read on.
     Free,
-    /// At least half full, or not yet down to a quarter since: partitions keep to their shares.
+    /// The common half is taken, or more than half of everything still is since: partitions keep to
+    /// their shares.
     Tight,
-    /// At one of its limits, or not yet down to three quarters of it since: no partition that
-    /// holds anything is read on.
+    /// Beyond one of its limits, or not yet down to three quarters of it since: partitions keep to
+    /// half of their shares.
     Full,
 }
 
 impl Engine {
-    /// How many open records one partition may hold while memory is tight.
-    pub(super) fn share(&self) -> usize {
-        (self.config.max_buffered / self.partitions.len().max(1)).max(2)
+    /// Each partition's part of the half of memory that is shared out.
+    fn share(&self) -> Load {
+        let partitions = self.partitions.len().max(1);
+        let most = self.config.most_buffered();
+        Load {
+            records: (most.records / 2 / partitions).max(2),
+            bytes: (most.bytes / 2 / partitions).max(2),
+        }
     }
 
-    /// Records in memory, and their bytes, without those that only wait to be relayed. Few of these
-    /// are read ahead, and what they wait for is no reason to stop everything else.
-    fn busy(&self) -> (usize, usize) {
-        let sums = self.partitions.sums();
-        (sums.open - sums.relays, sums.bytes - sums.relay_bytes)
+    /// How much a partition may hold, if there is a limit to it.
+    pub(super) fn allowance(&self, memory: Memory) -> Option<Load> {
+        match memory {
+            Memory::Free => None,
+            Memory::Tight => Some(self.share()),
+            Memory::Full => Some(self.share().half()),
+        }
     }
 
     /// How full memory is now.
     fn measure_memory(&self) -> Memory {
-        let (records, bytes) = self.busy();
-        let reaches = |quarters| self.exceeds(quarters, records + 1, bytes.saturating_add(1));
-        let exceeds = |quarters| self.exceeds(quarters, records, bytes);
+        let held = self.partitions.sums().busy();
 
         match self.memory {
-            _ if reaches(4) => Memory::Full,
-            Memory::Full if exceeds(3) => Memory::Full,
-            _ if reaches(2) => Memory::Tight,
-            Memory::Full | Memory::Tight if exceeds(1) => Memory::Tight,
-            _ => Memory::Free,
+            _ if self.exceeds(4, held) => Memory::Full,
+            Memory::Full if self.exceeds(3, held) => Memory::Full,
+            _ if !self.exceeds(2, held) => Memory::Free,
+            Memory::Free if !self.is_common_half_taken() => Memory::Free,
+            _ => Memory::Tight,
         }
     }
 
     /// Whether this exceeds so many quarters of one of memory's limits.
-    pub(super) fn exceeds(&self, quarters: usize, records: usize, bytes: usize) -> bool {
-        let Config { max_buffered, max_buffered_bytes, .. } = self.config;
+    pub(super) fn exceeds(&self, quarters: usize, held: Load) -> bool {
+        let most = self.config.most_buffered();
         let exceeds =
             |value: usize, max: usize| value.saturating_mul(4) > max.saturating_mul(quarters);
-        exceeds(records, max_buffered) || exceeds(bytes, max_buffered_bytes)
+        exceeds(held.records, most.records) || exceeds(held.bytes, most.bytes)
+    }
+
+    /// Whether what partitions hold beyond their shares comes to half of memory. Looks through all
+    /// partitions.
+    fn is_common_half_taken(&self) -> bool {
+        let share = self.share();
+        let beyond = self.partitions.iter().map(|(_, state)| state.sums().busy().beyond(share));
+        beyond.sum::<Load>().reaches(self.config.most_buffered().half())
     }
 
     /// A job that runs or has run holds more than its record, or less than before. A record that
@@ -85,8 +104,7 @@ impl Engine {
         if self.measure_memory() != self.memory {
             self.update_pauses();
         } else {
-            let share = self.share();
-            self.apply_pause(partition, share);
+            self.apply_pause(partition, self.allowance(self.memory));
         }
     }
 
@@ -95,23 +113,23 @@ impl Engine {
     pub(super) fn update_pauses(&mut self) {
         self.memory = self.measure_memory();
 
-        let share = self.share();
+        let allowance = self.allowance(self.memory);
         let partitions: Vec<_> = self.partitions.iter().map(|(partition, _)| partition).collect();
-        partitions.into_iter().for_each(|partition| self.apply_pause(partition, share));
+        partitions.into_iter().for_each(|partition| self.apply_pause(partition, allowance));
     }
 
-    pub(super) fn apply_pause(&mut self, partition: Partition, share: usize) {
-        let (is_full, is_tight) = (self.memory == Memory::Full, self.memory != Memory::Free);
+    fn apply_pause(&mut self, partition: Partition, allowance: Option<Load>) {
         let Some(state) = self.partitions.get_mut(partition) else { return };
         let sums = state.sums();
 
-        // A partition that holds nothing is not what fills memory; its first record pauses it. If
-        // all partitions are paused, librdkafka takes up to a second to notice that one is resumed,
-        // because it notices only when a fetch is answered.
-        let pauses = (is_full && sums.open > 0)
-            || (is_tight && sums.open >= share)
+        // An allowance always has room for one record. If all partitions are paused, librdkafka
+        // takes up to a second to notice that one is resumed, because it notices only when a fetch
+        // is answered.
+        let is_reached = |allowance: Load| sums.held().reaches(allowance);
+        let is_half_full = |allowance: Load| sums.held().exceeds(allowance.half());
+        let pauses = allowance.is_some_and(is_reached)
             || sums.relays >= RELAYS_AHEAD
-            || (state.paused && ((is_tight && sums.open > share / 2) || sums.relays > 0));
+            || (state.paused && (allowance.is_some_and(is_half_full) || sums.relays > 0));
         if pauses == state.paused {
             return;
         }

@@ -6,18 +6,11 @@ use fleet_group::Partition;
 use fleet_job::time::Timestamp;
 
 use super::{Engine, backpressure::Memory, holding::missing_need};
-use crate::{partition::PartitionState, slot::Slot};
+use crate::{partition::PartitionState, slot::Slot, sums::Load};
 
 /// How often to look for stalled partitions while something is unavailable. A look goes through all
 /// jobs in memory.
 const REVIEW: Duration = Duration::from_secs(1);
-
-/// What is held in memory by jobs that can't go on.
-#[derive(Debug, Clone, Copy, Default)]
-struct Stuck {
-    jobs: usize,
-    bytes: usize,
-}
 
 impl Engine {
     /// Finds out which partitions are stalled, and lets their commits say so.
@@ -61,23 +54,25 @@ impl Engine {
             .partitions
             .iter()
             .map(|(partition, state)| (partition, state, self.stuck_jobs(state)));
-        let stuck: Vec<_> = stuck.filter(|(_, _, stuck)| stuck.jobs > 0).collect();
+        let stuck: Vec<_> = stuck.filter(|(_, _, stuck)| stuck.records > 0).collect();
 
-        let jobs: usize = stuck.iter().map(|(_, _, stuck)| stuck.jobs).sum();
-        let bytes: usize = stuck.iter().map(|(_, _, stuck)| stuck.bytes).sum();
-        let keeps_memory_full = self.memory == Memory::Full && self.exceeds(3, jobs, bytes);
-        let keeps_memory_tight = self.memory != Memory::Free && self.exceeds(1, jobs, bytes);
+        let all: Load = stuck.iter().map(|(_, _, stuck)| *stuck).sum();
+        let stays = match self.memory {
+            Memory::Full if self.exceeds(3, all) => Memory::Full,
+            Memory::Full | Memory::Tight if self.exceeds(2, all) => Memory::Tight,
+            _ => Memory::Free,
+        };
+        let allowance = self.allowance(stays).map(Load::half);
 
-        let share = self.share();
-        let is_stalled = |(_, state, stuck): &(Partition, &PartitionState, Stuck)| {
-            state.paused && (keeps_memory_full || (keeps_memory_tight && stuck.jobs > share / 2))
+        let is_stalled = |(_, state, stuck): &(Partition, &PartitionState, Load)| {
+            state.paused && allowance.is_some_and(|allowance| stuck.exceeds(allowance))
         };
         stuck.into_iter().filter(is_stalled).map(|(partition, ..)| partition).collect()
     }
 
     /// The jobs of a partition that wait for something that is away, or behind such a job in their
     /// key.
-    fn stuck_jobs(&self, state: &PartitionState) -> Stuck {
+    fn stuck_jobs(&self, state: &PartitionState) -> Load {
         let allows_start = self.breaker.allows_start();
         // A scout waits, too, until it is answered.
         let waits = |slot: &Slot| slot.is_scouting() || missing_need(slot, allows_start).is_some();
@@ -87,9 +82,7 @@ impl Engine {
         };
         let is_stuck = |slot: &&Slot| waits(slot) || head_of_key(slot).is_some_and(waits);
 
-        state.open().slots().filter(is_stuck).fold(Stuck::default(), |sum, slot| Stuck {
-            jobs: sum.jobs + 1,
-            bytes: sum.bytes + slot.bytes(),
-        })
+        let load = |slot: &Slot| Load { records: 1, bytes: slot.bytes() };
+        state.open().slots().filter(is_stuck).map(load).sum()
     }
 }

@@ -99,22 +99,22 @@ fn tenants_share_slots_by_their_weights() {
 }
 
 #[test]
-fn a_partition_keeps_to_its_share_once_memory_is_half_full() {
+fn a_partition_keeps_to_its_share_once_the_common_half_of_memory_is_taken() {
     let config = Config { max_buffered: 40, max_in_flight: 1, ..Config::default() };
     let mut story = Story::from_start(config);
     for number in 1..4 {
         let partition = Partition { number, ..P };
         story.feed(Input::Assigned { partition, generation: 1, log: LOG, progress: None });
     }
-    for offset in 0..19 {
-        assert!(!pauses(&story.record(offset, SPEC)), "{offset} is beyond the share of 10");
+    for offset in 0..24 {
+        assert!(!pauses(&story.record(offset, SPEC)), "{offset} is beyond its share of 5");
     }
-    assert!(pauses(&story.record(19, SPEC)), "memory is half full");
+    assert!(pauses(&story.record(24, SPEC)), "it has its share and the common half");
 
-    // Down to a quarter, it reads on.
-    for offset in 0..9 {
+    // Down to half of everything, it reads on.
+    for offset in 0..4 {
         assert!(!story.succeeds(offset).contains(&Command::Resume(P, 1)), "{offset}");
     }
-    assert!(story.succeeds(9).contains(&Command::Resume(P, 1)));
+    assert!(story.succeeds(4).contains(&Command::Resume(P, 1)));
     assert_eq!(started(&story.wait(story.now + 1)), NONE);
 }

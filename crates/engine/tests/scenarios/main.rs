@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "test code: a panic is the report")]
 
 mod fair_share;
+mod memory;
 mod outages;
 mod story;
 
