@@ -5,10 +5,11 @@
 //! tenant may start as many jobs as its weight says. A job costs one start whatever it is, so a
 //! tenant that still has a job to start uses its whole turn up, and no deficit is ever carried
 //! over. A tenant that has nothing to start leaves the ring; what is left of its turn is forgotten,
-//! and it comes back at the end. So a tenant that has a job to start waits for at most one turn of
-//! each other tenant. Whatever is popped and does not start (it is stale, has to wait for room in
-//! the metadata, or needs something that is away) is charged to nobody. Jobs without a tenant are
-//! one tenant. Priority, scouts and jobs that are put back have their precedence inside their
+//! and it comes back at the end. A *round* ends when all that were in the ring when it began have
+//! had their turns. So a tenant that has a job to start is passed over by what is left of this
+//! round and by one more. Whatever is popped and does not start (it is stale, has to wait for room
+//! in the metadata, or needs something that is away) is charged to nobody. Jobs without a tenant
+//! are one tenant. Priority, scouts and jobs that are put back have their precedence inside their
 //! tenant.
 //!
 //! **Limits.** There is one queue of jobs for each combination of a tenant and limits, and a queue
@@ -16,31 +17,36 @@
 //! jobs behind a full limit one by one. The *race* has the queues that may have a job to start;
 //! the tenants in the ring are those that have a queue in the race.
 //!
-//! Invariant: while queues are set aside for a limit that has room for so many more jobs, as many of
-//! its queues are at the heads of their tenants, and so get their turn within a round. A queue that
-//! ceases to be the head (because it is empty or set aside for its other limit, or because its
-//! tenant has something more urgent) therefore wakes the next queues of every limit that has room,
-//! until one of them is the head of its tenant. A queue that is woken before it is the head stays
-//! in the race until it is the head and its limit is reached again, so waking costs no more than
-//! the changes of heads that have made it necessary, however many tenants there are.
+//! **Turns at a limit.** A queue that is set aside draws a ticket, and keeps it until one of its
+//! jobs starts. When a limit has a place, the queue with the lowest ticket re-enters the race. If
+//! it is then the head of its tenant, it is *called*: the place is kept for it, so that queues
+//! which come later are set aside, and its tenant may start the job early, so that the place is not
+//! idle until its turn comes. A tenant starts no more jobs in a round than it weighs, early or not,
+//! and after each early start it is the turn of the ring, however many tenants are called.
+//!
+//! Invariant: while queues are set aside for a limit that has room for so many more jobs, as many
+//! of its queues are called. A queue that ceases to be the head (because it is empty or set aside
+//! for its other limit, or because its tenant has something more urgent) therefore gives its place
+//! up and wakes the next queues of every limit that has room. A queue that is woken before it is
+//! the head stays in the race until it is the head and its limit is reached again, so waking costs
+//! no more than the changes of heads that have made it necessary, however many tenants there are.
 //!
 //! When a job stops waiting for its start, its entry stays. Each entry is checked against its job
 //! when its turn comes, and dropped if it is stale. Everything here is bounded by the entries.
 
+mod groups;
 mod line;
 #[cfg(test)]
 mod tests;
 mod turns;
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeSet, VecDeque},
-};
+use std::{cmp::Reverse, collections::BTreeSet};
 
 use crate::{
     hash::{FastMap, Seed},
-    types::{JobSpec, Limit, Limits, Token},
+    types::{JobSpec, Limits, Token},
 };
+use groups::{Groups, Ticket};
 use line::{Line, Rank};
 use turns::Turns;
 
@@ -63,7 +69,11 @@ pub(crate) struct Ready {
     race: BTreeSet<(u64, Rank, Class)>,
     /// The tenants that have a queue in the race.
     turns: Turns,
-    groups: FastMap<u64, Group>,
+    groups: Groups,
+    /// The queues that may go early because they were called.
+    calls: BTreeSet<(Ticket, QueueId)>,
+    /// What was popped last, until it is known whether it has started.
+    popped: Option<Popped>,
     entries: usize,
     arrivals: u64,
 }
@@ -75,6 +85,10 @@ struct Queue {
     /// The weight of its tenant.
     weight: u32,
     standing: Standing,
+    /// Since when it has waited for a place under one of its limits.
+    ticket: Option<Ticket>,
+    /// The limit under which a place is kept for it.
+    called: Option<u64>,
 }
 
 /// What a queue is doing.
@@ -82,17 +96,18 @@ struct Queue {
 enum Standing {
     /// It is in the race, under this rank.
     Racing(Rank),
-    /// It is set aside until a job of a limit ends.
-    SetAside,
+    /// It is set aside until a job of this limit ends.
+    SetAside(u64, Ticket),
     /// It is empty, and kept ([`PLAIN`]).
     Idle,
 }
 
-/// The jobs under one limit.
-#[derive(Debug, Default)]
-struct Group {
-    running: u32,
-    aside: VecDeque<QueueId>,
+/// An entry that was taken out of a queue.
+#[derive(Debug, Clone, Copy)]
+struct Popped {
+    from: QueueId,
+    limits: Limits,
+    is_early: bool,
 }
 
 fn id_of(spec: &JobSpec) -> QueueId {
@@ -105,7 +120,8 @@ impl Ready {
         let seed = Seed::new(seed);
         Self {
             queues: FastMap::with_hasher(seed),
-            groups: FastMap::with_hasher(seed),
+            turns: Turns::new(seed),
+            groups: Groups::new(seed),
             ..Self::default()
         }
     }
@@ -130,13 +146,15 @@ impl Ready {
             limits: spec.limits,
             weight: spec.tenant.weight,
             standing: Standing::Idle,
+            ticket: None,
+            called: None,
         });
         queue.line.push(rank, token);
 
         let before = match queue.standing {
             Standing::Racing(before) if rank < before => Some(before),
             Standing::Idle => None,
-            Standing::Racing(_) | Standing::SetAside => return,
+            Standing::Racing(_) | Standing::SetAside(..) => return,
         };
         let displaced = self.change_rank(id, before, Some(rank));
         if let Some(displaced) = displaced {
@@ -147,33 +165,37 @@ impl Ready {
     /// Takes out the job that starts next. Unless it is stale, the caller has to start it or to
     /// push it again.
     pub(crate) fn pop(&mut self) -> Option<Token> {
+        // The last one has not started, and what it could have taken is for the next.
+        if let Some(popped) = self.popped.take() {
+            self.wake(popped.limits);
+        }
+
         loop {
-            let tenant = self.turns.current()?;
+            let call = self.next_call();
+            let is_early = call.is_some();
+            let tenant = call.or_else(|| self.turns.current())?;
             let Some((rank, class)) = self.head_of(tenant) else {
                 self.turns.leave();
                 continue;
             };
             let id = (tenant, class);
-            let Some(queue) = self.queues.get_mut(&id) else {
-                self.change_rank(id, Some(rank), None);
-                continue;
-            };
+            let queue = self.queues.get_mut(&id)?;
 
-            if let Some(full) = self.groups.full(&queue.limits) {
+            if let Some(full) = self.groups.full(&queue.limits, queue.called) {
                 self.set_aside(id, rank, full);
                 continue;
             }
+            if !is_early && !self.turns.begin(queue.weight) {
+                continue;
+            }
 
-            self.turns.begin(queue.weight);
+            self.popped = Some(Popped { from: id, limits: queue.limits, is_early });
             let token = queue.line.pop();
             let head = queue.line.head();
             self.entries -= usize::from(token.is_some());
-            let limits = self.change_rank(id, Some(rank), head);
+            self.change_rank(id, Some(rank), head);
             if head.is_none() {
                 self.drop_queue(id);
-            }
-            if let Some(limits) = limits {
-                self.wake(limits);
             }
             if token.is_some() {
                 return token;
@@ -181,16 +203,54 @@ impl Ready {
         }
     }
 
+    /// The tenant that may start a job early because a place is kept for it. A queue whose tenant
+    /// may not keeps its place until its tenant has its turn.
+    fn next_call(&mut self) -> Option<u64> {
+        while let Some((ticket, id)) = self.calls.first().copied() {
+            let (tenant, _) = id;
+            if self.turns.was_early() {
+                return None;
+            }
+            let weight = self.queues.get(&id).map_or(0, |queue| queue.weight);
+            if self.turns.may_be_early(tenant, weight) {
+                return Some(tenant);
+            }
+            self.calls.remove(&(ticket, id));
+        }
+        None
+    }
+
     /// The queue waits until a job of this limit ends, which is reached.
     fn set_aside(&mut self, id: QueueId, rank: Rank, full: u64) {
         let limits = self.change_rank(id, Some(rank), None);
         if let Some(queue) = self.queues.get_mut(&id) {
-            queue.standing = Standing::SetAside;
+            let ticket = *queue.ticket.get_or_insert_with(|| self.groups.draw_ticket());
+            queue.standing = Standing::SetAside(full, ticket);
+            self.groups.set_aside(full, ticket, id);
         }
-        self.groups.entry(full).or_default().aside.push_back(id);
 
         if let Some(limits) = limits {
             self.wake(limits);
+        }
+    }
+
+    /// The queue is the head of its tenant, and a place under this limit is free for it.
+    fn call(&mut self, group: u64, ticket: Ticket, id: QueueId) {
+        if let Some(queue) = self.queues.get_mut(&id) {
+            queue.called = Some(group);
+            self.groups.keep_place(group);
+            self.calls.insert((ticket, id));
+        }
+    }
+
+    /// The queue needs no place that is kept for it, because it has taken one, or is no longer the
+    /// head of its tenant.
+    fn end_call(&mut self, id: QueueId) {
+        let Some(queue) = self.queues.get_mut(&id) else { return };
+
+        if let Some(group) = queue.called.take() {
+            self.groups.release_place(group);
+            self.calls.remove(&(queue.ticket.unwrap_or_default(), id));
         }
     }
 
@@ -232,19 +292,18 @@ impl Ready {
         let new_head = self.head_of(tenant);
         match (old_head, new_head) {
             (None, Some(_)) => self.turns.join(tenant),
-            // Only the tenant that has its turn loses a queue.
-            (Some(_), None) => self.turns.leave(),
+            (Some(_), None) => self.turns.retire(tenant),
             _ => {}
         }
 
-        let (_, old) = old_head?;
-        let is_same = new_head.is_some_and(|(_, new)| new == old);
-        self.queues.get(&(tenant, old)).filter(|_| !is_same).map(|queue| queue.limits)
+        let (_, old) = old_head.filter(|(_, old)| new_head.is_none_or(|(_, new)| new != *old))?;
+        self.end_call((tenant, old));
+        self.queues.get(&(tenant, old)).map(|queue| queue.limits)
     }
 
     /// A queue under these limits is no longer the head of its tenant, or a job under them has
-    /// ended: brings the next queues of every limit that has room back into the race, until one of
-    /// them is the head of its tenant.
+    /// ended: brings the queues that have waited longest for limits that have room back into the
+    /// race, until every place is kept for a queue.
     fn wake(&mut self, limits: Limits) {
         if limits == [None; 2] {
             return;
@@ -253,15 +312,15 @@ impl Ready {
         let mut todo = vec![limits];
         while let Some(limits) = todo.pop() {
             for limit in limits.iter().flatten() {
-                while let Some(id) = self.groups.next_aside(limit) {
-                    let Some(rank) = self.queues.get(&id).and_then(|queue| queue.line.head())
-                    else {
+                while let Some((ticket, id)) = self.groups.next_aside(limit) {
+                    let head = self.queues.get(&id).and_then(|queue| queue.line.head());
+                    let Some(rank) = head else {
                         self.queues.remove(&id);
                         continue;
                     };
                     todo.extend(self.change_rank(id, None, Some(rank)));
                     if self.head_of(id.0) == Some((rank, id.1)) {
-                        break;
+                        self.call(limit.group, ticket, id);
                     }
                 }
                 self.groups.forget_unused(limit.group);
@@ -271,19 +330,20 @@ impl Ready {
 
     /// A job under `limits` has started, the one that was popped last.
     pub(crate) fn started(&mut self, limits: &Limits) {
-        self.turns.charge();
-        for limit in limits.iter().flatten() {
-            self.groups.entry(limit.group).or_default().running += 1;
+        self.groups.started(limits);
+
+        let Some(popped) = self.popped.take() else { return };
+        self.turns.charge(popped.from.0, popped.is_early);
+        self.end_call(popped.from);
+        if let Some(queue) = self.queues.get_mut(&popped.from) {
+            queue.ticket = None;
         }
+        self.wake(popped.limits);
     }
 
     /// A job that had started has ended.
     pub(crate) fn ended(&mut self, limits: &Limits) {
-        for limit in limits.iter().flatten() {
-            if let Some(group) = self.groups.get_mut(&limit.group) {
-                group.running = group.running.saturating_sub(1);
-            }
-        }
+        self.groups.ended(limits);
         self.wake(*limits);
     }
 
@@ -325,36 +385,12 @@ impl Ready {
 
     /// The tenants of the queues that are set aside.
     pub(crate) fn set_aside_tenants(&self) -> Vec<u64> {
-        let aside = self.queues.iter().filter(|(_, queue)| queue.standing == Standing::SetAside);
+        let aside = self
+            .queues
+            .iter()
+            .filter(|(_, queue)| matches!(queue.standing, Standing::SetAside(..)));
         let mut tenants: Vec<_> = aside.map(|((tenant, _), _)| *tenant).collect();
         tenants.sort_unstable();
         tenants
-    }
-}
-
-trait Groups {
-    /// A group among these whose limit is reached.
-    fn full(&self, limits: &Limits) -> Option<u64>;
-    /// The next queue that was set aside for a limit, if the limit has room.
-    fn next_aside(&mut self, limit: &Limit) -> Option<QueueId>;
-    /// Producers name tenants, so a group that nothing needs must not stay.
-    fn forget_unused(&mut self, group: u64);
-}
-
-impl Groups for FastMap<u64, Group> {
-    fn full(&self, limits: &Limits) -> Option<u64> {
-        let mut limits = limits.iter().flatten();
-        let running = |group| self.get(&group).map_or(0, |group| group.running);
-        limits.find(|limit| running(limit.group) >= limit.max).map(|limit| limit.group)
-    }
-
-    fn next_aside(&mut self, limit: &Limit) -> Option<QueueId> {
-        self.get_mut(&limit.group).filter(|group| group.running < limit.max)?.aside.pop_front()
-    }
-
-    fn forget_unused(&mut self, group: u64) {
-        if self.get(&group).is_some_and(|group| group.running == 0 && group.aside.is_empty()) {
-            self.remove(&group);
-        }
     }
 }

@@ -1,12 +1,16 @@
 //! Which jobs start, in which order, under which limits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use fleet_group::Partition;
+use fleet_retry::Random;
 use proptest::prelude::*;
 
 use super::*;
-use crate::types::Tenant;
+use crate::types::{Limit, Tenant};
 
 fn token(offset: i64) -> Token {
     Token { partition: Partition { topic: 0, number: 0 }, offset, generation: 0 }
@@ -134,8 +138,58 @@ fn room_under_a_limit_is_not_kept_for_a_tenant_that_has_something_else_to_do() {
     assert_eq!(ready.pop(), None, "both queues are set aside");
     (0..9).for_each(|at| ready.push(&JobSpec { priority: 9, ..of(1, 1) }, token(100 + at)));
     ready.ended(&tool);
-    assert_eq!(start(&mut ready, 1, &[None; 2]), [100]);
     assert_eq!(start(&mut ready, 1, &tool), [20]);
+    assert_eq!(start(&mut ready, 1, &[None; 2]), [100]);
+}
+
+/// 50 tenants have jobs without end for 16 slots, and each job of a tool that may run once at a
+/// time is of yet another tenant. Each takes one second, and about 4 come in 5 seconds, at random.
+#[test]
+fn who_waits_for_a_limit_is_served_before_those_who_come_later() {
+    const TOOL: i64 = 1_000_000;
+    let tool = [limit(1, 1), None];
+    let mut ready = Ready::default();
+    let mut ends: BTreeSet<(i64, i64)> = BTreeSet::new();
+    let mut arrivals: Vec<i64> = Vec::new();
+    let mut started: Vec<i64> = Vec::new();
+    let mut waits = Vec::new();
+    let mut random = Random::new(7);
+    (0..50).for_each(|tenant| ready.push(&of(tenant, 1), token(tenant as i64)));
+
+    for now in (0..1_500_000).step_by(50) {
+        if random.up_to(Duration::from_millis(2_500)) < Duration::from_millis(100) {
+            let number = arrivals.len() as i64;
+            arrivals.push(now);
+            let spec = JobSpec { limits: tool, ..of(1_000 + number as u64, 1) };
+            ready.push(&spec, token(TOOL + number));
+        }
+        while ends.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, job)) = ends.pop_first() else { break };
+            ready.ended(if job >= TOOL { &tool } else { &[None; 2] });
+        }
+        while ends.len() < 16
+            && let Some(token) = ready.pop()
+        {
+            let job = token.offset;
+            if job >= TOOL {
+                ready.started(&tool);
+                started.push(job - TOOL);
+                waits.push(now - arrivals[(job - TOOL) as usize]);
+                ends.insert((now + 1_000, job));
+            } else {
+                ready.started(&[None; 2]);
+                ends.insert((now + 700 + job * 7 % 13 * 50, job));
+                ready.push(&of(job as u64, 1), token);
+            }
+        }
+    }
+
+    let overtakes =
+        |(at, job): (usize, &i64)| started[..at].iter().filter(|earlier| *earlier > job).count();
+    let most = started.iter().enumerate().map(overtakes).max();
+    let (most, longest) = (most.unwrap_or_default(), waits.iter().max().copied());
+    assert!(most <= 1, "{most} later ones have started before one; the longest wait: {longest:?}");
+    assert!(longest < Some(30_000), "{longest:?} ms");
 }
 
 proptest! {
