@@ -197,9 +197,7 @@ impl Ready {
             if head.is_none() {
                 self.drop_queue(id);
             }
-            if token.is_some() {
-                return token;
-            }
+            return token;
         }
     }
 
@@ -314,10 +312,7 @@ impl Ready {
             for limit in limits.iter().flatten() {
                 while let Some((ticket, id)) = self.groups.next_aside(limit) {
                     let head = self.queues.get(&id).and_then(|queue| queue.line.head());
-                    let Some(rank) = head else {
-                        self.queues.remove(&id);
-                        continue;
-                    };
+                    let Some(rank) = head else { continue };
                     todo.extend(self.change_rank(id, None, Some(rank)));
                     if self.head_of(id.0) == Some((rank, id.1)) {
                         self.call(limit.group, ticket, id);
@@ -356,11 +351,45 @@ impl Ready {
         self.entries == 0
     }
 
+    /// Drops all other entries, and the queues that are empty then.
     pub(crate) fn retain(&mut self, keep: impl Fn(&Token) -> bool) {
         for queue in self.queues.values_mut() {
             queue.line.retain(&keep);
         }
         self.entries = self.queues.values().map(|queue| queue.line.len()).sum();
+
+        let has_changed = |queue: &Queue| match queue.standing {
+            Standing::Racing(rank) => queue.line.head() != Some(rank),
+            Standing::SetAside(..) => queue.line.head().is_none(),
+            Standing::Idle => false,
+        };
+        let changed = self.queues.iter().filter(|(_, queue)| has_changed(queue));
+        let mut changed: Vec<_> = changed.map(|(id, _)| *id).collect();
+        changed.sort_unstable();
+        let freed: Vec<_> = changed.into_iter().filter_map(|id| self.review(id)).collect();
+
+        self.turns.forget_absent();
+        freed.into_iter().for_each(|limits| self.wake(limits));
+    }
+
+    /// The queue has lost entries. Returns the limits of the queue that is no longer the head of
+    /// its tenant, if that has changed.
+    fn review(&mut self, id: QueueId) -> Option<Limits> {
+        let queue = self.queues.get(&id)?;
+        let head = queue.line.head();
+
+        let freed = match queue.standing {
+            Standing::Racing(rank) => self.change_rank(id, Some(rank), head),
+            Standing::SetAside(group, ticket) => {
+                self.groups.forget_aside(group, ticket, id);
+                None
+            }
+            Standing::Idle => None,
+        };
+        if head.is_none() {
+            self.drop_queue(id);
+        }
+        freed
     }
 }
 

@@ -52,6 +52,14 @@ impl Groups {
         self.groups.entry(group).or_default().aside.insert((ticket, id));
     }
 
+    /// The queue waits no more.
+    pub(super) fn forget_aside(&mut self, group: u64, ticket: Ticket, id: QueueId) {
+        if let Some(waits) = self.groups.get_mut(&group) {
+            waits.aside.remove(&(ticket, id));
+        }
+        self.forget_unused(group);
+    }
+
     /// Takes out the queue that has waited longest for a limit, if the limit has a place that is
     /// kept for none.
     pub(super) fn next_aside(&mut self, limit: &Limit) -> Option<(Ticket, QueueId)> {

@@ -142,6 +142,31 @@ fn room_under_a_limit_is_not_kept_for_a_tenant_that_has_something_else_to_do() {
     assert_eq!(start(&mut ready, 1, &[None; 2]), [100]);
 }
 
+/// While nothing starts, nothing is popped, and only `retain` takes jobs out.
+#[test]
+fn queues_whose_jobs_are_all_dropped_leave_nothing_behind() {
+    let tool = [limit(1, 1), None];
+    let mut ready = Ready::default();
+    ready.push(&JobSpec { limits: tool, ..of(1, 1) }, token(0));
+    assert_eq!(start(&mut ready, 1, &tool), [0]);
+    for tenant in 0..1_000 {
+        ready.push(&JobSpec { limits: tool, ..of(tenant, 1) }, token(2 * tenant as i64));
+        ready.push(&of(tenant, 1), token(2 * tenant as i64 + 1));
+        if tenant == 500 {
+            assert_eq!(offsets(&mut ready).len(), 501, "the jobs of the tool are set aside");
+        }
+    }
+
+    ready.retain(|token| token.offset == 6);
+    assert_eq!(ready.len(), 1);
+    assert!(ready.queues.len() <= 2, "{} queues", ready.queues.len());
+    assert!(ready.race.len() <= 1, "{} in the race", ready.race.len());
+    assert!(ready.turns.all().count() <= 1, "{} in the ring", ready.turns.all().count());
+
+    ready.ended(&tool);
+    assert_eq!(offsets(&mut ready), [6]);
+}
+
 /// 50 tenants have jobs without end for 16 slots, and each job of a tool that may run once at a
 /// time is of yet another tenant. Each takes one second, and about 4 come in 5 seconds, at random.
 #[test]

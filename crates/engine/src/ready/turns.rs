@@ -58,6 +58,20 @@ impl Turns {
         self.end_turn();
     }
 
+    /// All tenants that have left the race leave the ring.
+    pub(super) fn forget_absent(&mut self) {
+        let current = self.current();
+        let is_present = |tenant: &u64| !self.absent.contains(tenant);
+
+        self.left = self.ring.iter().take(self.left).filter(|tenant| is_present(tenant)).count();
+        self.ring.retain(is_present);
+        self.absent.clear();
+        if self.current() != current {
+            self.credit = 0;
+        }
+        self.begin_round();
+    }
+
     /// Begins the turn of the current tenant, unless it has begun. If the tenant has started enough
     /// jobs early, it has no turn in this round any more, and this is `false`.
     pub(super) fn begin(&mut self, weight: u32) -> bool {
