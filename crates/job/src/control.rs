@@ -3,12 +3,18 @@
 //! The requests are records in the control topic, keyed by job id. Every worker reads the whole
 //! topic from its start, because nobody knows which worker has a job or will have it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{envelope::MAX_ID_BYTES, time::Timestamp};
 
+/// How long a cancellation counts as one of the same job if nothing is known about the job. People
+/// and programs repeat a request whose answer is that the job is unknown.
+const RECENT: Duration = Duration::from_secs(10 * 60);
 /// The longest reason that is kept, in bytes.
 const MAX_REASON_BYTES: usize = 1024;
 
@@ -119,10 +125,18 @@ impl Cancelled {
             .filter(|control| written.is_none_or(|written| written <= control.until))
     }
 
-    /// Returns why the job with this id that was submitted at `submitted_at` was cancelled. Returns
-    /// `None` if that time is unknown, since the record may be about another job with the same id.
-    pub fn reason_for(&self, job_id: &str, submitted_at: Option<Timestamp>) -> Option<&str> {
-        self.get(job_id, Some(submitted_at?))?.reason.as_deref()
+    /// Returns why the job with this id that was submitted at `submitted_at` was cancelled. If that
+    /// time is unknown, the record may be about another job with the same id, so only a recent one
+    /// counts.
+    pub fn reason_for(
+        &self,
+        job_id: &str,
+        submitted_at: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Option<&str> {
+        let control = self.get(job_id, submitted_at)?;
+        let is_same_job = submitted_at.is_some() || now.since(control.time) <= RECENT;
+        control.reason.as_deref().filter(|_| is_same_job)
     }
 }
 
@@ -157,9 +171,18 @@ mod tests {
     fn a_reason_is_kept_for_the_same_job_only() {
         let mut cancelled = Cancelled::new(10);
         cancelled.add(Control::cancel("j", Some(at(50)), at(100), Some("not needed")));
-        assert_eq!(cancelled.reason_for("j", Some(at(50))), Some("not needed"));
-        assert_eq!(cancelled.reason_for("j", Some(at(101))), None);
-        assert_eq!(cancelled.reason_for("j", None), None);
+        let later = at(100).plus(RECENT).plus(Duration::from_millis(1));
+        assert_eq!(cancelled.reason_for("j", Some(at(50)), later), Some("not needed"));
+        assert_eq!(cancelled.reason_for("j", Some(at(101)), later), None);
+        assert_eq!(cancelled.reason_for("j", None, later), None);
+    }
+
+    #[test]
+    fn a_repeated_request_for_an_unknown_job_keeps_the_reason() {
+        let mut cancelled = Cancelled::new(10);
+        cancelled.add(Control::cancel("j", None, at(100), Some("not needed")));
+        assert_eq!(cancelled.reason_for("j", None, at(100).plus(RECENT)), Some("not needed"));
+        assert_eq!(cancelled.reason_for("k", None, at(100)), None);
     }
 
     #[test]

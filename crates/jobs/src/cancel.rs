@@ -95,10 +95,12 @@ impl Jobs {
     ) -> Result<(), JobsError> {
         // The topic is compacted, so a second request for the same job must repeat the reason of
         // the first.
-        let earlier = self.inner.cancelled().reason_for(job_id, submitted_at).map(str::to_owned);
+        let now = fleet_ops::clock::now();
+        let earlier =
+            self.inner.cancelled().reason_for(job_id, submitted_at, now).map(str::to_owned);
         let reason = reason.or(earlier.as_deref());
 
-        let control = Control::cancel(job_id, submitted_at, fleet_ops::clock::now(), reason);
+        let control = Control::cancel(job_id, submitted_at, now, reason);
         let record = Outgoing {
             topic: self.inner.topics.control.clone(),
             key: Some(job_id.as_bytes().to_vec()),
