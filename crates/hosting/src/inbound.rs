@@ -18,11 +18,15 @@ use rmcp::{
     service::RxJsonRpcMessage,
 };
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 
-use super::{forgiven::forgive_result, secrets::Secrets, unreadable::unreadable_answer};
+use super::{
+    forgiven::forgive_result,
+    held::{HeldAnswers, MAX_NAMELESS, UnreadableAnswers},
+    secrets::Secrets,
+    unreadable::unreadable_answer,
+};
 
-/// The most answers without an id that are kept until their request is known.
-const MAX_NAMELESS: usize = 16;
 /// The longest part of an unreadable text that is quoted, in bytes.
 pub(super) const SHOWN: usize = 200;
 
@@ -64,17 +68,8 @@ pub(super) struct Inbound {
     open: BTreeMap<Id, RequestKind>,
     /// Errors that name no request, each with the requests that were open when it came.
     nameless: Vec<(BTreeSet<Id>, ErrorData)>,
-    /// Unreadable answers that wait for the next line.
-    held: Vec<Held>,
-}
-
-/// An unreadable answer, which may be a log line that quotes the answer after it.
-#[derive(Debug)]
-struct Held {
-    /// The request that it names, or the requests that it may answer if it names none.
-    suspects: BTreeSet<Id>,
-    is_named: bool,
-    problem: Unreadable,
+    /// Answers that a better one may follow.
+    held: HeldAnswers,
 }
 
 impl Inbound {
@@ -100,16 +95,23 @@ impl Inbound {
         }
     }
 
-    /// Reads the messages in a line. Returns `None` if the line is not JSON-RPC.
+    /// Reads the messages in a line that came at `now`. Returns `None` if the line is not JSON-RPC.
     ///
-    /// An unreadable answer is held until the next line was read, so that a readable answer to the
-    /// same request takes precedence. If no line follows, the caller calls [`Self::release`].
-    pub(super) fn read(&mut self, bytes: &[u8]) -> Option<Vec<RxJsonRpcMessage<RoleClient>>> {
-        let held = std::mem::take(&mut self.held);
+    /// An answer inside other text is held for a while, and an unreadable one until the next line
+    /// was read, so that a better answer to the same request takes precedence. At
+    /// [`Self::release_at`] the caller must call [`Self::release_due`].
+    pub(super) fn read(
+        &mut self,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Option<Vec<RxJsonRpcMessage<RoleClient>>> {
+        let before = self.held.take_unreadable();
         let messages = fleet_wire::read(bytes);
         let is_alone = messages.len() == 1;
         let mut passed = Vec::new();
-        let mut is_noise = false;
+        let (mut is_noise, mut is_held) = (false, false);
+        // A line has room for a million answers without an id.
+        let mut nameless = 0;
         for message in messages {
             match message {
                 Message::Reply(Some(id), reply) => {
@@ -117,81 +119,128 @@ impl Inbound {
                         true => self.match_open(id, reply, bytes),
                         false => (id, reply),
                     };
-                    passed.extend(self.answer_or_hold(id, reply));
+                    match (self.match_id(id), reply) {
+                        (id, Reply::Unreadable(problem)) if self.open.contains_key(&id) => {
+                            self.held.hold_unreadable(id, problem, now);
+                            is_held = true;
+                        }
+                        (id, reply) => passed.extend(self.pass_answer(id, reply)),
+                    }
                 }
                 Message::Reply(None, Reply::Unreadable(problem)) => {
-                    self.held.push(Held { suspects: self.suspects(), is_named: false, problem });
+                    let open = &self.open;
+                    self.held.hold_nameless(problem, || suspects(open), now);
+                    is_held = true;
                 }
-                Message::Reply(None, reply) => passed.extend(self.take_nameless(reply)),
+                Message::Reply(None, reply) => {
+                    nameless += 1;
+                    if nameless <= MAX_NAMELESS {
+                        passed.extend(self.take_nameless(reply));
+                    }
+                }
+                Message::Quoted(id, reply) => {
+                    let id = self.match_id(id);
+                    match self.open.contains_key(&id) {
+                        true => {
+                            self.held.hold_quoted(id, reply, now);
+                            is_held = true;
+                        }
+                        false => is_noise = true,
+                    }
+                }
                 Message::Request(_, message) | Message::Notification(_, message) => {
                     passed.extend(number::read::<RxJsonRpcMessage<RoleClient>>(message).ok());
                 }
                 Message::Noise(_) => is_noise = true,
             }
         }
-        let is_garbage = is_noise && passed.is_empty() && self.held.is_empty();
-        passed.extend(held.into_iter().flat_map(|held| self.end_held(held)));
+        let is_garbage = is_noise && passed.is_empty() && !is_held;
+        passed.extend(before.into_iter().flat_map(|before| self.end_unreadable(before)));
         if is_garbage && passed.is_empty() { None } else { Some(passed) }
     }
 
-    /// Returns whether an answer is held, which the caller must [`Self::release`] in time.
-    pub(super) fn holds_answers(&self) -> bool {
-        !self.held.is_empty()
+    /// Returns when answers that are held must be passed on.
+    pub(super) fn release_at(&self) -> Option<Instant> {
+        self.held.release_at()
     }
 
-    /// Passes on the held answers, since no readable ones replaced them.
+    /// Passes on the answers that have been held for long enough, since no better ones replaced
+    /// them.
     #[must_use]
-    pub(super) fn release(&mut self) -> Vec<RxJsonRpcMessage<RoleClient>> {
-        let held = std::mem::take(&mut self.held);
-        held.into_iter().flat_map(|held| self.end_held(held)).collect()
+    pub(super) fn release_due(&mut self, now: Instant) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        self.release(Some(now))
+    }
+
+    /// Passes on all held answers, since the output has ended.
+    #[must_use]
+    pub(super) fn release_all(&mut self) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        self.release(None)
+    }
+
+    fn release(&mut self, now: Option<Instant>) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        let unreadable = self.held.take_due_unreadable(now);
+        let mut passed: Vec<_> =
+            unreadable.into_iter().flat_map(|due| self.end_unreadable(due)).collect();
+        for (id, reply) in self.held.take_due_quoted(now) {
+            if self.open.contains_key(&id) {
+                passed.extend(self.pass_answer(id, reply));
+            }
+        }
+        passed
     }
 
     /// Ends the request that an overlong line answers. Returns `None` if the line is not an answer.
+    /// If an answer is inside other text, it is held like that in a shorter line.
     pub(super) fn end_too_long(
         &mut self,
         head: &[u8],
         tail: &[u8],
         limit: usize,
+        now: Instant,
     ) -> Option<Vec<RxJsonRpcMessage<RoleClient>>> {
-        let why = format!(
-            "it is a line of more than {limit} bytes: {}",
-            quote(&String::from_utf8_lossy(head), SHOWN)
-        );
-        let reply = Reply::Unreadable(Unreadable { why, cut: false });
+        // The cut may be within a secret, and the sign of the cut helps to find it.
+        let head_text = format!("{}…", String::from_utf8_lossy(head));
+        let shown = quote(&head_text, SHOWN);
+        let why = format!("it is a line of more than {limit} bytes: {shown}");
+        let problem = Unreadable { why, cut: false };
+
         if let Some(id) = fleet_wire::id_of_long(head, tail) {
-            return Some(self.pass_answer(id, reply));
+            let id = self.match_id(id);
+            let is_quoted = !shown.starts_with('{');
+            if is_quoted && self.open.contains_key(&id) {
+                self.held.hold_quoted(id, Reply::Unreadable(problem), now);
+                return Some(Vec::new());
+            }
+            return Some(self.pass_answer(id, Reply::Unreadable(problem)));
         }
         let is_answer =
             fleet_wire::read(head).iter().any(|message| matches!(message, Message::Reply(..)));
-        is_answer.then(|| self.take_nameless(reply))
+        is_answer.then(|| self.take_nameless(Reply::Unreadable(problem)))
     }
 
-    /// Holds an unreadable answer to an open request. Passes other answers on.
-    fn answer_or_hold(&mut self, id: Id, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
-        let id = self.match_id(id);
-        match reply {
-            Reply::Unreadable(problem) if self.open.contains_key(&id) => {
-                self.held.push(Held { suspects: BTreeSet::from([id]), is_named: true, problem });
-                Vec::new()
+    /// Ends the requests of unreadable answers, as far as they are still open.
+    fn end_unreadable(&mut self, answers: UnreadableAnswers) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        let UnreadableAnswers { named, nameless, mut suspects, .. } = answers;
+        let mut passed = Vec::new();
+        for (id, problem) in named {
+            if self.open.contains_key(&id) {
+                passed.extend(self.pass_answer(id, Reply::Unreadable(problem)));
             }
-            reply => self.pass_answer(id, reply),
         }
-    }
-
-    /// Ends the request of a held answer, if it is still open.
-    fn end_held(&mut self, held: Held) -> Vec<RxJsonRpcMessage<RoleClient>> {
-        let Held { mut suspects, is_named, problem } = held;
-        suspects.retain(|id| self.open.contains_key(id));
-        match suspects.first().cloned() {
-            Some(id) if is_named => self.pass_answer(id, Reply::Unreadable(problem)),
-            Some(_) => self.blame(suspects, unreadable_answer(&problem.why)),
-            None => Vec::new(),
+        for problem in nameless {
+            suspects.retain(|id| self.open.contains_key(id));
+            if suspects.is_empty() {
+                break;
+            }
+            passed.extend(self.blame(suspects.clone(), unreadable_answer(&problem.why)));
         }
+        passed
     }
 
     fn pass_answer(&mut self, id: Id, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
         let id = self.match_id(id);
         let asked = self.open.remove(&id);
+        self.held.drop_quoted(&id);
         let reading = asked.unwrap_or(RequestKind::Other);
         let mut passed = vec![to_rmcp_answer(request_id(&id), reading, reply, &self.secrets)];
         if asked.is_some() {
@@ -247,13 +296,7 @@ impl Inbound {
             Reply::Error(error) => to_error_data(error),
             Reply::Unreadable(problem) => unreadable_answer(&problem.why),
         };
-        self.blame(self.suspects(), error)
-    }
-
-    /// Returns the requests that an answer without an id may belong to.
-    fn suspects(&self) -> BTreeSet<Id> {
-        let open = self.open.iter().filter(|(_, asked)| **asked != RequestKind::Stream);
-        open.map(|(id, _)| id.clone()).collect()
+        self.blame(suspects(&self.open), error)
     }
 
     /// Ends the request with an error if there is a single suspect. Otherwise notes the error, and
@@ -289,6 +332,12 @@ impl Inbound {
         self.nameless = kept;
         passed
     }
+}
+
+/// Returns the requests that an answer without an id may belong to.
+fn suspects(open: &BTreeMap<Id, RequestKind>) -> BTreeSet<Id> {
+    let open = open.iter().filter(|(_, asked)| **asked != RequestKind::Stream);
+    open.map(|(id, _)| id.clone()).collect()
 }
 
 /// Converts the answer to a request to rmcp's type.
@@ -380,179 +429,4 @@ fn request_id(id: &Id) -> RequestId {
 }
 
 #[cfg(test)]
-mod tests {
-    use rmcp::model::{CallToolRequest, CallToolRequestParams, PingRequest};
-    use serde_json::json;
-
-    use super::*;
-
-    fn inbound(calls: &[i64]) -> Inbound {
-        let mut inbound = Inbound::default();
-        for id in calls {
-            let call = CallToolRequest::new(CallToolRequestParams::new("t"));
-            let request = ClientRequest::CallToolRequest(call);
-            inbound.note_sent(&ClientJsonRpcMessage::request(request, NumberOrString::Number(*id)));
-        }
-        inbound
-    }
-
-    /// Returns the ids of the answers that are passed on, and their errors.
-    fn ends(messages: Vec<ServerJsonRpcMessage>) -> Vec<(i64, Option<String>)> {
-        let number = |id: &RequestId| match id {
-            NumberOrString::Number(number) => *number,
-            NumberOrString::String(text) => panic!("{text}"),
-        };
-        let end = |message: &ServerJsonRpcMessage| match message {
-            JsonRpcMessage::Response(response) => (number(&response.id), None),
-            JsonRpcMessage::Error(error) => {
-                (number(error.id.as_ref().unwrap()), Some(error.error.message.to_string()))
-            }
-            other => panic!("{other:?}"),
-        };
-        let answers = messages.iter().filter(|message| {
-            matches!(message, JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_))
-        });
-        answers.map(end).collect()
-    }
-
-    #[test]
-    fn every_answer_ends_its_call() {
-        let check = |text: &str, problem: Option<&str>| {
-            let mut inbound = inbound(&[7]);
-            let mut passed = inbound.read(text.as_bytes()).unwrap();
-            passed.extend(inbound.release());
-            let found = ends(passed);
-            let [(7, error)] = &found[..] else { panic!("{text}: {found:?}") };
-            match (error, problem) {
-                (None, None) => {}
-                (Some(error), Some(problem)) if error.contains(problem) => {}
-                _ => panic!("{text}: {error:?}"),
-            }
-        };
-        check(r#"{"id":7,"result":{"content":[]},"error":null}"#, None);
-        check(r#"{"id":"7","result":{"content":[{"type":"video"}]}}"#, None);
-        check(r#"{"id":7,"result":{"v":NaN}}"#, None);
-        check(r#"{"id":7,"error":{"code":-32000,"message":"boom"}}"#, Some("boom"));
-        check(
-            r#"{"id":7,"error":{"code":"E_FAIL","message":"boom"}}"#,
-            Some("its error has no code"),
-        );
-        check(r#"{"id":7,"error":"boom"}"#, Some("boom"));
-        check(r#"{"id":7,"result":"boom"}"#, Some("boom"));
-        check(r#"{"id":7,"result":{"cut"#, Some("it is not JSON"));
-        check(r#"{"id":null,"error":{"code":-32603,"message":"boom"}}"#, Some("boom"));
-        check(r#"{"result":{}}"#, Some("which request"));
-        check(r#"{"method":"notifications/x"} {"id":7,"result":{"content":[]}}"#, None);
-        check(r#"INFO called {"jsonrpc":"2.0","id":7,"result":{"content":[]}}"#, None);
-        check(r#""{\"id\":7,\"result\":{}}""#, None);
-        check(r"{'jsonrpc': '2.0', 'id': 7, 'result': {}}", Some("it is not JSON"));
-        check(r#"{"id":7,"result":{},"id":99}"#, Some("it has two ids"));
-        assert!(inbound(&[7]).read(b"[INFO] ready> {}").is_none());
-        assert!(inbound(&[7]).read(br#"{"level":"info"}"#).is_none());
-        assert!(
-            inbound(&[7])
-                .read(br#"{"level":"error","error":"refused","msg":"trying again"}"#)
-                .is_none()
-        );
-    }
-
-    #[test]
-    fn an_answer_without_an_id_ends_the_last_request_that_it_may_belong_to() {
-        let mut inbound = inbound(&[1, 2]);
-        let nameless = br#"{"id":null,"error":{"code":-32603,"message":"boom"}}"#;
-        let passed = inbound.read(nameless).unwrap();
-        assert!(
-            matches!(&passed[..], [JsonRpcMessage::Error(error)] if error.id.is_none()),
-            "{passed:?}"
-        );
-        // It can't belong to a later request.
-        let ping = ClientRequest::PingRequest(PingRequest::default());
-        inbound.note_sent(&ClientJsonRpcMessage::request(ping, NumberOrString::Number(3)));
-        let found = ends(inbound.read(br#"{"id":1,"result":{}}"#).unwrap());
-        assert_eq!(found, [(1, None), (2, Some("boom".to_owned()))]);
-    }
-
-    #[test]
-    fn a_log_line_does_not_end_the_call_whose_answer_it_quotes() {
-        let check = |line: &str| {
-            let mut inbound = inbound(&[7]);
-            let passed = inbound.read(line.as_bytes()).unwrap_or_default();
-            assert!(passed.is_empty(), "{line}: {passed:?}");
-            let passed = inbound.read(br#"{"jsonrpc":"2.0","id":7,"result":{}}"#).unwrap();
-            assert_eq!(ends(passed), [(7, None)], "{line}");
-            assert!(!inbound.holds_answers() && inbound.release().is_empty(), "{line}");
-        };
-        check(r#"DEBUG -> {"jsonrpc":"2.0","id":7,"result":{"content":[…"#);
-        check("Sending {'jsonrpc': '2.0', 'id': 7, 'result': {}}");
-        check("{'jsonrpc': '2.0', 'id': 7, 'result': {}}");
-        check(r#"{"jsonrpc":"2.0","id":7,"result":{"content":[…"#);
-        check(r#"{"level":"debug"} {"jsonrpc":"2.0","id":7,"result":{"content":[…"#);
-        check(r#"{"jsonrpc":"2.0","result":{"content":[…"#);
-    }
-
-    #[test]
-    fn an_unreadable_answer_is_held_for_one_line() {
-        let unreadable = br#"{"id":7,"result":{"cut"#.as_slice();
-        for next in [b"INFO next".as_slice(), br#"{"method":"notifications/x"}"#, unreadable] {
-            let mut inbound = inbound(&[7]);
-            assert_eq!(ends(inbound.read(unreadable).unwrap()), []);
-            assert!(inbound.holds_answers());
-            let found = ends(inbound.read(next).unwrap());
-            assert!(matches!(&found[..], [(7, Some(error))] if error.contains("cut")), "{found:?}");
-            assert_eq!(ends(inbound.release()), [], "the call is over");
-        }
-    }
-
-    /// Each reply in a text names its own request.
-    #[test]
-    fn the_servers_own_request_does_not_end_the_call_of_its_id() {
-        let mut inbound = inbound(&[7]);
-        let text = br#"{"id":7,"method":"ping"}{"id":99,"result":{}}"#;
-        assert_eq!(ends(inbound.read(text).unwrap()), [(99, None)]);
-        assert_eq!(ends(inbound.read(br#"{"id":7,"result":{}}"#).unwrap()), [(7, None)]);
-    }
-
-    /// If each reply were searched for in the whole text, this test would run for more than an
-    /// hour.
-    #[test]
-    fn a_text_of_many_foreign_replies_is_read_once() {
-        let replies = vec![r#"{"id":1,"result":{}}"#; 200_000].join(",");
-        let passed = inbound(&[7]).read(format!("[{replies}]").as_bytes()).unwrap();
-        assert_eq!(passed.len(), 200_000);
-    }
-
-    #[test]
-    fn the_refusal_of_a_notification_ends_no_call() {
-        let mut inbound = inbound(&[7]);
-        let refusal =
-            br#"{"jsonrpc":"2.0","id":null,"error":{"code":-32601,"message":"Method not found"}}"#;
-        let passed = inbound.read(refusal).unwrap();
-        assert!(
-            matches!(&passed[..], [JsonRpcMessage::Error(error)] if error.id.is_none()),
-            "{passed:?}"
-        );
-        assert_eq!(ends(inbound.read(br#"{"id":7,"result":{}}"#).unwrap()), [(7, None)]);
-    }
-
-    #[test]
-    fn a_line_that_is_too_long_ends_its_call() {
-        let check = |head: &str, tail: &str| {
-            let found =
-                ends(inbound(&[7]).end_too_long(head.as_bytes(), tail.as_bytes(), 100).unwrap());
-            let [(7, Some(error))] = &found[..] else { panic!("{head}: {found:?}") };
-            assert!(error.contains("a line of more than 100 bytes"), "{error}");
-        };
-        check(r#"{"jsonrpc":"2.0","id":7,"result":{"content":[{"data":"AAAA"#, "AAAA");
-        check(r#"{"result":{"content":[{"data":"AAAA"#, r#"AAAA"}]},"jsonrpc":"2.0","id":7}"#);
-        check(r#"{"result":{"content":[{"data":"AAAA"#, "AAAA");
-        assert!(inbound(&[7]).end_too_long(b"{xxxx", b"xxxx", 100).is_none());
-    }
-
-    #[test]
-    fn a_server_need_not_name_its_version() {
-        let result = json!({"protocolVersion": "2025-06-18", "capabilities": null, "serverInfo": {"name": "s"}});
-        let Value::Object(map) = result else { panic!("no object") };
-        let found = read_result(RequestKind::Initialize, map, &Secrets::default()).unwrap();
-        assert!(matches!(found, ServerResult::InitializeResult(_)), "{found:?}");
-    }
-}
+mod tests;

@@ -23,6 +23,7 @@ mod forgiven;
 pub mod forward;
 mod handshake;
 mod handshake_error;
+mod held;
 mod hosted;
 mod inbound;
 pub mod kept_items;

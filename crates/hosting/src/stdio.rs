@@ -1,7 +1,7 @@
 //! The transport to a child, over its standard input and output: rmcp writes, and this module reads
 //! lines.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
 
 use rmcp::{
     RoleClient,
@@ -20,9 +20,6 @@ use super::{
     stdout::{Line, Lines, StdoutWatch},
 };
 
-/// How long an unreadable answer is held for the next line, which may be the answer that it quotes.
-const HOLD: Duration = Duration::from_secs(1);
-
 /// The transport to a child.
 pub(super) struct StdioTransport<R, W: AsyncWrite> {
     writer: AsyncRwTransport<RoleClient, Empty, W>,
@@ -33,8 +30,6 @@ pub(super) struct StdioTransport<R, W: AsyncWrite> {
     multiline: MultilineReader,
     /// Messages that were read but not passed on yet.
     ready: VecDeque<RxJsonRpcMessage<RoleClient>>,
-    /// When the held answers are passed on.
-    release_at: Option<Instant>,
     is_over: bool,
 }
 
@@ -52,7 +47,6 @@ where
             inbound: Inbound::new(secrets),
             multiline: MultilineReader::default(),
             ready: VecDeque::new(),
-            release_at: None,
             is_over: false,
         }
     }
@@ -85,20 +79,21 @@ where
             }
 
             let next = self.lines.next_line();
-            let line = match self.release_at {
+            let line = match self.inbound.release_at() {
+                // While lines come without a pause, the timeout would never end.
+                Some(release_at) if release_at <= Instant::now() => None,
                 Some(release_at) => timeout_at(release_at, next).await.ok(),
                 None => Some(next.await),
             };
             let Some(line) = line else {
-                self.release_at = None;
-                self.ready.extend(self.inbound.release());
+                self.ready.extend(self.inbound.release_due(Instant::now()));
                 continue;
             };
             let mut reading = Reading {
                 inbound: &mut self.inbound,
                 watch: &self.watch,
                 ready: &mut self.ready,
-                release_at: &mut self.release_at,
+                now: Instant::now(),
             };
             self.is_over = !reading.take_line(line, &mut self.multiline);
         }
@@ -114,7 +109,7 @@ struct Reading<'a> {
     inbound: &'a mut Inbound,
     watch: &'a StdoutWatch,
     ready: &'a mut VecDeque<RxJsonRpcMessage<RoleClient>>,
-    release_at: &'a mut Option<Instant>,
+    now: Instant,
 }
 
 impl Reading<'_> {
@@ -129,17 +124,18 @@ impl Reading<'_> {
                 }
             },
             Line::TooLong { head, tail, limit } => {
-                let passed = self.inbound.end_too_long(head, tail, limit);
+                let passed = self.inbound.end_too_long(head, tail, limit, self.now);
                 self.pass_on(passed, head)
             }
             Line::Endless { head, limit } => {
-                self.ready.extend(self.inbound.end_too_long(head, &[], limit).unwrap_or_default());
-                self.ready.extend(self.inbound.release());
+                let passed = self.inbound.end_too_long(head, &[], limit, self.now);
+                self.ready.extend(passed.unwrap_or_default());
+                self.ready.extend(self.inbound.release_all());
                 self.watch.note_endless(limit);
                 false
             }
             Line::End => {
-                self.ready.extend(self.inbound.release());
+                self.ready.extend(self.inbound.release_all());
                 false
             }
         }
@@ -149,9 +145,7 @@ impl Reading<'_> {
         if text.trim_ascii().is_empty() {
             return true;
         }
-        let passed = self.inbound.read(text);
-        // The answers that were held before have been passed on.
-        *self.release_at = self.inbound.holds_answers().then(|| Instant::now() + HOLD);
+        let passed = self.inbound.read(text, self.now);
         self.pass_on(passed, text)
     }
 
@@ -173,34 +167,68 @@ impl Reading<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rmcp::model::{
         CallToolRequest, CallToolRequestParams, ClientJsonRpcMessage, ClientRequest,
         JsonRpcMessage, NumberOrString,
     };
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncWriteExt, DuplexStream};
 
     use super::*;
+    use crate::held::HOLD;
 
-    /// An unreadable answer ends its call even if nothing follows or the output ends.
+    /// Returns a transport over which request 7 was sent, and the other end of its standard output.
+    async fn calling() -> (DuplexStream, StdioTransport<DuplexStream, tokio::io::Sink>) {
+        let (child, stdout) = tokio::io::duplex(1024);
+        let watch = StdoutWatch::default();
+        watch.set_handshake_done();
+        let mut transport =
+            StdioTransport::new(stdout, tokio::io::sink(), watch, Secrets::default());
+        let call = CallToolRequest::new(CallToolRequestParams::new("t"));
+        let call = ClientRequest::CallToolRequest(call);
+        let call = ClientJsonRpcMessage::request(call, NumberOrString::Number(7));
+        transport.send(call).await.unwrap();
+        (child, transport)
+    }
+
+    /// An unreadable answer ends its call even if nothing follows or the output ends, and an answer
+    /// that its server prints behind something else ends it, too.
     #[tokio::test]
     async fn held_answers_are_passed_on_in_time() {
-        for is_closed in [false, true] {
-            let (mut child, stdout) = tokio::io::duplex(1024);
-            let watch = StdoutWatch::default();
-            let mut transport =
-                StdioTransport::new(stdout, tokio::io::sink(), watch, Secrets::default());
-            let call = CallToolRequest::new(CallToolRequestParams::new("t"));
-            let call = ClientRequest::CallToolRequest(call);
-            let call = ClientJsonRpcMessage::request(call, NumberOrString::Number(7));
-            transport.send(call).await.unwrap();
-
-            let line = b"{'jsonrpc': '2.0', 'id': 7, 'result': {}}\n\n";
-            child.write_all(line).await.unwrap();
-            let _open = (!is_closed).then_some(child);
-            let begun = Instant::now();
-            let passed = transport.receive().await.unwrap();
-            assert!(matches!(passed, JsonRpcMessage::Error(_)), "{passed:?}");
-            assert_eq!(begun.elapsed() >= HOLD, !is_closed, "{:?}", begun.elapsed());
+        let unreadable = "{'jsonrpc': '2.0', 'id': 7, 'result': {}}\n\n";
+        let glued = "INFO called {\"jsonrpc\":\"2.0\",\"id\":7,\"result\":{}}\nINFO done\n";
+        for (lines, is_readable) in [(unreadable, false), (glued, true)] {
+            for is_closed in [false, true] {
+                let (mut child, mut transport) = calling().await;
+                child.write_all(lines.as_bytes()).await.unwrap();
+                let _open = (!is_closed).then_some(child);
+                let begun = Instant::now();
+                let passed = transport.receive().await.unwrap();
+                match passed {
+                    JsonRpcMessage::Response(_) => assert!(is_readable),
+                    JsonRpcMessage::Error(_) => assert!(!is_readable),
+                    other => panic!("{other:?}"),
+                }
+                let elapsed = begun.elapsed();
+                assert_eq!(elapsed >= HOLD, !is_closed, "{lines}: {elapsed:?}");
+                assert!(elapsed < HOLD + HOLD / 2, "{lines}: {elapsed:?}");
+            }
         }
+    }
+
+    /// A child that never stops writing does not delay the held answers.
+    #[tokio::test]
+    async fn held_answers_are_passed_on_during_a_flood() {
+        let (mut child, mut transport) = calling().await;
+        let flood = tokio::spawn(async move {
+            let glued = "INFO called {\"jsonrpc\":\"2.0\",\"id\":7,\"result\":{}}\n";
+            child.write_all(glued.as_bytes()).await.unwrap();
+            while child.write_all(b"\nnoise\n").await.is_ok() {}
+        });
+        let passed = tokio::time::timeout(Duration::from_secs(10), transport.receive()).await;
+        assert!(matches!(passed, Ok(Some(JsonRpcMessage::Response(_)))), "{passed:?}");
+        drop(transport);
+        flood.await.unwrap();
     }
 }

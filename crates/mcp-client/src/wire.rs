@@ -305,7 +305,7 @@ fn interpret(message: fleet_wire::Message, id: u64) -> Message {
         {
             read_progress(message.get("params"), id)
         }
-        Err(fleet_wire::Message::Reply(..)) => Message::Foreign,
+        Err(fleet_wire::Message::Reply(..) | fleet_wire::Message::Quoted(..)) => Message::Foreign,
         Err(_) => Message::Other,
     }
 }

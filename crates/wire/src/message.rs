@@ -6,17 +6,21 @@
 //! cannot be read is distinguished from a message that is not an answer: the caller must learn of
 //! it at once and must not repeat the call, since the call has been carried out.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use crate::{
     mend::mend,
     outline::{find_id_at_end, outline},
     quote,
-    surround::{find_answers, split_values, to_utf8},
+    surround::{find_answers, read_row, to_utf8},
 };
 
 /// How much of an unreadable message is quoted, in characters.
 const SHOWN: usize = 200;
+/// The most strings within strings that are searched for messages.
+const MAX_STRINGS: usize = 3;
 
 /// The id of a request.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,6 +95,10 @@ pub enum Reply {
 pub enum Message {
     /// The answer to a request, with the request's id if the message names it.
     Reply(Option<Id>, Reply),
+    /// An answer inside something else: a line of a log, a JSON string, or a list of other values.
+    /// It is the answer of a server that prints something before it, or the quotation of a text
+    /// that a third party wrote. A caller that reads on should wait for an answer by itself.
+    Quoted(Id, Reply),
     /// A request: its method and the whole message.
     Request(String, Value),
     /// A notification: its method and the whole message.
@@ -126,6 +134,8 @@ impl Message {
     /// Returns the message itself if it is not the answer.
     pub fn answer_to(self, id: &Id) -> Result<Answer, Self> {
         let (found, reply) = match self {
+            Self::Quoted(found, reply) if !found.is(id) => return Err(Self::Quoted(found, reply)),
+            Self::Quoted(found, reply) => (Some(found), reply),
             Self::Reply(found, reply) => (found, reply),
             Self::Noise(why) => return Ok(Answer::Malformed(why.to_owned())),
             other => return Err(other),
@@ -146,12 +156,30 @@ impl Message {
             Reply::Unreadable(Unreadable { why, .. }) => Answer::Malformed(why),
         })
     }
+
+    /// Returns an answer that names its request as a quoted one, and any other message unchanged.
+    pub(crate) fn into_quoted(self) -> Self {
+        match self {
+            Self::Reply(Some(id), reply) => Self::Quoted(id, reply),
+            other => other,
+        }
+    }
 }
 
 /// Reads the messages in a text: a single one, those of an array, or several in a row. If the text
-/// is not JSON but contains answers, as a line of a log may, returns those answers.
+/// is not JSON but contains answers, as a line of a log may, returns those answers. A text that has
+/// an answer by itself has no quoted one to the same request.
 #[must_use]
 pub fn read(bytes: &[u8]) -> Vec<Message> {
+    let mut messages = read_all(bytes);
+    if messages.is_empty() {
+        messages.push(Message::Noise("it is not JSON"));
+    }
+    remove_outranked(&mut messages);
+    messages
+}
+
+fn read_all(bytes: &[u8]) -> Vec<Message> {
     let bytes = &*to_utf8(bytes);
     let problem = match serde_json::from_slice::<Value>(bytes) {
         Ok(value) => return read_value(value),
@@ -159,29 +187,49 @@ pub fn read(bytes: &[u8]) -> Vec<Message> {
     };
 
     let mended = mend(bytes);
-    if !mended.trim_start().starts_with(['{', '[']) {
-        return or_noise(find_answers(&mended));
+    let start = mended.trim_start().chars().next();
+    if !matches!(start, Some('{' | '[')) {
+        return find_answers(&mended, 0);
     }
 
     if let Ok(value) = serde_json::from_str(&mended) {
         return read_value(value);
     }
 
-    let (values, rest) = split_values(&mended);
-    if !values.is_empty() {
-        let mut messages: Vec<_> = values.into_iter().flat_map(read_value).collect();
-        messages.extend(match rest.trim_start().starts_with('{') {
-            true => read_broken(rest, &problem),
-            false => find_answers(rest),
-        });
-        return messages;
+    let row = read_row(&mended, &problem);
+    match start {
+        _ if !row.is_empty() => row,
+        Some('{') => read_broken(&mended, &problem),
+        // The line of a log may begin with `[INFO]`.
+        _ => find_answers(&mended, 0),
     }
+}
 
-    or_noise(read_broken(&mended, &problem))
+/// Removes the quoted answers to requests that have an answer by itself, too.
+fn remove_outranked(messages: &mut Vec<Message>) {
+    if !messages.iter().any(|message| matches!(message, Message::Quoted(..))) {
+        return;
+    }
+    // Some servers return every id as text.
+    let as_text = |id: &Id| match id {
+        Id::Number(number) => number.to_string(),
+        Id::Text(text) => text.clone(),
+    };
+    let answered: HashSet<String> = messages
+        .iter()
+        .filter_map(|message| match message {
+            Message::Reply(Some(id), _) => Some(as_text(id)),
+            _ => None,
+        })
+        .collect();
+    messages.retain(|message| match message {
+        Message::Quoted(id, _) => !answered.contains(&as_text(id)),
+        _ => true,
+    });
 }
 
 /// Reads a text that is not JSON but would otherwise be an answer.
-fn read_broken(text: &str, problem: &serde_json::Error) -> Vec<Message> {
+pub(crate) fn read_broken(text: &str, problem: &serde_json::Error) -> Vec<Message> {
     let outline = outline(text);
     let is_answer = outline.has_answer && !outline.has_method && text.trim_start().starts_with('{');
     if !is_answer {
@@ -191,10 +239,6 @@ fn read_broken(text: &str, problem: &serde_json::Error) -> Vec<Message> {
     let why = format!("it is not JSON: {problem}: {}", quote(text, SHOWN));
     let id = outline.id().cloned();
     vec![Message::Reply(id, Reply::Unreadable(Unreadable { why, cut: !outline.whole }))]
-}
-
-fn or_noise(messages: Vec<Message>) -> Vec<Message> {
-    if messages.is_empty() { vec![Message::Noise("it is not JSON")] } else { messages }
 }
 
 /// Returns whether a text breaks off: it is empty, or it is a message without an end.
@@ -244,19 +288,49 @@ pub fn id_of_long(head: &[u8], tail: &[u8]) -> Option<Id> {
 }
 
 /// Reads the messages in a value: the value itself, the elements of an array, or the JSON in a
-/// string.
+/// string. Answers in a string, or in an array that has other elements than messages, are quoted.
 pub(crate) fn read_value(value: Value) -> Vec<Message> {
-    let inner = match &value {
-        Value::String(text) if text.trim_start().starts_with(['{', '[']) => {
-            serde_json::from_str(text).ok()
-        }
-        _ => None,
-    };
-    match inner.unwrap_or(value) {
+    let mut found = Vec::new();
+    let has_string = add_messages(value, 0, &mut found);
+
+    let has_other = found.len() > 1 && found.iter().any(|found| matches!(found, Message::Noise(_)));
+    match has_string || has_other {
+        true => found.into_iter().map(Message::into_quoted).collect(),
+        false => found,
+    }
+}
+
+/// Adds the messages in a value, which is inside this many strings. Elements that are not messages
+/// count once, however many follow each other. Returns whether one of the messages is in a string.
+fn add_messages(value: Value, strings: usize, found: &mut Vec<Message>) -> bool {
+    match value {
         Value::Array(values) if !values.is_empty() => {
-            values.into_iter().flat_map(read_value).collect()
+            let mut has_string = false;
+            for value in values {
+                has_string |= add_messages(value, strings, found);
+            }
+            has_string
         }
-        value => vec![read_one(value)],
+        Value::String(text)
+            if strings < MAX_STRINGS && text.trim_start().starts_with(['{', '[']) =>
+        {
+            match serde_json::from_str(&text) {
+                Ok(value) => _ = add_messages(value, strings + 1, found),
+                Err(_) => add_message(read_one(text.into()), found),
+            }
+            true
+        }
+        value => {
+            add_message(read_one(value), found);
+            false
+        }
+    }
+}
+
+fn add_message(message: Message, found: &mut Vec<Message>) {
+    let is_noise = |message: &Message| matches!(message, Message::Noise(_));
+    if !is_noise(&message) || !found.last().is_some_and(is_noise) {
+        found.push(message);
     }
 }
 

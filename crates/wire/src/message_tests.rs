@@ -86,6 +86,26 @@ fn other_messages_are_not_answers() {
     assert_eq!(nameless, [Message::Reply(None, error(-32603, "boom"))]);
 }
 
+/// Otherwise a line of numbers would need many times its size in memory.
+#[test]
+fn elements_that_are_not_messages_count_once() {
+    let found = read(format!("[{}3]", "1,".repeat(100_000)).as_bytes());
+    assert!(matches!(found[..], [Message::Noise(_)]), "{}", found.len());
+}
+
+/// Each string within a string has room for as many brackets again, and the stack is limited.
+#[test]
+fn strings_within_strings_are_searched_a_few_times() {
+    let mut text = r#"{"jsonrpc":"2.0","id":7,"result":{}}"#.to_owned();
+    for depth in 0..12 {
+        let found = read(text.as_bytes());
+        let is_found = matches!(found[..], [Message::Reply(..) | Message::Quoted(..)]);
+        assert_eq!(is_found, depth <= MAX_STRINGS, "{depth}: {found:?}");
+        let string = Value::from(text).to_string();
+        text = format!("{}{string}{}", "[".repeat(100), "]".repeat(100));
+    }
+}
+
 #[test]
 fn ids_compare_as_numbers_and_text() {
     assert!(Id::Number(7).is_number(7) && Id::Text("7".to_owned()).is_number(7));

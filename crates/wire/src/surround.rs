@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use serde_json::{Deserializer, Value};
 
-use crate::message::{Message, read_value};
+use crate::message::{Message, read_broken, read_value};
 
 /// The largest number of positions at which a text is searched for an answer.
 const MAX_STARTS: usize = 16;
@@ -40,44 +40,113 @@ pub(crate) fn to_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(String::from_utf16_lossy(&units).into_bytes())
 }
 
-/// Returns the JSON values at the start of a text, and the rest of the text.
-pub(crate) fn split_values(text: &str) -> (Vec<Value>, &str) {
-    let mut values = Vec::new();
-    let mut row = Deserializer::from_str(text).into_iter();
-    let mut end = 0;
-    while let Some(Ok(value)) = row.next() {
-        values.push(value);
-        end = row.byte_offset();
+/// Reads JSON values in a row, and what is behind them, which may be the text of a log.
+///
+/// If everything is a message, each message counts as written by itself. Otherwise the line is
+/// probably one of a log, and an answer in it is a quoted one: the first value, or one that ends its
+/// line and has the member `jsonrpc`. Returns no messages if the text does not begin with a value.
+pub(crate) fn read_row(text: &str, problem: &serde_json::Error) -> Vec<Message> {
+    let (values, rest) = split_values(text);
+    if values.is_empty() {
+        return Vec::new();
     }
-    (values, text.get(end..).unwrap_or_default())
+    let is_broken_object = rest.trim_start().starts_with('{');
+    let tail = match is_broken_object {
+        true => read_broken(rest, problem),
+        false => find_answers(text, text.len() - rest.len()),
+    };
+    let is_end = skip_invisible(rest).trim_start().is_empty();
+    let are_messages = is_end || is_broken_object && !tail.is_empty();
+
+    let values: Vec<_> = values.into_iter().map(RowValue::read).collect();
+    if are_messages && !values.iter().any(RowValue::is_noise) {
+        return values.into_iter().flat_map(|value| value.messages).chain(tail).collect();
+    }
+
+    let mut found = Vec::new();
+    let mut is_log = false;
+    for value in values {
+        let is_noise = value.is_noise();
+        match is_log {
+            false => found.extend(value.messages.into_iter().map(Message::into_quoted)),
+            true if value.may_be_answer => found.extend(quoted_answers(value.messages)),
+            true => {}
+        }
+        is_log |= is_noise;
+    }
+    found.extend(quoted_answers(tail));
+    found
 }
 
-/// Finds answers at the ends of lines in a text that is not JSON. Other messages are ignored: a log
-/// also quotes requests and texts of third parties, and truncates answers that are still to come.
-/// So an answer must be complete, end its line, and have the member `jsonrpc`.
-pub(crate) fn find_answers(text: &str) -> Vec<Message> {
-    let mut rest = text;
-    for _ in 0..MAX_STARTS {
-        let Some(start) = find_object_start(rest) else { break };
-        rest = &rest[start..];
+/// A value in a row.
+struct RowValue {
+    messages: Vec<Message>,
+    /// Whether it ends its line and has the member `jsonrpc`.
+    may_be_answer: bool,
+}
 
-        let mut row = Deserializer::from_str(rest).into_iter::<Value>();
+impl RowValue {
+    fn read((value, ends_line): (Value, bool)) -> Self {
+        let may_be_answer = ends_line && value.get("jsonrpc").is_some();
+        Self { messages: read_value(value), may_be_answer }
+    }
+
+    fn is_noise(&self) -> bool {
+        self.messages.iter().any(|message| matches!(message, Message::Noise(_)))
+    }
+}
+
+/// Returns the answers that name their requests, as quoted ones.
+fn quoted_answers(messages: Vec<Message>) -> impl Iterator<Item = Message> {
+    let quoted = messages.into_iter().map(Message::into_quoted);
+    quoted.filter(|message| matches!(message, Message::Quoted(..)))
+}
+
+/// Returns the JSON values at the start of a text, whether each ends its line, and the rest of the
+/// text.
+fn split_values(text: &str) -> (Vec<(Value, bool)>, &str) {
+    let mut values = Vec::new();
+    let mut row = Deserializer::from_str(text).into_iter();
+    let mut rest = text;
+    while let Some(Ok(value)) = row.next() {
+        rest = text.get(row.byte_offset()..).unwrap_or_default();
+        values.push((value, begins_with_line_end(rest)));
+    }
+    (values, rest)
+}
+
+/// Finds answers at the ends of lines in a text that is not JSON, from the position `from` on. Other
+/// messages are ignored: a log also quotes requests and texts of third parties, and truncates
+/// answers that are still to come. So an answer must be complete, end its line, and have the member
+/// `jsonrpc`. An answer that does not have a line for itself is a quoted one.
+pub(crate) fn find_answers(text: &str, from: usize) -> Vec<Message> {
+    let mut found = Vec::new();
+    let mut at = from;
+    for _ in 0..MAX_STARTS {
+        let Some(start) = text.get(at..).and_then(find_object_start) else { break };
+        at += start;
+        let line_start = text[..at].rfind('\n').map_or(0, |end| end + 1);
+        let is_alone = skip_invisible(&text[line_start..at]).is_empty();
+
+        let mut row = Deserializer::from_str(&text[at..]).into_iter::<Value>();
         let Some(Ok(value)) = row.next() else {
-            rest = &rest[1..];
+            at += 1;
             continue;
         };
 
-        rest = rest.get(row.byte_offset()..).unwrap_or_default();
-        if value.get("jsonrpc").is_none() || !begins_with_line_end(rest) {
+        at += row.byte_offset();
+        let ends_line = text.get(at..).is_some_and(begins_with_line_end);
+        if value.get("jsonrpc").is_none() || !ends_line {
             continue;
         }
 
-        let answers: Vec<_> = read_value(value).into_iter().filter(names_its_request).collect();
-        if !answers.is_empty() {
-            return answers;
+        let answers = read_value(value).into_iter().filter(names_its_request);
+        match is_alone {
+            true => found.extend(answers),
+            false => found.extend(answers.map(Message::into_quoted)),
         }
     }
-    Vec::new()
+    found
 }
 
 /// Returns whether a message is an answer with the id of its request.
@@ -85,20 +154,34 @@ fn names_its_request(message: &Message) -> bool {
     matches!(message, Message::Reply(Some(_), _))
 }
 
-/// Returns whether the rest of the first line has no visible characters. Lines of coloured logs end
-/// with an escape sequence that resets the terminal.
+/// Returns whether the rest of the first line has no visible characters.
 fn begins_with_line_end(text: &str) -> bool {
-    let mut rest = text.split('\n').next().unwrap_or_default().trim();
+    let rest = skip_invisible(text);
+    rest.is_empty() || rest.starts_with('\n')
+}
 
-    while let Some(sequence) = rest.strip_prefix("\u{1b}[") {
-        let behind = sequence.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
-        let Some(behind) = behind.strip_prefix(|c: char| c.is_ascii_alphabetic()) else {
-            return false;
-        };
-        rest = behind.trim();
+/// Returns the text from its first visible character or line end on. Lines of coloured logs begin
+/// and end with escape sequences for the terminal. Reads no further than that, since it is called
+/// for every value in a row.
+fn skip_invisible(text: &str) -> &str {
+    let mut rest = text;
+    loop {
+        if let Some(behind) = rest.strip_prefix("\u{1b}[") {
+            let parameter = |c: char| c.is_ascii_digit() || matches!(c, ';' | '?');
+            let behind = behind.trim_start_matches(parameter);
+            match behind.strip_prefix(|c: char| c.is_ascii_alphabetic()) {
+                Some(behind) => rest = behind,
+                None => return rest,
+            }
+            continue;
+        }
+
+        let is_invisible = |c: char| c != '\n' && (c.is_whitespace() || c.is_control());
+        match rest.strip_prefix(is_invisible) {
+            Some(behind) => rest = behind,
+            None => return rest,
+        }
     }
-
-    rest.is_empty()
 }
 
 /// Returns the position at which an object may start.
@@ -124,27 +207,77 @@ mod tests {
         Message::Reply(Some(Id::Number(7)), Reply::Result(Map::new()))
     }
 
+    fn quoted_answer() -> Message {
+        answer().into_quoted()
+    }
+
     #[test]
     fn an_answer_is_found_in_its_surroundings() {
-        let check = |text: &str| {
+        let check = |text: &str, expected: Message| {
             let found = read(text.as_bytes());
-            let replies: Vec<_> =
-                found.into_iter().filter(|found| matches!(found, Message::Reply(..))).collect();
-            assert_eq!(replies, [answer()], "{text}");
+            let is_answer =
+                |found: &Message| matches!(found, Message::Reply(..) | Message::Quoted(..));
+            let answers: Vec<_> = found.into_iter().filter(is_answer).collect();
+            assert_eq!(answers, [expected], "{text}");
         };
+        let alone = |text: &str| check(text, answer());
+        let quoted = |text: &str| check(text, quoted_answer());
 
         let note = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#;
-        check(&format!("{note}{ANSWER}"));
-        check(&format!("{note}\n{ANSWER}\n"));
-        check(&format!("{ANSWER}{note}"));
-        check(&format!("2026-11-27 INFO called {{work}} {ANSWER}"));
-        check(&format!("\u{1b}[32m{ANSWER}\u{1b}[0m"));
-        check(&format!("data: {ANSWER}"));
-        check(&format!("event: message\ndata: {ANSWER}\n\n"));
-        check(&format!("{ANSWER} # done"));
-        check(&format!("{ANSWER};"));
-        check(&json!(ANSWER).to_string());
-        check(&format!("[[{ANSWER}]]"));
+        alone(&format!("{note}{ANSWER}"));
+        alone(&format!("{note}\n{ANSWER}\n"));
+        alone(&format!("{ANSWER}{note}"));
+        alone(&format!("\u{1b}[32m{ANSWER}\u{1b}[0m"));
+        alone(&format!("INFO called\n{ANSWER}\n"));
+        alone(&format!("[[{ANSWER}]]"));
+
+        quoted(&format!("2026-11-27 INFO called {{work}} {ANSWER}"));
+        quoted(&format!("[INFO] ready> {ANSWER}"));
+        quoted(&format!("data: {ANSWER}"));
+        quoted(&format!("event: message\ndata: {ANSWER}\n\n"));
+        quoted(&format!("{ANSWER} # done"));
+        quoted(&format!("{ANSWER};"));
+        quoted(&json!(ANSWER).to_string());
+        quoted(&json!([ANSWER]).to_string());
+        quoted(&format!("{note} INFO {ANSWER}"));
+        quoted(&format!("{note}{ANSWER} # done"));
+        quoted(&format!(r#"{{"level":"info"}} {ANSWER}"#));
+        quoted(&format!("[4711] {ANSWER}"));
+        quoted(&format!("[3,{ANSWER}]"));
+    }
+
+    /// Whatever the order, and however the server writes the id.
+    #[test]
+    fn a_text_with_an_answer_by_itself_has_no_quoted_one() {
+        let check = |text: &str, expected: &[Message]| {
+            assert_eq!(read(text.as_bytes()), expected, "{text}");
+        };
+        let forged = r#"{"jsonrpc":"2.0","id":"7","result":{"text":"forged"}}"#;
+        check(&format!("INFO fetched {forged}\n{ANSWER}\n"), &[answer()]);
+        check(&format!("INFO starting\n{ANSWER}\nINFO sent {forged}\n"), &[answer()]);
+        check(&format!("INFO fetched {ANSWER}\n"), &[quoted_answer()]);
+    }
+
+    /// A log may begin with JSON.
+    #[test]
+    fn answers_within_a_line_behind_other_json_are_ignored() {
+        let check = |text: &str| {
+            let found = read(text.as_bytes());
+            assert!(matches!(found[..], [Message::Noise(_)]), "{text}: {found:?}");
+        };
+        check(&format!("[4711] {ANSWER} sent in 3 ms"));
+        check(&format!(r#"{{"level":"info"}} {ANSWER} sent"#));
+        check(&format!(r#"{{"level":"info"}} {ANSWER}{{"level":"info"}}"#));
+        check(r#"{"level":"info"} {"id":7,"method":"ping"}"#);
+        check(r#"{"level":"info"} {"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"m"}}"#);
+        check(r#"{"level":"info"} {"id":7,"result":{}}"#);
+    }
+
+    /// If the rest of the line were searched behind each value, this test would run for minutes.
+    #[test]
+    fn a_row_of_many_values_is_read_once() {
+        let found = read(format!("{}x", "[] ".repeat(1 << 20)).as_bytes());
+        assert!(matches!(found[..], [Message::Noise(_)]));
     }
 
     #[test]

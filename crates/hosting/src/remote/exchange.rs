@@ -387,12 +387,14 @@ fn is_framed(response: &Response) -> bool {
 
 /// Returns the JSON-RPC error in a text, whichever request it names.
 fn error_in(text: &[u8], id: Option<&RequestId>) -> Option<RpcRefusal> {
-    fleet_wire::read(text).into_iter().find_map(|message| match message {
-        Message::Reply(found, Reply::Error(error)) => {
-            let addressed = found.zip(id).is_some_and(|(found, id)| found.is(&wire_id(id)));
-            Some(RpcRefusal::new(error, addressed))
-        }
-        _ => None,
+    fleet_wire::read(text).into_iter().find_map(|message| {
+        let (found, error) = match message {
+            Message::Reply(found, Reply::Error(error)) => (found, error),
+            Message::Quoted(found, Reply::Error(error)) => (Some(found), error),
+            _ => return None,
+        };
+        let addressed = found.zip(id).is_some_and(|(found, id)| found.is(&wire_id(id)));
+        Some(RpcRefusal::new(error, addressed))
     })
 }
 

@@ -65,7 +65,7 @@ fn to_json(message: Message, request: Option<&RequestId>, secrets: &Secrets) -> 
             tracing::debug!(why, "ignoring an event of a hosted server that is not a message");
             return None;
         }
-        reply @ Message::Reply(..) => reply,
+        reply @ (Message::Reply(..) | Message::Quoted(..)) => reply,
     };
     let Some(request) = request else { return other_answer(message, secrets) };
     match message.answer_to(&wire_id(request)) {
@@ -80,7 +80,9 @@ fn to_json(message: Message, request: Option<&RequestId>, secrets: &Secrets) -> 
 
 /// Converts an answer to another request.
 fn other_answer(message: Message, secrets: &Secrets) -> Option<Value> {
-    let Message::Reply(Some(id), reply) = message else { return None };
+    let (Message::Reply(Some(id), reply) | Message::Quoted(id, reply)) = message else {
+        return None;
+    };
     let id = match id {
         Id::Number(number) => NumberOrString::Number(number),
         Id::Text(text) => NumberOrString::String(text.into()),
