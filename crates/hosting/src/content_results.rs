@@ -95,7 +95,10 @@ fn read<T: DeserializeOwned, I: DeserializeOwned + Serialize>(
         Value::String(kind) if kind == "input_required" => {
             return number::read(result.into()).map(Read::InputRequired).map_err(explained);
         }
-        other => return Err(format!("its resultType {other} is unknown: {shown}")),
+        other => {
+            let other = fleet_wire::quote(&other.to_string(), SHOWN);
+            return Err(format!("its resultType {other} is unknown: {shown}"));
+        }
     }
 
     let Some(Value::Array(items)) = result.shift_remove(member) else {

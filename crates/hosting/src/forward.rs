@@ -126,8 +126,8 @@ pub async fn forward(
 /// Replaces values of the server's configuration with their names. For our own errors, which may
 /// quote what the server sent.
 pub fn hide_values(fleet: &Fleet, server: &str, error: ErrorData) -> ErrorData {
-    let message = fleet.secrets(server).hide(error.message);
-    ErrorData { message, ..error }
+    let message = fleet.secrets(server).hide_in_message(&error.message);
+    ErrorData { message: message.into(), ..error }
 }
 
 /// A call without a result.

@@ -5,6 +5,7 @@
 //! whose name or schema is unreadable is hidden, with the reason.
 
 use fleet_job::number;
+use fleet_wire::shorten;
 use rmcp::model::{
     ClientRequest, ListPromptsRequest, ListResourceTemplatesRequest, ListResourcesRequest,
     ListToolsRequest, PaginatedRequestParams, Prompt, Resource, ResourceTemplate, Tool,
@@ -20,8 +21,13 @@ const MAX_REMARKS: usize = 20;
 /// The longest part of an unreadable value that is quoted, in bytes.
 const SHOWN: usize = 120;
 
+/// The longest part of a hidden item's name that is shown, in characters.
+const MAX_NAME: usize = 200;
+/// The longest reason for hiding an item, in bytes. A reason may quote the item.
+const MAX_REASON: usize = 1024;
+
 /// A listed item that can't be offered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 pub struct HiddenTool {
     /// The item's name at its server.
     pub name: String,
@@ -30,9 +36,14 @@ pub struct HiddenTool {
 }
 
 impl HiddenTool {
-    /// Creates a hidden item; its name may be any text.
-    pub(super) fn new(name: &str, reason: impl Into<String>) -> Self {
-        Self { name: name.escape_debug().take(200).collect(), reason: reason.into() }
+    /// Creates a hidden item; its name and the reason may be any texts.
+    pub(super) fn new(name: &str, reason: impl AsRef<str>) -> Self {
+        let mut escaped = name.escape_debug();
+        let mut name: String = escaped.by_ref().take(MAX_NAME).collect();
+        if escaped.next().is_some() {
+            name.push('…');
+        }
+        Self { name, reason: shorten(reason.as_ref(), MAX_REASON).into_owned() }
     }
 }
 
@@ -330,6 +341,15 @@ mod tests {
             "its inputSchema is not a JSON object: \"{}\"",
         );
         check(json!("odd"), "(without a name)", "it is not an object: \"odd\"");
+    }
+
+    /// Secrets in the name are hidden afterwards.
+    #[test]
+    fn the_name_and_reason_of_a_hidden_tool_say_that_they_are_cut() {
+        let hidden = HiddenTool::new(&"n".repeat(MAX_NAME), "r".repeat(MAX_REASON));
+        assert_eq!((hidden.name.len(), hidden.reason.len()), (MAX_NAME, MAX_REASON));
+        let hidden = HiddenTool::new(&"n".repeat(MAX_NAME + 1), "r".repeat(MAX_REASON + 1));
+        assert!(hidden.name.ends_with("n…") && hidden.reason.ends_with("r…"), "{hidden:?}");
     }
 
     #[test]

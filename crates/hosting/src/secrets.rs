@@ -2,45 +2,72 @@
 //! others may read, such as the end of a child's standard error, show the variable's name instead.
 //!
 //! Such texts often quote JSON, on a single line and up to a limit. A value is therefore also found
-//! if it is escaped, if its white space was replaced by blanks, and if it was cut off and only its
-//! beginning is left, followed by the sign of the cut.
+//! if it is escaped, by whatever JSON writer, if its white space was replaced by blanks, and if it
+//! was cut off and only its beginning is left, followed by the sign of the cut. So whoever cuts a
+//! text before its secrets are hidden must leave that sign.
+//!
+//! The other side writes most of these texts, so the time must grow with the text alone.
 
 use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, sync::Arc};
 
-use fleet_wire::quote;
+use fleet_wire::{quote, shorten};
+
+use self::escapes::{has_escapes, with_usual_escapes, without_cut_escape};
+
+mod escapes;
 
 /// Shorter values are not hidden: they reveal little, and would be found within words.
 const SHORTEST: usize = 4;
-/// What [`quote`] writes where it cuts.
+/// The longest message, in bytes. Our own have at most some hundreds.
+const MAX_MESSAGE: usize = 8 * 1024;
+/// What [`quote`] and [`fleet_wire::shorten`] write where they cut.
 const CUT: char = '…';
 
 /// The values to hide. Clones share them. There is no `Debug`, which could reveal them.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secrets {
-    /// The name of a variable and a form of its value, the longest form first, since it may contain
-    /// a shorter one.
-    forms: Arc<[(String, String)]>,
+    /// The forms of the values, the longest first, since it may contain a shorter one.
+    forms: Arc<[Form]>,
+    longest: usize,
 }
 
 impl Secrets {
     /// Hides the values of these variables.
     pub fn new(variables: BTreeMap<String, String>) -> Self {
-        let with_name = |(name, value): (String, String)| {
-            let is_long = value.len() >= SHORTEST;
-            let forms = if is_long { forms_of(&value) } else { Vec::new() };
-            forms.into_iter().map(move |form| (name.clone(), form))
-        };
-        let mut forms: Vec<_> = variables.into_iter().flat_map(with_name).collect();
-        forms.sort_by_key(|(_, form)| Reverse(form.len()));
-        Self { forms: forms.into() }
+        let long = variables.into_iter().filter(|(_, value)| value.len() >= SHORTEST);
+        let mut forms = Vec::new();
+        let mut longest = 0;
+        for (variable, value) in long {
+            longest = longest.max(longest_form(&value));
+            forms.extend(forms_of(&value).into_iter().map(|form| Form::new(&variable, form)));
+        }
+        forms.sort_by_key(|form| Reverse(form.text.len()));
+        Self { forms: forms.into(), longest }
     }
 
     /// Replaces every value in a text with `${NAME}`, including a value that was cut off.
     pub fn hide<'a>(&self, text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {
-        let mut text = text.into();
-        for (name, form) in &*self.forms {
+        let text = text.into();
+        if has_escapes(&text) {
+            let usual = with_usual_escapes(&text);
+            let hidden = self.hide_forms(Cow::Borrowed(&*usual));
+            if *hidden != *usual {
+                return Cow::Owned(hidden.into_owned());
+            }
+        }
+        self.hide_forms(text)
+    }
+
+    /// Replaces every value in the message of an error. The message may quote what the server sent,
+    /// and the server may even have written it, so it is shortened if it is very long.
+    pub fn hide_in_message(&self, message: &str) -> String {
+        self.hide(shorten(message, MAX_MESSAGE)).into_owned()
+    }
+
+    fn hide_forms<'a>(&self, mut text: Cow<'a, str>) -> Cow<'a, str> {
+        for Form { variable, text: form, .. } in &*self.forms {
             if text.contains(form.as_str()) {
-                text = text.replace(form.as_str(), &format!("${{{name}}}")).into();
+                text = text.replace(form.as_str(), &format!("${{{variable}}}")).into();
             }
         }
         if text.contains(CUT) { self.hide_cut(&text).into() } else { text }
@@ -53,9 +80,9 @@ impl Secrets {
         let mut hidden = String::with_capacity(text.len());
         for part in parts {
             match self.value_at_end(part) {
-                Some((name, length)) => {
+                Some((variable, length)) => {
                     hidden.push_str(&part[..part.len() - length]);
-                    hidden.push_str(&format!("${{{name}}}"));
+                    hidden.push_str(&format!("${{{variable}}}"));
                 }
                 None => hidden.push_str(part),
             }
@@ -66,30 +93,81 @@ impl Secrets {
     }
 
     /// Returns the variable whose value's beginning is the end of a text, and the length of that
-    /// beginning in bytes.
+    /// beginning in bytes. The cut may be within an escape sequence or a character.
     fn value_at_end(&self, text: &str) -> Option<(&str, usize)> {
-        let found = self.forms.iter().filter_map(|(name, form)| {
-            let lengths = (SHORTEST..form.len()).rev();
-            let is_end = |length: &usize| form.get(..*length).is_some_and(|it| text.ends_with(it));
-            lengths.clone().find(is_end).map(|length| (name.as_str(), length))
+        let before_escape = without_cut_escape(text);
+        let lost = text.len() - before_escape.len();
+        let found = self.forms.iter().filter_map(|form| {
+            let whole = form.overlap_with_end_of(text);
+            let cut = match lost {
+                0 => 0,
+                _ => form.overlap_with_end_of(before_escape),
+            };
+            let length = match whole.max(cut) {
+                ..SHORTEST => return None,
+                length if cut > whole => length + lost,
+                length => length,
+            };
+            Some((form.variable.as_str(), length))
         });
         found.max_by_key(|(_, length)| *length)
     }
 
-    /// Returns the length of the longest value, of which a text that was cut may begin with a part.
+    /// Returns the length of the longest value in any form, of which a text that was cut may begin
+    /// with a part.
     pub fn longest(&self) -> usize {
-        self.forms.first().map_or(0, |(_, form)| form.len())
+        self.longest
     }
 }
 
-/// Returns the forms in which a value appears in texts: as it is, in a JSON string, in a JSON
-/// string within another one, and each of these as [`quote`] shows it.
+/// A form of a variable's value.
+#[derive(PartialEq, Eq)]
+struct Form {
+    variable: String,
+    text: String,
+    /// For each beginning of the text, the length of the longest shorter beginning that is its end.
+    borders: Vec<usize>,
+}
+
+impl Form {
+    fn new(variable: &str, text: String) -> Self {
+        let bytes = text.as_bytes();
+        let mut borders = vec![0; bytes.len()];
+        for at in 1..bytes.len() {
+            borders[at] = continue_match(bytes, &borders, borders[at - 1], bytes[at]);
+        }
+        Self { variable: variable.to_owned(), text, borders }
+    }
+
+    /// Returns the length of the longest beginning of this form, but not all of it, that is the end
+    /// of a text. Compares no byte of the text twice.
+    fn overlap_with_end_of(&self, text: &str) -> usize {
+        let form = self.text.as_bytes();
+        let end = &text.as_bytes()[text.len().saturating_sub(form.len() - 1)..];
+        end.iter().fold(0, |matched, byte| continue_match(form, &self.borders, matched, *byte))
+    }
+}
+
+/// Returns how many bytes of a form match behind the next byte of a text, if `matched` bytes did
+/// before it.
+fn continue_match(form: &[u8], borders: &[usize], mut matched: usize, byte: u8) -> usize {
+    while matched > 0 && form[matched] != byte {
+        matched = borders[matched - 1];
+    }
+    if form[matched] == byte { matched + 1 } else { 0 }
+}
+
+/// Returns the forms in which a value appears in texts with the usual escapes: as it is, in a JSON
+/// string, in a JSON string within another one, and each of these as [`quote`] shows it.
 fn forms_of(value: &str) -> Vec<String> {
     let once = escape(value);
     let plain = [escape(&once), once, value.to_owned()];
     let quoted = plain.each_ref().map(|form| quote(form, usize::MAX));
 
     let mut forms: Vec<_> = plain.into_iter().chain(quoted).collect();
+    // A value may itself contain what looks like an escape sequence.
+    let usual: Vec<_> = forms.iter().map(|form| with_usual_escapes(form)).collect();
+    forms.extend(usual);
     forms.retain(|form| form.len() >= SHORTEST);
     forms.sort();
     forms.dedup();
@@ -100,6 +178,13 @@ fn forms_of(value: &str) -> Vec<String> {
 fn escape(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
     quoted[1..quoted.len() - 1].to_owned()
+}
+
+/// Returns a length in bytes that no form of a value exceeds, even if a JSON string within another
+/// one has an escape sequence such as `\\u0026` for everything but letters and digits.
+fn longest_form(value: &str) -> usize {
+    let longest = |c: char| if c.is_ascii_alphanumeric() { 1 } else { 7 * c.len_utf16() };
+    value.chars().map(longest).sum()
 }
 
 #[cfg(test)]
@@ -140,5 +225,80 @@ mod tests {
         let hidden = secrets.hide(quote(&format!("it says{blanks}{value}"), 22)).into_owned();
         assert_eq!(hidden, "it says ${KEY}…");
         assert_eq!(secrets.hide("corr… horse… cor…"), "${KEY}… horse… cor…");
+    }
+    /// A server may write a text of nothing but cuts, or one that almost is a value.
+    #[test]
+    fn the_time_does_not_grow_with_the_length_of_a_value() {
+        let value = format!("{}b", "a\"".repeat(10_000));
+        let secrets = Secrets::new([("KEY".to_owned(), value)].into());
+        let cuts = "…".repeat(1 << 20);
+        assert_eq!(secrets.hide(&cuts), cuts);
+        let parts = format!("{}…", "a\"a".repeat(10)).repeat(1 << 15);
+        assert_eq!(secrets.hide(&parts), parts);
+    }
+
+    #[test]
+    fn a_message_is_shortened_before_its_secrets_are_hidden() {
+        let secrets = Secrets::new([("KEY".to_owned(), "hunter2-battery".to_owned())].into());
+        for before in MAX_MESSAGE - 15..MAX_MESSAGE - 3 {
+            let message = format!("{}hunter2-battery", "x".repeat(before)).repeat(2);
+            let hidden = secrets.hide_in_message(&message);
+            assert!(hidden.ends_with("${KEY}…") && hidden.len() < MAX_MESSAGE + 10, "{before}");
+        }
+    }
+
+    #[test]
+    fn values_are_found_however_json_was_written() {
+        let value = "p/ä&<=>'+\"🔑\\u\n1";
+        let secrets = Secrets::new([("KEY".to_owned(), value.to_owned())].into());
+        let forms = [
+            // PHP
+            r#"p\/\u00e4&<=>'+\"\ud83d\udd11\\u\n1"#,
+            // Go
+            r#"p/ä\u0026\u003c=\u003e'+\"🔑\\u\n1"#,
+            // Gson
+            r#"p/ä\u0026\u003c\u003d\u003e\u0027+\"🔑\\u\n1"#,
+            // Python
+            r#"p/\u00e4&<=>'+\"\ud83d\udd11\\u\n1"#,
+            // .NET
+            r#"p/\u00E4\u0026\u003C=\u003E\u0027\u002B\u0022\uD83D\uDD11\\u\n1"#,
+            // Everything escaped
+            r#"\u0070\u002f\u00e4\u0026\u003c\u003d\u003e\u0027\u002b\u0022\ud83d\udd11\u005cu\u000a1"#,
+        ];
+        for form in forms {
+            let json = format!("{{\"text\":\"{form}\"}}");
+            let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
+            assert_eq!(parsed["text"], value, "{form}");
+
+            let nested = serde_json::json!({ "text": json }).to_string();
+            for text in [&json, &nested] {
+                let hidden = secrets.hide(text.as_str());
+                assert!(hidden.contains("${KEY}") && !hidden.contains("\\ud83d"), "{hidden}");
+                // The text around it counts as little as possible.
+                assert!(hidden.starts_with("{") && hidden.ends_with("}"), "{hidden}");
+            }
+        }
+        let plain = r"C:\/dir \u0041 \u00";
+        assert_eq!(secrets.hide(plain), plain);
+    }
+
+    #[test]
+    fn an_escaped_value_that_was_cut_is_hidden() {
+        let value = "hunter/ä2-battery-staple";
+        let secrets = Secrets::new([("KEY".to_owned(), value.to_owned())].into());
+        let json = r#"{"text":"hunter\/\u00e42-battery-staple"}"#;
+        for max in 13..json.len() - 3 {
+            let hidden = secrets.hide(quote(json, max)).into_owned();
+            assert!(!hidden.contains("hunt"), "{max}: {hidden}");
+        }
+        // A character that was cut.
+        assert_eq!(secrets.hide("it is hunter/\u{fffd}…"), "it is ${KEY}…");
+    }
+
+    /// Of a text whose beginning was dropped, that much may be the rest of a value.
+    #[test]
+    fn the_longest_form_has_every_character_escaped() {
+        let secrets = Secrets::new([("KEY".to_owned(), "ab/é🔑".to_owned())].into());
+        assert_eq!(secrets.longest(), r"ab\\u002f\\u00e9\\ud83d\\udd11".len());
     }
 }

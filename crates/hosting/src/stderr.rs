@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
+use fleet_wire::shorten;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -65,7 +66,8 @@ impl StderrTail {
             for byte in &chunk[..read] {
                 match byte {
                     b'\n' => self.log_line(&server, &mut line),
-                    byte if line.len() < LOGGED_LINE => line.push(*byte),
+                    // A few bytes more tell whether the text is cut.
+                    byte if line.len() < LOGGED_LINE + 4 => line.push(*byte),
                     _ => {}
                 }
             }
@@ -75,10 +77,16 @@ impl StderrTail {
 
     fn log_line(&self, server: &str, line: &mut Vec<u8>) {
         if !line.is_empty() {
-            let text = self.secrets.hide(String::from_utf8_lossy(line));
+            let text = self.loggable(line);
             tracing::debug!(server, stderr = %text, "hosted server wrote to standard error");
             line.clear();
         }
+    }
+
+    /// Returns the text of a line of which a few bytes more than are logged may have been kept.
+    fn loggable(&self, line: &[u8]) -> String {
+        let text = String::from_utf8_lossy(line);
+        self.secrets.hide(shorten(&text, LOGGED_LINE)).into_owned()
     }
 }
 
@@ -106,6 +114,17 @@ mod tests {
         assert_eq!(tail.text(10), "EY} is bad");
         tail.push(&vec![b'x'; KEPT - 18 + 7]);
         assert!(!tail.text(KEPT).contains("ter2"));
+    }
+
+    #[test]
+    fn a_secret_that_is_cut_in_the_log_is_hidden() {
+        let secrets = Secrets::new([("KEY".to_owned(), "hunter2-battery".to_owned())].into());
+        let tail = StderrTail::hiding(secrets);
+        for before in LOGGED_LINE - 15..LOGGED_LINE - 3 {
+            let line = format!("{}hunter2-battery and more", "x".repeat(before));
+            let logged = tail.loggable(&line.as_bytes()[..LOGGED_LINE + 4]);
+            assert!(!logged.contains("hunt"), "{before}: {}", &logged[before..]);
+        }
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use fleet_wire::shorten;
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
@@ -18,6 +19,7 @@ const PATIENCE: usize = 4;
 const ENDS: usize = 512;
 /// The most lines of garbage that are tolerated before the handshake is finished.
 const MAX_GARBAGE_BEFORE_HANDSHAKE: u64 = 100;
+/// The longest part of a line that is shown, in bytes.
 const SHOWN: usize = 120;
 /// The capacity that is kept for the next line, in bytes.
 const KEPT: usize = 256 * 1024;
@@ -66,8 +68,10 @@ impl StdoutWatch {
         let mut seen = self.lock();
         seen.garbage_lines += 1;
         if seen.garbage_lines == 1 {
-            let shown = &line[..line.len().min(SHOWN)];
-            seen.first_garbage = String::from_utf8_lossy(shown).trim().to_owned();
+            let line = line.trim_ascii();
+            // A few bytes more tell whether the text is cut.
+            let start = String::from_utf8_lossy(&line[..line.len().min(SHOWN + 4)]);
+            seen.first_garbage = shorten(&start, SHOWN).trim().to_owned();
         }
         seen.handshake_done || seen.garbage_lines <= MAX_GARBAGE_BEFORE_HANDSHAKE
     }
@@ -177,6 +181,7 @@ fn keep_ends(head: &mut Vec<u8>, tail: &mut Vec<u8>, part: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secrets::Secrets;
 
     async fn lines(input: &[u8], limit: usize) -> Vec<String> {
         let mut lines = Lines::with_limit(input, limit);
@@ -211,6 +216,21 @@ mod tests {
         let watch = StdoutWatch::default();
         watch.note_endless(1000);
         assert!(watch.complaint().unwrap().contains("more than 1000 bytes"));
+    }
+
+    /// The complaint goes into an error in which secrets are hidden afterwards.
+    #[test]
+    fn a_secret_that_is_cut_in_a_complaint_is_found() {
+        let variable = ("KEY".to_owned(), "correct horse battery staple".to_owned());
+        let secrets = Secrets::new([variable.clone()].into());
+        for before in 0..SHOWN {
+            let watch = StdoutWatch::default();
+            let line = format!("{}{}\n", "é".repeat(before / 2), variable.1);
+            watch.note_garbage(format!("{line}{line}{line}").as_bytes());
+            let complaint = watch.complaint().unwrap();
+            let shown = secrets.hide(&complaint);
+            assert!(!shown.contains("corr"), "{before}: {shown}");
+        }
     }
 
     #[test]

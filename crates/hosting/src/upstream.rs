@@ -97,7 +97,7 @@ impl ConnectError {
 
     /// Hides secrets in the message.
     pub(super) fn hiding(self, secrets: &Secrets) -> Self {
-        Self { message: secrets.hide(self.message).into_owned(), ..self }
+        Self { message: secrets.hide_in_message(&self.message), ..self }
     }
 }
 

@@ -14,9 +14,20 @@ pub mod sse;
 pub mod stream;
 mod surround;
 
+use std::borrow::Cow;
+
 pub use message::{
     Answer, Id, Message, Reply, RpcError, Unreadable, answer_in, id_of_long, ids_in, is_cut, read,
 };
+
+/// Cuts a text to at most `max` bytes and a sign of the cut.
+#[must_use]
+pub fn shorten(text: &str, max: usize) -> Cow<'_, str> {
+    match text.len() > max {
+        true => Cow::Owned(format!("{}…", &text[..text.floor_char_boundary(max)])),
+        false => Cow::Borrowed(text),
+    }
+}
 
 /// Quotes text of the other side on one line, with at most `max` characters.
 #[must_use]
@@ -42,4 +53,16 @@ pub fn quote(text: &str, max: usize) -> String {
         quoted.push('…');
     }
     quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_was_cut_says_so() {
+        assert_eq!(shorten("four", 4), "four");
+        assert_eq!(shorten("fünf", 2), "f…");
+        assert_eq!(shorten("fünf", 3), "fü…");
+    }
 }
