@@ -260,6 +260,8 @@ struct Pages<T> {
     cursors: HashSet<String>,
     /// The items as JSON, to tell whether a page has new ones.
     seen: HashSet<String>,
+    /// The same for hidden items.
+    seen_hidden: HashSet<HiddenTool>,
 }
 
 /// What follows a page.
@@ -282,6 +284,7 @@ impl<T> Default for Pages<T> {
             cursor: None,
             cursors: HashSet::new(),
             seen: HashSet::new(),
+            seen_hidden: HashSet::new(),
         }
     }
 }
@@ -299,11 +302,7 @@ impl<T: Listed> Pages<T> {
 
         for item in page.items {
             let json = serde_json::to_string(&item).map_err(|error| error.to_string())?;
-            self.bytes = self.bytes.saturating_add(json.len());
-            if self.bytes > MAX_BYTES {
-                return Err(format!("the list is larger than {MAX_BYTES} bytes"));
-            }
-
+            self.add_bytes(json.len())?;
             let is_new = self.seen.insert(json);
             has_new_items |= is_new;
             // Duplicates in the first page are the server's mistake and are shown; duplicates of
@@ -313,8 +312,10 @@ impl<T: Listed> Pages<T> {
             }
         }
         for hidden in page.hidden {
-            if is_first || !self.found.hidden.contains(&hidden) {
-                has_new_items = true;
+            self.add_bytes(hidden.name.len() + hidden.reason.len())?;
+            let is_new = self.seen_hidden.insert(hidden.clone());
+            has_new_items |= is_new || is_first;
+            if is_new || is_first {
                 self.found.hidden.push(hidden);
             }
         }
@@ -328,6 +329,14 @@ impl<T: Listed> Pages<T> {
         }
         self.cursor = Some(cursor);
         Ok(Next::Page)
+    }
+
+    fn add_bytes(&mut self, bytes: usize) -> Result<(), String> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        match self.bytes > MAX_BYTES {
+            true => Err(format!("the list is larger than {MAX_BYTES} bytes")),
+            false => Ok(()),
+        }
     }
 }
 
@@ -387,5 +396,23 @@ mod tests {
             list.add_page(Page::read(page.as_object().unwrap().clone()).unwrap()).err()
         });
         assert_eq!(problem.as_deref(), Some("the list has more than 10000 items"));
+    }
+    /// Pages of hidden items could go on for as long as each has a new one.
+    #[test]
+    fn hidden_items_count_as_bytes_too() {
+        let mut list = Pages::<Tool>::default();
+        let mut pages = 0;
+        let problem = loop {
+            let odd = |n: usize| json!({"name": format!("odd {n}"), "inputSchema": "x".repeat(50)});
+            let tools: Vec<Value> = (0..9_000).chain([9_000 + pages]).map(odd).collect();
+            let page = json!({"tools": tools, "nextCursor": pages});
+            let page = Page::read(page.as_object().unwrap().clone()).unwrap();
+            match list.add_page(page) {
+                Ok(next) => assert_eq!((next, pages < 10), (Next::Page, true)),
+                Err(problem) => break problem,
+            }
+            pages += 1;
+        };
+        assert_eq!(problem, "the list is larger than 4194304 bytes");
     }
 }
