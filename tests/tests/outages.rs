@@ -30,6 +30,7 @@ use serde_json::{Value, json};
 on_every_broker!(
     an_outage_of_a_hosted_server_costs_no_attempts,
     a_call_that_is_turned_away_ends_no_other_call_of_its_batch,
+    calls_that_fail_beside_one_that_waits_are_not_repeated_by_scouts,
 );
 
 fn digest(id: &str, tool: &str) -> String {
@@ -223,4 +224,76 @@ fn a_call_that_is_turned_away_ends_no_other_call_of_its_batch(env: &Env) {
     let calls = |hosted: &Hosted| Ledger::read(&hosted.ledger).calls["batch"].clone();
     assert_eq!(calls(&live), BTreeMap::from([(1, 1)]), "the call of the live server is made once");
     assert_eq!(calls(&dead), BTreeMap::from([(1, 1)]));
+}
+
+/// Calls that fail while another call of their batch waits for its server spend attempts, as
+/// planned, and run no more often. One that fails for good runs once.
+fn calls_that_fail_beside_one_that_waits_are_not_repeated_by_scouts(env: &Env) {
+    let mut fleet = Fleet::new(env, "failing-batch", 1);
+    let start = |name: &str| {
+        let directory = fleet.directory.join(name);
+        fs::create_dir(&directory).expect("a directory");
+        Hosted::start(env!("CARGO_BIN_EXE_fixture_remote"), &directory)
+    };
+    let (live, mut dead) = (start("live"), start("dead"));
+    let settings = [("MCP_ALLOWED_REMOTES", "127.0.0.1"), ("MCP_REPEAT_WINDOW", "0")];
+    fleet.start_server(&ServerOptions {
+        env: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+        ..ServerOptions::default()
+    });
+    let server = fleet.server.as_ref().expect("the server");
+    initialize(server, "live", &json!({"type": "http", "url": live.url()}));
+    initialize(server, "dead", &json!({"type": "http", "url": dead.url()}));
+    dead.kill();
+
+    fleet.start_worker();
+    let cases = [
+        ("recovers", json!({"failures": 2}), 5),
+        ("gives-up", json!({"failures": 99}), 3),
+        ("final", json!({"final": true}), 5),
+    ];
+    for (id, arguments, max_attempts) in &cases {
+        let calls = json!([{"tool": "live__work", "arguments": arguments}, {"tool": "dead__work"}]);
+        fleet
+            .submit_job(&json!({"jobID": id, "jobType": "tool-batch", "maxAttempts": max_attempts,
+            "payload": {"calls": calls, "parallel": 2}}));
+    }
+
+    // `gives-up` fails although its other call was never made. The others wait for that.
+    let expected = BTreeMap::from([("recovers", 3), ("gives-up", 3), ("final", 1)]);
+    let calls_of = |ledger: &Ledger, id: &str| ledger.calls.get(id).cloned().unwrap_or_default();
+    wait::poll_until_ok("the planned attempts", wait::LONG, || {
+        let account = Oracle::new(&fleet.topic, &fleet.submitted).read(&fleet.env.brokers);
+        let ledger = Ledger::read(&live.ledger);
+        let is_waiting = |id: &str| {
+            let event = account.last.values().find(|event| event.job_id == id);
+            event.is_some_and(|event| event.waiting.is_some())
+        };
+        let calls = expected.keys().map(|id| (*id, calls_of(&ledger, id).len()));
+        let calls: BTreeMap<_, _> = calls.collect();
+        let has_settled = account.count(JobState::Failed) == 1;
+        if calls == expected && has_settled && is_waiting("recovers") && is_waiting("final") {
+            Ok(())
+        } else {
+            Err(format!("{calls:?}: {:?}", account.last))
+        }
+    });
+
+    dead.restart(Forgotten::NotFound);
+    let account = fleet.settle(0);
+    let states: BTreeMap<_, _> = account
+        .states
+        .values()
+        .map(|event| (&*event.job_id, (event.state, event.attempts)))
+        .collect();
+    assert_eq!(states["recovers"], (JobState::Succeeded, 3));
+    assert_eq!(states["gives-up"], (JobState::Failed, 3));
+    assert_eq!(states["final"], (JobState::Failed, 1));
+    let (of_live, of_dead) = (Ledger::read(&live.ledger), Ledger::read(&dead.ledger));
+    for (id, attempts) in expected {
+        let once_each = (1..=attempts).map(|attempt| (attempt as u32, 1)).collect();
+        assert_eq!(calls_of(&of_live, id), once_each, "{id}");
+    }
+    assert_eq!(calls_of(&of_dead, "recovers"), BTreeMap::from([(3, 1)]));
+    assert_eq!(calls_of(&of_dead, "final"), BTreeMap::from([(1, 1)]));
 }

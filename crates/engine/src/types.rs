@@ -149,6 +149,17 @@ pub enum Attempt {
     /// The call was turned away because this is away. No attempt is spent. The server may have
     /// asked for a delay.
     Held(Need, Option<Duration>),
+    /// Calls of the job have failed, which spends an attempt, and others were turned away because
+    /// `need` is away. The job is tried again after its own delay; it neither waits for `need` nor
+    /// asks for it as a scout, which would repeat the failed calls.
+    FailedBeside {
+        /// What is away.
+        need: Need,
+        /// The delay that the server asked for before anybody asks for `need` again.
+        need_wish: Option<Duration>,
+        /// The delay that the server asked for before the job's next attempt.
+        wish: Option<Duration>,
+    },
     /// The call was not made, because contact with the group was lost before. No attempt is spent,
     /// and the job starts again when it may.
     NotMade,

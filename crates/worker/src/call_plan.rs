@@ -12,7 +12,7 @@ use fleet_job::{
 use fleet_mcp_client::Input;
 use serde_json::{Map, Value, json};
 
-use crate::call_results::{Failures, KeptResult, Results};
+use crate::call_results::{Failures, FinishedCalls, KeptResult, Results};
 
 /// The tool that starts a hosted server.
 const INITIALIZE: &str = "server_initialize";
@@ -93,17 +93,12 @@ impl Plan {
 
     /// The progress of the job if the current call has come as far as `of_call`. Calls that report
     /// progress run one after another.
-    pub(crate) fn job_progress(
-        &self,
-        of_call: Progress,
-        results: &Results,
-        failures: &Failures,
-    ) -> Progress {
+    pub(crate) fn job_progress(&self, of_call: Progress, done: &FinishedCalls) -> Progress {
         if self.calls.len() == 1 {
             return of_call;
         }
 
-        let is_open = |index: &usize| !results.contains(*index) && !failures.contains(*index);
+        let is_open = |index: &usize| !done.contains(*index);
         let current = (0..self.calls.len()).find(is_open).and_then(|index| self.calls.get(index));
         let label = current.map_or("", |call| &*call.label);
         let message = of_call
@@ -113,7 +108,7 @@ impl Plan {
         // A call that is still running is not done, whatever it reports.
         let total = of_call.total.filter(|total| *total > 0.0);
         let part = total.map_or(0.0, |total| (of_call.progress / total).clamp(0.0, 0.99));
-        let progress = results.len() as f64 + part;
+        let progress = done.results.len() as f64 + part;
         Progress { progress, total: Some(self.calls.len() as f64), message: Some(message) }
     }
 
@@ -122,18 +117,21 @@ impl Plan {
     /// the details of an error.
     ///
     /// A job is tried again as long as any of its calls can still succeed, even if another call has
-    /// failed for good, so that everything that can be done is done. An outage, which is nobody's
-    /// fault, goes first.
+    /// failed for good, so that everything that can be done is done. A call that has failed and can
+    /// be retried goes first: it has run, so the attempt counts, and the job is tried again after
+    /// its own backoff, even if other calls were turned away. Otherwise each scout that asks about
+    /// an outage would repeat that call, as often as the outage lasts. Without such a call, an
+    /// outage, which is nobody's fault, goes before failures for good.
     pub(crate) fn combine_outcomes(
         &self,
         results: &mut Results,
-        failures: Failures,
+        failures: &Failures,
         limit: u64,
     ) -> Result<KeptResult, Failure> {
         let rank = |class| match class {
-            FailureClass::Unavailable => 0,
-            FailureClass::Held(_) => 1,
-            FailureClass::Retry => 2,
+            FailureClass::Retry => 0,
+            FailureClass::Unavailable => 1,
+            FailureClass::Held(_) => 2,
             FailureClass::Permanent => 3,
         };
         let worst = failures.iter().min_by_key(|(_, failure)| rank(failure.class));
@@ -144,8 +142,9 @@ impl Plan {
             return Err(worst.clone());
         }
 
-        let outline = self.build_outline(results, &failures, limit);
-        let retry_after = failures.iter().filter_map(|(_, failure)| failure.retry_after).max();
+        let outline = self.build_outline(results, failures, limit);
+        let alike = failures.iter().filter(|(_, other)| rank(other.class) == rank(worst.class));
+        let retry_after = alike.filter_map(|(_, failure)| failure.retry_after).max();
         let (total, failed) = (self.calls.len(), self.calls.len() - results.len());
         let worst = worst.clone();
         let label = self.calls.get(index).map_or("", |call| &*call.label);
@@ -229,7 +228,12 @@ fn task_input(round: &TaskRound) -> Input {
 
 #[cfg(test)]
 mod tests {
-    use fleet_job::{decode, outcome::ErrorKind};
+    use std::time::Duration;
+
+    use fleet_job::{
+        decode,
+        outcome::{ErrorKind, WaitReason},
+    };
 
     use super::*;
 
@@ -274,7 +278,7 @@ mod tests {
         assert_eq!(plan.calls[1].arguments["name"], "b");
 
         let mut results = Results::from([(0, json!(1)), (1, json!(2))]);
-        let combined = plan.combine_outcomes(&mut results, Failures::default(), LIMIT);
+        let combined = plan.combine_outcomes(&mut results, &Failures::default(), LIMIT);
         let Ok(KeptResult::Whole { result, .. }) = combined else { panic!("{combined:?}") };
         assert_eq!(result, json!({"servers": {"a": 1, "b": 2}}));
         assert_eq!(results, Results::default(), "they are not held twice");
@@ -304,14 +308,38 @@ mod tests {
             (2, failure(FailureClass::Retry, "later")),
         ]);
 
-        let combined = plan.combine_outcomes(&mut results, failures.clone(), LIMIT).unwrap_err();
+        let combined = plan.combine_outcomes(&mut results, &failures, LIMIT).unwrap_err();
         assert_eq!(combined.class, FailureClass::Retry);
         assert_eq!(combined.error.message, "2 of 3 calls failed; `c`: later");
         assert_eq!(combined.error.data.unwrap()[0]["result"], "done");
 
-        failures.insert(1, failure(FailureClass::Unavailable, "away"), LIMIT);
-        let combined = plan.combine_outcomes(&mut results, failures, LIMIT).unwrap_err();
-        assert_eq!(combined.class, FailureClass::Unavailable);
+        failures.retain_permanent();
+        failures.insert(2, failure(FailureClass::Unavailable, "away"), LIMIT);
+        let combined = plan.combine_outcomes(&mut results, &failures, LIMIT).unwrap_err();
+        assert_eq!(combined.class, FailureClass::Unavailable, "it may still succeed");
+    }
+
+    #[test]
+    fn a_call_that_has_run_and_failed_counts_beside_those_that_were_turned_away() {
+        let plan = plan(
+            "tool-batch",
+            json!({"calls": [{"tool": "a"}, {"tool": "b"}, {"tool": "c"}], "parallel": 3}),
+        );
+        let wish = |failure: Failure, secs| Failure {
+            retry_after: Some(Duration::from_secs(secs)),
+            ..failure
+        };
+        let held = FailureClass::Held(WaitReason::ServerUnavailable);
+        let failures = Failures::from([
+            (0, wish(failure(held, "waits"), 60)),
+            (1, failure(FailureClass::Unavailable, "away")),
+            (2, wish(failure(FailureClass::Retry, "failed"), 2)),
+        ]);
+
+        let combined =
+            plan.combine_outcomes(&mut Results::default(), &failures, LIMIT).unwrap_err();
+        assert_eq!(combined.class, FailureClass::Retry);
+        assert_eq!(combined.retry_after, Some(Duration::from_secs(2)), "its own delay");
     }
 
     #[test]
@@ -321,7 +349,7 @@ mod tests {
             let mut results = Results::default();
             results.insert(0, json!({"text": "x".repeat(300)}), limit);
             results.insert(1, json!("y".repeat(300)), limit);
-            batch.combine_outcomes(&mut results, Failures::default(), limit).unwrap()
+            batch.combine_outcomes(&mut results, &Failures::default(), limit).unwrap()
         };
         let KeptResult::Whole { result: whole, .. } = of(LIMIT) else { panic!("it fits") };
 
@@ -341,7 +369,7 @@ mod tests {
         let one = plan("server-init", json!({"mcpServers": {"a": {"command": "x"}}}));
         assert!(one.reports_calls());
         assert_eq!(
-            one.job_progress(at(3.0, Some(30.0)), &Results::default(), &Failures::default()),
+            one.job_progress(at(3.0, Some(30.0)), &FinishedCalls::default()),
             at(3.0, Some(30.0))
         );
 
@@ -350,14 +378,16 @@ mod tests {
             json!({"mcpServers": {"a": {"command": "x"}, "b": {"command": "y"}}}),
         );
 
-        let done = Results::from([(0, Value::Null)]);
-        let check = |news: Progress, done: &Results, expected: f64, message: &str| {
-            let progress = two.job_progress(news, done, &Failures::default());
+        let none = FinishedCalls::default();
+        let done =
+            FinishedCalls { results: Results::from([(0, Value::Null)]), ..Default::default() };
+        let check = |news: Progress, done: &FinishedCalls, expected: f64, message: &str| {
+            let progress = two.job_progress(news, done);
             assert_eq!((progress.progress, progress.total), (expected, Some(2.0)));
             assert_eq!(progress.message.as_deref(), Some(message));
         };
 
-        check(at(15.0, Some(30.0)), &Results::default(), 0.5, "a: waiting");
+        check(at(15.0, Some(30.0)), &none, 0.5, "a: waiting");
         check(at(15.0, Some(30.0)), &done, 1.5, "b: waiting");
         check(at(40.0, Some(30.0)), &done, 1.99, "b: waiting");
         check(at(40.0, None), &done, 1.0, "b: waiting");

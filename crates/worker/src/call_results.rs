@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fleet_job::{
     event::ResultOmitted,
-    outcome::{Failure, JobError},
+    outcome::{Failure, FailureClass, JobError},
     size::{clipped, json_bytes},
 };
 use serde_json::Value;
@@ -132,7 +132,27 @@ impl<const N: usize> From<[(usize, Value); N]> for Results {
     }
 }
 
-/// The calls that have failed in the current attempt, by index.
+/// The calls of a job that need not be made again, and what became of them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct FinishedCalls {
+    /// The calls that have succeeded.
+    pub(crate) results: Results,
+    /// The calls that have failed for good.
+    pub(crate) failures: Failures,
+}
+
+impl FinishedCalls {
+    pub(crate) fn contains(&self, index: usize) -> bool {
+        self.results.contains(index) || self.failures.contains(index)
+    }
+
+    /// How many bytes are held.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.results.held_bytes() + self.failures.held_bytes()
+    }
+}
+
+/// The calls that have failed, by index.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Failures {
     by_call: BTreeMap<usize, Failure>,
@@ -196,6 +216,12 @@ impl Failures {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &Failure)> {
         self.by_call.iter().map(|(index, failure)| (*index, failure))
+    }
+
+    /// Keeps only the calls that have failed for good.
+    pub(crate) fn retain_permanent(&mut self) {
+        self.by_call.retain(|_, failure| failure.class == FailureClass::Permanent);
+        self.bytes = self.by_call.values().map(|failure| json_bytes(&failure.error)).sum();
     }
 
     /// Whether errors have lost data.

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use crate::{
     call_plan::{Call, Plan},
-    call_results::{Failures, KeptResult, Results},
+    call_results::{Failures, FinishedCalls, KeptResult},
     progress_pace::ProgressPace,
 };
 
@@ -45,12 +45,29 @@ pub(crate) struct AttemptContext {
     pub(crate) progress: Option<Duration>,
     /// The trace that the calls belong to.
     pub(crate) trace: TraceContext,
-    /// The results of calls that earlier attempts have finished.
-    pub(crate) done: Results,
+    /// The calls that earlier attempts have finished.
+    pub(crate) done: FinishedCalls,
     /// The largest result that can be written.
     pub(crate) max_result_bytes: u64,
     /// Whether the job is still ours. While that is not known, no call is made.
     pub(crate) contact: GroupContact,
+}
+
+/// How an attempt ended.
+#[derive(Debug, PartialEq)]
+pub(crate) struct AttemptEnd {
+    pub(crate) outcome: Result<KeptResult, Failure>,
+    /// Why a call was turned away, if one was beside calls that have failed and decide the outcome.
+    pub(crate) turned_away: Option<Failure>,
+    /// The calls that this attempt and earlier ones have finished.
+    pub(crate) done: FinishedCalls,
+}
+
+impl AttemptEnd {
+    /// The end of an attempt of which nothing is known but this failure.
+    pub(crate) fn failed(failure: Failure) -> Self {
+        Self { outcome: Err(failure), turned_away: None, done: FinishedCalls::default() }
+    }
 }
 
 /// What is reported of an attempt under way.
@@ -61,9 +78,11 @@ pub(crate) enum AttemptNews {
     HeldBytes(u64),
 }
 
-/// Makes attempt number `attempt`, and reports its news to `tell`. Returns the outcome, and the
-/// results so far. The outcome is `None` if contact with the group was lost before the first call:
-/// whether the job may still start has to be decided again.
+/// Makes attempt number `attempt`, and reports its news to `tell`.
+///
+/// # Errors
+/// The calls that earlier attempts have finished, if contact with the group was lost before the
+/// first call: whether the job may still start has to be decided again.
 ///
 /// The progress of a job with one call is what the tool reports. For a job with several calls it is
 /// the number of finished calls; for `server-init`, how far the current server has started counts
@@ -73,10 +92,10 @@ pub(crate) async fn make_attempt(
     mut context: AttemptContext,
     attempt: u32,
     tell: impl Fn(AttemptNews),
-) -> (Option<Result<KeptResult, Failure>>, Results) {
+) -> Result<AttemptEnd, FinishedCalls> {
     if context.contact.is_lost() {
         context.contact.regained().await;
-        return (None, context.done);
+        return Err(context.done);
     }
 
     let mut plan = Plan::new(&context.envelope.work);
@@ -157,9 +176,7 @@ pub(crate) async fn make_attempt(
         tally.report_bytes();
     }
 
-    let Tally { mut done, failures, limit, .. } = tally;
-    let outcome = plan.combine_outcomes(&mut done, failures, limit);
-    (Some(outcome), done)
+    Ok(tally.into_end())
 }
 
 /// Makes a call, once the job is known to be ours.
@@ -182,8 +199,8 @@ async fn make_call(
 /// What an attempt has come to so far, and how much of that is reported.
 struct Tally<'a, T> {
     plan: &'a Plan,
-    done: Results,
-    failures: Failures,
+    /// The calls with an outcome, among them those that failed in this attempt only.
+    done: FinishedCalls,
     /// The largest result that can be written.
     limit: u64,
     wants_progress: bool,
@@ -193,12 +210,11 @@ struct Tally<'a, T> {
 }
 
 impl<'a, T: Fn(AttemptNews)> Tally<'a, T> {
-    fn new(plan: &'a Plan, done: Results, context: &AttemptContext, tell: T) -> Self {
+    fn new(plan: &'a Plan, done: FinishedCalls, context: &AttemptContext, tell: T) -> Self {
         Self {
             plan,
             reported_bytes: done.held_bytes(),
             done,
-            failures: Failures::default(),
             limit: context.max_result_bytes,
             wants_progress: context.progress.is_some(),
             pace: ProgressPace::new(context.progress.unwrap_or_default()),
@@ -208,10 +224,10 @@ impl<'a, T: Fn(AttemptNews)> Tally<'a, T> {
 
     /// Adds the result of a call.
     fn add_result(&mut self, index: usize, result: Value) {
-        self.done.insert(index, result, self.limit);
+        self.done.results.insert(index, result, self.limit);
 
         // The last call is reported by the end of the job.
-        let (done, total) = (self.done.len(), self.plan.calls.len());
+        let (done, total) = (self.done.results.len(), self.plan.calls.len());
         let is_reported = self.wants_progress && self.plan.has_many() && done < total;
         if let Some(call) = self.plan.calls.get(index).filter(|_| is_reported) {
             self.report(calls_progress(done, total, call));
@@ -220,21 +236,20 @@ impl<'a, T: Fn(AttemptNews)> Tally<'a, T> {
 
     /// Adds the failure of a call.
     fn add_failure(&mut self, index: usize, failure: Failure) {
-        self.failures.insert(index, failure, self.limit);
+        self.done.failures.insert(index, failure, self.limit);
     }
 
     /// The attempt has taken too long.
     fn add_timeout(&mut self, timeout: Duration, open_calls: usize) {
-        let is_open =
-            |index: &usize| !self.done.contains(*index) && !self.failures.contains(*index);
+        let is_open = |index: &usize| !self.done.contains(*index);
         let index = (0..self.plan.calls.len()).find(is_open).unwrap_or_default();
-        self.failures.insert(index, timeout_failure(timeout, open_calls), self.limit);
+        self.done.failures.insert(index, timeout_failure(timeout, open_calls), self.limit);
     }
 
     /// Takes up the progress of the current call.
     fn report_call(&mut self, news: Option<fleet_mcp_client::Progress>) {
         let Some(news) = news else { return };
-        let progress = self.plan.job_progress(to_job_progress(news), &self.done, &self.failures);
+        let progress = self.plan.job_progress(to_job_progress(news), &self.done);
         self.report(progress);
     }
 
@@ -251,14 +266,31 @@ impl<'a, T: Fn(AttemptNews)> Tally<'a, T> {
         }
     }
 
+    /// Adds up the outcomes of all calls.
+    fn into_end(self) -> AttemptEnd {
+        let FinishedCalls { mut results, mut failures } = self.done;
+        let outcome = self.plan.combine_outcomes(&mut results, &failures, self.limit);
+
+        let counts = matches!(&outcome, Err(failure) if failure.class.spends_attempt());
+        let turned_away = first_turned_away(&failures).filter(|_| counts);
+        failures.retain_permanent();
+        AttemptEnd { outcome, turned_away, done: FinishedCalls { results, failures } }
+    }
+
     /// Reports how many bytes are held, if that has changed enough.
     fn report_bytes(&mut self) {
-        let bytes = self.done.held_bytes() + self.failures.held_bytes();
+        let bytes = self.done.held_bytes();
         if bytes.abs_diff(self.reported_bytes) >= REPORTED_CHANGE {
             self.reported_bytes = bytes;
             (self.tell)(AttemptNews::HeldBytes(bytes));
         }
     }
+}
+
+/// Why a call was turned away; the first one, if there were several.
+fn first_turned_away(failures: &Failures) -> Option<Failure> {
+    let mut failures = failures.iter().map(|(_, failure)| failure);
+    failures.find(|failure| !failure.class.spends_attempt()).cloned()
 }
 
 /// The span of a call, as OpenTelemetry's conventions for MCP clients name it.

@@ -437,7 +437,7 @@ mod tests {
         assert_eq!(results.held_bytes(), 0, "what can't be written is not held");
 
         let (reporter, now) = (reporter(), Timestamp::default());
-        let kept = plan.combine_outcomes(&mut results, Failures::default(), LIMIT as u64).unwrap();
+        let kept = plan.combine_outcomes(&mut results, &Failures::default(), LIMIT as u64).unwrap();
 
         let subject = Subject { result: Some(&kept), ..subject(&record, &envelope) };
         let end = event(&reporter.build_settlement(&subject, now, Terminal::Succeeded, 1).unwrap());
@@ -450,7 +450,7 @@ mod tests {
         (0..plan.calls.len())
             .for_each(|index| failures.insert(index, failure.clone(), LIMIT as u64));
         let failed =
-            plan.combine_outcomes(&mut Results::default(), failures, LIMIT as u64).unwrap_err();
+            plan.combine_outcomes(&mut Results::default(), &failures, LIMIT as u64).unwrap_err();
         let subject = Subject { last_error: Some(&failed.error), result: None, ..subject };
         let settlement = reporter.build_settlement(&subject, now, Terminal::Failed, 1).unwrap();
         let error = event(&settlement).error.unwrap();

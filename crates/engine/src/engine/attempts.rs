@@ -95,7 +95,12 @@ impl Engine {
             }
             // The cancel was in time. What the aborted call came to says nothing about the server
             // or the job.
-            Attempt::Failed(..) | Attempt::Held(..) | Attempt::NotMade if ended.is_cancelled => {
+            Attempt::Failed(..)
+            | Attempt::FailedBeside { .. }
+            | Attempt::Held(..)
+            | Attempt::NotMade
+                if ended.is_cancelled =>
+            {
                 self.conclude(token, Terminal::Cancelled);
             }
             Attempt::NotMade => {
@@ -114,6 +119,12 @@ impl Engine {
             Attempt::Failed(FailureClass::Unavailable, wish) => {
                 self.breaker.unavailable(now, wish, &mut self.random);
                 self.put_back(ended);
+            }
+            Attempt::FailedBeside { need, need_wish, wish } => {
+                self.breaker.reached();
+                self.note_away(now, need, need_wish, ended.is_scout);
+                self.stop_needing(token);
+                self.spend_attempt(now, ended, FailureClass::Retry, wish);
             }
             Attempt::Failed(class, wish) => {
                 self.breaker.reached();

@@ -31,10 +31,7 @@ impl Engine {
             self.transition(token, |slot| slot.edit_job(|job| job.spec.hosted = Some(server)));
         }
 
-        self.holds.turned_away(need, now, wish, is_scout, &mut self.random);
-        if is_scout && need != Need::Room {
-            self.lift_hold(Need::Room);
-        }
+        self.note_away(now, need, wish, is_scout);
 
         // The deadline may have passed while the job was running and could not expire.
         let job = self.slot(token).and_then(Slot::job);
@@ -42,6 +39,31 @@ impl Engine {
             self.timers.set(deadline, token, Alarm::Deadline);
         }
         self.hold(now, token, need);
+    }
+
+    /// Takes note that a call was turned away for want of `need`.
+    pub(super) fn note_away(
+        &mut self,
+        now: Timestamp,
+        need: Need,
+        wish: Option<Duration>,
+        is_scout: bool,
+    ) {
+        self.holds.turned_away(need, now, wish, is_scout, &mut self.random);
+        if is_scout && need != Need::Room {
+            self.lift_hold(Need::Room);
+        }
+    }
+
+    /// The job does not wait for a hosted server, whatever earlier attempts found: it has calls
+    /// that were answered, and goes on with those.
+    pub(super) fn stop_needing(&mut self, token: Token) {
+        self.transition(token, |slot| {
+            slot.edit_job(|job| {
+                job.spec.hosted = None;
+                job.held_since = None;
+            });
+        });
     }
 
     /// Sets a job aside until `need` is back.

@@ -7,15 +7,15 @@ use std::{
 };
 
 use fleet_engine::{Input, Token};
-use fleet_job::{envelope::JobType, event::JobState, outcome::Failure};
+use fleet_job::{envelope::JobType, event::JobState};
 use fleet_kafka::{KafkaError, producer::Outgoing};
 use metrics::counter;
 use tokio::sync::mpsc;
 
 use super::{Shell, topic_of};
 use crate::{
-    call_results::{KeptResult, Results},
-    execute::AttemptNews,
+    call_results::FinishedCalls,
+    execute::{AttemptEnd, AttemptNews},
     metrics as names,
     readiness::Obstacle,
     report::Settlement,
@@ -27,13 +27,12 @@ pub(super) enum Answer {
     News(Token, AttemptNews),
     AttemptEnded {
         token: Token,
-        outcome: Result<KeptResult, Failure>,
-        done: Results,
+        end: AttemptEnd,
         took: Duration,
     },
-    /// Contact with the group was lost before the attempt's first call. Carries the results of
-    /// earlier attempts back.
-    AttemptNotMade(Token, Results),
+    /// Contact with the group was lost before the attempt's first call. Carries the calls that
+    /// earlier attempts have finished back.
+    AttemptNotMade(Token, FinishedCalls),
     /// The job is settled, with this event.
     Written(Token, JobState, Arc<Outgoing>),
     /// The event, which was all there was to write, was not acknowledged.
@@ -57,9 +56,7 @@ impl Shell {
                 self.publish_progress(token, progress)
             }
             Answer::News(token, AttemptNews::HeldBytes(bytes)) => self.count_bytes(token, bytes),
-            Answer::AttemptEnded { token, outcome, done, took } => {
-                self.finish_attempt(token, outcome, done, took)
-            }
+            Answer::AttemptEnded { token, end, took } => self.finish_attempt(token, end, took),
             Answer::AttemptNotMade(token, done) => self.withdraw_attempt(token, done),
 
             Answer::Written(token, state, event) => {

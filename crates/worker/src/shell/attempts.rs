@@ -17,8 +17,8 @@ use super::{
     held_job::{HeldJob, Run},
 };
 use crate::{
-    call_results::{KeptResult, Results},
-    execute::{self, AttemptContext, REPORTED_CHANGE},
+    call_results::FinishedCalls,
+    execute::{self, AttemptContext, AttemptEnd, REPORTED_CHANGE},
     metrics as names,
     outages::Outage,
 };
@@ -35,12 +35,9 @@ impl Shell {
         let tell = move |told| send_answer(&news, Answer::News(token, told));
         let work = async move {
             let started = Instant::now();
-            let (outcome, done) = execute::make_attempt(&client, context, attempt, tell).await;
-            match outcome {
-                Some(outcome) => {
-                    Answer::AttemptEnded { token, outcome, done, took: started.elapsed() }
-                }
-                None => Answer::AttemptNotMade(token, done),
+            match execute::make_attempt(&client, context, attempt, tell).await {
+                Ok(end) => Answer::AttemptEnded { token, end, took: started.elapsed() },
+                Err(done) => Answer::AttemptNotMade(token, done),
             }
         };
         let task = self.spawn_task(work.instrument(held.log_span()), move || after_panic(token));
@@ -56,7 +53,7 @@ impl Shell {
         }
     }
 
-    /// Collects what an attempt needs. Takes the results so far out of the job.
+    /// Collects what an attempt needs. Takes the finished calls out of the job.
     fn prepare_attempt(&mut self, token: Token) -> Option<AttemptContext> {
         let held = self.jobs.get_mut(&token)?;
         let is_settled = self.settled.recall(Instant::now(), &held.identity).is_some();
@@ -111,14 +108,13 @@ impl Shell {
         let took = self.clock.now().since(run.started_at);
         let error =
             JobError::new(ErrorKind::Cancelled, "the job was cancelled while it was running");
-        let outcome = Err(Failure::retry(error));
-        let done = Results::default();
-        send_answer(&self.answers, Answer::AttemptEnded { token, outcome, done, took });
+        let end = AttemptEnd::failed(Failure::retry(error));
+        send_answer(&self.answers, Answer::AttemptEnded { token, end, took });
     }
 
     /// Contact with the group was lost before the attempt's first call, so the attempt doesn't
     /// count.
-    pub(super) fn withdraw_attempt(&mut self, token: Token, done: Results) {
+    pub(super) fn withdraw_attempt(&mut self, token: Token, done: FinishedCalls) {
         let Some(job) = self.jobs.job_mut(&token) else { return };
         if job.end_attempt(done).is_some() {
             self.feed_engine(Input::Finished(token, Attempt::NotMade));
@@ -126,13 +122,9 @@ impl Shell {
     }
 
     /// Takes up how an attempt ended, and reports it to the engine.
-    pub(super) fn finish_attempt(
-        &mut self,
-        token: Token,
-        outcome: Result<KeptResult, Failure>,
-        done: Results,
-        took: Duration,
-    ) {
+    pub(super) fn finish_attempt(&mut self, token: Token, end: AttemptEnd, took: Duration) {
+        let AttemptEnd { outcome, turned_away, done } = end;
+
         // A job that we no longer hold was fenced off: the partition's new owner runs it.
         let Some(held) = self.jobs.get_mut(&token) else {
             tracing::info!(
@@ -163,7 +155,7 @@ impl Shell {
                     class = label,
                     "attempt failed"
                 );
-                (self.take_failure(token, failure, number), label)
+                (self.take_failure(token, failure, turned_away, number), label)
             }
         };
 
@@ -175,8 +167,15 @@ impl Shell {
     }
 
     /// Keeps what a failed attempt means for its job. An outage is not the job's fault, and must
-    /// not end up as the reason why the job failed (I7).
-    fn take_failure(&mut self, token: Token, failure: Failure, number: u32) -> Attempt {
+    /// not end up as the reason why the job failed (I7). `turned_away` is why another call was
+    /// turned away, beside one that has failed.
+    fn take_failure(
+        &mut self,
+        token: Token,
+        failure: Failure,
+        turned_away: Option<Failure>,
+        number: u32,
+    ) -> Attempt {
         let class = failure.class;
         let Some(job) = self.jobs.job_mut(&token) else { return Attempt::Failed(class, None) };
 
@@ -187,7 +186,16 @@ impl Shell {
 
         job.waiting = None;
         job.add_error(failure.error);
-        Attempt::Failed(class, failure.retry_after)
+
+        let wish = failure.retry_after;
+        let away = turned_away
+            .as_ref()
+            .and_then(|failure| Some((failure, Outage::from_failure(failure, self.clock.now())?)));
+        let Some((failure, (Some(need), outage))) = away else {
+            return Attempt::Failed(class, wish);
+        };
+        self.note_outage(failure, Some(need), outage);
+        Attempt::FailedBeside { need, need_wish: failure.retry_after, wish }
     }
 }
 
@@ -207,6 +215,6 @@ fn after_panic(token: Token) -> Answer {
         ErrorKind::Protocol,
         "the worker failed while making the call; see its log for details",
     );
-    let outcome = Err(Failure::retry(error));
-    Answer::AttemptEnded { token, outcome, done: Results::default(), took: Duration::ZERO }
+    let end = AttemptEnd::failed(Failure::retry(error));
+    Answer::AttemptEnded { token, end, took: Duration::ZERO }
 }

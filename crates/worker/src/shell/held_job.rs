@@ -16,7 +16,7 @@ use fleet_job::{
 use tokio::task::AbortHandle;
 
 use super::write_state::WriteState;
-use crate::call_results::{KeptResult, Results};
+use crate::call_results::{FinishedCalls, KeptResult};
 
 /// A job in this worker's hands.
 pub(super) struct HeldJob {
@@ -37,10 +37,10 @@ pub(super) struct HeldJob {
 
 /// How far a job has come.
 enum Stage {
-    /// The job waits for its turn, its time, or something that is unavailable. `done` has the
-    /// results of the calls that earlier attempts have finished.
-    Waiting { done: Results },
-    /// An attempt is under way, and has those results.
+    /// The job waits for its turn, its time, or something that is unavailable. `done` has the calls
+    /// that earlier attempts have finished.
+    Waiting { done: FinishedCalls },
+    /// An attempt is under way, and has those calls.
     Running(Run),
     /// The job's end is written, or the record it goes on as. `result` is what the job succeeded
     /// with.
@@ -74,7 +74,7 @@ impl HeldJob {
     ) -> Self {
         Self {
             envelope: Arc::new(envelope),
-            stage: Stage::Waiting { done: Results::default() },
+            stage: Stage::Waiting { done: FinishedCalls::default() },
             errors: first_error.map(|first| Errors { first, last: None }),
             last_start: None,
             was_turned_away: false,
@@ -146,9 +146,9 @@ impl HeldJob {
 
     // --- Transitions ----------------------------------------------------------------------------
 
-    /// Hands out the results so far to the next attempt; `None` if the job does not wait for one.
+    /// Hands out the finished calls to the next attempt; `None` if the job does not wait for one.
     /// [`begin_attempt`](Self::begin_attempt) must follow.
-    pub(super) fn take_done(&mut self) -> Option<Results> {
+    pub(super) fn take_done(&mut self) -> Option<FinishedCalls> {
         match &mut self.stage {
             Stage::Waiting { done } => Some(std::mem::take(done)),
             Stage::Running(_) | Stage::Ending { .. } => None,
@@ -160,10 +160,10 @@ impl HeldJob {
         self.stage = Stage::Running(run);
     }
 
-    /// The attempt is over, and the job waits for what comes next with the results so far. Returns
+    /// The attempt is over, and the job waits for what comes next with the finished calls. Returns
     /// the number of the attempt; `None` if none was under way: one that is aborted may have ended
     /// just before, and its end comes twice then.
-    pub(super) fn end_attempt(&mut self, done: Results) -> Option<u32> {
+    pub(super) fn end_attempt(&mut self, done: FinishedCalls) -> Option<u32> {
         let Stage::Running(run) = &self.stage else { return None };
         let attempt = run.attempt;
 
@@ -203,7 +203,7 @@ impl HeldJob {
     /// The delayed topic can't take the job, so it waits in memory. Only jobs that have no results
     /// yet are deferred.
     pub(super) fn wait_in_memory(&mut self) {
-        self.stage = Stage::Waiting { done: Results::default() };
+        self.stage = Stage::Waiting { done: FinishedCalls::default() };
     }
 
     /// The task that works for the job, if any.
@@ -225,6 +225,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::call_results::Results;
 
     fn job() -> HeldJob {
         let envelope = Envelope::new("j", Work::ToolCall(ToolCall::new(None, "t")));
@@ -246,12 +247,13 @@ mod tests {
     #[tokio::test]
     async fn results_and_errors_outlast_the_attempts_that_brought_them() {
         let mut job = job();
-        assert_eq!(job.take_done(), Some(Results::default()));
+        assert_eq!(job.take_done(), Some(FinishedCalls::default()));
 
         job.begin_attempt(run(1, at(5)));
         assert_eq!((job.started_at(), job.take_done()), (Some(at(5)), None));
 
-        let done = Results::from([(0, json!("one"))]);
+        let results = Results::from([(0, json!("one"))]);
+        let done = FinishedCalls { results, ..Default::default() };
         assert_eq!(job.end_attempt(done.clone()), Some(1));
         job.add_error(error("first").with_data(json!({"much": "detail"})));
         assert_eq!(job.first_error(), Some(&error("first")), "without its details");
@@ -261,7 +263,7 @@ mod tests {
 
         assert_eq!(job.take_done(), Some(done));
         job.begin_attempt(run(2, at(9)));
-        assert_eq!(job.end_attempt(Results::default()), Some(2));
+        assert_eq!(job.end_attempt(FinishedCalls::default()), Some(2));
         job.add_error(error("second"));
         assert_eq!(job.first_error(), Some(&error("first")));
         assert_eq!((job.last_error(), job.started_at()), (Some(&error("second")), Some(at(9))));
@@ -272,10 +274,10 @@ mod tests {
         let mut job = job();
         job.begin_attempt(run(1, at(5)));
         assert!(job.run().is_some() && job.task().is_some());
-        assert_eq!(job.end_attempt(Results::default()), Some(1));
+        assert_eq!(job.end_attempt(FinishedCalls::default()), Some(1));
 
         job.succeed(KeptResult::within(json!("r"), 100));
-        assert_eq!(job.end_attempt(Results::default()), None);
+        assert_eq!(job.end_attempt(FinishedCalls::default()), None);
         assert!(job.result().is_some(), "what comes late changes nothing");
     }
 

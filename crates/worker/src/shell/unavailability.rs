@@ -31,6 +31,17 @@ impl Shell {
         need: Option<Need>,
         outage: Outage,
     ) -> Attempt {
+        self.note_outage(failure, need, outage);
+
+        self.publish_waiting(token, need, attempt.saturating_sub(1));
+        match need {
+            None => Attempt::Failed(failure.class, failure.retry_after),
+            Some(need) => Attempt::Held(need, failure.retry_after),
+        }
+    }
+
+    /// Reports an outage, if it is new.
+    pub(super) fn note_outage(&mut self, failure: &Failure, need: Option<Need>, outage: Outage) {
         let (reason, server) = (outage.reason.as_str(), outage.server.clone());
         if self.outages.note_outage(need, outage) {
             let error = &failure.error;
@@ -53,12 +64,6 @@ impl Shell {
                      spend no attempts, other jobs go on"
                 ),
             }
-        }
-
-        self.publish_waiting(token, need, attempt.saturating_sub(1));
-        match need {
-            None => Attempt::Failed(failure.class, failure.retry_after),
-            Some(need) => Attempt::Held(need, failure.retry_after),
         }
     }
 
