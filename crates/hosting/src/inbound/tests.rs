@@ -151,7 +151,7 @@ fn an_answer_inside_other_text_gives_way_to_one_by_itself() {
     ];
     let others = ["INFO parsed", r#"{"method":"notifications/x"}"#, r#"{"id":7,"method":"ping"}"#];
     let real = r#"{"jsonrpc":"2.0","id":7,"result":{"text":"real"}}"#;
-    let pretty: serde_json::Value = serde_json::from_str(real).unwrap();
+    let pretty: Value = serde_json::from_str(real).unwrap();
     let pretty = serde_json::to_string_pretty(&pretty).unwrap();
 
     for line in &lines {
