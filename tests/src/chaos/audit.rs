@@ -37,6 +37,8 @@ const CUT_MS: i64 = 10_000;
 const LOG_SHOWN_MS: i64 = 30_000;
 /// How many unexplained repeats are shown with the log lines of their workers.
 const SHOWN_WITH_LOG: usize = 5;
+/// How many jobs with unplanned attempts are shown with their events, and the cuts near them.
+const SHOWN_WITH_EVENTS: usize = 10;
 
 /// All evidence of a run.
 #[derive(Debug)]
@@ -129,30 +131,62 @@ impl Audit<'_> {
     }
 
     fn ends_are_as_planned(&self, wrong: &mut Vec<String>) {
+        let mut shown = 0;
         for (record, plan) in self.plans {
-            let lost = self.lost_calls(record);
+            let before = wrong.len();
             wrong.extend(self.ends(record).enumerate().filter_map(|(at, end)| {
                 // The record of an ended job can reach another worker, which knows only the cancel
                 // request.
                 let late = at > 0 && end.state == JobState::Cancelled;
                 let is_planned = late && self.cancelled_late.contains(&end.job_id);
-                if is_planned { None } else { plan.differs(end, lost) }
+                if is_planned { None } else { plan.differs(end, self.lost_calls(record, end)) }
             }));
 
             wrong.extend(self.is_not_its_first_end(record));
             wrong.extend(self.attempts_spent_on_outages(record));
-            wrong.extend(self.unplanned_calls(record, *plan, lost));
+            wrong.extend(self.unplanned_calls(record, *plan));
+
+            if let Some(text) = wrong.get_mut(before)
+                && shown < SHOWN_WITH_EVENTS
+            {
+                shown += 1;
+                text.push_str(&self.history(record));
+            }
         }
     }
 
+    /// The events of a record and the cuts that its job may have met, a line each.
+    fn history(&self, record: &Record) -> String {
+        let events = self.events(record);
+        let told = |event: &Arc<JobEvent>| {
+            let JobEvent { time, state, attempts, worker, error, waiting, .. } = &**event;
+            let state = state.as_str();
+            format!("\n    {time} {state}, attempts {attempts}, {worker:?}, {waiting:?}, {error:?}")
+        };
+        let times = || events.iter().map(|event| event.time.as_millis());
+        let (Some(first), Some(last)) = (times().min(), times().max()) else {
+            return String::new();
+        };
+
+        let is_near = |cut: &&Cut| cut.from <= last + CUT_MS && first <= cut.until + CUT_MS;
+        let told_cut = |cut: &Cut| {
+            let [from, until] = [cut.from, cut.until].map(Timestamp::from_millis_clamped);
+            let what = if cut.only_remote { "hosted server" } else { "server" };
+            format!("\n    the {what} was away from {from} to {until}, calls {}", cut.lost_calls)
+        };
+        let cuts = self.cuts.iter().filter(is_near).map(told_cut);
+        events.iter().map(told).chain(cuts).collect()
+    }
+
     /// The number of calls that a job can have lost with a server: by the cuts between its first
-    /// start and its end.
-    fn lost_calls(&self, record: &Record) -> u32 {
+    /// start and this end, the first one or a repeated one.
+    fn lost_calls(&self, record: &Record, end: &JobEvent) -> u32 {
+        let end = end.time.as_millis();
         let events = self.events(record);
         let start = events.iter().find(|event| event.state == JobState::Running);
-        let start = start.or(events.first()).map(|event| event.time.as_millis());
-        let end = self.ends(record).next().map(|event| event.time.as_millis());
-        let (Some(start), Some(end)) = (start, end) else { return 0 };
+        let Some(start) = start.or(events.first()).map(|event| event.time.as_millis()) else {
+            return 0;
+        };
 
         let is_remote = is_for_remote(&record.content);
         let met = self.cuts.iter().filter(|cut| {
@@ -175,8 +209,9 @@ impl Audit<'_> {
     }
 
     /// The violation if a job was called too often, or the server did not see its calls.
-    fn unplanned_calls(&self, record: &Record, plan: Plan, lost: u32) -> Option<String> {
+    fn unplanned_calls(&self, record: &Record, plan: Plan) -> Option<String> {
         let last = self.account.last.get(&(record.partition, record.offset))?;
+        let lost = self.lost_calls(record, last);
         let none = BTreeMap::new();
         let calls = self.ledger.calls.get(&last.job_id).unwrap_or(&none);
         let most = if plan == Plan::Hopeless { HOPELESS_ATTEMPTS } else { MAX_ATTEMPTS };
