@@ -27,7 +27,7 @@ pub(super) enum Answer {
     News(Token, AttemptNews),
     AttemptEnded {
         token: Token,
-        end: AttemptEnd,
+        end: Box<AttemptEnd>,
         took: Duration,
     },
     /// Contact with the group was lost before the attempt's first call. Carries the calls that
@@ -56,7 +56,7 @@ impl Shell {
                 self.publish_progress(token, progress)
             }
             Answer::News(token, AttemptNews::HeldBytes(bytes)) => self.count_bytes(token, bytes),
-            Answer::AttemptEnded { token, end, took } => self.finish_attempt(token, end, took),
+            Answer::AttemptEnded { token, end, took } => self.finish_attempt(token, *end, took),
             Answer::AttemptNotMade(token, done) => self.withdraw_attempt(token, done),
 
             Answer::Written(token, state, event) => {

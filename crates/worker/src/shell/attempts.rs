@@ -36,7 +36,10 @@ impl Shell {
         let work = async move {
             let started = Instant::now();
             match execute::make_attempt(&client, context, attempt, tell).await {
-                Ok(end) => Answer::AttemptEnded { token, end, took: started.elapsed() },
+                Ok(end) => {
+                    let took = started.elapsed();
+                    Answer::AttemptEnded { token, end: Box::new(end), took }
+                }
                 Err(done) => Answer::AttemptNotMade(token, done),
             }
         };
@@ -108,7 +111,7 @@ impl Shell {
         let took = self.clock.now().since(run.started_at);
         let error =
             JobError::new(ErrorKind::Cancelled, "the job was cancelled while it was running");
-        let end = AttemptEnd::failed(Failure::retry(error));
+        let end = Box::new(AttemptEnd::failed(Failure::retry(error)));
         send_answer(&self.answers, Answer::AttemptEnded { token, end, took });
     }
 
@@ -215,6 +218,6 @@ fn after_panic(token: Token) -> Answer {
         ErrorKind::Protocol,
         "the worker failed while making the call; see its log for details",
     );
-    let end = AttemptEnd::failed(Failure::retry(error));
+    let end = Box::new(AttemptEnd::failed(Failure::retry(error)));
     Answer::AttemptEnded { token, end, took: Duration::ZERO }
 }

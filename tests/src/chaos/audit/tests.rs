@@ -91,10 +91,9 @@ fn a_cut_explains_one_more_attempt_of_a_job_that_it_met() {
 fn a_cut_explains_attempts_of_the_ends_that_followed_it() {
     let calls = [(1, 1), (2, 1), (3, 1)];
     check(&[end("a", 98_000, 2), end("b", 153_000, 3)], &calls, &[]);
-    for ends in [
-        [end("a", 98_000, 2), end("b", 107_000, 3)],
-        [end("a", 98_000, 3), end("b", 153_000, 3)],
-    ] {
+    for ends in
+        [[end("a", 98_000, 2), end("b", 107_000, 3)], [end("a", 98_000, 3), end("b", 153_000, 3)]]
+    {
         check(&ends, &calls, &["succeeded after 3 attempts"]);
     }
 }
