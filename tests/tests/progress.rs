@@ -62,7 +62,12 @@ fn the_newest_progress_is_reported_even_if_the_tool_falls_silent(env: &Env) {
     open(&gate);
     let account = case.settle();
     let reported = progress_events(&account, &job);
-    assert!(reported.len() <= 3, "two hundred at once, and {reported:?}");
+
+    // One at once, one a second, and the newest. The steps take longer on a busy machine.
+    let times = || reported.iter().map(|(event, _)| event.time.as_millis());
+    let took = times().max().zip(times().min()).map_or(0, |(last, first)| last - first);
+    let most = 2 + usize::try_from(took / 1_000).expect("a short time");
+    assert!(reported.len() <= most, "two hundred steps in {took} ms, and {reported:?}");
 }
 
 /// The progress of a batch is the number of finished calls, not the progress of each call.
