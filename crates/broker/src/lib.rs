@@ -2,9 +2,9 @@
 //!
 //! `tansu-broker` provides storage, produce, fetch and topic administration on an SQLite file. This
 //! crate fills the gaps that the evaluation (`docs/broker-evaluation.md`) found: consumer groups
-//! ([`groups`]), commit metadata ([`offsets`]), producers that raise their own epoch
-//! ([`producers`]), codecs that the storage cannot serve ([`batches`]), and waiting for records
-//! instead of polling ([`router`]).
+//! (`groups`), commit metadata (`offsets`), producers that raise their own epoch
+//! (`producers`), codecs that the storage cannot serve (`batches`), and waiting for records
+//! instead of polling (`router`).
 //!
 //! This crate is the only code in the project that knows which broker is embedded, and no other
 //! program links it: `mcp-fleet demo` and `mcp-fleet dev` start the binary `mcp-fleet-broker`. The

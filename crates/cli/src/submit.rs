@@ -158,7 +158,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     // fail.
     let (look, topic) = (settings.clone(), topics.jobs.clone());
     let look = move || Ok::<_, CliError>(admin::partitions(&look, &topic, REACH)?);
-    run_blocking(look).await?;
+    let partitions = run_blocking(look).await?;
 
     // Open the reader before writing the first job, or it could miss the job's end.
     let reader = if args.wait {
@@ -173,7 +173,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let producer = Producer::new(&settings)?;
 
     let bar = progress_bar(jobs.len(), "submitting");
-    let places = write_jobs(&producer, &topics, &jobs, &bar).await?;
+    let places = write_jobs(&producer, &topics, partitions, &jobs, &bar).await?;
     bar.finish_and_clear();
 
     let Some(reader) = reader else {
@@ -264,17 +264,28 @@ fn read_input(path: &PathBuf) -> Result<Vec<u8>, CliError> {
 async fn write_jobs(
     producer: &Producer,
     topics: &Topics,
+    partitions: i32,
     jobs: &[Job],
     bar: &ProgressBar,
 ) -> Result<Vec<PartitionOffset>, CliError> {
     let now = fleet_ops::clock::now();
     let queued: Vec<_> = jobs.iter().map(|job| queued_event(topics, &job.envelope, now)).collect();
 
+    // In a burst, jobs without a key take turns. While librdkafka's threads are still taking over
+    // the partitions of a new topic, it gives several times as many records to those that have been
+    // taken over. It may choose for a few jobs, because it avoids partitions without a leader.
+    let is_burst = i32::try_from(jobs.len()).unwrap_or(i32::MAX) > partitions;
+    let mut turn = rand::random_range(0..partitions);
+    let mut take_turn = || {
+        turn = (turn + 1) % partitions;
+        turn
+    };
+
     let records: Vec<_> = jobs
         .iter()
         .map(|job| Outgoing {
             timestamp: Some(now),
-            partition: None,
+            partition: (is_burst && job.key.is_none()).then(&mut take_turn),
             topic: topics.jobs.clone(),
             key: job.key.as_ref().map(|key| key.clone().into_bytes()),
             value: Some(job.envelope.to_json().to_string().into_bytes()),
