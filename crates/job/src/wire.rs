@@ -3,7 +3,7 @@
 //! serde and schemars work on the structs in this module. [`decode`](crate::decode) checks the
 //! bounds, since it can name the field and say what to do.
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
@@ -80,6 +80,24 @@ pub struct WireEnvelope {
     /// Fields that this version does not know. They are kept.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+impl WireEnvelope {
+    /// The schema of the fields that a job can have whatever its work is, for requests that become
+    /// envelopes: all but the id, the work, and what only a server writes.
+    pub fn options_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = Self::json_schema(generator);
+        for keyword in ["title", "description", "required"] {
+            schema.remove(keyword);
+        }
+        if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+            for field in ["jobID", "jobType", "payload", "owner"] {
+                properties.shift_remove(field);
+            }
+        }
+
+        schema
+    }
 }
 
 /// The payload in either form; used only for the schema.

@@ -4,7 +4,7 @@ use fleet_job::{
     decode,
     envelope::{Envelope, JobType, ToolCall, Work},
     filter::JobFilter,
-    time::Timestamp,
+    wire::WireEnvelope,
 };
 use fleet_ledger::{Cursor, Query, query::MAX_LIMIT};
 use schemars::JsonSchema;
@@ -64,55 +64,15 @@ pub struct JobRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub key: Option<String>,
-    /// 0 (last) to 9 (first); 4 by default.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "fleet_job::number::option_whole"
-    )]
-    #[schemars(range(min = 0, max = 9))]
-    pub priority: Option<u64>,
-    /// The job must not start before this time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub not_before: Option<Timestamp>,
-    /// The job must not start after this time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deadline: Option<Timestamp>,
-    /// The longest time that one attempt may take, in milliseconds.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "fleet_job::number::option_whole"
-    )]
-    #[schemars(range(min = 1, max = 86_400_000))]
-    pub timeout_ms: Option<u64>,
-    /// The number of spent attempts after which the job fails.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "fleet_job::number::option_whole"
-    )]
-    #[schemars(range(min = 1, max = 100))]
-    pub max_attempts: Option<u64>,
     /// If the same caller has submitted a job with this key before, it is not submitted again, and
     /// the answer is its state. Tools receive the key, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub idempotency_key: Option<String>,
-    /// A topic that gets a copy of the terminal event.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[a-zA-Z0-9._-]{1,249}$"))]
-    pub reply_to: Option<String>,
-    /// The tenant that the job belongs to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
-    pub tenant: Option<String>,
-    /// Data of your own, which is copied into every event.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub metadata: Option<Map<String, Value>>,
-    /// Other fields are kept in the envelope.
+    /// Fields of the envelope, as [`WireEnvelope`] declares them; other ones are kept in it.
     #[serde(flatten)]
-    pub extra: Map<String, Value>,
+    #[schemars(schema_with = "WireEnvelope::options_schema")]
+    pub envelope: Map<String, Value>,
 }
 
 /// One call of a batch.
@@ -181,17 +141,16 @@ impl JobRequest {
             (None, None) => fresh(),
         };
 
-        let key = self.key.clone();
+        let (job_type, payload) = self.work_payload()?;
+        let key = self.key;
         if key.as_ref().is_some_and(|key| !(1..=256).contains(&key.len())) {
             return Err(BadRequest("`key` must be 1 to 256 bytes long".to_owned()));
         }
 
-        let (job_type, payload) = self.work_payload()?;
-        let mut object = match serde_json::to_value(self.without_work_fields()) {
-            Ok(Value::Object(object)) => object,
-            // A struct always becomes an object.
-            _ => Map::new(),
-        };
+        let mut object = self.envelope;
+        if let Some(key) = self.idempotency_key {
+            object.insert("idempotencyKey".to_owned(), key.into());
+        }
         // The caller can't choose the owner.
         object.shift_remove("owner");
         object.insert("jobID".to_owned(), job_id.into());
@@ -262,24 +221,6 @@ impl JobRequest {
                 )))
             }
             _ => Ok((job_type.as_str().to_owned(), payload)),
-        }
-    }
-
-    /// Removes the fields that [`JobRequest::work_payload`] and [`JobRequest::prepare`] have used.
-    /// The remaining ones are the envelope's own.
-    fn without_work_fields(self) -> Self {
-        Self {
-            job_id: None,
-            job_type: None,
-            payload: None,
-            tool: None,
-            server: None,
-            arguments: None,
-            calls: None,
-            parallel: None,
-            mcp_servers: None,
-            key: None,
-            ..self
         }
     }
 }
