@@ -61,7 +61,7 @@ struct Problem {
 
 impl ApiError {
     /// Creates the rejection for a response with this status and body.
-    pub(super) fn refused(
+    pub(crate) fn refused(
         url: &str,
         status: StatusCode,
         retry_after: Option<&str>,
@@ -114,7 +114,7 @@ impl ApiError {
 
     /// Returns whether the server is up but asks the client to wait, for example while it reads its
     /// ledger.
-    pub(super) fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         matches!(
             self.status(),
             Some(StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
@@ -123,7 +123,7 @@ impl ApiError {
 
     /// Returns whether the same request may succeed later, for example after a restart of the
     /// server.
-    pub(super) fn is_passing(&self) -> bool {
+    pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::NoServer { .. } | Self::Lost { .. } => true,
             Self::Refused(refusal) => {
@@ -138,7 +138,7 @@ impl ApiError {
     }
 
     /// Returns how long the server asks the client to wait before retrying.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused(refusal) => refusal.retry_after,
             _ => None,
@@ -148,7 +148,7 @@ impl ApiError {
 
 /// Growing pauses between attempts. A server may ask for longer ones.
 #[derive(Debug)]
-pub(super) struct Pauses(Retry);
+pub(crate) struct Pauses(Retry);
 
 impl Pauses {
     const BACKOFF: Backoff =
@@ -157,12 +157,12 @@ impl Pauses {
     /// then.
     const LONGEST_ASKED: Duration = Duration::from_secs(30);
 
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Retry::new(Self::BACKOFF, rand::random()))
     }
 
     /// Returns the next pause, after `error`.
-    pub(super) fn after(&mut self, error: &ApiError) -> Duration {
+    pub(crate) fn after(&mut self, error: &ApiError) -> Duration {
         let asked = error.retry_after().unwrap_or_default().min(Self::LONGEST_ASKED);
         self.0.failed().max(asked)
     }

@@ -38,11 +38,11 @@ pub(crate) enum CliError {
     #[error("{0}")]
     Io(&'static str, #[source] std::io::Error),
     #[error(transparent)]
-    Lines(#[from] crate::submit::BadLines),
+    Lines(#[from] crate::bad_lines::BadLines),
     #[error("invalid server URL")]
     Client(#[from] fleet_mcp_client::ConfigError),
     #[error(transparent)]
-    Api(#[from] crate::jobs::ApiError),
+    Api(#[from] crate::api_error::ApiError),
     #[error(transparent)]
     Lost(#[from] fleet_ops::blocking::WorkLost),
     #[error("{0}")]

@@ -8,7 +8,6 @@ mod api;
 mod bars;
 mod board;
 mod cancel;
-mod error;
 mod filter;
 mod follow;
 mod list;
@@ -18,8 +17,6 @@ mod show;
 mod stub;
 mod wait;
 mod watch;
-
-pub(crate) use error::ApiError;
 
 use std::process::ExitCode;
 

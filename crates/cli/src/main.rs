@@ -5,6 +5,8 @@
 //! `fleet`, the commands `demo`, `dev`, `broker`, `server` and `worker` are absent. What remains is
 //! the operator's tool that container images contain.
 
+mod api_error;
+mod bad_lines;
 #[cfg(feature = "fleet")]
 mod broker;
 mod completions;

@@ -11,7 +11,8 @@ use fleet_job::{
     state::{Entry, Standings, Verdict},
 };
 
-use crate::submit::PartitionOffset;
+/// Where a record was written: its partition and offset in the jobs topic.
+pub(crate) type PartitionOffset = (i32, i64);
 
 /// Records of one jobs topic that have not ended yet.
 #[derive(Debug)]

@@ -36,11 +36,9 @@ use crate::{
     events,
     jobs::render,
     output,
-    pending::{Pending, RecordUpdate},
+    pending::{PartitionOffset, Pending, RecordUpdate},
     wait_notice::{Outage, SILENCE, WaitNotice},
 };
-
-pub(crate) use lines::BadLines;
 
 /// How long a broker may take to respond at all.
 const REACH: Duration = Duration::from_secs(5);
@@ -137,9 +135,6 @@ pub(crate) struct Args {
     #[arg(help_heading = "Output", long)]
     json: bool,
 }
-
-/// Where a record was written: its partition and offset in the jobs topic.
-pub(crate) type PartitionOffset = (i32, i64);
 
 /// A job and the key of its record.
 struct Job {

@@ -13,7 +13,7 @@ use fleet_job::{
 };
 use serde::Serialize;
 
-use crate::submit::PartitionOffset;
+use crate::pending::PartitionOffset;
 
 /// A submitted record.
 #[derive(Debug, Clone)]

@@ -43,7 +43,10 @@ use fleet_group::{FinalCommit, Partition, log::Start};
 use fleet_job::record::RawRecord;
 use tokio::sync::{mpsc as events, oneshot};
 
-use crate::{error::KafkaError, settings::Settings};
+use crate::{
+    error::KafkaError,
+    settings::{Role, Settings},
+};
 pub use identity::LogIdentity;
 use member::{Channel, Member};
 pub use membership::GroupContact;
@@ -77,16 +80,6 @@ pub struct Followed {
     pub topic: String,
     /// The member's role, which tells it apart from the other members of this process.
     pub role: Role,
-}
-
-/// The role of a member of the group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Follows the topic with the main load.
-    Main,
-    /// Follows a topic that needs only small fetch buffers. A static member gets the id
-    /// `<group.instance.id>-<name>`.
-    Side(&'static str),
 }
 
 impl ConsumerConfig {

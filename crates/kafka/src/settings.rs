@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::ClientConfig;
 
-use crate::{compression::Compression, consumer::Role, error::KafkaError};
+use crate::{compression::Compression, error::KafkaError};
 
 /// The brokers and how to talk to them.
 #[derive(Debug, Clone, Default)]
@@ -110,6 +110,16 @@ const STATISTICS_INTERVAL_MS: u64 = 5_000;
 const DELIVERY_TIMEOUT_MS: u64 = 30_000;
 /// The two names of the property for that time.
 const DELIVERY_TIMEOUT: [&str; 2] = ["delivery.timeout.ms", "message.timeout.ms"];
+
+/// The role of a member of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Follows the topic with the main load.
+    Main,
+    /// Follows a topic that needs only small fetch buffers. A static member gets the id
+    /// `<group.instance.id>-<name>`.
+    Side(&'static str),
+}
 
 impl Settings {
     /// Creates settings for the brokers at `brokers`, with defaults for everything else.

@@ -5,9 +5,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use fleet_job::topics::Topics;
 use fleet_kafka::{
     KafkaError, admin,
-    consumer::{Consumer, ConsumerConfig, Followed, Role},
+    consumer::{Consumer, ConsumerConfig, Followed},
     producer::Producer,
-    settings::Settings,
+    settings::{Role, Settings},
 };
 use fleet_mcp_client::{ClientConfig, McpClient};
 use fleet_ops::{

@@ -13,8 +13,11 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
-use super::error::{ApiError, Pauses};
-use crate::{error::CliError, wait_notice::WaitNotice};
+use crate::{
+    api_error::{ApiError, Pauses},
+    error::CliError,
+    wait_notice::WaitNotice,
+};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long the server may take for a response that involves no waiting.

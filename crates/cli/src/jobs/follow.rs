@@ -8,11 +8,8 @@ use fleet_wire::sse::{Decoder, Event, MAX_EVENT};
 use tokio::{sync::mpsc, time::sleep};
 use url::Url;
 
-use super::{
-    api::Api,
-    error::{ApiError, Pauses},
-    filter::STATES,
-};
+use super::{api::Api, filter::STATES};
+use crate::api_error::{ApiError, Pauses};
 
 /// The number of updates that may wait for the listener. If it is reached, reading from the server
 /// pauses.

@@ -7,11 +7,10 @@ use fleet_ops::clock;
 
 use super::{
     api::{Api, ServerArgs},
-    error::ApiError,
     filter::FilterArgs,
     render,
 };
-use crate::{error::CliError, output};
+use crate::{api_error::ApiError, error::CliError, output};
 
 /// The maximum number of jobs that the server puts on a page.
 const PAGE: usize = 500;

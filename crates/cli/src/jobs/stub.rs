@@ -26,13 +26,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     api::Api,
     board::Board,
-    error::ApiError,
     follow::{StreamUpdate, follow},
     list::Pages,
     render::tests::job,
     wait::{JobWaits, WaitEnd},
     watch::{Show, Watch},
 };
+use crate::api_error::ApiError;
 
 const SOON: Duration = Duration::from_secs(10);
 

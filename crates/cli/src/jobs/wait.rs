@@ -17,11 +17,11 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     api::{Api, ServerArgs},
     bars::Bars,
-    error::ApiError,
     follow::{StreamUpdate, follow},
     render,
 };
 use crate::{
+    api_error::ApiError,
     error::CliError,
     output,
     submit::{FAILED, INTERRUPTED, NO_RESULT, TIMED_OUT},

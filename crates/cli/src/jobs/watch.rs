@@ -10,13 +10,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     api::{Api, ServerArgs},
     board::Board,
-    error::ApiError,
     filter::FilterArgs,
     follow::{StreamUpdate, follow},
     list::Pages,
     render,
 };
 use crate::{
+    api_error::ApiError,
     error::CliError,
     output::{self, Screen},
 };

@@ -1,35 +1,10 @@
 //! Parses jobs from a file with one JSON object per line. Pure.
 
-use std::fmt::Write as _;
-
 use fleet_job::decode::{self, DecodeError};
 use serde_json::Value;
 
 use super::Job;
-
-/// The lines of a file that are not valid jobs; there is at least one.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", self.describe())]
-pub(crate) struct BadLines {
-    file: String,
-    /// The number of non-empty lines.
-    lines: usize,
-    /// The line number, starting at 1, and the error.
-    bad: Vec<(usize, DecodeError)>,
-}
-
-impl BadLines {
-    fn describe(&self) -> String {
-        let (bad, lines, file) = (self.bad.len(), self.lines, &self.file);
-        let mut text =
-            format!("{bad} of {lines} lines of {file} are not valid jobs; nothing was submitted");
-        for (line, error) in &self.bad {
-            // Writing to a string cannot fail.
-            let _written = write!(text, "\n  line {line}: {}", fleet_ops::errors::chain(error));
-        }
-        text
-    }
-}
+use crate::bad_lines::BadLines;
 
 /// Parses the jobs in a text and skips empty lines. `key` overrides the key of every job.
 pub(super) fn parse(text: &str, file: &str, key: Option<&str>) -> Result<Vec<Job>, BadLines> {
