@@ -188,10 +188,9 @@ fn an_outage_of_a_hosted_server_costs_no_attempts(env: &Env) {
     drop(remote);
 }
 
-/// A batch keeps the results of the calls that run when another one is turned away, so that each is
-/// made once, however often a scout asks whether the other server is back.
-fn a_call_that_is_turned_away_ends_no_other_call_of_its_batch(env: &Env) {
-    let mut fleet = Fleet::new(env, "batch-outage", 1);
+/// Starts a fleet that hosts the remote servers `live` and `dead`, and kills `dead`.
+fn start_with_dead_server(env: &Env, name: &str) -> (Fleet, Hosted, Hosted) {
+    let mut fleet = Fleet::new(env, name, 1);
     let start = |name: &str| {
         let directory = fleet.directory.join(name);
         fs::create_dir(&directory).expect("a directory");
@@ -209,6 +208,13 @@ fn a_call_that_is_turned_away_ends_no_other_call_of_its_batch(env: &Env) {
     dead.kill();
 
     fleet.start_worker();
+    (fleet, live, dead)
+}
+
+/// A batch keeps the results of the calls that run when another one is turned away, so that each is
+/// made once, however often a scout asks whether the other server is back.
+fn a_call_that_is_turned_away_ends_no_other_call_of_its_batch(env: &Env) {
+    let (mut fleet, live, mut dead) = start_with_dead_server(env, "batch-outage");
     let calls = json!([{"tool": "live__work", "arguments": {"ms": 3000}}, {"tool": "dead__work"}]);
     let payload = json!({"calls": calls, "parallel": 2});
     fleet.submit_job(&json!({"jobID": "batch", "jobType": "tool-batch", "payload": payload}));
@@ -229,24 +235,7 @@ fn a_call_that_is_turned_away_ends_no_other_call_of_its_batch(env: &Env) {
 /// Calls that fail while another call of their batch waits for its server spend attempts, as
 /// planned, and run no more often. One that fails for good runs once.
 fn calls_that_fail_beside_one_that_waits_are_not_repeated_by_scouts(env: &Env) {
-    let mut fleet = Fleet::new(env, "failing-batch", 1);
-    let start = |name: &str| {
-        let directory = fleet.directory.join(name);
-        fs::create_dir(&directory).expect("a directory");
-        Hosted::start(env!("CARGO_BIN_EXE_fixture_remote"), &directory)
-    };
-    let (live, mut dead) = (start("live"), start("dead"));
-    let settings = [("MCP_ALLOWED_REMOTES", "127.0.0.1"), ("MCP_REPEAT_WINDOW", "0")];
-    fleet.start_server(&ServerOptions {
-        env: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
-        ..ServerOptions::default()
-    });
-    let server = fleet.server.as_ref().expect("the server");
-    initialize(server, "live", &json!({"type": "http", "url": live.url()}));
-    initialize(server, "dead", &json!({"type": "http", "url": dead.url()}));
-    dead.kill();
-
-    fleet.start_worker();
+    let (mut fleet, live, mut dead) = start_with_dead_server(env, "failing-batch");
     let cases = [
         ("recovers", json!({"failures": 2}), 5),
         ("gives-up", json!({"failures": 99}), 3),

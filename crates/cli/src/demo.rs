@@ -224,55 +224,30 @@ async fn run_jobs(
     ))
 }
 
-/// Plans the jobs over `files`, and a few that cannot succeed.
+/// Plans the jobs over `files`, with a few that cannot succeed in the middle.
 fn plan_jobs(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
-    let call = |label: String, tool: &str, arguments: Value, good: bool| {
-        let what = format!("{FILES}__{tool} {arguments}");
-        let key = arguments["path"].as_str().map(str::to_owned);
-        let arguments = arguments.as_object().cloned().unwrap_or_else(Map::new);
-        let call = ToolCall {
-            server: Some(FILES.to_owned()),
-            tool: tool.to_owned(),
-            arguments,
-            task: None,
-            extra: Map::new(),
-        };
-        Planned::job(&Envelope::new(label, Work::ToolCall(call)), what, good, key)
-    };
-
-    let mut planned: Vec<Planned> = (0..jobs as usize)
-        .map(|index| {
-            let label = format!("job-{:04}", index + 1);
-            match files.get(index % files.len().max(1)) {
-                None => call(label, "file_list", json!({"path": "."}), true),
-                Some(path) if index % 3 == 2 => {
-                    call(label, "file_read", json!({"path": path}), true)
-                }
-                Some(path) => call(label, "file_digest", json!({"path": path}), true),
-            }
-        })
-        .collect();
+    let mut planned: Vec<_> = (0..jobs as usize).map(|index| plan_good_job(files, index)).collect();
 
     let middle = planned.len() / 2;
-    planned.insert(middle, call("bad-tool".to_owned(), "no_such_tool", json!({}), false));
-    planned.insert(
-        middle,
-        call("bad-path".to_owned(), "file_read", json!({"path": "../../../../etc/passwd"}), false),
-    );
-    planned.insert(
-        middle,
-        Planned {
-            label: "bad-bytes".to_owned(),
-            what: "bytes that are not JSON".to_owned(),
-            good: false,
-            key: None,
-            value: vec![0xff, 0xfe, 0x00, b'{'],
-        },
-    );
+    planned.splice(middle..middle, plan_bad_jobs());
+    planned
+}
 
+fn plan_good_job(files: &[PathBuf], index: usize) -> Planned {
+    let label = format!("job-{:04}", index + 1);
+    match files.get(index % files.len().max(1)) {
+        None => plan_call(label, "file_list", json!({"path": "."}), true),
+        Some(path) if index % 3 == 2 => plan_call(label, "file_read", json!({"path": path}), true),
+        Some(path) => plan_call(label, "file_digest", json!({"path": path}), true),
+    }
+}
+
+/// Plans one job of each kind that ends as a dead letter.
+fn plan_bad_jobs() -> [Planned; 4] {
     let unknown = json!({"jobID": "bad-type", "jobType": "make-coffee", "payload": {}});
-    planned.insert(
-        middle,
+    let outside = json!({"path": "../../../../etc/passwd"});
+
+    [
         Planned {
             label: "bad-type".to_owned(),
             what: "unknown jobType".to_owned(),
@@ -280,9 +255,31 @@ fn plan_jobs(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
             key: None,
             value: unknown.to_string().into_bytes(),
         },
-    );
+        Planned {
+            label: "bad-bytes".to_owned(),
+            what: "bytes that are not JSON".to_owned(),
+            good: false,
+            key: None,
+            value: vec![0xff, 0xfe, 0x00, b'{'],
+        },
+        plan_call("bad-path".to_owned(), "file_read", outside, false),
+        plan_call("bad-tool".to_owned(), "no_such_tool", json!({}), false),
+    ]
+}
 
-    planned
+fn plan_call(label: String, tool: &str, arguments: Value, good: bool) -> Planned {
+    let what = format!("{FILES}__{tool} {arguments}");
+    let key = arguments["path"].as_str().map(str::to_owned);
+    let arguments = arguments.as_object().cloned().unwrap_or_else(Map::new);
+
+    let call = ToolCall {
+        server: Some(FILES.to_owned()),
+        tool: tool.to_owned(),
+        arguments,
+        task: None,
+        extra: Map::new(),
+    };
+    Planned::job(&Envelope::new(label, Work::ToolCall(call)), what, good, key)
 }
 
 async fn write_jobs(

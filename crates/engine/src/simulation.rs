@@ -124,8 +124,9 @@ fn every_deliberate_fault_is_found() {
 }
 
 /// Each line is a schedule that failed when it was kept: with a fault, which it must still find, or
-/// for a bug that is mended. Without the fault it must pass. `FLEET_SIM_KEEP=all` prints the lines
-/// of all faults anew, and `FLEET_SIM_KEEP=NoFence,SlotLeak` those of these.
+/// for a bug that is mended. Without the fault it must pass. `FLEET_SIM_KEEP=all` searches
+/// for the lines of all faults again and prints them; `FLEET_SIM_KEEP=NoFence,SlotLeak`, those of
+/// two faults.
 #[test]
 fn what_once_failed_is_played_again() {
     if let Ok(kept) = std::env::var("FLEET_SIM_KEEP") {
@@ -152,6 +153,6 @@ fn what_once_failed_is_played_again() {
             }
         }
     }
-    assert!(missed.is_empty(), "the schedules of these do not find them any more: {missed:?}");
+    assert!(missed.is_empty(), "their schedules no longer find these faults: {missed:?}");
     assert_eq!(faults, Fault::ALL, "every fault has its shortest schedule");
 }

@@ -100,7 +100,7 @@ pub(crate) fn spawn_child(
             // so don't wait for ever.
             _ = tokio::time::timeout(GRACE, drained).await;
         }
-        // There may be no listener any more.
+        // Nobody may be listening.
         _ = report_exit.send(Some(status));
     });
 

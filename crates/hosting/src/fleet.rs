@@ -103,7 +103,7 @@ impl Fleet {
         hosted.state().launch.as_ref().is_some_and(|launch| launch.spec == spec)
     }
 
-    /// Removes a server and ends it. Returns `false` if there is none of this name.
+    /// Removes a server and ends it. Returns `false` if no server has this name.
     pub async fn remove(&self, name: &str) -> bool {
         let Some(hosted) = self.find_hosted(name) else { return false };
         let _gate = hosted.gate.lock().await;

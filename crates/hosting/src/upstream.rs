@@ -138,7 +138,7 @@ impl Upstream {
         let watched = child.clone();
         tokio::spawn(async move {
             let reason = wait_for_end(service, watched).await;
-            // There may be no listener any more.
+            // Nobody may be listening.
             _ = end.send(Some(reason));
         });
 

@@ -55,8 +55,8 @@ impl Engine {
         }
     }
 
-    /// The job does not wait for a hosted server, whatever earlier attempts found: it has calls
-    /// that were answered, and goes on with those.
+    /// Lets a job run without its hosted server, whatever earlier attempts found: some of its calls
+    /// were answered, and it can continue with them.
     pub(super) fn stop_needing(&mut self, token: Token) {
         self.transition(token, |slot| {
             slot.edit_job(|job| {

@@ -21,7 +21,7 @@ pub(super) struct Groups {
 #[derive(Debug, Default)]
 struct Group {
     running: u32,
-    /// Free places that are kept for the queues that were called.
+    /// Free places that are reserved for the queues that were called.
     kept: u32,
     aside: BTreeSet<(Ticket, QueueId)>,
 }
@@ -52,7 +52,7 @@ impl Groups {
         self.groups.entry(group).or_default().aside.insert((ticket, id));
     }
 
-    /// The queue waits no more.
+    /// The queue no longer waits.
     pub(super) fn forget_aside(&mut self, group: u64, ticket: Ticket, id: QueueId) {
         if let Some(waits) = self.groups.get_mut(&group) {
             waits.aside.remove(&(ticket, id));
@@ -61,19 +61,19 @@ impl Groups {
     }
 
     /// Takes out the queue that has waited longest for a limit, if the limit has a place that is
-    /// kept for none.
+    /// not reserved.
     pub(super) fn next_aside(&mut self, limit: &Limit) -> Option<(Ticket, QueueId)> {
         let group = self.groups.get_mut(&limit.group)?;
         let has_place = group.running + group.kept < limit.max;
         if has_place { group.aside.pop_first() } else { None }
     }
 
-    /// Keeps a place for a queue.
+    /// Reserves a place for a queue.
     pub(super) fn keep_place(&mut self, group: u64) {
         self.groups.entry(group).or_default().kept += 1;
     }
 
-    /// A place that was kept is taken, or not needed any more.
+    /// Gives a reserved place up, because it is taken or no longer needed.
     pub(super) fn release_place(&mut self, group: u64) {
         if let Some(kept) = self.groups.get_mut(&group) {
             kept.kept = kept.kept.saturating_sub(1);

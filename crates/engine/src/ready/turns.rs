@@ -72,8 +72,8 @@ impl Turns {
         self.begin_round();
     }
 
-    /// Begins the turn of the current tenant, unless it has begun. If the tenant has started enough
-    /// jobs early, it has no turn in this round any more, and this is `false`.
+    /// Begins the turn of the current tenant, unless it has begun. Returns `false` if
+    /// the tenant has used up its turn of this round by early starts.
     pub(super) fn begin(&mut self, weight: u32) -> bool {
         if self.credit > 0 {
             return true;
@@ -135,7 +135,7 @@ impl Turns {
 /// What the deliberate faults of the simulation do to the turns.
 #[cfg(test)]
 impl Turns {
-    /// The turn of the current tenant goes on.
+    /// Extends the turn of the current tenant.
     pub(super) fn prolong(&mut self) {
         self.credit = self.credit.saturating_add(u32::from(self.credit > 0));
     }

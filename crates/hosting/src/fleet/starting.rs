@@ -234,7 +234,7 @@ impl Fleet {
         Err(error.into())
     }
 
-    /// Returns the server of this name. Adds it if there is none and there is room for it.
+    /// Returns the server with this name, which is added if it is missing and there is room for it.
     fn find_or_add(&self, name: &str) -> Result<Arc<Hosted>, InitError> {
         let mut servers = self.servers.write();
         // Checked under the lock under which the shutdown takes all servers, so that no server is

@@ -37,7 +37,7 @@ impl<E: Subject> World<E> {
         }
     }
 
-    /// A tenant has no job that could start any more: when it has one again, it waits anew.
+    /// Stops counting for tenants without a job that could start. Their next job starts a new count.
     pub(crate) fn forget_served_tenants(&mut self, worker: usize) {
         if !self.workers[worker].passed.is_empty() {
             let waiting = self.waiting_tenants(worker);

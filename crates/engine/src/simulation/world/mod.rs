@@ -2,6 +2,7 @@
 //! server and a consumer group. Every move is drawn from a seed of its own. The module `moves` has
 //! the moves, and `oracles` checks the promises.
 
+mod attempts;
 mod events;
 mod fairness;
 mod fault;

@@ -307,67 +307,6 @@ impl<E: Subject> World<E> {
         self.feed(worker, Input::End(partition(number), end));
     }
 
-    pub(crate) fn finish(&mut self) {
-        let worker = self.rng.below(self.workers.len() as u64) as usize;
-        if self.is_out_of_contact(worker) {
-            return;
-        }
-        if self.rng.chance(10)
-            && let Some((token, _)) = self.workers[worker].late.pop()
-        {
-            return self.feed(worker, Input::Finished(token, Attempt::Succeeded));
-        }
-        if self.workers[worker].running.is_empty() {
-            return self.probe(worker);
-        }
-        let index = self.rng.below(self.workers[worker].running.len() as u64) as usize;
-        let (token, attempt) = self.workers[worker].running.swap_remove(index);
-        let up = self.server_up;
-        let lost = self.rng.chance(3);
-        let hosted = self.job(token).hosted.map(Need::Hosted);
-        let away =
-            [Some(Need::Room), hosted].into_iter().flatten().find(|need| self.away.contains(need));
-        // The outcome of an aborted call says nothing, and the engine does not hear one of an
-        // earlier assignment, which it may not have been able to forget yet.
-        let is_heard =
-            self.workers[worker].engine.token(token.partition, token.offset) == Some(token);
-        let is_wanted = is_heard && self.job(token).cancelled != Some(token.generation);
-        if let Some(Need::Hosted(server)) = away.filter(|_| up && is_wanted) {
-            let until = self.now + LEAVE_ALONE;
-            self.workers[worker].held_until.insert(server, until);
-        } else if let (true, true, None, Some(Need::Hosted(server))) = (up, is_heard, away, hosted)
-        {
-            self.workers[worker].held_until.remove(&server);
-        }
-        let wish = Duration::from_millis(LEAVE_ALONE as u64);
-        let job = self.job(token);
-        let outcome = match job.script {
-            _ if !up => Attempt::Failed(FailureClass::Unavailable, None),
-            _ if away.is_some() => Attempt::Held(away.unwrap(), Some(wish)),
-            Script::Permanent => Attempt::Failed(FailureClass::Permanent, None),
-            Script::FailsForEver => Attempt::Failed(FailureClass::Retry, None),
-            Script::FailsThenSucceeds(n) if attempt <= n || lost => {
-                Attempt::Failed(FailureClass::Retry, None)
-            }
-            _ => Attempt::Succeeded,
-        };
-        // Neither an outage nor a cancel spends an attempt, and the next owner does not know about
-        // a success that is not written when the partition moves, nor about an outcome that comes
-        // afterwards.
-        let spent = matches!(outcome, Attempt::Failed(class, _) if class.spends_attempt());
-        if spent && is_wanted {
-            job.ended += 1;
-        }
-        self.feed(worker, Input::Finished(token, outcome));
-    }
-
-    fn probe(&mut self, worker: usize) {
-        if std::mem::take(&mut self.workers[worker].probing) {
-            let up = self.server_up;
-            self.feed(worker, Input::Probed(up));
-        }
-    }
-
     pub(crate) fn write(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         if self.is_out_of_contact(worker) {
