@@ -189,7 +189,7 @@ fn an_outage_of_a_hosted_server_costs_no_attempts(env: &Env) {
 }
 
 /// Starts a fleet that hosts the remote servers `live` and `dead`, and kills `dead`.
-fn start_with_dead_server(env: &Env, name: &str) -> (Fleet, Hosted, Hosted) {
+fn start_with_dead_server<'a>(env: &'a Env, name: &str) -> (Fleet<'a>, Hosted, Hosted) {
     let mut fleet = Fleet::new(env, name, 1);
     let start = |name: &str| {
         let directory = fleet.directory.join(name);

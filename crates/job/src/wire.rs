@@ -3,7 +3,7 @@
 //! serde and schemars work on the structs in this module. [`decode`](crate::decode) checks the
 //! bounds, since it can name the field and say what to do.
 
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
@@ -84,18 +84,20 @@ pub struct WireEnvelope {
 
 impl WireEnvelope {
     /// The schema of the fields that a job can have whatever its work is, for requests that become
-    /// envelopes: all but the id, the work, and what only a server writes.
-    pub fn options_schema(generator: &mut SchemaGenerator) -> Schema {
-        let mut schema = Self::json_schema(generator);
+    /// envelopes: all but the ids, the work, and what only a server writes.
+    pub fn options_schema(_: &mut SchemaGenerator) -> Schema {
+        // A generator of its own, so that the definitions of other fields stay out of the document.
+        let settings = SchemaSettings::draft2020_12().with(|it| it.inline_subschemas = true);
+        let mut schema = Self::json_schema(&mut settings.into_generator());
+
         for keyword in ["title", "description", "required"] {
             schema.remove(keyword);
         }
         if let Some(Value::Object(properties)) = schema.get_mut("properties") {
-            for field in ["jobID", "jobType", "payload", "owner"] {
+            for field in ["jobID", "jobType", "payload", "idempotencyKey", "owner"] {
                 properties.shift_remove(field);
             }
         }
-
         schema
     }
 }

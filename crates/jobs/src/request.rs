@@ -343,6 +343,7 @@ mod tests {
                 "`payload.calls` has 10001 calls",
             ),
             (json!({"tool": "t", "priority": 10}), "`priority` is 10"),
+            (json!({"tool": "t", "priority": "high"}), "`priority`: invalid type: string"),
             (json!({"tool": "t", "jobID": "a\nb"}), "`jobID` contains control characters"),
         ] {
             let error = prepare(bad).unwrap_err().to_string();

@@ -299,7 +299,7 @@ mod tests {
         check("[]", "1 to 1000 jobs; this one has 0");
         check(r#"{"jobs":[{"tool":"t"}],"tool":"t"}"#, "not both");
         check(r#"{"jobs":3}"#, "`jobs` must be an array");
-        check(r#"{"tool":"t","priority":"high"}"#, "`priority`: invalid type: string");
+        check(r#"{"tool":"t","key":7}"#, "`key`: invalid type: number");
         check(
             r#"[{"tool":"t"},{"calls":[{"tool":"t"},{"tool":7}]}]"#,
             "job 1, `calls[1].tool`: invalid type",
