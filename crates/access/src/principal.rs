@@ -121,6 +121,12 @@ impl Principal {
         self.id
     }
 
+    /// Returns whether credentials were verified. The principal of a server that only this machine
+    /// can reach, and that of a server that serves everybody, stand for anybody at all.
+    pub fn is_verified(&self) -> bool {
+        !matches!(self.via, Via::Loopback | Via::Open)
+    }
+
     /// Adds roles, and keeps them sorted and without repeats.
     pub fn add_roles(&mut self, roles: impl IntoIterator<Item = String>) {
         add_sorted(&mut self.roles, roles);

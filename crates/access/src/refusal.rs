@@ -40,6 +40,8 @@ pub enum Fault {
     OtherScheme,
     /// What follows `Bearer` is not one token.
     NotABearerToken,
+    /// The credentials are in the query, where logs and histories keep them.
+    InQuery,
     /// There is no such API key, or its secret is wrong.
     UnknownKey,
     /// The API key has expired.
@@ -73,6 +75,11 @@ pub enum Fault {
 }
 
 impl AuthRefusal {
+    /// The refusal of a request whose URL carries credentials.
+    pub fn in_query() -> Self {
+        Self::malformed(Fault::InQuery)
+    }
+
     pub(crate) fn malformed(fault: Fault) -> Self {
         Self { status: AuthStatus::BadRequest, fault }
     }
@@ -148,6 +155,7 @@ impl Fault {
             Self::TooLong => "too-long",
             Self::OtherScheme => "other-scheme",
             Self::NotABearerToken => "not-a-bearer-token",
+            Self::InQuery => "in-query",
             Self::UnknownKey => "unknown-key",
             Self::ExpiredKey => "expired-key",
             Self::RevokedKey => "revoked-key",
@@ -180,6 +188,10 @@ impl Fault {
             Self::OtherScheme => "the Authorization header does not use the Bearer scheme",
             Self::NotABearerToken => {
                 "the Authorization header is not `Bearer` followed by one token"
+            }
+            Self::InQuery => {
+                "the URL carries credentials, which logs would keep; send them in the Authorization \
+                 header, and replace them if they are still valid"
             }
             Self::UnknownKey => "the API key is not valid here",
             Self::ExpiredKey => "the API key has expired",

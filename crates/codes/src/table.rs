@@ -173,6 +173,10 @@ table! {
             "Correct the line that the message names; `mcp-server policy check` tests a file without a server.";
     }
     "Access" {
+        NO_AUTHENTICATOR = "FLEET-NO-AUTHENTICATOR":
+            "The server does not start, because nothing is configured that tells callers apart.",
+            "It listens beyond loopback, or `--access required` is set, and it has neither API keys nor `[[issuer]]` or `[[certificate]]` tables.",
+            "Make a key with `mcp-fleet keys create` and start with `--access-keys FILE`, or add an `[[issuer]]` to the policy file; docs/access.md has both. `MCP_ACCESS=open` serves everybody who can reach the port.";
         UNAUTHENTICATED = "FLEET-UNAUTHENTICATED":
             "The request carries no credentials, and this server serves nobody without them.",
             "No `Authorization` header and no client certificate was sent, or the header has a scheme other than `Bearer`.",
@@ -183,7 +187,7 @@ table! {
             "Get new credentials for this server; the message and the server's log say which check failed.";
         MALFORMED_CREDENTIALS = "FLEET-MALFORMED-CREDENTIALS":
             "The credentials of the request could not be read.",
-            "The request has more than one `Authorization` header, or its value is not a bearer token.",
+            "The request has more than one `Authorization` header, its value is not a bearer token, or the URL carries credentials.",
             "Send exactly one header of the form `Authorization: Bearer <key or token>`.";
         NO_ISSUER_KEYS = "FLEET-NO-ISSUER-KEYS":
             "Access tokens of this issuer cannot be checked at the moment.",

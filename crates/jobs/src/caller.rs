@@ -1,21 +1,41 @@
-//! Callers and the owners of jobs, as identified by credentials.
+//! Callers and the owners of jobs.
+//!
+//! The owner of a job is the id of the principal that submitted it, so whoever comes back with
+//! another key or token of the same subject still sees it. Where nobody is verified, because the
+//! server serves this machine or everybody, the owner is a digest of the credentials that a proxy or
+//! a client sends.
 
+use std::{borrow::Cow, sync::Arc};
+
+use fleet_access::Principal;
 use fleet_job::event::JobEvent;
-use fleet_ops::{hex::hex, http::CREDENTIALS};
-use http::HeaderMap;
+use fleet_ops::{
+    hex::hex,
+    http::{CREDENTIALS, credential_bytes},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
 use sha2::{Digest, Sha256};
 
 /// The sender of a request. All senders without credentials are the same caller.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
-    /// A digest of the credentials, which envelopes and events contain.
+    /// The caller's name in envelopes and events.
     pub owner: Option<String>,
+    /// The name that the same credentials had before servers knew principals: a digest of their
+    /// bytes. Its jobs stay visible until they are forgotten.
+    pub former: Option<String>,
 }
 
 impl Caller {
     /// Returns whether the caller may see the job of an event.
     pub(crate) fn may_see(&self, event: &JobEvent) -> bool {
-        event.owner.is_none() || event.owner == self.owner
+        event.owner.is_none() || event.owner == self.owner || event.owner == self.former
+    }
+
+    /// The same caller under its former name alone; `None` if it has no other one.
+    pub(crate) fn as_former(&self) -> Option<Self> {
+        let former = self.former.clone()?;
+        Some(Self { owner: Some(former), former: None })
     }
 }
 
@@ -38,8 +58,28 @@ impl Owners {
         Self { key: key.unwrap_or_default().as_bytes().to_vec() }
     }
 
-    /// Returns the caller that sends requests with these headers.
-    pub fn identify(&self, headers: Option<&HeaderMap>) -> Caller {
+    /// Returns the caller that sends a request with these parts. The principal among their
+    /// extensions is who was authenticated.
+    pub fn identify(&self, parts: Option<&Parts>) -> Caller {
+        let headers = parts.map(|parts| &parts.headers);
+        let former = self.digest(headers, |_, value| Cow::Borrowed(value.as_bytes()));
+
+        let principal = parts.and_then(|parts| parts.extensions.get::<Arc<Principal>>());
+        let owner = match principal.filter(|principal| principal.is_verified()) {
+            Some(principal) => Some(principal.id().to_string()),
+            None => self.digest(headers, credential_bytes),
+        };
+
+        let former = former.filter(|former| owner.as_ref() != Some(former));
+        Caller { owner, former }
+    }
+
+    /// A digest of the credentials among these headers; `None` if there are none.
+    fn digest(
+        &self,
+        headers: Option<&HeaderMap>,
+        bytes_of: for<'a> fn(&HeaderName, &'a HeaderValue) -> Cow<'a, [u8]>,
+    ) -> Option<String> {
         let mut hasher = Sha256::new();
         let mut has_credentials = false;
 
@@ -50,13 +90,13 @@ impl Owners {
             for value in headers.into_iter().flat_map(|headers| headers.get_all(name)) {
                 has_credentials = true;
                 hash_part(&mut hasher, name.as_str().as_bytes());
-                hash_part(&mut hasher, value.as_bytes());
+                hash_part(&mut hasher, &bytes_of(name, value));
             }
         }
         // Hash the key last, too, so that nobody can extend a known digest.
         hash_part(&mut hasher, &self.key);
 
-        Caller { owner: has_credentials.then(|| hex(&hasher.finalize()[..16])) }
+        has_credentials.then(|| hex(&hasher.finalize()[..16]))
     }
 }
 
@@ -77,21 +117,33 @@ pub(crate) fn derived_id(prefix: &str, parts: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use fleet_access::{PrincipalKind, Via};
+    use http::Request;
 
     use super::*;
 
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        let pairs = pairs.iter().map(|(name, value)| {
-            (http::HeaderName::from_static(name), HeaderValue::from_static(value))
-        });
-        pairs.collect()
+    fn parts(pairs: &[(&'static str, &'static str)], principal: Option<Principal>) -> Parts {
+        let (mut parts, ()) = Request::new(()).into_parts();
+        parts.headers.extend(
+            pairs.iter().map(|(name, value)| {
+                (HeaderName::from_static(name), HeaderValue::from_static(value))
+            }),
+        );
+        if let Some(principal) = principal {
+            parts.extensions.insert(Arc::new(principal));
+        }
+        parts
+    }
+
+    fn alice() -> Principal {
+        let via = Via::Key { id: "a".to_owned() };
+        Principal::new("keys", "alice", PrincipalKind::Person, via)
     }
 
     #[test]
     fn the_same_credentials_are_the_same_owner() {
         let owners = Owners::new(None);
-        let of = |pairs: &[_]| owners.identify(Some(&headers(pairs))).owner;
+        let of = |pairs: &[_]| owners.identify(Some(&parts(pairs, None))).owner;
         let mine = of(&[("authorization", "Bearer a")]);
         assert!(mine.as_deref().is_some_and(|name| name.len() == 32 && !name.contains("Bearer")));
         assert_eq!(mine, of(&[("authorization", "Bearer a"), ("accept", "*/*")]));
@@ -99,10 +151,47 @@ mod tests {
             assert_ne!(mine, of(other), "{other:?}");
         }
         assert_eq!(of(&[]), None);
-        assert_eq!(owners.identify(None).owner, None);
+        assert_eq!(owners.identify(None), Caller::default());
         let keyed =
-            Owners::new(Some("k")).identify(Some(&headers(&[("authorization", "Bearer a")])));
+            Owners::new(Some("k")).identify(Some(&parts(&[("authorization", "Bearer a")], None)));
         assert_ne!(keyed.owner, mine);
+    }
+
+    #[test]
+    fn a_verified_principal_is_one_owner_whatever_it_sends() {
+        let owners = Owners::new(None);
+        let of = |value, principal| {
+            owners.identify(Some(&parts(&[("authorization", value)], principal)))
+        };
+        let id = Some(alice().id().to_string());
+        let (before, after) = (of("Bearer a", None), of("Bearer a", Some(alice())));
+        assert_eq!(after.owner, id);
+        assert_eq!(of("Bearer b", Some(alice())).owner, id);
+        assert_eq!(after.former, before.owner, "it still sees what it submitted before");
+
+        // Nobody was verified, so only the credentials tell callers apart.
+        for principal in [Principal::local(), Principal::anonymous()] {
+            assert_eq!(of("Bearer a", Some(principal)), before);
+        }
+    }
+
+    #[test]
+    fn the_case_of_the_scheme_does_not_matter() {
+        let owners = Owners::new(None);
+        let of = |value| owners.identify(Some(&parts(&[("authorization", value)], None)));
+        let (usual, other) = (of("Bearer a"), of("bearer a"));
+        assert_eq!(usual.owner, other.owner);
+        assert_eq!(usual.former, None);
+
+        let before = JobEvent {
+            owner: other.former.clone(),
+            ..JobEvent::new(
+                "j".to_owned(),
+                fleet_job::event::JobState::Queued,
+                fleet_job::time::Timestamp::MIN,
+            )
+        };
+        assert!(before.owner.is_some() && other.may_see(&before) && !usual.may_see(&before));
     }
 
     #[test]

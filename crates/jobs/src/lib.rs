@@ -205,9 +205,9 @@ impl Jobs {
         self.inner.stop.clone()
     }
 
-    /// Returns the caller that sends requests with these headers.
-    pub fn caller(&self, headers: Option<&http::HeaderMap>) -> Caller {
-        self.inner.owners.identify(headers)
+    /// Returns the caller that sends a request with these parts.
+    pub fn caller(&self, parts: Option<&http::request::Parts>) -> Caller {
+        self.inner.owners.identify(parts)
     }
 
     /// Returns the state of a job that `caller` may see. If the ledger doesn't know the job, this
@@ -254,6 +254,7 @@ impl Jobs {
     pub async fn list(&self, mut query: Query, caller: &Caller) -> Result<JobList, JobsError> {
         self.check_log_is_read()?;
         query.asker.clone_from(&caller.owner);
+        query.former_asker.clone_from(&caller.former);
 
         let page = self.inner.store.list(&query).await?;
         let listed = page.jobs.into_iter().map(|known| {

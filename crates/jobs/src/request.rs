@@ -266,7 +266,7 @@ impl PageRequest {
             })?),
         };
 
-        Ok(Query { filter: self.filter, asker: None, limit, after })
+        Ok(Query { filter: self.filter, limit, after, ..Query::default() })
     }
 }
 
@@ -276,7 +276,8 @@ mod tests {
 
     fn prepare(value: Value) -> Result<Prepared, BadRequest> {
         let request: JobRequest = serde_json::from_value(value).unwrap();
-        request.prepare(&Caller { owner: Some("me".to_owned()) }, || "fresh".to_owned())
+        request
+            .prepare(&Caller { owner: Some("me".to_owned()), former: None }, || "fresh".to_owned())
     }
 
     #[test]

@@ -21,7 +21,7 @@ use fleet_job::{
 use fleet_kafka::reader;
 use fleet_ledger::{Batch, Known, Update};
 use fleet_ops::blocking::run_blocking;
-use futures::{Stream, stream::unfold};
+use futures::{FutureExt as _, Stream, stream::unfold};
 use rmcp::model::{
     CallToolRequestParams, ClientCapabilities, CreateTaskResult, DetailedTask, InputRequests,
     InputResponses, MetaObject, Task, TaskPayload, TaskStatus,
@@ -65,9 +65,9 @@ impl Tasks {
         }
     }
 
-    /// Returns the caller that sends requests with these headers.
-    pub fn caller(&self, headers: Option<&http::HeaderMap>) -> Caller {
-        self.jobs.caller(headers)
+    /// Returns the caller that sends a request with these parts.
+    pub fn caller(&self, parts: Option<&http::request::Parts>) -> Caller {
+        self.jobs.caller(parts)
     }
 
     /// Returns whether the settings declare this tool long-running.
@@ -136,14 +136,21 @@ impl Tasks {
         task_id: &str,
         caller: &Caller,
     ) -> impl Stream<Item = DetailedTask> + use<> {
-        let watch = self.jobs.watch(&task_job_id(task_id, caller), caller);
-        let states = Some((self.clone(), task_id.to_owned(), watch));
-        unfold(states, async |states| {
-            let (tasks, task_id, mut watch) = states?;
-            let view = watch.next().await.ok()?;
-            let task = tasks.describe_task(&task_id, &view);
-            Some((task, (!view.is_terminal()).then_some((tasks, task_id, watch))))
-        })
+        let (tasks, task_id, caller) = (self.clone(), task_id.to_owned(), caller.clone());
+        let opened = async move {
+            let known = tasks.find_task(&task_id, &caller).await.ok()?;
+            let watch = tasks.jobs.watch(&known.event.job_id, &caller);
+            Some((tasks, task_id, watch))
+        };
+        let states = opened.map(|states| {
+            unfold(states, async |states| {
+                let (tasks, task_id, mut watch) = states?;
+                let view = watch.next().await.ok()?;
+                let task = tasks.describe_task(&task_id, &view);
+                Some((task, (!view.is_terminal()).then_some((tasks, task_id, watch))))
+            })
+        });
+        states.flatten_stream()
     }
 
     fn describe_task(&self, task_id: &str, view: &JobView) -> DetailedTask {
@@ -224,9 +231,15 @@ impl Tasks {
             return Err(not_found());
         }
 
-        let job_id = task_job_id(task_id, caller);
         let known = async || {
-            self.jobs.find_known(&job_id, caller).await.map_err(|error| match error {
+            let found = self.jobs.find_known(&task_job_id(task_id, caller), caller).await;
+            let found = match (found, caller.as_former()) {
+                (Err(JobsError::NotFound(_)), Some(former)) => {
+                    self.jobs.find_known(&task_job_id(task_id, &former), &former).await
+                }
+                (found, _) => found,
+            };
+            found.map_err(|error| match error {
                 JobsError::NotFound(_) => not_found(),
                 error => error,
             })
@@ -437,7 +450,7 @@ mod tests {
 
     #[test]
     fn the_same_id_is_another_task_for_another_caller() {
-        let owner = |name: &str| Caller { owner: Some(name.to_owned()) };
+        let owner = |name: &str| Caller { owner: Some(name.to_owned()), former: None };
         assert_eq!(task_job_id("t", &owner("a")), task_job_id("t", &owner("a")));
         assert_ne!(task_job_id("t", &owner("a")), task_job_id("t", &owner("b")));
         assert_ne!(task_job_id("t", &owner("a")), task_job_id("t", &Caller::default()));

@@ -16,6 +16,8 @@ pub struct Query {
     /// The owner on whose behalf the query is made. A job that has an owner is visible to that
     /// owner alone.
     pub asker: Option<String>,
+    /// Another name of the same owner, which its older jobs have.
+    pub former_asker: Option<String>,
     /// The maximum number of jobs on the page, from 1 to [`MAX_LIMIT`].
     pub limit: usize,
     /// The cursor at which the previous page ended.
@@ -25,7 +27,8 @@ pub struct Query {
 impl Query {
     /// Returns whether the asker may see a job of this owner.
     pub fn may_see(&self, owner: Option<&str>) -> bool {
-        owner.is_none_or(|owner| self.asker.as_deref() == Some(owner))
+        let names = [&self.asker, &self.former_asker];
+        owner.is_none_or(|owner| names.iter().any(|name| name.as_deref() == Some(owner)))
     }
 
     /// Returns the limit, clamped to its valid range.

@@ -6,6 +6,7 @@
 //! alive and not ready.
 
 use std::{
+    borrow::Cow,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
@@ -16,7 +17,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    http::{HeaderName, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::from_fn_with_state,
     response::IntoResponse,
     routing::get,
@@ -40,6 +41,25 @@ pub const CREDENTIALS: [HeaderName; 4] = [
     header::COOKIE,
     HeaderName::from_static("x-api-key"),
 ];
+
+/// The scheme of bearer tokens, as most clients spell it.
+const BEARER: &[u8] = b"Bearer ";
+
+/// Returns the bytes that identify a credential: its value, with `Bearer` in `Authorization` spelled
+/// in one way, since schemes are the same in any case.
+pub fn credential_bytes<'a>(name: &HeaderName, value: &'a HeaderValue) -> Cow<'a, [u8]> {
+    let bytes = value.as_bytes();
+    match bytes.split_at_checked(BEARER.len()) {
+        Some((scheme, token))
+            if *name == header::AUTHORIZATION
+                && scheme != BEARER
+                && scheme.eq_ignore_ascii_case(BEARER) =>
+        {
+            Cow::Owned([BEARER, token].concat())
+        }
+        _ => Cow::Borrowed(bytes),
+    }
+}
 
 /// The health of this process. Cheap to clone; all clones share one state.
 #[derive(Debug, Clone, Default)]
@@ -268,6 +288,20 @@ mod tests {
         let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
         let body = String::from_utf8(body.to_vec()).unwrap();
         assert!(body.contains(text), "{path}: {body}");
+    }
+
+    #[test]
+    fn a_bearer_token_is_one_credential_in_any_spelling() {
+        let check = |name: HeaderName, value: &str, expected: &str| {
+            let value = HeaderValue::try_from(value).unwrap();
+            assert_eq!(credential_bytes(&name, &value), expected.as_bytes());
+        };
+        for spelling in ["Bearer x", "bearer x", "BEARER x"] {
+            check(header::AUTHORIZATION, spelling, "Bearer x");
+        }
+        check(header::AUTHORIZATION, "basic x", "basic x");
+        check(header::AUTHORIZATION, "bear", "bear");
+        check(header::COOKIE, "bearer x", "bearer x");
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use fleet_job::glob::Glob;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use toml::Spanned;
 
 use super::{
@@ -33,6 +33,19 @@ struct PolicyFile {
     remote: Vec<RemoteFile>,
     #[serde(default)]
     server: Vec<ServerFile>,
+    // The tables about access, which `fleet-access` reads.
+    #[serde(rename = "access")]
+    _access: Option<IgnoredAny>,
+    #[serde(rename = "principal")]
+    _principal: Option<IgnoredAny>,
+    #[serde(rename = "rule")]
+    _rule: Option<IgnoredAny>,
+    #[serde(rename = "limit")]
+    _limit: Option<IgnoredAny>,
+    #[serde(rename = "issuer")]
+    _issuer: Option<IgnoredAny>,
+    #[serde(rename = "certificate")]
+    _certificate: Option<IgnoredAny>,
 }
 
 /// Declares a table that may hold every per-server setting plus the given fields. serde cannot both
@@ -92,6 +105,9 @@ server_table! {
 server_table! {
     struct ServerFile {
         name: String,
+        /// For `fleet-access`.
+        #[serde(rename = "trust_annotations")]
+        _trust_annotations: Option<bool>,
         #[serde(default)]
         tool: Vec<ToolFile>,
     }

@@ -261,3 +261,18 @@ proptest! {
         let _policy = Policy::from_toml(&text);
     }
 }
+
+#[test]
+fn the_tables_about_access_are_left_to_the_crate_that_reads_them() {
+    let policy = Policy::from_toml(
+        "[access]\ndefault = 'deny'\n\
+         [[principal]]\nsubject = 'a'\n\
+         [[rule]]\nname = 'r'\n\
+         [[limit]]\nname = 'l'\n\
+         [[issuer]]\nurl = 'https://idp'\n\
+         [[certificate]]\nuri = 'spiffe://d/*'\n\
+         [[server]]\nname = 'db'\ntrust_annotations = true\n",
+    );
+    assert_eq!(policy.unwrap().limits.servers.len(), 1);
+    assert!(Policy::from_toml("[[rules]]\nname = 'r'").is_err());
+}

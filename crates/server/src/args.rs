@@ -5,6 +5,8 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use fleet_kafka::compression::Compression;
 use fleet_ops::config::{parse_bytes, parse_duration};
 
+use crate::access::AccessMode;
+
 /// The flags of the server.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -126,7 +128,20 @@ pub struct Args {
         value_name = "NAME"
     )]
     pub expand_env: Vec<String>,
-    /// A policy file (TOML) with further rules.
+    /// Whose requests are served. `auto`: on loopback, everybody on this machine if nothing is
+    /// configured; elsewhere, only callers with a key or a token. `required`: only callers with a
+    /// key or a token, on loopback, too. `open`: everybody who can reach the port.
+    #[arg(help_heading = "Access", long, env = "MCP_ACCESS", value_enum, default_value_t)]
+    pub access: AccessMode,
+    /// The file of API keys, which `mcp-fleet keys` writes. Changes apply within two
+    /// seconds.
+    #[arg(help_heading = "Access", long, env = "MCP_ACCESS_KEYS_FILE", value_name = "FILE")]
+    pub access_keys: Option<PathBuf>,
+    /// The file of the pepper that the keys were made with. By default, `FILE.pepper` beside the
+    /// keys file FILE, if it exists.
+    #[arg(help_heading = "Access", long, env = "MCP_ACCESS_PEPPER_FILE", value_name = "FILE")]
+    pub access_pepper_file: Option<PathBuf>,
+    /// A policy file (TOML) with further rules: what may be hosted, and issuers of access tokens.
     #[arg(
         help_heading = "Hosted servers",
         long = "policy",

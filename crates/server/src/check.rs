@@ -23,7 +23,7 @@ use fleet_policy::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{error::ServerError, policy_source::PolicySource};
+use crate::{access, error::ServerError, policy_source::PolicySource};
 
 /// Shown below `--help`.
 pub const EXAMPLES: &str = "Examples:
@@ -156,6 +156,7 @@ pub async fn run(command: PolicyCommand) -> ExitCode {
 
 async fn check_config(args: &CheckArgs) -> Result<ExitCode, CheckError> {
     let policy = PolicySource::from_file(&args.policy).load()?;
+    access::check_policy_file(&args.policy)?;
     let servers = read_config(&args.config)?;
     let report = Report::examine(&servers, &policy).await;
 

@@ -16,6 +16,7 @@ use fleet_policy::Policy;
 use url::Url;
 
 use crate::{
+    access::AccessSource,
     args::{Args, non_empty},
     error::ServerError,
     policy_source::PolicySource,
@@ -50,6 +51,8 @@ pub struct ServerConfig {
     pub policy: Policy,
     /// The flags and the file that the policy comes from. The file is watched for changes.
     pub policy_source: PolicySource,
+    /// Whose requests are served, and the files that say so.
+    pub access: AccessSource,
     /// The registry through which replicas share what they host; none by default.
     pub registry: Option<RegistryConfig>,
     /// The jobs that this server accepts and follows; none by default.
@@ -81,6 +84,7 @@ impl Default for ServerConfig {
             files_max_read: 1024 * 1024,
             policy: Policy::default(),
             policy_source: PolicySource::default(),
+            access: AccessSource::default(),
             registry: None,
             jobs: None,
             compression: Compression::default(),
@@ -104,6 +108,7 @@ impl ServerConfig {
         });
         let roots = non_empty_paths(&args.roots);
         let policy_source = policy_source(args);
+        let public_url = parse_public_url(args)?;
 
         // Report unusable roots now rather than at the first call.
         Files::new(&roots, args.files_max_read)?;
@@ -115,7 +120,8 @@ impl ServerConfig {
             conformance: args.conformance,
             allowed_hosts: non_empty(&args.allowed_hosts).map(str::to_owned).collect(),
             allowed_origins: origins.collect::<Result<_, _>>()?,
-            public_url: parse_public_url(args)?,
+            access: access_source(args, public_url.as_ref()),
+            public_url,
             legacy_sessions: args.legacy_sessions,
             roots,
             files_max_read: args.files_max_read,
@@ -142,6 +148,19 @@ fn policy_source(args: &Args) -> PolicySource {
         remotes: owned(&args.allow_remotes),
         expand: owned(&args.expand_env),
         handshake_timeout: args.handshake_timeout_ms.map(Duration::from_millis),
+    }
+}
+
+/// Returns the settings about access. An empty variable is no file.
+fn access_source(args: &Args, public_url: Option<&Url>) -> AccessSource {
+    let named = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+    AccessSource {
+        mode: args.access,
+        host: args.host,
+        keys: named(&args.access_keys),
+        pepper: named(&args.access_pepper_file),
+        policy: named(&args.policy_file),
+        public_url: public_url.cloned(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Errors that keep the server from starting or end it.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
+use fleet_access::{AccessPolicyError, KeysFileError};
 use fleet_codes as codes;
 use fleet_hosting::registry::RegistryError;
 use fleet_jobs::JobsError;
@@ -18,6 +19,50 @@ pub enum ServerError {
     /// The policy can't be read.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The policy file's tables about access can't be used.
+    #[error(transparent)]
+    AccessPolicy(#[from] AccessPolicyError),
+    /// A file about access can't be read.
+    #[error("could not read {} [{code}]", path.display(), code = codes::KEYS_FILE)]
+    AccessFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        error: std::io::Error,
+    },
+    /// The keys file can't be used.
+    #[error("could not use {}", path.display())]
+    Keys {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        error: KeysFileError,
+    },
+    /// The pepper file holds something else.
+    #[error(
+        "{} is not a pepper; expected 64 hexadecimal digits, as `mcp-fleet keys create` writes them \
+         [{code}]",
+        path.display(),
+        code = codes::KEYS_FILE
+    )]
+    Pepper {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Nothing tells callers apart.
+    #[error(
+        "mcp-server has neither API keys nor issuers of tokens, so it can't tell apart who reaches it \
+         at {host}. Make a key with `mcp-fleet keys create` and pass its file with \
+         --access-keys (MCP_ACCESS_KEYS_FILE), add an [[issuer]] to the policy file, or set \
+         MCP_ACCESS=open to serve everybody; docs/access.md shows how [{code}]",
+        code = codes::NO_AUTHENTICATOR
+    )]
+    NoAuthenticator {
+        /// The address to listen on.
+        host: IpAddr,
+    },
     /// A root of the `file_*` tools is unusable.
     #[error(transparent)]
     Root(#[from] RootError),

@@ -27,10 +27,14 @@ use fleet_ops::{
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::ServerConfig, gateway::Gateway};
+use crate::{
+    access::{AccessControl, layer, metadata},
+    config::ServerConfig,
+    gateway::Gateway,
+};
 
 mod body;
-mod card;
+pub(crate) mod card;
 mod message;
 mod mirrored;
 mod observe;
@@ -53,12 +57,15 @@ pub const MAX_BODY: usize = 4 * 1024 * 1024;
 pub fn router(
     gateway: Gateway,
     config: &ServerConfig,
+    access: AccessControl,
     jobs: Option<Jobs>,
     health: Health,
     metrics: Metrics,
     stop: CancellationToken,
 ) -> Router {
-    let card = card::router(&gateway, config.public_url.clone());
+    // What a client reads before it has credentials.
+    let public =
+        card::router(&gateway, config.public_url.clone()).merge(metadata::router(access.clone()));
     let guard = Arc::new(Guard::new(&config.allowed_hosts, config.allowed_origins.clone()));
     let streams = sse::Streams::new(gateway.clone(), stop.clone());
     let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };
@@ -82,15 +89,18 @@ pub fn router(
         .layer(from_fn(mirrored::check_headers))
         .merge(rest::router(jobs, &registry_topic(config), stop))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
+        // Nothing but the guard, which reads no credentials, comes before authentication.
+        .layer(from_fn_with_state(access.clone(), layer::authenticate))
         .layer(from_fn_with_state(guard.clone(), guard::check))
-        .merge(card.layer(from_fn_with_state(guard.clone(), guard::check_host)))
+        .merge(public.layer(from_fn_with_state(guard.clone(), guard::check_host)))
         .layer(from_fn(observe::mark_credentials))
         .layer(from_fn(rest::translate_errors))
         .layer(from_fn(observe::measure_request));
 
     // Metrics reveal which tools are called how often, so the guard checks requests for them.
     // Health probes reveal nothing and may come under any host name.
-    let scrape = fleet_ops::http::scrape(metrics, guard);
+    let scrape = fleet_ops::http::scrape(metrics, guard)
+        .layer(from_fn_with_state(access, layer::authenticate));
     guarded.merge(scrape).merge(fleet_ops::http::probes(health))
 }
 

@@ -5,6 +5,7 @@
 //! hosts, which are child processes or remote servers. [`fleet_policy`] decides what may be hosted;
 //! by default, nothing may.
 
+pub mod access;
 pub mod args;
 pub mod check;
 pub mod config;

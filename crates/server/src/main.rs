@@ -21,8 +21,8 @@ const EXAMPLES: &str = "Examples:
   Serve a desktop client that starts the server itself:
     mcp-server --stdio --root .
 
-  Accept requests from other machines under one host name:
-    mcp-server --host 0.0.0.0 --allowed-hosts mcp.internal --repeat-window 1h
+  Accept requests from other machines that have a key (see `mcp-fleet keys create --help`):
+    mcp-server --host 0.0.0.0 --allowed-hosts mcp.internal --access-keys keys.toml
 
   Show what a policy file allows of a configuration (see `mcp-server policy check --help`):
     mcp-server policy check policy.toml mcp.json";

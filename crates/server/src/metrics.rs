@@ -44,6 +44,42 @@ pub const POLICY_RELOADS: Metric = Metric {
     labels: &["outcome"],
     help: "Reloads of the policy file: applied, invalid (the previous policy stays in force).",
 };
+/// Requests whose caller was accepted.
+pub const ACCEPTED_REQUESTS: Metric = Metric {
+    name: "mcp_server_accepted_requests_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["via"],
+    help: "Requests whose caller was accepted, by how it proved who it is: key, token, certificate. \
+           Not at all: loopback (only this machine can reach the server), open (MCP_ACCESS=open).",
+};
+/// Requests whose credentials were refused.
+pub const REFUSED_REQUESTS: Metric = Metric {
+    name: "mcp_server_refused_requests_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["fault"],
+    help: "Requests whose credentials were refused, by what was wrong with them, such as missing, \
+           revoked-key, expired, audience or no-issuer-keys.",
+};
+/// Reloads of the files about access.
+pub const ACCESS_RELOADS: Metric = Metric {
+    name: "mcp_server_access_reloads_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["outcome"],
+    help: "Reloads of keys, pepper and policy about access: applied, invalid (the previous state \
+           stays in force).",
+};
+/// Reads of the keys of issuers.
+pub const ISSUER_KEY_READS: Metric = Metric {
+    name: "mcp_server_issuer_key_reads_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["outcome"],
+    help: "Reads of the key sets of issuers of access tokens: ok, failed (the keys before stay in \
+           use).",
+};
 /// Repeated calls answered from memory.
 pub const REPEATS: Metric = Metric {
     name: "mcp_server_repeats_answered_total",
@@ -76,6 +112,10 @@ const TABLE: &[Metric] = &[
     TOOL_CALLS,
     OPERATION_DURATION,
     POLICY_RELOADS,
+    ACCEPTED_REQUESTS,
+    REFUSED_REQUESTS,
+    ACCESS_RELOADS,
+    ISSUER_KEY_READS,
     REPEATS,
     REPEAT_BYTES,
 ];

@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{error::ServerError, metrics::POLICY_RELOADS, policy_source::PolicySource};
 
 /// The time between two polls.
-const INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
 
 /// The metadata that distinguishes one version of a file from another. Links are followed, so a
 /// swapped link is a new version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Version {
+pub(crate) struct Version {
     device: u64,
     inode: u64,
     size: u64,
@@ -30,7 +30,7 @@ struct Version {
 }
 
 impl Version {
-    fn read(path: &Path) -> Result<Self, io::ErrorKind> {
+    pub(crate) fn read(path: &Path) -> Result<Self, io::ErrorKind> {
         let metadata = std::fs::metadata(path).map_err(|error| error.kind())?;
         Ok(Self {
             device: metadata.dev(),

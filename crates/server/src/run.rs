@@ -22,6 +22,7 @@ use rmcp::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::AccessControl,
     args::Args,
     config::ServerConfig,
     conformance::Fixtures,
@@ -68,6 +69,12 @@ pub async fn run_until(
     more: Vec<Box<dyn Provider>>,
     stop: CancellationToken,
 ) -> Result<(), ServerError> {
+    // On standard input and output, the one caller is whoever started this process.
+    let access = match config.stdio {
+        true => None,
+        false => Some(AccessControl::start(config.access.clone(), stop.clone())?),
+    };
+
     let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
     reload::follow_policy_file(&config.policy_source, &fleet, stop.clone())?;
 
@@ -85,10 +92,9 @@ pub async fn run_until(
         gateway = gateway.with_tasks(Tasks::new(jobs.clone(), config));
     }
 
-    let result = if config.stdio {
-        serve_stdio(gateway, stop).await
-    } else {
-        serve_http(gateway, &config, &fleet, &shared, jobs, stop).await
+    let result = match access {
+        None => serve_stdio(gateway, stop).await,
+        Some(access) => serve_http(gateway, &config, access, &fleet, &shared, jobs, stop).await,
     };
     // All calls have ended or been abandoned, so the hosted servers are no longer needed.
     fleet.shutdown().await;
@@ -172,6 +178,7 @@ fn build_toolkits(
 async fn serve_http(
     gateway: Gateway,
     config: &ServerConfig,
+    access: AccessControl,
     fleet: &Arc<Fleet>,
     shared: &Arc<Shared>,
     jobs: Option<Jobs>,
@@ -184,8 +191,15 @@ async fn serve_http(
 
     let health = Health::new();
     let streams = CancellationToken::new();
-    let router =
-        http::router(gateway, config, jobs.clone(), health.clone(), metrics, streams.clone());
+    let router = http::router(
+        gateway,
+        config,
+        access,
+        jobs.clone(),
+        health.clone(),
+        metrics,
+        streams.clone(),
+    );
 
     let (listener, address) = bind(config.listen).await.map_err(ServerError::Listen)?;
     tokio::spawn(report_ready(health.clone(), shared.clone(), jobs, stop.clone()));

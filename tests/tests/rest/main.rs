@@ -4,6 +4,7 @@
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
 mod documents;
+mod principals;
 mod refusals;
 mod streams;
 mod submitting;
@@ -11,7 +12,7 @@ mod submitting;
 use fleet_tests::{Env, Fleet, fleet::Service, on_every_broker};
 use serde_json::{Value, json};
 
-use crate::{refusals::*, streams::*, submitting::*};
+use crate::{principals::*, refusals::*, streams::*, submitting::*};
 
 on_every_broker!(
     a_job_is_submitted_and_asked_for,
@@ -22,6 +23,7 @@ on_every_broker!(
     a_log_of_many_partitions_is_searched_in_time,
     nonsense_and_too_much_are_refused_clearly,
     somebody_elses_jobs_are_not_there,
+    another_principals_jobs_are_not_there,
     a_job_is_followed_to_its_end,
     all_jobs_are_followed_over_replicas,
     streams_end_with_the_server,

@@ -37,7 +37,7 @@ impl FromRequestParts<Api> for ApiClient {
                 "this server accepts no jobs; to enable them, set KAFKA_BROKERS and don't set MCP_JOBS=false",
             )
         })?;
-        let caller = jobs.caller(Some(&parts.headers));
+        let caller = jobs.caller(Some(parts));
         Ok(Self { jobs, caller })
     }
 }

@@ -131,7 +131,11 @@ pub(super) async fn follow_jobs(
     parameters: Parameters,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let query = Query { asker: client.caller.owner.clone(), ..parameters.filter()? };
+    let query = Query {
+        asker: client.caller.owner.clone(),
+        former_asker: client.caller.former.clone(),
+        ..parameters.filter()?
+    };
     let from = last_event_id(&headers, parse_positions)?;
     client.jobs.check_log_is_read()?;
 

@@ -88,8 +88,8 @@ impl<'g> Invocation<'g> {
         if self.provider.is_some_and(Provider::always_runs) {
             return None;
         }
-        let headers = self.context.extensions.get::<Parts>().map(|parts| &parts.headers);
-        Key::of(&self.params, &self.context.meta, headers)
+        let parts = self.context.extensions.get::<Parts>();
+        Key::of(&self.params, &self.context.meta, parts)
     }
 }
 

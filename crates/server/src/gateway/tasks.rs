@@ -9,7 +9,7 @@ use futures::{
     future::join_all,
     stream::{BoxStream, SelectAll},
 };
-use http::{HeaderMap, request::Parts};
+use http::request::Parts;
 use rmcp::{
     RoleServer,
     model::{
@@ -44,10 +44,10 @@ impl Gateway {
         self.inner.tasks.get().is_some()
     }
 
-    /// Returns those of the tasks that the sender of these headers may see.
-    pub(crate) async fn visible_tasks(&self, ids: Vec<String>, headers: &HeaderMap) -> Vec<String> {
+    /// Returns those of the tasks that the sender of this request may see.
+    pub(crate) async fn visible_tasks(&self, ids: Vec<String>, parts: &Parts) -> Vec<String> {
         let Some(tasks) = self.inner.tasks.get() else { return Vec::new() };
-        let caller = tasks.caller(Some(headers));
+        let caller = tasks.caller(Some(parts));
         let found = join_all(ids.iter().map(|id| tasks.get(id, &caller))).await;
         ids.into_iter().zip(found).filter(|(_, found)| found.is_ok()).map(|(id, _)| id).collect()
     }
@@ -165,7 +165,7 @@ impl Gateway {
 }
 
 fn caller_of(tasks: &Tasks, context: &RequestContext<RoleServer>) -> Caller {
-    tasks.caller(context.extensions.get::<Parts>().map(|parts| &parts.headers))
+    tasks.caller(context.extensions.get::<Parts>())
 }
 
 fn to_error_data(error: JobsError) -> ErrorData {

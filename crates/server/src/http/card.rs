@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -59,12 +59,12 @@ pub(super) fn router(gateway: &Gateway, public_url: Option<Url>) -> Router {
 }
 
 async fn serve_card(State(source): State<Arc<CardSource>>, request: Request) -> Response {
-    let base = base_url(source.public_url.as_ref(), &request);
+    let base = base_url(source.public_url.as_ref(), request.uri(), request.headers());
     respond_with(CARD_TYPE, &card(&base, &source.versions), request.headers())
 }
 
 async fn serve_catalog(State(source): State<Arc<CardSource>>, request: Request) -> Response {
-    let base = base_url(source.public_url.as_ref(), &request);
+    let base = base_url(source.public_url.as_ref(), request.uri(), request.headers());
     respond_with(CATALOG_TYPE, &catalog(&base), request.headers())
 }
 
@@ -75,11 +75,11 @@ async fn answer_preflight() -> Response {
 
 /// The URL at which clients reach this server, without a trailing slash. The guard has already
 /// checked the host of the request.
-fn base_url(public_url: Option<&Url>, request: &Request) -> String {
+pub(crate) fn base_url(public_url: Option<&Url>, uri: &Uri, headers: &HeaderMap) -> String {
     if let Some(url) = public_url {
         return url.as_str().trim_end_matches('/').to_owned();
     }
-    let host = guard::requested_host(request.uri(), request.headers()).unwrap_or("localhost");
+    let host = guard::requested_host(uri, headers).unwrap_or("localhost");
     format!("http://{host}")
 }
 
@@ -139,7 +139,7 @@ fn is_current(asked: &HeaderMap, tag: &str) -> bool {
         .any(|known| known == tag || known == "*")
 }
 
-fn with_public_headers(mut response: Response) -> Response {
+pub(crate) fn with_public_headers(mut response: Response) -> Response {
     let fixed = PUBLIC_HEADERS.map(|(name, value)| (name, HeaderValue::from_static(value)));
     response.headers_mut().extend(fixed);
     response

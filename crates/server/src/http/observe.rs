@@ -12,7 +12,7 @@ use fleet_jobs::rest;
 use fleet_ops::http::CREDENTIALS;
 
 use super::card;
-use crate::metrics::HTTP_DURATION;
+use crate::{access::metadata, metrics::HTTP_DURATION};
 
 /// Marks credentials as sensitive, so that any log of the headers shows `Sensitive` instead of
 /// their values.
@@ -32,6 +32,7 @@ pub(super) async fn measure_request(request: Request, next: Next) -> Response {
         path if path.starts_with("/sse") => "/sse",
         card::CARD => card::CARD,
         card::CATALOG => card::CATALOG,
+        metadata::METADATA | metadata::ROOT_METADATA => metadata::ROOT_METADATA,
         // Labels are bounded, so they never contain an id.
         path => rest::path_label(path).unwrap_or("/mcp"),
     };

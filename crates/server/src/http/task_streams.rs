@@ -93,7 +93,7 @@ pub(super) async fn watch_tasks(
             return (status, axum::Json(answer)).into_response();
         }
     };
-    let ids = streams.gateway.visible_tasks(ids, &parts.headers).await;
+    let ids = streams.gateway.visible_tasks(ids, &parts).await;
     if ids.is_empty() {
         return next.run(Request::from_parts(parts, Body::from(body))).await;
     }

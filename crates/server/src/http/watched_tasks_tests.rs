@@ -20,7 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::router;
-use crate::{ServerConfig, gateway::Gateway};
+use crate::{
+    ServerConfig,
+    access::{AccessControl, AccessMode, AccessSource},
+    gateway::Gateway,
+};
 
 /// The longest time to wait for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -62,16 +66,19 @@ impl Server {
         let gateway = gateway.with_tasks(Tasks::new(jobs.clone(), &config));
         let metrics = fleet_ops::metrics::install();
         let (config, health) = (ServerConfig::default(), Health::new());
-        let router = router(gateway, &config, Some(jobs.clone()), health, metrics, stop.clone());
+        let source = AccessSource { mode: AccessMode::Open, ..AccessSource::default() };
+        let access = AccessControl::start(source, stop.clone()).unwrap();
+        let router =
+            router(gateway, &config, access, Some(jobs.clone()), health, metrics, stop.clone());
         Self { jobs, router, _stop: stop.drop_guard() }
     }
 
     /// Reports the next event of the task, which belongs to the owner of this credential.
     async fn report_event(&self, offset: i64, state: JobState, credential: Option<&str>) {
-        let headers = credential.map(|token| {
-            http::HeaderMap::from_iter([(http::header::AUTHORIZATION, token.parse().unwrap())])
-        });
-        let caller = self.jobs.caller(headers.as_ref());
+        let (mut parts, ()) = http::Request::new(()).into_parts();
+        let token = credential.map(|token| (http::header::AUTHORIZATION, token.parse().unwrap()));
+        parts.headers.extend(token);
+        let caller = self.jobs.caller(Some(&parts));
         let now = fleet_ops::clock::now();
         let event = JobEvent {
             owner: caller.owner.clone(),

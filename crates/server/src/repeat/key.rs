@@ -1,14 +1,17 @@
 //! The key by which a repeat is recognised.
 
+use std::sync::Arc;
+
+use fleet_access::Principal;
 use fleet_job::meta::{IDEMPOTENCY_KEY, JOB_ID};
-use fleet_ops::http::CREDENTIALS;
-use http::HeaderMap;
+use fleet_ops::http::{CREDENTIALS, credential_bytes};
+use http::request::Parts;
 use rmcp::model::{CallToolRequestParams, JsonObject};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 /// A digest of everything that identifies a call: job id, idempotency key, tool, arguments, and the
-/// caller's credentials.
+/// caller: the principal if it was verified, or else the credentials that came.
 ///
 /// It is a digest because arguments can be large and credentials should not be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,7 +23,7 @@ impl Key {
     pub(crate) fn of(
         params: &CallToolRequestParams,
         meta: &Map<String, Value>,
-        headers: Option<&HeaderMap>,
+        parts: Option<&Parts>,
     ) -> Option<Self> {
         if params.input_responses.is_some() || params.request_state.is_some() {
             return None;
@@ -35,20 +38,32 @@ impl Key {
         hash_text(&mut hasher, &params.name);
         hash_object(&mut hasher, params.arguments.as_ref().unwrap_or(&JsonObject::new()));
 
-        for name in &CREDENTIALS {
-            let values: Vec<&[u8]> = headers.map_or_else(Vec::new, |all| {
-                all.get_all(name).iter().map(|v| v.as_bytes()).collect()
-            });
-            hash_count(&mut hasher, values.len());
-            values.iter().for_each(|value| hash_bytes(&mut hasher, value));
-        }
-
+        hash_caller(&mut hasher, parts);
         Some(Self(hasher.finalize().into()))
     }
 
     #[cfg(test)]
     pub(super) fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
+    }
+}
+
+/// Hashes who calls. A verified principal is the same caller with every key and token of its own.
+fn hash_caller(hasher: &mut Sha256, parts: Option<&Parts>) {
+    let principal = parts.and_then(|parts| parts.extensions.get::<Arc<Principal>>());
+    if let Some(principal) = principal.filter(|principal| principal.is_verified()) {
+        hasher.update(b"p");
+        return hash_bytes(hasher, principal.id().as_bytes());
+    }
+
+    hasher.update(b"c");
+    for name in &CREDENTIALS {
+        let values: Vec<_> = parts.map_or_else(Vec::new, |parts| {
+            let values = parts.headers.get_all(name).iter();
+            values.map(|value| credential_bytes(name, value)).collect()
+        });
+        hash_count(hasher, values.len());
+        values.iter().for_each(|value| hash_bytes(hasher, value));
     }
 }
 
@@ -113,12 +128,17 @@ mod tests {
     fn key(call: &Value) -> Option<Key> {
         let params: CallToolRequestParams = serde_json::from_value(call["params"].clone()).unwrap();
         let meta = call["meta"].as_object().unwrap();
-        let mut headers = HeaderMap::new();
+        let (mut parts, ()) = http::Request::new(()).into_parts();
         for (name, value) in call["headers"].as_object().into_iter().flatten() {
             let name = http::HeaderName::try_from(name).unwrap();
-            headers.insert(name, HeaderValue::from_str(value.as_str().unwrap()).unwrap());
+            parts.headers.insert(name, HeaderValue::from_str(value.as_str().unwrap()).unwrap());
         }
-        Key::of(&params, meta, Some(&headers))
+        if let Some(subject) = call["subject"].as_str() {
+            let via = fleet_access::Via::Token;
+            let kind = fleet_access::PrincipalKind::Person;
+            parts.extensions.insert(Arc::new(Principal::new("https://idp", subject, kind, via)));
+        }
+        Key::of(&params, meta, Some(&parts))
     }
 
     fn call() -> Value {
@@ -151,6 +171,18 @@ mod tests {
         check("/headers", json!({"authorization": "Bearer a"}), false);
         check("/headers", json!({"x-api-key": "a"}), false);
         check("/headers", json!({"accept": "a"}), true);
+    }
+
+    #[test]
+    fn a_principal_repeats_a_call_with_new_credentials() {
+        let of = |subject: &str, token: &str| {
+            let mut call = call();
+            call["subject"] = json!(subject);
+            call["headers"] = json!({ "authorization": token });
+            key(&call)
+        };
+        assert_eq!(of("a", "Bearer 1"), of("a", "Bearer 2"));
+        assert_ne!(of("a", "Bearer 1"), of("b", "Bearer 1"));
     }
 
     #[test]

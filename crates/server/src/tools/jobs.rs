@@ -28,7 +28,7 @@ pub fn toolkit(jobs: Jobs) -> Toolkit<Jobs> {
 }
 
 fn caller_of(jobs: &Jobs, context: &RequestContext<RoleServer>) -> Caller {
-    jobs.caller(context.extensions.get::<Parts>().map(|parts| &parts.headers))
+    jobs.caller(context.extensions.get::<Parts>())
 }
 
 fn failure_of(error: JobsError) -> ToolFailure {

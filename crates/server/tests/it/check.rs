@@ -149,3 +149,21 @@ async fn unreadable_files_have_an_exit_status_of_their_own() {
     assert_eq!(status, 0);
     assert!(help.contains("Examples:") && help.contains("Exit codes"), "{help}");
 }
+
+#[tokio::test]
+async fn mistakes_about_access_are_found_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("policy.toml");
+    let config = r#"{"mcpServers": {}}"#;
+    for (text, code, expected) in [
+        ("[[issuer]]\nurl = 'https://idp.example.com'", 0, ""),
+        ("[[issuer]]\nurl = 'idp'", 2, "not an issuer's URL"),
+        ("[[rule]]\nname = 'r'\neffect = 'allow'\nprincipals = ['x']\nactions = ['*']", 2, "\"x\""),
+        ("[[issuers]]", 2, "unknown field `issuers`"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let (status, _, error) = check(&[path.to_str().unwrap(), "-"], Some(config)).await;
+        assert_eq!(status, code, "{text}: {error}");
+        assert!(error.contains(expected), "{error}");
+    }
+}

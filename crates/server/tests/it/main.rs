@@ -2,6 +2,10 @@
 
 // `cfg(test)` tells clippy that helper functions are test code, too.
 #[cfg(test)]
+mod access;
+#[cfg(test)]
+mod access_tokens;
+#[cfg(test)]
 mod apps;
 #[cfg(test)]
 mod check;
@@ -21,6 +25,8 @@ mod forgotten;
 mod gateway;
 #[cfg(test)]
 mod hosting;
+#[cfg(test)]
+mod issuer;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]

@@ -1,0 +1,198 @@
+//! The files about access: API keys, their pepper, and the policy file. They are read at the start
+//! and whenever one of them changes.
+//!
+//! They are polled like the policy of hosted servers, for the reasons that [`reload`](crate::reload)
+//! gives. A revoked key is refused after two polls, within two seconds.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use fleet_access::{AccessPolicy, KeysFile, Pepper, WithoutCredentials};
+use fleet_ops::errors::chain;
+use fleet_policy::PolicyError;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::MissedTickBehavior,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{AccessControl, AccessSource, AccessState, metadata};
+use crate::{
+    error::ServerError,
+    metrics::ACCESS_RELOADS,
+    reload::{INTERVAL, Version},
+};
+
+impl AccessSource {
+    /// The files that are read.
+    fn files(&self) -> Vec<PathBuf> {
+        let pepper = self.pepper_file();
+        [self.keys.clone(), pepper, self.policy.clone()].into_iter().flatten().collect()
+    }
+
+    /// The file of the pepper: the configured one, or the one beside the keys file.
+    fn pepper_file(&self) -> Option<PathBuf> {
+        self.pepper.clone().or_else(|| self.keys.as_deref().map(default_pepper_file))
+    }
+}
+
+/// The file beside a keys file in which its pepper is kept.
+fn default_pepper_file(keys: &Path) -> PathBuf {
+    let mut name = keys.as_os_str().to_owned();
+    name.push(".pepper");
+    name.into()
+}
+
+/// Reads all files.
+pub(super) fn read_state(
+    source: &AccessSource,
+    without: WithoutCredentials,
+) -> Result<AccessState, ServerError> {
+    let resource = source.public_url.as_ref().map(|url| metadata::resource_of(url.as_str()));
+    let policy = match &source.policy {
+        Some(path) => read_policy(path, resource.as_deref())?,
+        None => AccessPolicy::parse("", None)?,
+    };
+
+    let (path, keys) = match &source.keys {
+        Some(path) => (path.clone(), read_keys(path)?),
+        None => (PathBuf::new(), KeysFile::default()),
+    };
+    // The pepper in the keys file goes before any other.
+    let pepper = match keys.pepper {
+        Some(_) => None,
+        None => read_pepper(source)?,
+    };
+
+    let authenticator = policy
+        .authenticator(&keys, pepper.as_ref(), without)
+        .map_err(|error| ServerError::Keys { path, error })?;
+    let scopes = policy.rules.scopes();
+    Ok(AccessState { rules: policy.rules, limits: policy.limits, scopes, authenticator })
+}
+
+fn read_policy(path: &Path, resource: Option<&str>) -> Result<AccessPolicy, ServerError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| PolicyError::Read { path: path.to_owned(), error })?;
+    Ok(AccessPolicy::parse(&text, resource)?)
+}
+
+/// Checks what a policy file says about access, without a server.
+pub(crate) fn check_policy_file(path: &Path) -> Result<(), ServerError> {
+    // The server's public URL is a flag, so an issuer without audiences may be sound.
+    read_policy(path, Some("the server's public URL")).map(drop)
+}
+
+fn read_keys(path: &Path) -> Result<KeysFile, ServerError> {
+    let text = read_file(path)?;
+    KeysFile::parse(&text).map_err(|error| ServerError::Keys { path: path.to_owned(), error })
+}
+
+fn read_pepper(source: &AccessSource) -> Result<Option<Pepper>, ServerError> {
+    let Some(path) = source.pepper_file() else { return Ok(None) };
+    let text = match read_file(&path) {
+        // Only a file that was asked for must exist.
+        Err(ServerError::AccessFile { error, .. })
+            if source.pepper.is_none() && error.kind() == io::ErrorKind::NotFound =>
+        {
+            return Ok(None);
+        }
+        text => text?,
+    };
+    Pepper::parse(&text).map(Some).ok_or(ServerError::Pepper { path })
+}
+
+fn read_file(path: &Path) -> Result<String, ServerError> {
+    std::fs::read_to_string(path)
+        .map_err(|error| ServerError::AccessFile { path: path.to_owned(), error })
+}
+
+/// Follows the files, if there are any, until `stop` is cancelled.
+pub(super) fn follow(control: &AccessControl, stop: CancellationToken) -> Result<(), ServerError> {
+    let files = control.inner.source.files();
+    if files.is_empty() {
+        return Ok(());
+    }
+
+    let hangup = signal(SignalKind::hangup()).map_err(ServerError::Signals)?;
+    let control = control.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = watch_files(&control, &files, hangup) => {}
+        }
+    });
+    Ok(())
+}
+
+async fn watch_files(control: &AccessControl, files: &[PathBuf], mut hangup: Signal) {
+    let read_versions = || files.iter().map(|path| Version::read(path)).collect::<Vec<_>>();
+    // The files may have changed since they were read at the start, so treat their first versions as
+    // a change.
+    let (mut applied, mut last) = (Vec::new(), read_versions());
+    let mut ticks = tokio::time::interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
+    loop {
+        let forced = tokio::select! {
+            _ = hangup.recv() => true,
+            _ = ticks.tick() => false,
+        };
+
+        let seen = read_versions();
+        // A file that is written in place is briefly incomplete.
+        let is_settled = seen == last;
+        last.clone_from(&seen);
+        if forced || (is_settled && seen != applied) {
+            let is_first = applied.is_empty();
+            applied = seen;
+            reload(control, is_first);
+        }
+    }
+}
+
+/// Reads the files again. If one of them can't be used, the state stays as it is.
+fn reload(control: &AccessControl, is_first: bool) {
+    let inner = &control.inner;
+    let previous = control.current();
+
+    match read_state(&inner.source, inner.without) {
+        Ok(mut state) => {
+            // Remembered tokens are verified anew, since the rules about principals may differ.
+            state.authenticator.tokens().adopt_keys(previous.authenticator.tokens());
+            state.limits.adopt(&previous.limits);
+            let rules = state.rules.len();
+            *inner.state.write() = Arc::new(state);
+
+            if !is_first {
+                metrics::counter!(ACCESS_RELOADS.name, "outcome" => "applied").increment(1);
+                tracing::info!(rules, "applied the changed files about access");
+            }
+        }
+        Err(error) => {
+            metrics::counter!(ACCESS_RELOADS.name, "outcome" => "invalid").increment(1);
+            tracing::error!(
+                error = chain(&error),
+                "could not read the files about access; the previous state stays in force"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pepper_is_beside_the_keys_unless_told_otherwise() {
+        let beside =
+            AccessSource { keys: Some("/etc/keys.toml".into()), ..AccessSource::default() };
+        assert_eq!(beside.pepper_file(), Some("/etc/keys.toml.pepper".into()));
+        let apart = AccessSource { pepper: Some("/run/pepper".into()), ..beside };
+        assert_eq!(apart.pepper_file(), Some("/run/pepper".into()));
+        assert_eq!(AccessSource::default().pepper_file(), None);
+    }
+}

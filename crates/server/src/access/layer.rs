@@ -1,0 +1,163 @@
+//! The layer that authenticates every request before a route is chosen.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::{ConnectInfo, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use fleet_access::{AuthRefusal, AuthStatus, Presented, Principal};
+use serde_json::json;
+
+use super::{AccessControl, metadata};
+use crate::metrics::{ACCEPTED_REQUESTS, REFUSED_REQUESTS};
+
+/// The query parameter in which RFC 6750 once allowed tokens.
+const TOKEN_PARAMETER: &str = "access_token";
+/// What API keys begin with.
+const KEY_PREFIX: &str = "mf_";
+
+/// Authenticates a request. The principal goes with it as `Arc<Principal>` among the extensions; a
+/// request whose credentials are refused is answered here.
+pub(crate) async fn authenticate(
+    State(access): State<AccessControl>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let identified = identify(&access, request_facts(&request)).await;
+    match identified {
+        Ok(principal) => {
+            let via = principal.via.as_str();
+            metrics::counter!(ACCEPTED_REQUESTS.name, "via" => via).increment(1);
+            request.extensions_mut().insert(principal);
+            next.run(request).await
+        }
+        Err(refusal) => {
+            let fault = refusal.fault().as_str();
+            metrics::counter!(REFUSED_REQUESTS.name, "fault" => fault).increment(1);
+            tracing::debug!(fault, path = request.uri().path(), "refused a request");
+            refuse(&access, &refusal, request.uri(), request.headers())
+        }
+    }
+}
+
+/// What authentication needs to know of a request.
+struct RequestFacts<'a> {
+    uri: &'a Uri,
+    headers: &'a HeaderMap,
+    from_loopback: bool,
+}
+
+fn request_facts(request: &Request) -> RequestFacts<'_> {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let from_loopback = peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
+    RequestFacts { uri: request.uri(), headers: request.headers(), from_loopback }
+}
+
+async fn identify(
+    access: &AccessControl,
+    facts: RequestFacts<'_>,
+) -> Result<Arc<Principal>, AuthRefusal> {
+    if has_credentials_in_query(facts.uri) {
+        return Err(AuthRefusal::in_query());
+    }
+
+    let values = facts.headers.get_all(header::AUTHORIZATION);
+    let authorization: Vec<&[u8]> = values.iter().map(HeaderValue::as_bytes).collect();
+    let presented = Presented {
+        authorization: &authorization,
+        certificate: None,
+        from_loopback: facts.from_loopback,
+    };
+    access.identify(&presented).await
+}
+
+/// Whether a URL carries a token or a key.
+fn has_credentials_in_query(uri: &Uri) -> bool {
+    let Some(query) = uri.query() else { return false };
+    url::form_urlencoded::parse(query.as_bytes())
+        .any(|(name, value)| name == TOKEN_PARAMETER || value.starts_with(KEY_PREFIX))
+}
+
+/// The answer to a request whose credentials are refused, in the form of problem details, with the
+/// challenge that tells a client where to get better ones.
+fn refuse(
+    access: &AccessControl,
+    refusal: &AuthRefusal,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Response {
+    let state = access.current();
+    let (status, name, title) = match refusal.status() {
+        AuthStatus::BadRequest => (
+            StatusCode::BAD_REQUEST,
+            "malformed-credentials",
+            "The credentials of the request can't be read",
+        ),
+        AuthStatus::Unauthorized => {
+            (StatusCode::UNAUTHORIZED, "unauthenticated", "The request needs valid credentials")
+        }
+        AuthStatus::Unavailable { .. } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no-issuer-keys",
+            "The credentials can't be checked now",
+        ),
+    };
+
+    let problem = json!({
+        "type": format!("urn:mcp-fleet:problem:{name}"),
+        "title": title,
+        "status": status.as_u16(),
+        "detail": refusal.fault().explain(),
+        "code": refusal.code().as_str(),
+    });
+    let mut response = (status, Json(problem)).into_response();
+
+    let metadata_url = metadata::url_for(&state, access.public_url(), uri, headers);
+    let challenge = refusal.challenge(metadata_url.as_deref(), &state.scopes);
+    let challenge = challenge.and_then(|text| HeaderValue::try_from(text.to_string()).ok());
+
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.extend(challenge.map(|challenge| (header::WWW_AUTHENTICATE, challenge)));
+    if let AuthStatus::Unavailable { retry_after } = refusal.status() {
+        headers.insert(header::RETRY_AFTER, whole_seconds(retry_after).into());
+    }
+    response
+}
+
+/// A time in whole seconds, rounded up, so that nobody comes back too early.
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_in_a_query_are_noticed() {
+        for (uri, is_noticed) in [
+            ("/mcp?access_token=x", true),
+            ("/jobs?limit=1&access_token=", true),
+            ("/jobs?key=mf_ci_abc", true),
+            ("/jobs?key=%6Df_ci_abc", true),
+            ("/jobs?limit=1", false),
+            ("/jobs?mf_=1", false),
+            ("/access_token", false),
+        ] {
+            assert_eq!(has_credentials_in_query(&uri.parse().unwrap()), is_noticed, "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_never_rounded_down() {
+        for (ms, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (10_000, 10)] {
+            assert_eq!(whole_seconds(Duration::from_millis(ms)), seconds);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The protected resource metadata of RFC 9728: which issuers' tokens this server takes.
+//!
+//! Clients look below `/mcp` first, where RFC 9728 puts the metadata of `<url>/mcp`, and then at the
+//! root; both places have the same document. Without issuers, there is none.
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use serde_json::{Value, json};
+use url::Url;
+
+use super::{AccessControl, AccessState};
+use crate::http::card::{base_url, with_public_headers};
+
+/// The path of the metadata of `<url>/mcp`.
+pub(crate) const METADATA: &str = "/.well-known/oauth-protected-resource/mcp";
+/// The path at which clients look next.
+pub(crate) const ROOT_METADATA: &str = "/.well-known/oauth-protected-resource";
+
+impl AccessControl {
+    /// The URL at which clients reach this server, if it is configured.
+    pub(super) fn public_url(&self) -> Option<&Url> {
+        self.inner.source.public_url.as_ref()
+    }
+}
+
+/// The identifier of this server as a protected resource: the URL that MCP clients connect to, and
+/// by default the audience of tokens.
+pub(super) fn resource_of(base: &str) -> String {
+    format!("{}/mcp", base.trim_end_matches('/'))
+}
+
+/// The routes of the metadata.
+pub(crate) fn router(access: AccessControl) -> Router {
+    Router::new()
+        .route(METADATA, get(serve_metadata).options(answer_preflight))
+        .route(ROOT_METADATA, get(serve_metadata).options(answer_preflight))
+        .with_state(access)
+}
+
+/// The URL of the metadata, for challenges; `None` if there is none.
+pub(super) fn url_for(
+    state: &AccessState,
+    public_url: Option<&Url>,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Option<String> {
+    let has_issuers = !state.authenticator.tokens().is_empty();
+    has_issuers.then(|| format!("{}{METADATA}", base_url(public_url, uri, headers)))
+}
+
+async fn serve_metadata(State(access): State<AccessControl>, request: Request) -> Response {
+    let state = access.current();
+    if state.authenticator.tokens().is_empty() {
+        return (StatusCode::NOT_FOUND, "this server takes no access tokens\n").into_response();
+    }
+
+    let base = base_url(access.public_url(), request.uri(), request.headers());
+    let mut response = Json(document(&state, &base)).into_response();
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
+    with_public_headers(response)
+}
+
+/// Answers a preflight request, which some clients in browsers send.
+async fn answer_preflight() -> Response {
+    with_public_headers(StatusCode::NO_CONTENT.into_response())
+}
+
+fn document(state: &AccessState, base: &str) -> Value {
+    let issuers: Vec<&str> = state.authenticator.tokens().issuers().collect();
+    let mut document = json!({
+        "resource": resource_of(base),
+        "authorization_servers": issuers,
+        "bearer_methods_supported": ["header"],
+        "resource_name": "mcp-fleet",
+    });
+    if !state.scopes.is_empty() {
+        document["scopes_supported"] = json!(state.scopes);
+    }
+    document
+}

@@ -1,0 +1,99 @@
+//! Jobs of principals: they belong to whom a key stands for, not to the key.
+
+use std::{path::Path, process::Command};
+
+use fleet_tests::{
+    Env, Fleet, bins,
+    fleet::{ServerOptions, Service},
+    mcp::Mcp,
+    rest::{Events, request},
+    wait,
+};
+use serde_json::{Value, json};
+
+/// Makes a key of a subject, as an operator does.
+fn make_key(keys: &Path, id: &str, subject: &str) -> String {
+    let mut command = Command::new(bins::bin("mcp-fleet"));
+    command.args(["keys", "create", id, "--subject", subject, "--keys"]).arg(keys);
+    let output = command.output().expect("a run of mcp-fleet");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("a key").trim().to_owned()
+}
+
+fn start_with(fleet: &Fleet<'_>, settings: &[(&str, &str)]) -> Service {
+    let env = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    fleet.start_replica(ServerOptions {
+        roots: vec![fleet.files()],
+        env: env.collect(),
+        ..ServerOptions::default()
+    })
+}
+
+fn submit(server: &Service, authorization: &str, id: &str) -> Value {
+    let job = json!({"jobID": id, "tool": "file_list"}).to_string();
+    let headers = [("authorization", authorization), ("content-type", "application/json")];
+    request(server.address, "POST", "/jobs", &headers, job.as_bytes()).expect(202)
+}
+
+fn ids(list: &Value) -> Vec<&str> {
+    let jobs = list["jobs"].as_array().expect("a list");
+    let mut ids: Vec<_> = jobs.iter().filter_map(|job| job["jobID"].as_str()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+pub(crate) fn another_principals_jobs_are_not_there(env: &Env) {
+    let mut fleet = Fleet::new(env, "rest-principals", 2);
+    fleet.create_control_topic();
+    let keys = fleet.directory.join("keys.toml");
+    let made = [("alice-1", "alice"), ("alice-2", "alice"), ("bob", "bob")]
+        .map(|(id, subject)| format!("Bearer {}", make_key(&keys, id, subject)));
+    let [first, second, other] = made.each_ref().map(String::as_str);
+
+    // Before there were principals, a job belonged to the bytes of its submitter's credentials.
+    let before = start_with(&fleet, &[]);
+    submit(&before, first, "old");
+
+    let keys = keys.to_str().expect("a path");
+    let server = start_with(&fleet, &[("MCP_ACCESS_KEYS_FILE", keys)]);
+    let address = server.address;
+    let mut heard = Events::open(address, "/events", &[("authorization", other)])
+        .expect("a stream")
+        .placed(wait::LONG);
+    submit(&server, first, "mine");
+    submit(&server, other, "theirs");
+
+    // The stream of another principal has its own job, and nothing before that.
+    let event = heard.next(wait::LONG).expect("an event");
+    assert_eq!(event.json()["jobID"], "theirs", "{event:?}");
+
+    let ask = |who: &str, method: &str, path: &str| {
+        request(address, method, path, &[("authorization", who)], b"")
+    };
+    let refused = ask(other, "GET", "/jobs/mine").problem(404, "no-such-job");
+    let unknown = ask(other, "GET", "/jobs/nobodys").problem(404, "no-such-job");
+    assert_eq!(refused.replace("mine", "nobodys"), unknown, "the job must not be revealed");
+    ask(other, "GET", "/jobs/mine/events").problem(404, "no-such-job");
+    let cancelled = ask(other, "DELETE", "/jobs/mine?wait=0").expect(202);
+    assert_eq!(cancelled, ask(other, "DELETE", "/jobs/nobodys?wait=0").expect(202));
+    assert_eq!(ids(&ask(other, "GET", "/jobs").expect(200)), ["theirs"]);
+
+    // Another key of the same subject is the same principal, however the scheme is spelled.
+    let spelled = second.replace("Bearer", "bearer");
+    for who in [second, &spelled] {
+        assert_eq!(ask(who, "GET", "/jobs/mine").expect(200)["state"], "queued");
+        assert_eq!(ids(&ask(who, "GET", "/jobs").expect(200)), ["mine"]);
+    }
+
+    // The header that submitted a job before still sees it, and nobody else does.
+    assert_eq!(ask(first, "GET", "/jobs/old").expect(200)["jobID"], "old");
+    assert_eq!(ids(&ask(first, "GET", "/jobs").expect(200)), ["mine", "old"]);
+    ask(second, "GET", "/jobs/old").problem(404, "no-such-job");
+
+    // The job_* tools are the same surface.
+    let bob = Mcp::new(address).as_user(other);
+    let listed = bob.call("job_list", &json!({}));
+    assert_eq!(ids(&listed), ["theirs"], "{listed}");
+
+    request(address, "GET", "/jobs", &[], b"").problem(401, "unauthenticated");
+}
