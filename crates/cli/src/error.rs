@@ -9,6 +9,8 @@ use fleet_kafka::KafkaError;
 pub(crate) enum CliError {
     #[error(transparent)]
     Kafka(#[from] KafkaError),
+    #[error("could not use the keys file")]
+    Keys(#[from] fleet_access::KeysFileError),
     #[error("invalid configuration")]
     Config(#[from] fleet_ops::config::ConfigError),
     #[cfg(feature = "fleet")]

@@ -22,6 +22,7 @@ mod docs;
 mod error;
 mod events;
 mod jobs;
+mod keys;
 mod lag;
 mod moment;
 mod output;
@@ -62,7 +63,8 @@ const EXAMPLES: &str = "
   mcp-fleet jobs watch
   mcp-fleet jobs list --state failed --since 24h
   mcp-fleet events --from-start --json
-  mcp-fleet topics create --brokers kafka:9092 --partitions 12";
+  mcp-fleet topics create --brokers kafka:9092 --partitions 12
+  mcp-fleet keys create ci --keys keys.toml";
 
 /// Runs MCP tool calls as durable jobs on Kafka.
 ///
@@ -103,6 +105,11 @@ enum Command {
     Topics {
         #[command(subcommand)]
         command: topics::Command,
+    },
+    /// Make, list and revoke API keys of a server
+    Keys {
+        #[command(subcommand)]
+        command: keys::Command,
     },
     #[cfg(feature = "fleet")]
     /// Run only the embedded broker, the program mcp-fleet-broker
@@ -158,6 +165,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Dlq { command } => dlq::run(command).await,
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
+        Command::Keys { command } => keys::run(command),
         #[cfg(feature = "fleet")]
         Command::Broker(args) => broker::exec(args),
         #[cfg(feature = "fleet")]

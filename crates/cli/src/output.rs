@@ -46,6 +46,11 @@ pub(crate) fn line(text: &str) {
     write_line(std::io::stdout(), text);
 }
 
+/// Prints a note for people on standard error.
+pub(crate) fn note(text: &str) {
+    write_line(std::io::stderr(), text);
+}
+
 /// Prints a problem on standard error. If nobody reads it, the exit code still tells of it.
 pub(crate) fn problem(text: &str) {
     _ = writeln!(std::io::stderr(), "mcp-fleet: {text}");
