@@ -3,8 +3,8 @@
 //! `tansu-broker` provides storage, produce, fetch and topic administration on an SQLite file. This
 //! crate fills the gaps that the evaluation (`docs/broker-evaluation.md`) found: consumer groups
 //! (`groups`), commit metadata (`offsets`), producers that raise their own epoch
-//! (`producers`), codecs that the storage cannot serve (`batches`), and waiting for records
-//! instead of polling (`router`).
+//! (`producers`), batches that the storage cannot serve (`batches`, `screen`), and waiting for
+//! records instead of polling (`router`).
 //!
 //! This crate is the only code in the project that knows which broker is embedded, and no other
 //! program links it: `mcp-fleet demo` and `mcp-fleet dev` start the binary `mcp-fleet-broker`. The
@@ -14,13 +14,16 @@
 
 mod apart;
 mod batches;
+mod format;
 mod group;
 mod groups;
+mod line_file;
 mod offsets;
 mod producers;
 mod quiet;
 mod router;
 mod run;
+mod screen;
 mod storage;
 mod topic_names;
 
@@ -97,6 +100,31 @@ pub enum BrokerError {
     InUse {
         /// The requested directory.
         path: PathBuf,
+    },
+    /// The directory was written by a newer broker.
+    #[error(
+        "the data in {} has the format \"{found}\", which this version does not know; start the version that wrote it, or choose another --data-dir [{code}]",
+        path.display(),
+        code = fleet_codes::BROKER_VERSION
+    )]
+    Version {
+        /// The requested directory.
+        path: PathBuf,
+        /// The content of the file that names the format.
+        found: String,
+    },
+    /// The engine's file could not be read or brought up to date.
+    #[error(
+        "the embedded broker cannot read the data in {}; restore it, or choose another --data-dir [{code}]",
+        path.display(),
+        code = fleet_codes::BROKER_DATA
+    )]
+    Unreadable {
+        /// The requested directory.
+        path: PathBuf,
+        /// The error from the database.
+        #[source]
+        source: Box<libsql::Error>,
     },
     /// The storage engine failed to open.
     #[error("could not open the storage of the embedded broker")]
@@ -337,3 +365,6 @@ async fn send_first_requests(address: SocketAddr) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod produce_tests;

@@ -5,13 +5,7 @@
 //! opened. A string is returned only with the exact offset it was committed with, so a lost line
 //! costs no more than lost metadata does: repeats.
 
-use std::{
-    collections::HashMap,
-    fs::{self, File},
-    io::{self, Write as _},
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::HashMap, fs, io, path::Path, sync::Arc};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -26,7 +20,10 @@ use tansu_sans_io::{
 };
 use tansu_storage::{Storage as _, Topition};
 
-use super::storage::Storage;
+use super::{
+    line_file::{LineFile, to_line},
+    storage::Storage,
+};
 
 const FILE: &str = "commit-metadata.jsonl";
 /// Kafka's default limit.
@@ -219,7 +216,7 @@ fn to_single_group_topic(topic: OffsetFetchResponseTopics) -> OffsetFetchRespons
 #[derive(Debug)]
 struct MetadataFile {
     newest: HashMap<Key, (i64, String)>,
-    file: File,
+    file: LineFile,
 }
 
 impl MetadataFile {
@@ -238,15 +235,11 @@ impl MetadataFile {
             }
         }
 
-        let rewritten = path.with_extension("new");
-        let mut noted = Self { newest: HashMap::new(), file: File::create(&rewritten)? };
-        for ((group, topic, partition), (offset, metadata)) in newest {
-            noted.write(Line { group, topic, partition, offset, metadata })?;
+        let mut compacted = Vec::new();
+        for ((group, topic, partition), (offset, metadata)) in newest.clone() {
+            compacted.extend(to_line(&Line { group, topic, partition, offset, metadata })?);
         }
-
-        noted.file.sync_all()?;
-        fs::rename(&rewritten, path)?;
-        Ok(noted)
+        Ok(Self { newest, file: LineFile::replace(path, &compacted)? })
     }
 
     fn write(&mut self, line: Line) -> io::Result<()> {
@@ -258,9 +251,7 @@ impl MetadataFile {
             return Ok(());
         }
 
-        let mut text = serde_json::to_vec(&line)?;
-        text.push(b'\n');
-        self.file.write_all(&text)?;
+        self.file.append(&to_line(&line)?)?;
         self.newest.insert(key, (line.offset, line.metadata));
         Ok(())
     }

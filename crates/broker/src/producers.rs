@@ -12,8 +12,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io, mem,
     path::Path,
     sync::Arc,
 };
@@ -26,11 +25,21 @@ use tansu_sans_io::{
     record::deflated::Batch,
 };
 use tansu_storage::{Storage as _, TopicId};
-use tokio::sync::Mutex;
+use tokio::{
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
+};
 
-use super::{batches, storage::Storage};
+use super::{
+    batches,
+    line_file::{LineFile, to_line},
+    storage::Storage,
+};
 
 const FILE: &str = "producers.jsonl";
+/// How many requests may be decoded, or be kept decoded until they are stored, at once. Each may
+/// take [`batches::MAX_DECODED`] of memory.
+const DECODERS: usize = 2;
 /// The protocol's value for "no producer" or "no epoch".
 const NONE: i64 = -1;
 
@@ -46,6 +55,16 @@ struct Line {
 pub(super) struct Producers {
     storage: Arc<Storage>,
     labels: Mutex<Labels>,
+    decoders: Arc<Semaphore>,
+}
+
+/// What is left of a request, and may be written.
+#[derive(Debug)]
+pub(super) struct Admission {
+    /// The parts that were removed.
+    pub(super) refused: Refused,
+    /// Held until the request is stored, if anything had to be decoded.
+    decoder: Option<OwnedSemaphorePermit>,
 }
 
 /// The rejected parts of a request, by topic and partition.
@@ -54,7 +73,7 @@ pub(super) type Refused = Vec<(String, i32, ErrorCode)>;
 impl Producers {
     pub(super) fn open(storage: Arc<Storage>) -> io::Result<Self> {
         let labels = Mutex::new(Labels::open(&storage.directory.join(FILE))?);
-        Ok(Self { storage, labels })
+        Ok(Self { storage, labels, decoders: Arc::new(Semaphore::new(DECODERS)) })
     }
 
     /// Returns the request for a new producer that the engine supports, which is only the most
@@ -72,30 +91,66 @@ impl Producers {
         Ok(request.producer_id(Some(NONE)).producer_epoch(Some(-1)))
     }
 
-    /// Removes from the request what the engine must not see, and relabels the rest.
-    pub(super) async fn admit(&self, request: &mut ProduceRequest) -> Refused {
-        let mut refused = Vec::new();
+    /// Removes from the request what the engine must not see, decodes the rest, and relabels it.
+    /// `malformed` are the partitions whose batches have already been removed.
+    pub(super) async fn admit(
+        &self,
+        request: &mut ProduceRequest,
+        malformed: Refused,
+    ) -> Admission {
+        let mut admission = Admission { refused: malformed, decoder: None };
+        let mut budget = batches::MAX_DECODED;
+        // Transactions are not served, so there is none that the engine could look for.
+        request.transactional_id = None;
+
         for topic in request.topic_data.iter_mut().flatten() {
             let partitions = self.partitions(&topic.name).await;
             let mut admitted = Vec::new();
+
             for mut data in topic.partition_data.take().unwrap_or_default() {
+                let mut refused = admission.refused.iter();
+                if refused.any(|(name, index, _)| *name == topic.name && *index == data.index) {
+                    continue;
+                }
+
                 let outcome = match partitions {
-                    Ok(count) if (0..count).contains(&data.index) => match check_batches(&mut data)
-                    {
-                        Ok(()) => self.relabel(&mut data).await,
-                        Err(error) => Err(error),
-                    },
+                    Ok(count) if (0..count).contains(&data.index) => {
+                        self.admit_partition(&mut data, &mut budget, &mut admission).await
+                    }
                     Ok(_) => Err(ErrorCode::UnknownTopicOrPartition),
                     Err(error) => Err(error),
                 };
                 match outcome {
                     Ok(()) => admitted.push(data),
-                    Err(error) => refused.push((topic.name.clone(), data.index, error)),
+                    Err(error) => admission.refused.push((topic.name.clone(), data.index, error)),
                 }
             }
             topic.partition_data = Some(admitted);
         }
-        refused
+        admission
+    }
+
+    async fn admit_partition(
+        &self,
+        data: &mut PartitionProduceData,
+        budget: &mut usize,
+        admission: &mut Admission,
+    ) -> Result<(), ErrorCode> {
+        // As in Kafka: exactly one, so that an error always means that nothing was written.
+        let batches = data.records.as_mut().map(|records| records.batches.as_mut_slice());
+        let Some([batch]) = batches else { return Err(ErrorCode::InvalidRecord) };
+
+        if batches::is_quick(batch) {
+            batches::make_servable(batch, budget)?;
+        } else {
+            if admission.decoder.is_none() {
+                let decoder = Arc::clone(&self.decoders).acquire_owned().await;
+                admission.decoder = Some(decoder.map_err(|_| ErrorCode::UnknownServerError)?);
+            }
+            decode_apart(batch, budget).await?;
+        }
+
+        self.relabel(batch).await
     }
 
     /// Returns the number of partitions of a topic.
@@ -113,9 +168,8 @@ impl Producers {
             .map_err(|_| ErrorCode::UnknownServerError)
     }
 
-    async fn relabel(&self, data: &mut PartitionProduceData) -> Result<(), ErrorCode> {
-        let batches = data.records.iter_mut().flat_map(|records| &mut records.batches);
-        for batch in batches.filter(|batch| batch.is_idempotent()) {
+    async fn relabel(&self, batch: &mut Batch) -> Result<(), ErrorCode> {
+        if batch.is_idempotent() {
             let label = self.label(batch).await?;
             if label != batch.producer_id {
                 (batch.producer_id, batch.producer_epoch) = (label, 0);
@@ -154,9 +208,17 @@ impl Producers {
     }
 }
 
-fn check_batches(data: &mut PartitionProduceData) -> Result<(), ErrorCode> {
-    let mut batches = data.records.iter_mut().flat_map(|records| &mut records.batches);
-    batches.try_for_each(batches::make_servable)
+/// Makes a batch servable on a thread that may block: the broker's own threads have to answer other
+/// clients meanwhile.
+async fn decode_apart(batch: &mut Batch, budget: &mut usize) -> Result<(), ErrorCode> {
+    let (mut taken, mut left) = (mem::take(batch), *budget);
+    let decoded = spawn_blocking(move || {
+        batches::make_servable(&mut taken, &mut left).map(|()| (taken, left))
+    });
+
+    // It has panicked, or the broker is stopping.
+    (*batch, *budget) = decoded.await.map_err(|_| ErrorCode::UnknownServerError)??;
+    Ok(())
 }
 
 /// Adds the rejected parts to the response to the rest.
@@ -184,19 +246,13 @@ pub(super) fn complete(response: &mut ProduceResponse, refused: Refused) {
 #[derive(Debug)]
 struct Labels {
     known: HashMap<i64, BTreeMap<i16, i64>>,
-    file: File,
+    file: LineFile,
 }
 
 impl Labels {
     fn open(path: &Path) -> io::Result<Self> {
-        let mut file = File::options().create(true).append(true).open(path)?;
+        let file = LineFile::open(path)?;
         let before = fs::read(path)?;
-
-        if !before.is_empty() && !before.ends_with(b"\n") {
-            // Terminate an incomplete line left by a broker that was killed, so that it does not
-            // spoil the next one.
-            file.write_all(b"\n")?;
-        }
 
         let mut labels = Self { known: HashMap::new(), file };
 
@@ -222,9 +278,7 @@ impl Labels {
     }
 
     fn write(&mut self, line: &Line) -> io::Result<()> {
-        let mut text = serde_json::to_vec(line)?;
-        text.push(b'\n');
-        self.file.write_all(&text)?;
+        self.file.append(&to_line(line)?)?;
         self.insert(line);
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! Tests the fleet's reader against the broker: the end of a topic is found at once although
-//! fetches wait for records, and an unreadable batch does not hide other partitions.
+//! fetches wait for records, an unreadable batch does not hide other partitions, and directories of
+//! other versions are healed or refused.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -81,7 +83,7 @@ async fn the_end_of_an_idle_topic_is_found_at_once() {
     broker.stop().await;
 }
 
-/// Older brokers stored snappy batches, which they could not serve.
+/// A batch that the engine cannot serve, in a directory that is not brought up to date.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unreadable_batch_hides_no_other_partition() {
     let directory = tempfile::tempdir().unwrap();
@@ -108,18 +110,7 @@ async fn an_unreadable_batch_hides_no_other_partition() {
     Producer::new(&settings).unwrap().send(&record).await.unwrap();
     broker.stop().await;
 
-    let data_dir = config().data_dir;
-    let write = move || {
-        // The storage engine ends with its runtime.
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(async {
-            let storage = Storage::open(data_dir, listen).await.unwrap();
-            let old = batch(Compression::Snappy, raw);
-            storage.engine.produce(None, &Topition::new("mixed", 0), old).await.unwrap();
-        });
-        runtime.shutdown_timeout(LONG);
-    };
-    tokio::task::spawn_blocking(write).await.unwrap();
+    write_snappy(directory.path(), "mixed").await;
 
     let broker = Broker::start(config()).await.unwrap();
     let settings = client_settings(&broker);
@@ -130,4 +121,61 @@ async fn an_unreadable_batch_hides_no_other_partition() {
     let found = tokio::task::spawn_blocking(read).await.unwrap();
     assert_eq!(found.and_then(|record| record.value), Some(b"good".to_vec()));
     broker.stop().await;
+}
+
+/// Older brokers stored snappy batches, which they could not serve.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_of_an_older_broker_is_brought_up_to_date() {
+    let directory = tempfile::tempdir().unwrap();
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let config = || BrokerConfig { listen, data_dir: Some(directory.path().to_path_buf()) };
+    let broker = Broker::start(config()).await.unwrap();
+    let settings = client_settings(&broker);
+    let spec = admin::TopicSpec {
+        name: "old".to_owned(),
+        partitions: 1,
+        replication: 1,
+        properties: Default::default(),
+    };
+    admin::create_topics(&settings, &[spec]).await.unwrap();
+    broker.stop().await;
+
+    write_snappy(directory.path(), "old").await;
+    // Older brokers did not say which format they wrote.
+    let format = directory.path().join("format");
+    std::fs::remove_file(&format).unwrap();
+
+    let broker = Broker::start(config()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&format).unwrap(), "2\n");
+    let settings = client_settings(&broker);
+    let read = move || {
+        let mut reader = Reader::open(&settings, "old", From::Start, LONG).unwrap();
+        [reader.next(LONG).unwrap(), reader.next(LONG).unwrap()]
+    };
+    let found = tokio::task::spawn_blocking(read).await.unwrap();
+    let values = found.map(|record| record.and_then(|record| record.value));
+    assert_eq!(values, [Some(b"one".to_vec()), Some(b"two".to_vec())]);
+    broker.stop().await;
+
+    // A newer broker may have changed anything.
+    std::fs::write(&format, "3\n").unwrap();
+    let refused = Broker::start(config()).await.err().map(|error| error.to_string());
+    assert!(refused.as_ref().is_some_and(|error| error.contains("FLEET-BROKER-VERSION")));
+}
+
+/// Writes two records to partition 0 of a topic, as brokers did that did not decode snappy.
+async fn write_snappy(directory: &Path, topic: &str) {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (data_dir, topition) = (Some(directory.to_path_buf()), Topition::new(topic, 0));
+    let write = move || {
+        // The storage engine ends with its runtime.
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let storage = Storage::open(data_dir, listen).await.unwrap();
+            let old = batch(Compression::Snappy, raw);
+            storage.engine.produce(None, &topition, old).await.unwrap();
+        });
+        runtime.shutdown_timeout(LONG);
+    };
+    tokio::task::spawn_blocking(write).await.unwrap();
 }

@@ -29,8 +29,9 @@ use super::{
     BrokerError, apart,
     groups::Groups,
     offsets::Offsets,
-    producers::{self, Producers},
+    producers::{self, Producers, Refused},
     quiet::{Asked, LONGEST_QUIET, LastFetch, Writes, Written},
+    screen::screen,
     storage::Storage,
     topic_names,
 };
@@ -158,6 +159,7 @@ impl Router {
         if let Some(correlation_id) = newer_api_versions(&request) {
             return self.list_versions(correlation_id).await;
         }
+        let (request, malformed) = screen(request);
         let request = Frame::request_from_bytes(request)?;
         let (key, version) = (request.api_key()?, request.api_version()?);
         let correlation_id = request.correlation_id()?;
@@ -205,7 +207,7 @@ impl Router {
             Body::FetchRequest(fetch) => shared.fetch(request.header, fetch, last).await?,
             Body::ProduceRequest(produce) => {
                 let silent = produce.acks == 0;
-                let body = shared.produce(request.header, produce).await?;
+                let body = shared.produce(request.header, produce, malformed).await?;
                 if silent {
                     return Ok(Reply::Nothing);
                 }
@@ -271,11 +273,12 @@ impl Shared {
         &self,
         header: Header,
         mut produce: ProduceRequest,
+        malformed: Refused,
     ) -> Result<Body, tansu_broker::Error> {
         let _topics = self.topics.read().await;
 
         let written = Written::of(&produce);
-        let refused = self.producers.admit(&mut produce).await;
+        let admission = self.producers.admit(&mut produce, malformed).await;
 
         let asked = self.serve_by_engine(header, produce.into()).await;
         // After a failed request, it is unknown what was written.
@@ -283,7 +286,7 @@ impl Shared {
 
         let mut body = asked?;
         if let Body::ProduceResponse(response) = &mut body {
-            producers::complete(response, refused);
+            producers::complete(response, admission.refused);
         }
 
         Ok(body)

@@ -30,9 +30,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
 
-    /// End when the parent process ends, for whatever reason
-    #[arg(long, hide = true)]
-    exit_with_parent: bool,
+    /// End when the parent process, which has this id, ends for whatever reason
+    #[arg(long, value_name = "PID", hide = true)]
+    exit_with_parent: Option<u32>,
 }
 
 /// Why the process ended on its own.
@@ -70,8 +70,8 @@ pub enum RunError {
 /// Returns an error if the broker cannot start, or fails while it runs.
 pub async fn run(args: Args) -> Result<(), RunError> {
     let stop = shutdown::signal_token().map_err(RunError::Signals)?;
-    if args.exit_with_parent {
-        parent::shut_down_with_parent();
+    if let Some(parent) = args.exit_with_parent {
+        parent::shut_down_with_parent(parent);
     }
 
     let broker =

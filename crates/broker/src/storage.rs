@@ -4,6 +4,7 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     net::SocketAddr,
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use tempfile::TempDir;
 use url::Url;
 use uuid::Uuid;
 
-use super::BrokerError;
+use super::{BrokerError, format};
 
 /// The id of the cluster's only node.
 pub(super) const NODE: i32 = 1;
@@ -31,7 +32,9 @@ pub(super) struct Storage {
     /// The directory of the engine's file and of commit metadata.
     pub(super) directory: PathBuf,
     _lock: File,
-    _temporary: Vec<TempDir>,
+    /// Open as long as the engine, whose path may lead through it.
+    _opened: File,
+    _temporary: Option<TempDir>,
 }
 
 impl Storage {
@@ -40,14 +43,11 @@ impl Storage {
         directory: Option<PathBuf>,
         advertised: SocketAddr,
     ) -> Result<Self, BrokerError> {
-        let mut temporary = Vec::new();
-        let directory = match directory {
-            Some(directory) => directory,
+        let (directory, temporary) = match directory {
+            Some(directory) => (directory, None),
             None => {
                 let made = temporary_directory()?;
-                let path = made.path().to_path_buf();
-                temporary.push(made);
-                path
+                (made.path().to_path_buf(), Some(made))
             }
         };
         let failed = |source| BrokerError::DataDir { path: directory.clone(), source };
@@ -55,16 +55,13 @@ impl Storage {
         let directory = directory.canonicalize().map_err(failed)?;
         let lock = lock(&directory)?;
 
-        let mut url = file_url(&directory);
-        if url.is_none() {
-            // The engine takes its path from a URL without decoding it, so a directory that needs
-            // encoding gets a plain name through a symlink.
-            let made = temporary_directory()?;
-            let link = made.path().join("data");
-            std::os::unix::fs::symlink(&directory, &link).map_err(failed)?;
-            url = file_url(&link);
-            temporary.push(made);
-        }
+        // The engine takes its path from a URL without decoding it, so a directory that needs
+        // encoding is reached by the number under which it is open.
+        let opened = File::open(&directory).map_err(failed)?;
+        let numbered = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+        let reachable = if file_url(&directory).is_some() { &directory } else { &numbered };
+        format::prepare(&directory, &reachable.join(FILE)).await?;
+        let url = file_url(reachable);
         let url = url.ok_or_else(|| failed(io::ErrorKind::InvalidFilename.into()))?;
         let listener = Url::parse(&format!("tcp://{advertised}"))
             .map_err(|error| failed(io::Error::other(error)))?;
@@ -85,7 +82,7 @@ impl Storage {
                 rack: None,
             })
             .await?;
-        Ok(Self { engine, directory, _lock: lock, _temporary: temporary })
+        Ok(Self { engine, directory, _lock: lock, _opened: opened, _temporary: temporary })
     }
 
     /// Returns when the engine has ended, which happens if one of its requests panics. The engine

@@ -267,6 +267,14 @@ table! {
             "`mcp-fleet` cannot find the embedded broker, the program `mcp-fleet-broker`.",
             "It was not built, or was not copied together with `mcp-fleet`.",
             "Build it with `cargo build -p mcp-fleet-broker` and put it into the directory of `mcp-fleet` or one on `PATH`, or name a Kafka with `--brokers`.";
+        BROKER_VERSION = "FLEET-BROKER-VERSION":
+            "The embedded broker does not know the format of its data directory.",
+            "A newer version of `mcp-fleet-broker` has written to the directory, or its file `format` was changed.",
+            "Start the version that wrote the data, or choose another `--data-dir`. Nothing was changed.";
+        BROKER_DATA = "FLEET-BROKER-DATA":
+            "The embedded broker cannot read the data in its directory.",
+            "The file `broker.db` is damaged, or is not a database.",
+            "Restore the directory from a copy, or choose another `--data-dir`.";
     }
     "API" {
         NO_SERVER = "FLEET-NO-SERVER":
