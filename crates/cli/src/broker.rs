@@ -68,7 +68,9 @@ fn find_in(directories: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
 /// Starts a broker as a child process, without waiting for it. It keeps its data in `data_dir`, and
 /// its log in `run_dir`.
 pub(crate) fn start(run_dir: &Path, data_dir: &Path, port: u16) -> Result<Process, CliError> {
-    let args = [format!("--listen=127.0.0.1:{port}"), format!("--data-dir={}", data_dir.display())];
+    let mut directory = OsString::from("--data-dir=");
+    directory.push(data_dir);
+    let args = [format!("--listen=127.0.0.1:{port}").into(), directory];
     Process::start(&find()?, "broker", run_dir, &args, &[])
 }
 

@@ -34,16 +34,16 @@ impl WorkerArgs {
 /// How a part behaves as a child process of `demo` or `dev`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ChildArgs {
-    /// End when the parent process ends, for whatever reason.
-    #[arg(long, hide = true)]
-    exit_with_parent: bool,
+    /// End when the parent process, which has this id, ends for whatever reason.
+    #[arg(long, value_name = "PID", hide = true)]
+    exit_with_parent: Option<u32>,
 }
 
 impl ChildArgs {
     /// Does what the flags ask for.
     fn apply(&self) {
-        if self.exit_with_parent {
-            parent::shut_down_with_parent();
+        if let Some(parent) = self.exit_with_parent {
+            parent::shut_down_with_parent(parent);
         }
     }
 }

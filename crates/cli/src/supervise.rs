@@ -4,6 +4,7 @@
 //! forwards it once; a second signal would make the child skip its drain.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     net::SocketAddr,
     os::unix::process::ExitStatusExt as _,
@@ -40,7 +41,7 @@ impl Process {
         program: &Path,
         name: &str,
         directory: &Path,
-        args: &[String],
+        args: &[impl AsRef<OsStr>],
         env: &[(&str, &str)],
     ) -> Result<Self, CliError> {
         let file =
@@ -62,7 +63,7 @@ impl Process {
 
         let child = Command::new(program)
             .args(args)
-            .arg("--exit-with-parent")
+            .arg(format!("--exit-with-parent={}", std::process::id()))
             .arg("--ready-file")
             .arg(&ready_file)
             .envs(env.iter().copied())

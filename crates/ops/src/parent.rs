@@ -10,12 +10,14 @@ const WATCH: Duration = Duration::from_millis(500);
 /// Starts a task that shuts this process down, in the usual way, when its parent has ended for
 /// whatever reason. Without it, a killed `mcp-fleet dev` would leave its processes running.
 ///
+/// `parent` is the parent's process id, as the parent knows it. A child cannot ask for it: if the
+/// parent has been killed since it started the child, the child would watch the process that
+/// adopted it.
+///
 /// # Panics
 ///
 /// Panics outside a tokio runtime.
-pub fn shut_down_with_parent() {
-    let parent = parent_id();
-
+pub fn shut_down_with_parent(parent: u32) {
     tokio::spawn(async move {
         while parent_id() == parent {
             tokio::time::sleep(WATCH).await;
