@@ -65,6 +65,11 @@ impl Env {
         }
     }
 
+    /// Whether the broker decodes records before it stores them, so that any client reads them.
+    pub fn keeps_plain_records(&self) -> bool {
+        matches!(self._running, Running::Process { .. })
+    }
+
     /// The embedded broker, as a process of its own, started on first use.
     pub fn embedded_broker() -> &'static Self {
         static ENV: OnceLock<Env> = OnceLock::new();

@@ -20,12 +20,22 @@ pub fn kustomize() -> Option<PathBuf> {
 /// The loader of `docker compose` as a program (`tests/go/compose`): it validates a file as the
 /// original does, fills in variables, and prints the result.
 pub fn compose() -> Option<PathBuf> {
-    let source = bins::repository().join("tests/go/compose");
+    build_own("compose")
+}
+
+/// Builds the program in `tests/go/NAME`.
+fn build_own(name: &str) -> Option<PathBuf> {
+    let source = bins::repository().join("tests/go").join(name);
     let (program, sums) =
         (fingerprint(&source.join("main.go")), fingerprint(&source.join("go.sum")));
-    tool(&format!("compose-{program}-{sums}"), "compose", |command| {
+    tool(&format!("{name}-{program}-{sums}"), name, |command| {
         command.current_dir(&source).args(["build", "-mod=readonly", "-o"]);
     })
+}
+
+/// The Kafka client franz-go as a program (`tests/go/codecs`).
+pub fn codecs() -> Option<PathBuf> {
+    build_own("codecs")
 }
 
 /// Builds `program` into the cache's `entry`, by a `go` command that `build` completes.

@@ -259,6 +259,16 @@ fn java(class: &str, arguments: &[&str]) -> Command {
     java_with(HEAP, class, arguments)
 }
 
+/// A command that runs `tests/kafka/Codecs.java` with Kafka's own client; `None` if Java or Maven is
+/// neither available nor required.
+pub fn codecs() -> Option<Command> {
+    if !available() {
+        return None;
+    }
+    let program = bins::repository().join("tests/kafka/Codecs.java");
+    Some(java(program.to_str().expect("a path in UTF-8"), &[]))
+}
+
 /// A command that runs a class of Kafka with these heap options.
 pub(crate) fn java_with(heap: &str, class: &str, arguments: &[&str]) -> Command {
     java_as(heap.split_whitespace().chain(SOON), class, arguments)

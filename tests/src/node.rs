@@ -1,7 +1,11 @@
 //! Third-party MCP servers and the conformance suite from npm, at the versions that
 //! `tests/node/package-lock.json` pins.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{bins, cache, is_set, loud};
 
@@ -32,6 +36,15 @@ pub fn script(name: &str) -> Option<Command> {
     Some(command)
 }
 
+/// A command that runs a script of `tests/node/kafka` with the Kafka client there.
+pub fn kafka_script(name: &str) -> Option<Command> {
+    let source = bins::repository().join("tests/node/kafka");
+    let modules = install("kafka", &source)?;
+    let mut command = Command::new("node");
+    command.arg(source.join(name)).arg(modules);
+    Some(command)
+}
+
 /// The directory in which `npx` finds the packages of `tests/node/package.json` without downloading
 /// anything.
 pub fn directory() -> Option<PathBuf> {
@@ -39,15 +52,19 @@ pub fn directory() -> Option<PathBuf> {
 }
 
 fn modules() -> Option<PathBuf> {
+    install("node", &bins::repository().join("tests/node"))
+}
+
+/// Installs the packages that the lock file in `source` names, and returns their directory.
+fn install(name: &str, source: &Path) -> Option<PathBuf> {
     if !cache::works("node", &["--version"]) || !cache::works("npm", &["--version"]) {
         return skip("node and npm (20 or newer)");
     }
-    let source = bins::repository().join("tests/node");
     let entry = cache::once(
-        &format!("node-{}", fingerprint(&source.join("package-lock.json"))),
+        &format!("{name}-{}", fingerprint(&source.join("package-lock.json"))),
         |directory| {
             for file in ["package.json", "package-lock.json"] {
-                fs::copy(source.join(file), directory.join(file)).expect("a file of tests/node");
+                fs::copy(source.join(file), directory.join(file)).expect("a lock file");
             }
             let quiet = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"];
             cache::run(Command::new("npm").args(quiet).current_dir(directory));

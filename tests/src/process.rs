@@ -68,6 +68,26 @@ impl Process {
             .unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
     }
 
+    /// Stops the process with SIGSTOP, and returns once none of its threads runs any more. The
+    /// signal itself returns before that, and a thread may still answer a request.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let what = format!("{} to stand still", self.name);
+        wait::poll_until(&what, wait::LONG, || self.stands_still().then_some(()));
+    }
+
+    fn stands_still(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads");
+        let mut stats =
+            threads.flatten().map(|thread| fs::read_to_string(thread.path().join("stat")));
+        // The state follows the name, which is in parentheses and may contain some itself.
+        stats.all(|stat| {
+            stat.is_ok_and(|stat| {
+                stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+            })
+        })
+    }
+
     /// Kills the process alone with SIGKILL and waits for it. Its own children live on, as they
     /// would after a crash.
     pub fn kill(&mut self) {

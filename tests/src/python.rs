@@ -33,6 +33,11 @@ impl Python {
         Self::with("requirements-schemathesis.txt")
     }
 
+    /// The environment with Kafka clients and their codecs.
+    pub fn kafka() -> Option<Self> {
+        Self::with("requirements-kafka.txt")
+    }
+
     /// The environment with kubernetes-validate and hadolint.
     pub fn manifests() -> Option<Self> {
         Self::with("requirements-manifests.txt")

@@ -84,6 +84,28 @@ fn no_process_outlives_a_killed_dev() {
     }
 }
 
+/// A part that is started just before its parent is killed must not watch whoever adopts it.
+#[test]
+fn a_part_whose_parent_has_already_ended_ends() {
+    let directory = bins::scratch("orphans");
+    process::remove_at_exit(&directory);
+    let mut parent = Command::new("true").spawn().expect("true");
+    parent.wait().expect("its end");
+
+    for (program, arguments) in [
+        ("mcp-fleet-broker", &["--listen=127.0.0.1:0"][..]),
+        ("mcp-fleet", &["server", "--host=127.0.0.1", "--port=0", "--kafka-brokers="]),
+        ("mcp-fleet", &["worker", "--brokers=127.0.0.1:1", "--server-url=http://127.0.0.1:1"]),
+    ] {
+        let mut command = Command::new(bins::bin(program));
+        command.args(arguments).arg(format!("--exit-with-parent={}", parent.id()));
+        let mut part = Process::start(program, &directory, command);
+        part.wait(DEADLINE);
+        let log = part.log();
+        assert!(log.contains("the parent process has ended"), "{program} {arguments:?}: {log}");
+    }
+}
+
 fn start(directory: &Path, work: &Path) -> Process {
     let mut command = Command::new(bins::bin("mcp-fleet"));
     command
