@@ -7,7 +7,7 @@ use fleet_tests::{
     chaos::ledger::Ledger,
     kafka::{self, Cluster},
     proxy::Network,
-    wait,
+    topics, wait,
 };
 
 #[test]
@@ -19,6 +19,40 @@ fn a_worker_whose_connections_are_refused_writes_no_outdated_events() {
 #[test]
 fn a_worker_whose_connections_are_silent_writes_no_outdated_events() {
     check("silence", Network::Silent);
+}
+
+/// The ends of these jobs are on their way when the worker loses its partitions, and nobody knows
+/// whether the broker has them. The worker gets the records back.
+#[test]
+fn an_end_that_was_on_its_way_when_its_partition_was_lost_stays_the_end() {
+    if !kafka::available() {
+        return;
+    }
+    let cluster = Cluster::start(1);
+    let env = Env::of(&cluster);
+    let mut fleet = Fleet::new(&env, "on-its-way", 6);
+    let ledger = fleet.directory.join("ledger");
+    fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
+    fleet.worker_env("MCP_MAX_IN_FLIGHT", "4");
+    let worker = fleet.launch_worker_with(&[("KAFKA_BROKERS", &cluster.proxied)]).ready();
+    fleet.workers.push(worker);
+    fleet.wait_for_gauge("fleet_partitions_assigned", 6);
+    let gate = fleet.submit_held(4);
+    fleet.wait_for_gauge("fleet_jobs_in_flight", 4);
+
+    cluster.network(Network::Silent);
+    gate.open();
+    fleet.workers[0].process.says("the write will be repeated", wait::LONG);
+    fleet.workers[0].process.says("no contact with the consumer group", wait::LONG);
+    wait::poll_until("a group without members", wait::LONG, || {
+        (topics::members(&env.brokers, &fleet.group) == 0).then_some(())
+    });
+    cluster.network(Network::Up);
+
+    fleet.wait_for_all();
+    let account = fleet.settle(4);
+    assert_eq!(account.count(JobState::Succeeded), 4);
+    assert_eq!(Ledger::read(&ledger).repeats(), 0, "a call was made again");
 }
 
 /// The most jobs that the worker may have settled since its last commit, or have in flight.

@@ -71,6 +71,11 @@ impl Settlement {
     pub(crate) fn of_event(state: JobState, event: Outgoing) -> Self {
         Self { state, dead_letter: None, event, reply: None }
     }
+
+    /// Whether it takes only an event.
+    pub(crate) fn is_event_only(&self) -> bool {
+        self.dead_letter.is_none() && self.reply.is_none()
+    }
 }
 
 /// The headers of a job's trace, if its record does not have them.

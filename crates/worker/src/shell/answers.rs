@@ -12,7 +12,7 @@ use fleet_kafka::{KafkaError, producer::Outgoing};
 use metrics::counter;
 use tokio::sync::mpsc;
 
-use super::{Shell, topic_of};
+use super::{Shell, topic_of, write_state::WriteState};
 use crate::{
     call_results::FinishedCalls,
     execute::{AttemptEnd, AttemptNews},
@@ -107,7 +107,8 @@ impl Shell {
         self.clear_obstacle(Obstacle::WritesFail);
 
         let now = Instant::now();
-        if let Some(held) = self.jobs.get(&token) {
+        if let Some(held) = self.jobs.get_mut(&token) {
+            held.set_writing(WriteState::Acknowledged);
             // A repeat is remembered already, with its event.
             if !held.is_repeat() {
                 self.settled.remember(now, held.identity, event);
@@ -123,7 +124,7 @@ impl Shell {
     fn handle_failed_write(&mut self, token: Token, rest: Option<Box<Settlement>>) {
         // If the job is no longer ours, its writes were called off, which says nothing about Kafka.
         let Some(held) = self.jobs.get_mut(&token) else { return };
-        held.keep_unacknowledged(rest);
+        held.set_writing(WriteState::Unacknowledged(rest));
 
         self.set_obstacle(
             Obstacle::WritesFail,

@@ -1,6 +1,6 @@
 //! Carrying out what the engine decides.
 
-use std::panic::AssertUnwindSafe;
+use std::{panic::AssertUnwindSafe, time::Instant};
 
 use fleet_engine::{Command, Input, Token};
 use fleet_job::time::Timestamp;
@@ -95,10 +95,16 @@ impl Shell {
     }
 
     fn forget_record(&mut self, token: Token) {
-        if let Some(held) = self.jobs.remove(&token)
-            && let Some(task) = held.task()
-        {
+        let Some(held) = self.jobs.remove(&token) else { return };
+        if let Some(task) = held.task() {
             task.abort();
+        }
+
+        // The broker may have the end of a job whose partition is lost, or still get it. If the
+        // record comes back, it must end in the same way.
+        let identity = held.identity;
+        if let Some(event) = held.into_unconfirmed_event() {
+            self.settled.remember(Instant::now(), identity, Some(event));
         }
     }
 

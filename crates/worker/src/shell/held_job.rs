@@ -133,6 +133,14 @@ impl HeldJob {
         }
     }
 
+    /// How far the writes that end the job have come; `None` before its end.
+    pub(super) fn into_writing(self) -> Option<WriteState> {
+        match self.stage {
+            Stage::Ending { writing, .. } => Some(writing),
+            Stage::Waiting { .. } | Stage::Running(_) => None,
+        }
+    }
+
     /// How many bytes the job holds beyond those of its record, while no attempt is under way.
     pub(super) fn extra_bytes(&self) -> u64 {
         let results = match &self.stage {

@@ -11,7 +11,7 @@ use fleet_ops::trace::{Span, SpanKind};
 use tokio::task::AbortHandle;
 
 use super::{held_job::HeldJob, recently_settled::RecordIdentity, write_state::WriteState};
-use crate::report::{Settlement, Subject};
+use crate::report::Subject;
 
 /// A record that this worker has read and that is not settled yet.
 pub(super) struct HeldRecord {
@@ -172,23 +172,23 @@ impl HeldRecord {
         }
     }
 
-    /// `task` writes the record's end.
-    pub(super) fn set_writing_task(&mut self, task: AbortHandle) {
-        self.set_writing(WriteState::Task(task));
-    }
-
-    /// A write was not acknowledged; `rest` is left to write.
-    pub(super) fn keep_unacknowledged(&mut self, rest: Option<Box<Settlement>>) {
-        self.set_writing(WriteState::Unacknowledged(rest));
-    }
-
-    fn set_writing(&mut self, new: WriteState) {
+    /// The writes of the record's end have come this far.
+    pub(super) fn set_writing(&mut self, new: WriteState) {
         let writing = match &mut self.content {
             Content::Job(job) => job.writing_mut(),
             Content::NotRun(_, writing) => Some(writing),
         };
         if let Some(writing) = writing {
             *writing = new;
+        }
+    }
+
+    /// The terminal event that the broker may have or may still get, if nothing else is to be
+    /// written. A repeat is remembered with its event already.
+    pub(super) fn into_unconfirmed_event(self) -> Option<Arc<Outgoing>> {
+        match self.content {
+            Content::Job(job) => job.into_writing()?.into_unconfirmed_event(),
+            Content::NotRun(_, writing) => writing.into_unconfirmed_event(),
         }
     }
 

@@ -63,7 +63,7 @@ impl Shell {
         };
 
         held.record_end(settlement.state, is_first_try);
-        if settlement.dead_letter.is_none() && settlement.reply.is_none() {
+        if settlement.is_event_only() {
             return self.enqueue_event(token, settlement.state, settlement.event);
         }
         let producer = self.producers.for_jobs();
@@ -74,10 +74,13 @@ impl Shell {
     }
 
     /// Writes an end that takes one record, as most ends do, without a task.
-    fn enqueue_event(&self, token: Token, state: JobState, mut event: Outgoing) {
+    fn enqueue_event(&mut self, token: Token, state: JobState, mut event: Outgoing) {
         // It is remembered for a while.
         event.value.as_mut().map(Vec::shrink_to_fit);
         let event = Arc::new(event);
+        if let Some(held) = self.jobs.get_mut(&token) {
+            held.set_writing(WriteState::Enqueued(event.clone()));
+        }
 
         let (answers, kept) = (self.answers.clone(), event.clone());
         let after = move |result| {
@@ -226,7 +229,7 @@ impl Shell {
         let task = self.spawn_task(writing.instrument(log), after_panic);
 
         if let Some(held) = self.jobs.get_mut(&token) {
-            held.set_writing_task(task);
+            held.set_writing(WriteState::Task(task));
         }
     }
 }
