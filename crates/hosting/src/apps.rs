@@ -1,43 +1,61 @@
-//! MCP Apps: the `ui://` pages of several servers under one roof.
+//! MCP Apps and skills: the `ui://` pages and `skill://` files of several servers under one roof.
 //!
-//! A page that a tool names runs scripts on behalf of its server, so a client must never get the
-//! page of another server with the same URI. Every `ui://` URI of a hosted server is therefore
-//! offered as `ui://mcp-fleet/<server>/<URI there>`: in lists, in `_meta`, in links and embedded
-//! resources, and in structured content. In what a client sends to a server, the server's own URIs
-//! are restored. Text is left unchanged.
+//! A page that a tool names runs scripts on behalf of its server, and a skill instructs a model, so
+//! a client must never get those of another server with the same URI. Every URI of a hosted server
+//! with one of these schemes is therefore *bound* to the server: it is offered as
+//! `<scheme>mcp-fleet/<server>/<URI there>` in lists, in `_meta`, in links and embedded resources,
+//! and in structured content. In what a client sends to a server, the server's own URIs are
+//! restored. Text is left unchanged.
 //!
 //! The same pass removes keys of mcp-fleet from `_meta`, so that no server can forge them.
 
 use fleet_job::meta;
 use rmcp::model::{
     CallToolResult, ContentBlock, GetPromptResult, JsonObject, MetaObject, ReadResourceResult,
-    ResourceContents,
+    ResourceContents, Skill, SkillResources,
 };
 use serde_json::Value;
 
 use crate::kept_items::{KEPT_ITEMS, for_each_kept};
 
-const SCHEME: &str = "ui://";
-/// Begins the offered URI of a page.
-pub(super) const OFFERED: &str = "ui://mcp-fleet/";
+/// The schemes of bound URIs: the pages of apps, and the files of skills.
+const SCHEMES: [&str; 2] = ["ui://", SKILL];
+/// The scheme of skills' files.
+pub(super) const SKILL: &str = "skill://";
+/// Follows the scheme in the offered URI, before the server.
+const HOST: &str = "mcp-fleet/";
 
-/// Returns whether a URI is that of an app's page.
-pub(super) fn is_page(uri: &str) -> bool {
-    uri.get(..SCHEME.len()).is_some_and(|start| start.eq_ignore_ascii_case(SCHEME))
+/// Returns the scheme of a bound URI. Schemes may be written in upper case.
+fn bound_scheme(uri: &str) -> Option<&'static str> {
+    let has_scheme = |scheme: &&str| {
+        uri.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    };
+    SCHEMES.into_iter().find(has_scheme)
 }
 
-/// Returns the offered URI of a server's page.
-pub(super) fn offered_uri(server: &str, uri: &str) -> String {
-    format!("{OFFERED}{server}/{uri}")
+/// Returns whether a URI is always offered as one that names its server.
+pub(super) fn is_bound(uri: &str) -> bool {
+    bound_scheme(uri).is_some()
 }
 
-/// Returns the URI at the server for an offered URI, if the page is one of this server.
+/// Returns the offered URI for a bound URI of a server; `None` for other URIs.
+pub(super) fn offered_uri(server: &str, uri: &str) -> Option<String> {
+    bound_scheme(uri).map(|scheme| format!("{scheme}{HOST}{server}/{uri}"))
+}
+
+/// Returns the server that an offered URI names, and the URI there.
+pub(super) fn split_offered(uri: &str) -> Option<(&str, &str)> {
+    let rest = SCHEMES.into_iter().find_map(|scheme| uri.strip_prefix(scheme))?;
+    rest.strip_prefix(HOST)?.split_once('/')
+}
+
+/// Returns the URI at the server for an offered URI, if it names this server.
 fn own_uri<'a>(server: &str, uri: &'a str) -> Option<&'a str> {
-    let (owner, own) = uri.strip_prefix(OFFERED)?.split_once('/')?;
-    (owner == server && is_page(own)).then_some(own)
+    let (owner, own) = split_offered(uri)?;
+    (owner == server && offered_uri(server, own).as_deref() == Some(uri)).then_some(own)
 }
 
-/// Rewrites the page URIs in `_meta`, at any depth, and removes keys of mcp-fleet, except the one
+/// Rewrites the bound URIs in `_meta`, at any depth, and removes keys of mcp-fleet, except the one
 /// with which a server marks a failure as final.
 pub fn offer_in_meta(server: &str, meta: &mut Option<MetaObject>) {
     let Some(known) = meta else { return };
@@ -54,7 +72,7 @@ fn keep_allowed(meta: &mut JsonObject) {
     meta.retain(|key, _| !key.starts_with(meta::PREFIX) || key == meta::FINAL);
 }
 
-/// Rewrites the page URIs in the result of a server's tool.
+/// Rewrites the bound URIs in the result of a server's tool.
 pub fn offer_in_result(server: &str, result: &mut CallToolResult) {
     for content in &mut result.content {
         offer_in_content(server, content);
@@ -73,7 +91,7 @@ fn offer_in_result_meta(server: &str, meta: &mut Option<MetaObject>) {
     }
 }
 
-/// Rewrites the page URIs in a server's prompt.
+/// Rewrites the bound URIs in a server's prompt.
 pub fn offer_in_prompt(server: &str, result: &mut GetPromptResult) {
     for message in &mut result.messages {
         offer_in_content(server, &mut message.content);
@@ -81,7 +99,7 @@ pub fn offer_in_prompt(server: &str, result: &mut GetPromptResult) {
     offer_in_result_meta(server, &mut result.meta);
 }
 
-/// Rewrites the page URIs in the contents of a server's resource.
+/// Rewrites the bound URIs in the contents of a server's resource.
 pub fn offer_in_resource(server: &str, result: &mut ReadResourceResult) {
     for contents in &mut result.contents {
         offer_in_contents(server, contents);
@@ -117,7 +135,7 @@ fn offer_in_contents(server: &str, contents: &mut ResourceContents) {
     offer_in_meta(server, meta);
 }
 
-/// Rewrites the page URIs in an item or member that rmcp can't represent, but not in its text.
+/// Rewrites the bound URIs in an item or member that rmcp can't represent, but not in its text.
 fn offer_in_kept(server: &str, part: &mut Value) {
     let texts =
         ["/text", "/resource/text", "/content/text", "/content/resource/text"].map(|place| {
@@ -132,7 +150,7 @@ fn offer_in_kept(server: &str, part: &mut Value) {
     }
 }
 
-/// Rewrites the page URIs in JSON of unknown shape: an extension's answer, or content of an unknown
+/// Rewrites the bound URIs in JSON of unknown shape: an extension's answer, or content of an unknown
 /// kind. Removes keys of mcp-fleet.
 pub fn offer_in_answer(server: &str, answer: &mut Value) {
     offer_in_value(server, answer);
@@ -153,18 +171,27 @@ fn remove_our_keys(value: &mut Value) {
     }
 }
 
-/// Rewrites every string in JSON that is a page URI.
+/// Rewrites the bound URIs in a server's skill.
+pub fn offer_in_skill(server: &str, skill: &mut Skill) {
+    offer_uri(server, &mut skill.uri);
+    if let SkillResources::Files(files) = &mut skill.resources {
+        files.iter_mut().for_each(|file| offer_uri(server, &mut file.uri));
+    }
+    offer_in_meta(server, &mut skill.meta);
+}
+
+/// Rewrites every string in JSON that is a bound URI.
 fn offer_in_value(server: &str, value: &mut Value) {
     for_each_text(value, &mut |text| offer_uri(server, text));
 }
 
 fn offer_uri(server: &str, uri: &mut String) {
-    if is_page(uri) {
-        *uri = offered_uri(server, uri);
+    if let Some(offered) = offered_uri(server, uri) {
+        *uri = offered;
     }
 }
 
-/// Restores a server's own URIs for its offered pages.
+/// Restores a server's own URIs for those that are offered.
 pub fn restore_in_value(server: &str, value: &mut Value) {
     for_each_text(value, &mut |text| restore_in_text(server, text));
 }
@@ -244,6 +271,37 @@ mod tests {
             arguments,
             json!({"page": PAGE, "pages": [of_b], "text": format!("see {OF_A}")})
         );
+    }
+
+    #[test]
+    fn uris_of_skills_are_bound_to_their_server() {
+        let own = "skill://pdf/SKILL.md";
+        let offered = "skill://mcp-fleet/a/skill://pdf/SKILL.md";
+        assert_eq!(offered_uri("a", own).as_deref(), Some(offered));
+        assert_eq!(split_offered(offered), Some(("a", own)));
+        let check = |uri: &str, expected: &str| {
+            let mut uri = uri.to_owned();
+            restore_in_text("a", &mut uri);
+            assert_eq!(uri, expected);
+        };
+        check(offered, own);
+        // These are not what is offered.
+        for other in ["skill://mcp-fleet/a/ui://x", "skill://mcp-fleet/a/x", own] {
+            check(other, other);
+        }
+
+        let mut skill: Skill = serde_json::from_value(json!({
+            "uri": own,
+            "frontmatter": {"name": "pdf", "description": "d"},
+            "resources": [{"uri": own, "digest": "sha256:0", "size": 1}],
+            "_meta": {"uri": own},
+        }))
+        .unwrap();
+        offer_in_skill("a", &mut skill);
+        let skill = serde_json::to_value(skill).unwrap();
+        for pointer in ["/uri", "/resources/0/uri", "/_meta/uri"] {
+            assert_eq!(skill.pointer(pointer), Some(&json!(offered)), "{skill}");
+        }
     }
 
     #[test]

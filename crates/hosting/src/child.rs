@@ -43,6 +43,8 @@ pub struct ChildProcess {
     pub stderr: StderrTail,
     /// What is wrong with its standard output.
     pub stdout: StdoutWatch,
+    /// The restrictions that the kernel does not enforce on it.
+    pub gaps: Vec<&'static str>,
     stop: CancellationToken,
     exit: watch::Receiver<Option<String>>,
 }
@@ -60,7 +62,7 @@ pub(crate) fn spawn_child(
     spec: &ChildSpec,
     limits: &ProcessLimits,
 ) -> io::Result<(ChildProcess, ChildPipes)> {
-    fleet_launcher::warn_of_gaps(server, &spec.confinement);
+    let gaps = fleet_launcher::warn_of_gaps(server, &spec.confinement);
     let (program, arguments) =
         fleet_launcher::wrap(&spec.program, limits, &spec.confinement, spec.cwd.as_deref());
     let mut command = Command::new(program);
@@ -90,7 +92,7 @@ pub(crate) fn spawn_child(
     let stop = CancellationToken::new();
     let (report_exit, exit) = watch::channel(None);
     let watch = StdoutWatch::default();
-    let process = ChildProcess { pid, stderr, stdout: watch, stop: stop.clone(), exit };
+    let process = ChildProcess { pid, stderr, stdout: watch, gaps, stop: stop.clone(), exit };
     let counted = Counted::new(&metrics::CHILDREN);
     tokio::spawn(async move {
         let status = supervise_child(child, pid, stop).await;

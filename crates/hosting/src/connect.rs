@@ -58,13 +58,15 @@ struct FailedAttempt {
 }
 
 /// What may work after a failed attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Fallback {
     None,
     /// A handshake with `initialize` alone.
     Initialize,
     /// The other transport, because nothing at the URL accepts `initialize`.
     OtherTransport,
+    /// `initialize` in this revision, which the server lists.
+    Revision(ProtocolVersion),
 }
 
 impl FailedAttempt {
@@ -86,7 +88,7 @@ impl Connector<'_> {
             LaunchSpec::Url(spec) => self.connect_url(spec).await,
             LaunchSpec::Remote(spec) => self.connect_remote_of_any_revision(spec).await,
             // A server of 2024 may never answer newer requests, so try the older handshake first.
-            LaunchSpec::Sse(spec) => self.connect_sse(spec).await,
+            LaunchSpec::Sse(spec) => self.connect_sse_of_any_revision(spec).await,
         };
         connected.map_err(|failed| failed.error)
     }
@@ -113,7 +115,11 @@ impl Connector<'_> {
             legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
         };
         match self.connect_remote(spec, modern).await {
-            Err(FailedAttempt { error, fallback: Fallback::Initialize }) => {
+            // The transport itself asks for a revision that the server lists.
+            Err(FailedAttempt {
+                error,
+                fallback: Fallback::Initialize | Fallback::Revision(_),
+            }) => {
                 self.log_fallback(&error);
                 self.connect_remote(spec, ClientLifecycleMode::Initialize).await
             }
@@ -129,7 +135,7 @@ impl Connector<'_> {
         };
 
         self.log_fallback(&first);
-        self.connect_sse(spec).await.map_err(|FailedAttempt { error, fallback }| {
+        self.connect_sse_of_any_revision(spec).await.map_err(|FailedAttempt { error, fallback }| {
             let message = format!("{}; over HTTP+SSE: {}", first.message, error.message);
             FailedAttempt { error: ConnectError { message, ..error }, fallback }
         })
@@ -174,8 +180,14 @@ impl Connector<'_> {
         let limit = self.attempt.limit;
         let (transport, over) = remote::transport(spec, self.policy.clone(), limit, news.clone())
             .map_err(|error| FailedAttempt::without_client(&error))?;
-        let client =
-            PendingClient::new(self.server, transport, mode, self.attempt.clone(), news.clone());
+        let client = HostedClient::new(news.clone());
+        let client = PendingClient::new(
+            self.server,
+            transport,
+            (client, mode),
+            self.attempt.clone(),
+            news.clone(),
+        );
         let upstream = self.finish_handshake(client, None, news).await?;
 
         // Only after the handshake: a transport that ends during it reports why, and `stop` would
@@ -189,14 +201,37 @@ impl Connector<'_> {
         Ok(upstream)
     }
 
-    async fn connect_sse(&self, spec: &RemoteSpec) -> Result<Upstream, FailedAttempt> {
+    /// Connects over HTTP+SSE. The server may list its revisions when it refuses ours.
+    async fn connect_sse_of_any_revision(
+        &self,
+        spec: &RemoteSpec,
+    ) -> Result<Upstream, FailedAttempt> {
+        match self.connect_sse(spec, ProtocolVersion::LATEST_WITH_INITIALIZE).await {
+            Err(FailedAttempt { error, fallback: Fallback::Revision(listed) }) => {
+                self.log_fallback(&error);
+                self.connect_sse(spec, listed).await
+            }
+            result => result,
+        }
+    }
+
+    async fn connect_sse(
+        &self,
+        spec: &RemoteSpec,
+        revision: ProtocolVersion,
+    ) -> Result<Upstream, FailedAttempt> {
         let news = News::default();
         let client = fleet_egress::client(&spec.url, self.policy.clone())
             .map_err(|error| FailedAttempt::without_client(&error))?;
         let transport = SseTransport::new(spec, client);
-        let mode = ClientLifecycleMode::Initialize;
-        let client =
-            PendingClient::new(self.server, transport, mode, self.attempt.clone(), news.clone());
+        let client = HostedClient::new(news.clone()).in_revision(revision);
+        let client = PendingClient::new(
+            self.server,
+            transport,
+            (client, ClientLifecycleMode::Initialize),
+            self.attempt.clone(),
+            news.clone(),
+        );
 
         let mut upstream = self.finish_handshake(client, None, news).await?;
         upstream.is_sse = true;
@@ -248,6 +283,9 @@ impl HandshakeProblem {
             // A child that has refused `server/discover` and exits later has other reasons.
             (Self::Failed(_), true) => Fallback::None,
             (Self::Failed(HandshakeError::OtherTransport(_)), false) => Fallback::OtherTransport,
+            (Self::Failed(HandshakeError::OtherRevision { listed, .. }), false) => {
+                Fallback::Revision(listed.clone())
+            }
             (Self::Failed(_), false) => Fallback::Initialize,
         }
     }
@@ -280,6 +318,7 @@ impl HandshakeProblem {
                 | HandshakeError::Unreachable(error)
                 | HandshakeError::Unauthorized(error)
                 | HandshakeError::OtherTransport(error)
+                | HandshakeError::OtherRevision { message: error, .. }
                 | HandshakeError::Other(error),
             ) => format!("the handshake failed: {error}"),
         }
@@ -385,22 +424,21 @@ impl PendingClient {
         Self { handshake, stop, progress }
     }
 
-    /// A client of a remote, whose handshake is rmcp's.
+    /// A client of a remote, whose handshake is rmcp's, in this mode.
     fn new<T: Transport<RoleClient> + 'static>(
         server: &str,
         transport: T,
-        mode: ClientLifecycleMode,
+        (client, mode): (HostedClient, ClientLifecycleMode),
         attempt: Attempt,
         news: News,
     ) -> Self {
         let stop = CancellationToken::new();
         let progress = ProgressRoutes::default();
-        let tapped = ProgressTap::new(transport, server, progress.clone(), news.clone());
+        let tapped = ProgressTap::new(transport, server, progress.clone(), news);
         let token = stop.clone();
         let server = server.to_owned();
 
         let handshake = Box::pin(async move {
-            let client = HostedClient::new(news);
             let service = serve_client_with_lifecycle_and_ct(client, tapped, mode, token).await?;
             let catalog = match service.peer().peer_info() {
                 Some(info) => {

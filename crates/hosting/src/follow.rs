@@ -42,12 +42,19 @@ const RETRY_WAIT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(crate) struct HostedClient {
     news: News,
+    /// The revision for `initialize`; the newest revision has no handshake.
+    revision: ProtocolVersion,
 }
 
 impl HostedClient {
     /// Creates a client that notes changes in `news`.
     pub(super) fn new(news: News) -> Self {
-        Self { news }
+        Self { news, revision: ProtocolVersion::LATEST_WITH_INITIALIZE }
+    }
+
+    /// Sends `initialize` in another revision.
+    pub(super) fn in_revision(self, revision: ProtocolVersion) -> Self {
+        Self { revision, ..self }
     }
 }
 
@@ -60,8 +67,7 @@ impl ClientHandler for HostedClient {
         let mut capabilities = ClientCapabilities::default();
         capabilities.extensions = Some(BTreeMap::from([(APPS_EXTENSION_ID.to_owned(), apps)]));
         let mut config = ClientConfig::new(capabilities, own);
-        // The revision for `initialize`; the newest revision has no handshake.
-        config.protocol_version = ProtocolVersion::LATEST_WITH_INITIALIZE;
+        config.protocol_version = self.revision.clone();
         config
     }
 

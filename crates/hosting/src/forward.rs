@@ -9,6 +9,7 @@ use rmcp::{
     model::{
         CancelledNotificationParam, ClientCapabilities, ClientRequest, ErrorData,
         ProgressNotificationParam, ProgressToken, RequestMetaObject, ServerResult,
+        TASKS_EXTENSION_ID,
     },
     service::{PeerRequestOptions, RequestContext, ServiceError},
 };
@@ -226,10 +227,19 @@ fn forwarded_meta(
             Some(capabilities)
         };
         if let Some(capabilities) = context.meta.client_capabilities().or_else(of_session) {
-            meta.set_client_capabilities(capabilities);
+            meta.set_client_capabilities(without_tasks(capabilities));
         }
     }
     meta
+}
+
+/// Leaves out tasks, which the front end provides itself: a caller could neither query nor cancel
+/// the task of a hosted server, and would not be notified of its states.
+fn without_tasks(mut capabilities: ClientCapabilities) -> ClientCapabilities {
+    if let Some(extensions) = &mut capabilities.extensions {
+        extensions.remove(TASKS_EXTENSION_ID);
+    }
+    capabilities
 }
 
 async fn send_progress(
@@ -307,5 +317,22 @@ fn sign_of(error: &ServiceError, has_progressed: bool) -> Sign {
         },
         ServiceError::TransportClosed | ServiceError::Cancelled { .. } => Sign::Lost,
         _ => Sign::Answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_hosted_server_is_not_told_that_its_caller_knows_tasks() {
+        let declared =
+            json!({"elicitation": {}, "extensions": {TASKS_EXTENSION_ID: {}, "a/b": {}}});
+        let capabilities: ClientCapabilities = serde_json::from_value(declared).unwrap();
+        assert!(capabilities.supports_tasks());
+        let forwarded = without_tasks(capabilities);
+        assert_eq!(json!(forwarded), json!({"elicitation": {}, "extensions": {"a/b": {}}}));
     }
 }

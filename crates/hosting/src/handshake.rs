@@ -4,7 +4,8 @@
 //! runner may download for half a minute before the server reads its first line. So no request has
 //! a timeout of its own. `server/discover` is sent at once. If it is refused, or is not answered
 //! for a third of the limit, `initialize` is sent to the same child, too; an answer to
-//! `server/discover` still counts. The only timeout is that of the whole start, which the caller
+//! `server/discover` still counts. A child that refuses the revision of `initialize` with a list of
+//! others is asked once more, for the newest of them that is known here. The only timeout is that of the whole start, which the caller
 //! enforces.
 //!
 //! The caller
@@ -36,12 +37,16 @@ use rmcp::{
 };
 use serde_json::json;
 
+use crate::remote::opening::listed_revision;
+
 pub(super) mod drive;
 
 /// The ids of our requests. rmcp later counts up from 0 on the same connection, and must not take a
 /// late answer for one of its own. The ids fit into 32 bits, because some servers keep no more.
 const DISCOVER_ID: i64 = 2_000_000_001;
 const INITIALIZE_ID: i64 = 2_000_000_002;
+/// The id of `initialize` in a revision that the server has listed.
+const REVISED_ID: i64 = 2_000_000_003;
 
 /// The longest part of an unreadable answer that is quoted, in bytes.
 const SHOWN: usize = 200;
@@ -87,6 +92,9 @@ pub(super) struct Handshake {
     patient_until: Instant,
     discover: Question,
     initialize: Question,
+    /// The id of the last `initialize`, and its revision.
+    initialize_id: i64,
+    revision: ProtocolVersion,
     outbox: VecDeque<TxJsonRpcMessage<RoleClient>>,
 }
 
@@ -105,6 +113,8 @@ impl Handshake {
             patient_until: now + patience,
             discover: Question::Unasked,
             initialize: Question::Unasked,
+            initialize_id: INITIALIZE_ID,
+            revision: ProtocolVersion::LATEST_WITH_INITIALIZE,
             outbox: VecDeque::new(),
         };
 
@@ -135,7 +145,8 @@ impl Handshake {
     #[must_use]
     pub(super) fn was_answered(&self) -> bool {
         let silent = |question| matches!(question, &Question::Unasked | &Question::Open);
-        !(silent(&self.discover) && silent(&self.initialize))
+        let is_silent = silent(&self.discover) && silent(&self.initialize);
+        !is_silent || self.is_revised()
     }
 
     /// Returns what is waited for, in words for people.
@@ -173,18 +184,21 @@ impl Handshake {
         match message {
             JsonRpcMessage::Response(JsonRpcResponse { id, result, .. }) => match id_number(&id) {
                 Some(DISCOVER_ID) => self.end_discover(read_discover_result(result), now),
-                Some(INITIALIZE_ID) => self.end_initialize(read_initialize_result(result)),
+                Some(id) if id == self.initialize_id => {
+                    self.end_initialize(read_initialize_result(result));
+                }
                 _ => tracing::debug!(%id, "a hosted server answered an unknown request"),
             },
             JsonRpcMessage::Error(JsonRpcError { id, error, .. }) => {
-                let reason = format!("error {}: {}", error.code.0, error.message);
                 match id.as_ref().map(id_number) {
-                    Some(Some(DISCOVER_ID)) => self.end_discover(Err(reason), now),
-                    Some(Some(INITIALIZE_ID)) => self.end_initialize(Err(reason)),
+                    Some(Some(DISCOVER_ID)) => self.end_discover(Err(reason_of(&error)), now),
+                    Some(Some(id)) if id == self.initialize_id => self.refuse_initialize(&error),
                     // A server that can't read a request does not know its id. Requests are read in
                     // order.
-                    None if self.discover == Question::Open => self.end_discover(Err(reason), now),
-                    None => self.end_initialize(Err(reason)),
+                    None if self.discover == Question::Open => {
+                        self.end_discover(Err(reason_of(&error)), now);
+                    }
+                    None => self.refuse_initialize(&error),
                     Some(_) => {
                         tracing::debug!(?id, "a hosted server refused an unknown request")
                     }
@@ -230,12 +244,17 @@ impl Handshake {
 
     fn ask_initialize(&mut self) {
         let mut params = self.client.clone();
-        params.protocol_version = ProtocolVersion::LATEST_WITH_INITIALIZE;
+        params.protocol_version = self.revision.clone();
 
         let request = ClientRequest::InitializeRequest(InitializeRequest::new(params));
-        self.outbox
-            .push_back(JsonRpcMessage::request(request, NumberOrString::Number(INITIALIZE_ID)));
+        let id = NumberOrString::Number(self.initialize_id);
+        self.outbox.push_back(JsonRpcMessage::request(request, id));
         self.initialize = Question::Open;
+    }
+
+    /// Returns whether `initialize` was sent again in another revision.
+    fn is_revised(&self) -> bool {
+        self.initialize_id == REVISED_ID
     }
 
     fn end_discover(&mut self, answer: Result<ServerPeerInfo, String>, now: Instant) {
@@ -247,6 +266,20 @@ impl Handshake {
         self.patient_until = now + self.patience;
         if matches!(self.discover, Question::Refused(_)) && self.initialize == Question::Unasked {
             self.ask_initialize();
+        }
+    }
+
+    /// Processes a refusal of `initialize`. If the server lists revisions, `initialize` is sent once
+    /// more, in one of them.
+    fn refuse_initialize(&mut self, error: &ErrorData) {
+        let is_first = self.initialize == Question::Open && !self.is_revised();
+        match listed_revision(error, &self.revision).filter(|_| is_first) {
+            Some(listed) => {
+                self.revision = listed;
+                self.initialize_id = REVISED_ID;
+                self.ask_initialize();
+            }
+            None => self.end_initialize(Err(reason_of(error))),
         }
     }
 
@@ -279,6 +312,10 @@ fn answer_to(
         }
     };
     JsonRpcMessage::response(result, id)
+}
+
+fn reason_of(error: &ErrorData) -> String {
+    format!("error {}: {}", error.code.0, error.message)
 }
 
 fn to_question(answer: Result<ServerPeerInfo, String>) -> Question {

@@ -5,6 +5,7 @@ use std::io;
 use fleet_ops::errors::chain;
 use fleet_policy::Refusal;
 use rmcp::{
+    model::ProtocolVersion,
     service::{ClientInitializeError, ServiceError},
     transport::{DynamicTransportError, streamable_http_client::StreamableHttpError},
 };
@@ -31,6 +32,13 @@ pub(super) enum HandshakeError {
     Unauthorized(String),
     /// Nothing at the URL accepts `initialize`, so the remote may use the other transport.
     OtherTransport(String),
+    /// The remote refuses the revision of `initialize`, and lists this one.
+    OtherRevision {
+        /// The newest revision that is known here and to the remote.
+        listed: ProtocolVersion,
+        /// The refusal, for people.
+        message: String,
+    },
     /// Any other failure.
     Other(String),
 }
@@ -63,7 +71,12 @@ impl From<ClientInitializeError> for HandshakeError {
                 }
             }
             ClientInitializeError::JsonRpcError(error) => {
-                Self::Other(format!("it answered with error {}: {}", error.code.0, error.message))
+                let message = format!("it answered with error {}: {}", error.code.0, error.message);
+                let asked = ProtocolVersion::LATEST_WITH_INITIALIZE;
+                match opening::listed_revision(&error, &asked) {
+                    Some(listed) => Self::OtherRevision { listed, message },
+                    None => Self::Other(message),
+                }
             }
             ClientInitializeError::LegacyFallbackFailed { fallback, .. } => Self::from(*fallback),
             ClientInitializeError::ExpectedInitResult(Some(result)) => {

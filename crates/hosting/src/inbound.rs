@@ -1,4 +1,4 @@
-//! Reads what a child sends, before rmcp does.
+//! Reads what a child sends, or a remote on a stream for all answers, before rmcp does.
 //!
 //! rmcp drops messages that it can't read, and then the call waits until its timeout. So messages
 //! are read here first, with the fleet's own reader ([`fleet_wire`]), and an unreadable answer
@@ -8,7 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fleet_job::number;
-use fleet_wire::{Id, Message, Reply, RpcError, Unreadable, quote};
+use fleet_wire::{
+    Id, Message, Reply, RpcError, Unreadable, quote,
+    sse::Event,
+    stream::{Odd, odd},
+};
 use rmcp::{
     RoleClient,
     model::{
@@ -157,6 +161,52 @@ impl Inbound {
         let is_garbage = is_noise && passed.is_empty() && !is_held;
         passed.extend(before.into_iter().flat_map(|before| self.end_unreadable(before)));
         if is_garbage && passed.is_empty() { None } else { Some(passed) }
+    }
+
+    /// Reads an event of a stream for all answers, which came at `now`. An event is complete, so
+    /// none of its answers is held.
+    ///
+    /// An event of another type than `message` counts only if it answers a request. If an event can
+    /// only be meant as an answer but is none, it ends the request that it may belong to.
+    #[must_use]
+    pub(super) fn read_event(
+        &mut self,
+        event: &Event,
+        now: Instant,
+    ) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        let is_read = event.is_message() || self.answers_open_request(&event.data);
+        let messages = if is_read { self.read(&event.data, now) } else { None };
+        match messages {
+            Some(mut passed) => {
+                passed.extend(self.release_all());
+                passed
+            }
+            None => match odd(event) {
+                Some(Odd { why, is_end: true }) => self.end_nameless(why),
+                Some(Odd { is_end: false, .. }) | None => Vec::new(),
+            },
+        }
+    }
+
+    fn answers_open_request(&self, text: &[u8]) -> bool {
+        fleet_wire::read(text).into_iter().any(|message| match message {
+            Message::Reply(Some(id), _) => self.open.contains_key(&self.match_id(id)),
+            _ => false,
+        })
+    }
+
+    /// Ends the request that an unreadable answer without an id may belong to; `why` quotes the
+    /// answer.
+    #[must_use]
+    pub(super) fn end_nameless(&mut self, why: String) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        self.take_nameless(Reply::Unreadable(Unreadable { why, cut: false }))
+    }
+
+    /// Forgets a request that could not be sent.
+    #[must_use]
+    pub(super) fn forget(&mut self, id: &RequestId) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        self.open.remove(&wire_id(id));
+        self.attribute_nameless()
     }
 
     /// Returns when answers that are held must be passed on.

@@ -166,17 +166,10 @@ impl<T: Listed> Page<T> {
     }
 
     fn read_cursor(&mut self, cursor: Option<Value>) -> Option<String> {
-        match cursor? {
-            Value::Null => None,
-            // Many servers send an empty cursor with the last page.
-            Value::String(cursor) if cursor.is_empty() => None,
-            Value::String(cursor) => Some(cursor),
-            Value::Number(cursor) => Some(cursor.to_string()),
-            other => {
-                self.remarks.push(format!("nextCursor is not a string: {}", quoted(&other)));
-                None
-            }
-        }
+        fleet_wire::cursor::read_cursor(cursor).unwrap_or_else(|other| {
+            self.remarks.push(format!("nextCursor is not a string: {}", quoted(&other)));
+            None
+        })
     }
 
     fn add_item(&mut self, item: Value) {

@@ -18,6 +18,14 @@ pub const CHILDREN: Metric = Metric {
     labels: &[],
     help: "Running processes of hosted servers.",
 };
+/// Whether children are kept apart.
+pub const CHILDREN_SEPARATED: Metric = Metric {
+    name: "mcp_server_hosted_children_separated",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Whether the kernel can keep hosted child processes out of each other's memory and environment (Landlock): 1 or 0.",
+};
 /// Restarts of hosted servers.
 pub const HOSTED_RESTARTS: Metric = Metric {
     name: "mcp_server_hosted_restarts_total",
@@ -72,6 +80,7 @@ pub const REGISTRY_WRITE_FAILURES: Metric = Metric {
 pub const TABLE: &[Metric] = &[
     HOSTED_SERVERS,
     CHILDREN,
+    CHILDREN_SEPARATED,
     HOSTED_RESTARTS,
     CALLS_IN_FLIGHT,
     CALLS_TURNED_AWAY,

@@ -3,7 +3,7 @@
 
 mod events;
 pub(crate) mod exchange;
-pub(super) mod messages;
+mod messages;
 pub(super) mod opening;
 mod session;
 

@@ -4,7 +4,7 @@
 //! name, so that a newcomer can't take over another server's calls. Tools that can't be offered are
 //! listed with the reason. The same applies to prompts. Resources keep their URIs, since results
 //! refer to them; if two servers have the same URI, the later server's is offered as one that names
-//! the server.
+//! the server. Pages and skills always are (see [`apps`]).
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -19,8 +19,6 @@ use super::{
     listed::HiddenTool,
 };
 
-/// Begins the URIs of skills' files.
-const SKILL: &str = "skill://";
 /// Begins a URI that names its server: `mcp-fleet://<server>/<URI at the server>`.
 const NAMED: &str = "mcp-fleet://";
 
@@ -171,15 +169,15 @@ impl Routes {
         if let Some(route) = self.resources.get(uri) {
             return Some((&route.server, &route.name));
         }
-        // A page belongs to one server, and this URI does not tell to which.
-        if apps::is_page(uri) {
-            return None;
-        }
-        // Skills need not be in the list.
-        if uri.starts_with(SKILL)
+        // Clients read well-known files of skills, and those that a skill's text names.
+        if uri.starts_with(apps::SKILL)
             && let Owner::One(server) = self.extensions.owner(SKILLS_EXTENSION_ID)
         {
             return Some((server, uri));
+        }
+        // A page or skill belongs to one server, and this URI does not tell to which.
+        if apps::is_bound(uri) {
+            return None;
         }
         let template = self.templates.iter().find(|route| matches_template(&route.name, uri));
         template.map(|route| (route.server.as_str(), uri))
@@ -194,7 +192,7 @@ impl Routes {
     /// Returns the offered URI of a server's resource.
     pub fn offered_uri(&self, server: &str, uri: &str) -> String {
         match self.resource(uri) {
-            Some((owner, _)) if owner == server && !apps::is_page(uri) => uri.to_owned(),
+            Some((owner, _)) if owner == server && !apps::is_bound(uri) => uri.to_owned(),
             _ => uri_with_server(server, uri),
         }
     }
@@ -253,7 +251,7 @@ fn add_named<T: Named>(
 /// Returns the URI itself if it is free and does not look like one that names a server, or else one
 /// that names the server.
 fn free_uri(uri: &str, server: &str, taken: impl Fn(&str) -> bool) -> String {
-    if apps::is_page(uri) || uri.starts_with(NAMED) || taken(uri) {
+    if apps::is_bound(uri) || uri.starts_with(NAMED) || taken(uri) {
         uri_with_server(server, uri)
     } else {
         uri.to_owned()
@@ -261,15 +259,15 @@ fn free_uri(uri: &str, server: &str, taken: impl Fn(&str) -> bool) -> String {
 }
 
 fn uri_with_server(server: &str, uri: &str) -> String {
-    if apps::is_page(uri) {
-        return apps::offered_uri(server, uri);
-    }
-    format!("{NAMED}{server}/{uri}")
+    apps::offered_uri(server, uri).unwrap_or_else(|| format!("{NAMED}{server}/{uri}"))
 }
 
 /// Returns the server that a URI names, and the URI there.
-fn split_named(uri: &str) -> Option<(&str, &str)> {
-    uri.strip_prefix(NAMED).or_else(|| uri.strip_prefix(apps::OFFERED))?.split_once('/')
+pub fn split_named(uri: &str) -> Option<(&str, &str)> {
+    match uri.strip_prefix(NAMED) {
+        Some(named) => named.split_once('/'),
+        None => apps::split_offered(uri),
+    }
 }
 
 /// Returns whether a URI matches a template (RFC 6570): it contains the literal parts in their
@@ -302,6 +300,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::extensions::Declared;
 
     fn tools(names: &[&str]) -> Catalog {
         let tool = |name: &&str| Tool::new((*name).to_owned(), "", rmcp::model::JsonObject::new());
@@ -408,6 +407,39 @@ mod tests {
         assert_eq!(routes.resource(&nested), Some(("b", posing)));
         assert_eq!(routes.resource(page), None, "it is ambiguous");
         assert_eq!(routes.resources().count(), 3);
+    }
+
+    #[test]
+    fn skills_of_two_servers_are_kept_apart() {
+        let skill = "skill://pdf/SKILL.md";
+        let with_skill = || resources(&[skill], &["skill://{name}/SKILL.md"]);
+        let routes = Routes::build([("a", with_skill()), ("b", with_skill())]);
+        for server in ["a", "b"] {
+            let offered = format!("skill://mcp-fleet/{server}/{skill}");
+            assert!(routes.resources().any(|resource| resource.uri == offered), "{offered}");
+            assert_eq!(routes.resource(&offered), Some((server, skill)));
+            assert_eq!(routes.offered_uri(server, skill), offered);
+            let template = format!("skill://mcp-fleet/{server}/skill://{{name}}/SKILL.md");
+            assert_eq!(routes.template(&template), Some((server, "skill://{name}/SKILL.md")));
+        }
+        assert_eq!(routes.resource(skill), None, "it is ambiguous");
+    }
+
+    /// A skill's text names its files without the server.
+    #[test]
+    fn a_plain_uri_of_a_skill_belongs_to_the_only_server_that_declares_skills() {
+        let skilled = || {
+            let extensions = serde_json::json!({"extensions": {SKILLS_EXTENSION_ID: {}}});
+            let declared = Declared::of(&serde_json::from_value(extensions).unwrap());
+            Catalog { declared, ..Catalog::default() }
+        };
+        let file = "skill://pdf/forms.md";
+        let plain = resources(&[file], &[]);
+        let one = Routes::build([("a", skilled()), ("b", plain)]);
+        assert_eq!(one.resource(file), Some(("a", file)));
+        assert_eq!(one.offered_uri("a", file), format!("skill://mcp-fleet/a/{file}"));
+        let two = Routes::build([("a", skilled()), ("b", skilled())]);
+        assert_eq!(two.resource(file), None);
     }
 
     #[test]

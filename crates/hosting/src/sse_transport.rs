@@ -3,10 +3,13 @@
 //!
 //! The server chooses the endpoint, to which our messages and credentials go. So it must have the
 //! origin that policy has allowed.
+//!
+//! All answers come on the one stream, so an event may answer any open request, as a line of a
+//! child may. They are read by the same code ([`Inbound`]), and an answer that can't be read ends
+//! its call.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use fleet_job::number;
 use fleet_wire::{
     body::{Body, BodyError},
     encoding::DecodeError,
@@ -16,22 +19,23 @@ use fleet_wire::{
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
 use rmcp::{
     RoleClient,
+    model::{JsonRpcMessage, RequestId},
     service::{RxJsonRpcMessage, TxJsonRpcMessage},
     transport::Transport,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::AbortOnDropHandle,
 };
 use url::Url;
 
-use super::{
-    launch::RemoteSpec,
-    remote::{exchange::discard_body, messages::messages_in},
-};
+use super::{inbound::Inbound, launch::RemoteSpec, remote::exchange::discard_body};
 
-/// How many messages may wait before we stop reading the stream.
+/// How many events may wait before we stop reading the stream.
 const QUEUE: usize = 64;
 /// How long a server may take to acknowledge a message.
 const POST_TIME: Duration = Duration::from_secs(60);
@@ -41,10 +45,23 @@ pub(crate) struct SseTransport {
     client: Client,
     spec: RemoteSpec,
     endpoint: watch::Receiver<Endpoint>,
-    incoming: mpsc::Receiver<RxJsonRpcMessage<RoleClient>>,
+    incoming: mpsc::Receiver<Incoming>,
+    /// The requests that could not be posted, so that no event answers them.
+    unsent: mpsc::UnboundedReceiver<RequestId>,
+    note_unsent: mpsc::UnboundedSender<RequestId>,
+    inbound: Inbound,
+    /// Messages that were read but not passed on yet.
+    ready: VecDeque<RxJsonRpcMessage<RoleClient>>,
     closed: CancellationToken,
     _close: DropGuard,
     _reader: AbortOnDropHandle<()>,
+}
+
+/// What comes on the stream.
+enum Incoming {
+    Event(Event),
+    /// An event that is too large to be read, which ends the stream.
+    TooLarge,
 }
 
 /// What is known about the endpoint for our messages.
@@ -100,6 +117,7 @@ impl SseTransport {
     pub(crate) fn new(spec: &RemoteSpec, client: Client) -> Self {
         let (found, endpoint) = watch::channel(Endpoint::Unknown);
         let (queue, incoming) = mpsc::channel(QUEUE);
+        let (note_unsent, unsent) = mpsc::unbounded_channel();
         let reading = (spec.clone(), client.clone());
         let reader = tokio::spawn(async move {
             let (spec, client) = reading;
@@ -107,6 +125,10 @@ impl SseTransport {
                 Ok(()) => SseError::Ended,
                 Err(error) => error,
             };
+            if matches!(error, SseError::TooLarge) {
+                // Nobody may be listening any more.
+                _ = queue.send(Incoming::TooLarge).await;
+            }
             found.send_replace(Endpoint::Gone(Arc::new(error)));
         });
         let closed = CancellationToken::new();
@@ -115,10 +137,24 @@ impl SseTransport {
             spec: spec.clone(),
             endpoint,
             incoming,
+            unsent,
+            note_unsent,
+            inbound: Inbound::new(spec.secrets.clone()),
+            ready: VecDeque::new(),
             _close: closed.clone().drop_guard(),
             closed,
             _reader: AbortOnDropHandle::new(reader),
         }
+    }
+
+    fn take_incoming(&mut self, incoming: Incoming) {
+        let passed = match incoming {
+            Incoming::Event(event) => self.inbound.read_event(&event, Instant::now()),
+            Incoming::TooLarge => {
+                self.inbound.end_nameless(format!("it is larger than {MAX_EVENT} bytes"))
+            }
+        };
+        self.ready.extend(passed);
     }
 }
 
@@ -132,6 +168,8 @@ impl Transport<RoleClient> for SseTransport {
         let (client, headers, mut endpoint) =
             (self.client.clone(), self.spec.headers.clone(), self.endpoint.clone());
         let closed = self.closed.clone();
+        self.inbound.note_sent(&item);
+        let note_unsent = self.note_unsent.clone();
         async move {
             let post = async {
                 let known =
@@ -143,15 +181,29 @@ impl Transport<RoleClient> for SseTransport {
                     Endpoint::Unknown => Err(SseError::Ended),
                 }
             };
-            tokio::select! {
+            let result = tokio::select! {
                 result = post => result,
                 () = closed.cancelled() => Err(SseError::Ended),
+            };
+            if let (Err(_), JsonRpcMessage::Request(request)) = (&result, &item) {
+                // Without a receiver, nobody reads answers either.
+                _ = note_unsent.send(request.id.clone());
             }
+            result
         }
     }
 
+    // rmcp drops the future whenever it sends something, so this must be cancel safe.
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
-        self.incoming.recv().await
+        loop {
+            if let Some(message) = self.ready.pop_front() {
+                return Some(message);
+            }
+            tokio::select! {
+                Some(id) = self.unsent.recv() => self.ready.extend(self.inbound.forget(&id)),
+                incoming = self.incoming.recv() => self.take_incoming(incoming?),
+            }
+        }
     }
 
     async fn close(&mut self) -> Result<(), SseError> {
@@ -196,7 +248,7 @@ async fn read_stream(
     spec: &RemoteSpec,
     client: &Client,
     endpoint: &watch::Sender<Endpoint>,
-    queue: &mpsc::Sender<RxJsonRpcMessage<RoleClient>>,
+    queue: &mpsc::Sender<Incoming>,
 ) -> Result<(), SseError> {
     let request = |url| {
         let request = client.get(url).headers(spec.headers.iter().cloned().collect());
@@ -228,7 +280,7 @@ async fn read_stream(
         while let Some(event) =
             decoder.next_event(&mut chunk).map_err(|EventTooLarge| SseError::TooLarge)?
         {
-            if take_event(&event, spec, endpoint, queue).await? == Listener::Gone {
+            if take_event(event, spec, endpoint, queue).await? == Listener::Gone {
                 return Ok(());
             }
         }
@@ -236,34 +288,33 @@ async fn read_stream(
     Ok(())
 }
 
-/// Whether anybody receives the messages.
+/// Whether anybody receives the events.
 #[derive(PartialEq)]
 enum Listener {
     Here,
     Gone,
 }
 
-/// Notes the endpoint that an event names, or passes the event's messages on.
+/// Notes the endpoint that an event names, or passes the event on.
 async fn take_event(
-    event: &Event,
+    event: Event,
     spec: &RemoteSpec,
     endpoint: &watch::Sender<Endpoint>,
-    queue: &mpsc::Sender<RxJsonRpcMessage<RoleClient>>,
+    queue: &mpsc::Sender<Incoming>,
 ) -> Result<Listener, SseError> {
-    if event.name == "endpoint" && matches!(*endpoint.borrow(), Endpoint::Unknown) {
-        let named = String::from_utf8_lossy(&event.data);
-        let url = own_endpoint(&spec.url, &named).ok_or(SseError::ForeignEndpoint)?;
-        endpoint.send_replace(Endpoint::Known(url));
-    } else if event.is_message() {
-        // Nobody waits for a message that rmcp still can't read.
-        let messages = messages_in(&event.data, None, &spec.secrets).into_iter();
-        for message in messages.filter_map(|message| number::read(message).ok()) {
-            if queue.send(message).await.is_err() {
-                return Ok(Listener::Gone);
-            }
+    if event.name == "endpoint" {
+        if matches!(*endpoint.borrow(), Endpoint::Unknown) {
+            let named = String::from_utf8_lossy(&event.data);
+            let url = own_endpoint(&spec.url, &named).ok_or(SseError::ForeignEndpoint)?;
+            endpoint.send_replace(Endpoint::Known(url));
         }
+        return Ok(Listener::Here);
     }
-    Ok(Listener::Here)
+
+    match queue.send(Incoming::Event(event)).await {
+        Ok(()) => Ok(Listener::Here),
+        Err(_) => Ok(Listener::Gone),
+    }
 }
 
 fn to_sse_error(error: BodyError<reqwest::Error>) -> SseError {

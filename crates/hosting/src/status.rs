@@ -61,6 +61,9 @@ pub struct ServerStatus {
     /// everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sharing: Option<SharingStatus>,
+    /// The restrictions on a child process that the kernel does not enforce.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_enforced: Vec<&'static str>,
     /// The last problem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
@@ -188,6 +191,7 @@ impl ServerStatus {
                 last_failure: String::new(),
             },
             sharing: None,
+            not_enforced: Vec::new(),
             last_error: Some(problem.to_owned()),
             stderr_tail: None,
         }
@@ -239,6 +243,7 @@ impl ServerStatus {
             calls_waiting: hosted.calls.waiting(),
             breaker: BreakerStatus::of(hosted, now),
             sharing: None,
+            not_enforced: child.map(|child| child.gaps.clone()).unwrap_or_default(),
             last_error: trouble.or_else(|| state.last_error.clone()),
             stderr_tail: child
                 .map(|child| child.stderr.text(SHOWN_STDERR))

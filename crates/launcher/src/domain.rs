@@ -104,36 +104,90 @@ fn kernel_can(restrict: impl FnOnce(Ruleset) -> Result<Ruleset, RulesetError>) -
     restrict(Ruleset::default().set_compatibility(CompatLevel::HardRequirement)).is_ok()
 }
 
-/// Returns whether this kernel can put each child into a domain of its own.
-pub fn is_available() -> bool {
-    kernel_can(|strict| strict.scope(Scope::Signal))
-        || kernel_can(|strict| strict.handle_access(AccessFs::Refer))
+/// What the kernel can enforce.
+#[derive(Debug, Clone, Copy)]
+struct Support {
+    /// A domain for each child.
+    domains: bool,
+    /// Limits on files.
+    files: bool,
+    /// Limits on outgoing connections.
+    connections: bool,
 }
 
-/// Logs which restrictions on a child are not enforced because the kernel does not support them.
-pub fn warn_of_gaps(server: &str, confinement: &Confinement) {
-    static WARNED: Once = Once::new();
-    if !is_available() {
-        WARNED.call_once(|| {
-            tracing::warn!(
-                "the kernel has no Landlock (needs Linux 5.19 or later): hosted servers can read each other's memory and \
-                 environment, like any processes of one user"
-            );
-        });
+impl Support {
+    fn of_kernel() -> Self {
+        let files = kernel_can(|strict| strict.handle_access(AccessFs::Refer));
+        let domains = files || kernel_can(|strict| strict.scope(Scope::Signal));
+        let connections = kernel_can(|strict| strict.handle_access(AccessNet::ConnectTcp));
+        Self { domains, files, connections }
     }
 
-    if confinement.limits_files() && !kernel_can(|strict| strict.handle_access(AccessFs::Refer)) {
-        tracing::warn!(
-            server,
-            "read_files and write_files are not enforced: the kernel has no Landlock (needs Linux 5.19 or later)"
-        );
+    fn gaps(self, confinement: &Confinement) -> Vec<&'static str> {
+        let mut gaps = Vec::new();
+        if !self.domains {
+            gaps.push(INSEPARABLE);
+        }
+        if confinement.limits_files() && !self.files {
+            gaps.push(
+                "read_files and write_files are not enforced: the kernel has no Landlock (needs Linux 5.19 or later)",
+            );
+        }
+        if confinement.connect_ports.is_some() && !self.connections {
+            gaps.push(
+                "connect_ports is not enforced: the kernel's Landlock does not support it (needs Linux 6.7 or later)",
+            );
+        }
+        gaps
     }
-    if confinement.connect_ports.is_some()
-        && !kernel_can(|strict| strict.handle_access(AccessNet::ConnectTcp))
-    {
-        tracing::warn!(
-            server,
-            "connect_ports is not enforced: the kernel's Landlock does not support it (needs Linux 6.7 or later)"
-        );
+}
+
+/// What follows if the kernel has no domains.
+const INSEPARABLE: &str = "the kernel has no Landlock (needs Linux 5.19 or later): hosted servers can read each other's \
+                           memory and environment, like any processes of one user";
+
+/// Returns whether this kernel can put each child into a domain of its own.
+pub fn is_available() -> bool {
+    Support::of_kernel().domains
+}
+
+/// Logs, once for this process, if hosted servers can't be separated from each other.
+pub fn warn_if_inseparable() {
+    static WARNED: Once = Once::new();
+    if !is_available() {
+        WARNED.call_once(|| tracing::warn!("{INSEPARABLE}"));
+    }
+}
+
+/// Logs which restrictions on a child are not enforced because the kernel does not support them, and
+/// returns them in words for people.
+pub fn warn_of_gaps(server: &str, confinement: &Confinement) -> Vec<&'static str> {
+    warn_if_inseparable();
+    let gaps = Support::of_kernel().gaps(confinement);
+    for gap in gaps.iter().filter(|gap| **gap != INSEPARABLE) {
+        tracing::warn!(server, "{gap}");
+    }
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_restriction_that_the_kernel_does_not_know_is_named() {
+        let none = Support { domains: false, files: false, connections: false };
+        let all = Support { domains: true, files: true, connections: true };
+        let open = Confinement::default();
+        let strict = Confinement {
+            read_files: Some(Vec::new()),
+            connect_ports: Some(Vec::new()),
+            ..Confinement::default()
+        };
+        assert_eq!(none.gaps(&open), [INSEPARABLE]);
+        let gaps = none.gaps(&strict);
+        let named = ["no Landlock", "read_files", "connect_ports"];
+        assert!(gaps.len() == 3 && gaps.iter().zip(named).all(|(gap, named)| gap.contains(named)));
+        assert!(all.gaps(&strict).is_empty());
     }
 }

@@ -29,7 +29,7 @@ mod domain;
 mod privileges;
 
 pub use domain::is_available as can_separate_children;
-pub use domain::warn_of_gaps;
+pub use domain::{warn_if_inseparable, warn_of_gaps};
 
 use fleet_policy::{confinement::Confinement, limits::ProcessLimits};
 

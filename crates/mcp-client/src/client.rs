@@ -6,6 +6,7 @@
 //! the worker, because they cost the job an attempt.
 
 mod annotations;
+mod pages;
 
 use std::{
     fmt,
@@ -20,7 +21,10 @@ use fleet_job::outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome, Wa
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Map, Value};
 
-use self::annotations::Annotations;
+use self::{
+    annotations::Annotations,
+    pages::{MAX_PAGES, Next, Pages, warn_of_circle},
+};
 use crate::{
     balance::Balancer,
     body::Sent,
@@ -30,10 +34,6 @@ use crate::{
     transport::{Answer, Transport},
     wire::{self, Input, News, Request},
 };
-
-/// The largest number of pages of tools that are read. A server with more is assumed to repeat
-/// itself.
-const MAX_PAGES: usize = 1000;
 
 /// One call of a tool.
 #[derive(Debug, Clone, Default)]
@@ -189,21 +189,22 @@ impl McpClient {
     ///
     /// # Errors
     ///
-    /// Returns an error if a page cannot be fetched or the pages do not end.
+    /// Returns an error if a page cannot be fetched, or if there are always more tools.
     pub async fn list_tools(&self) -> Result<Vec<Value>, Failure> {
         let mut tools = Vec::new();
-        let mut cursor: Option<Value> = None;
+        let mut pages = Pages::default();
 
         for _ in 0..MAX_PAGES {
-            let mut request = Request::new("tools/list", cursor_params(cursor.as_ref()));
+            let mut request = Request::new("tools/list", pages.params());
             let limit = self.0.config.default_timeout;
-            let (page, _) = self.0.send_within(limit, &mut request, None).await?;
-            let next = add_page(page, &mut tools);
-            if next.is_none() || next == cursor {
-                tools.retain(|tool| self.0.annotations.remember(tool).is_some());
-                return Ok(tools);
+            let (page, endpoint) = self.0.send_within(limit, &mut request, None).await?;
+            match pages.add_page(page, &mut tools) {
+                Next::Page => continue,
+                Next::End => {}
+                Next::Circle => warn_of_circle(&endpoint.label),
             }
-            cursor = next;
+            tools.retain(|tool| self.0.annotations.remember(tool).is_some());
+            return Ok(tools);
         }
 
         let message = format!("the list of tools did not end after {MAX_PAGES} pages");
@@ -411,19 +412,6 @@ impl Inner {
             )),
         }
     }
-}
-
-/// Returns the parameters of a request for the page at `cursor`.
-fn cursor_params(cursor: Option<&Value>) -> Map<String, Value> {
-    cursor.map(|cursor| ("cursor".to_owned(), cursor.clone())).into_iter().collect()
-}
-
-/// Appends the tools of a page to `tools` and returns the cursor of the next page.
-fn add_page(mut page: Value, tools: &mut Vec<Value>) -> Option<Value> {
-    if let Some(found) = page.get_mut("tools").and_then(Value::as_array_mut) {
-        tools.append(found);
-    }
-    page.get("nextCursor").filter(|cursor| cursor.is_string()).cloned()
 }
 
 /// Returns whether the endpoint cannot be used.

@@ -43,7 +43,7 @@ mod sessionless;
 mod sessions;
 mod sse;
 mod task_name;
-mod task_streams;
+pub(crate) mod task_streams;
 #[cfg(test)]
 mod watched_tasks_tests;
 

@@ -21,6 +21,7 @@ pub mod provider;
 mod reload;
 mod repeat;
 mod run;
+mod stdio;
 pub mod toolkit;
 pub mod tools;
 

@@ -103,6 +103,8 @@ pub(crate) fn show_gauges() {
     for gauge in [SESSIONS, fleet_hosting::metrics::CHILDREN] {
         metrics::gauge!(gauge.name).increment(0.0);
     }
+    let separated = if fleet_launcher::can_separate_children() { 1.0 } else { 0.0 };
+    metrics::gauge!(fleet_hosting::metrics::CHILDREN_SEPARATED.name).set(separated);
 }
 
 /// The metrics of the server itself.

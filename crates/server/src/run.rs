@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use fleet_hosting::{
     Fleet,
-    kept_items::Restoring,
     registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
 };
 use fleet_jobs::{Jobs, Tasks};
@@ -15,10 +14,7 @@ use fleet_ops::{
     shutdown::signal_token,
 };
 use fleet_policy::current::CurrentPolicy;
-use rmcp::{
-    service::ServerInitializeError,
-    transport::{async_rw::AsyncRwTransport, stdio_pipes},
-};
+use rmcp::transport::stdio_pipes;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -30,7 +26,7 @@ use crate::{
     gateway::Gateway,
     http,
     provider::Provider,
-    reload,
+    reload, stdio,
     tools::{
         self,
         files::{self, Files},
@@ -76,6 +72,9 @@ pub async fn run_until(
     };
 
     let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
+    if !config.policy.commands.is_empty() {
+        fleet_launcher::warn_if_inseparable();
+    }
     reload::follow_policy_file(&config.policy_source, &fleet, stop.clone())?;
 
     let mut links = Links { links: Vec::new(), compression: config.compression };
@@ -93,7 +92,10 @@ pub async fn run_until(
     }
 
     let result = match access {
-        None => serve_stdio(gateway, stop).await,
+        None => {
+            let (stdin, stdout) = stdio_pipes();
+            stdio::serve_client(gateway, stdin, stdout, stop).await
+        }
         Some(access) => serve_http(gateway, &config, access, &fleet, &shared, jobs, stop).await,
     };
     // All calls have ended or been abandoned, so the hosted servers are no longer needed.
@@ -244,20 +246,4 @@ async fn report_ready(
 
     stop.cancelled().await;
     health.set_not_ready("shutting down");
-}
-
-async fn serve_stdio(gateway: Gateway, stop: CancellationToken) -> Result<(), ServerError> {
-    let (stdin, stdout) = stdio_pipes();
-    let transport = Restoring(AsyncRwTransport::new_server(stdin, stdout));
-    match rmcp::service::serve_server_with_ct(gateway, transport, stop).await {
-        Ok(service) => {
-            let ended = service.waiting().await;
-            ended.map(drop).map_err(|error| ServerError::Stdio(error.to_string()))
-        }
-        // The client closed the connection before the handshake, which is not a failure.
-        Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => {
-            Ok(())
-        }
-        Err(error) => Err(ServerError::Stdio(fleet_ops::errors::chain(&error))),
-    }
 }

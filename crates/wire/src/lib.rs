@@ -3,6 +3,7 @@
 //! neither rejects what the other accepts.
 
 pub mod body;
+pub mod cursor;
 pub mod encoding;
 pub mod head;
 mod mend;

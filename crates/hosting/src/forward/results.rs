@@ -73,6 +73,7 @@ pub fn read_resource_result(
 pub fn read_skills(server: &str, result: ServerResult) -> Result<ListSkillsResult, ErrorData> {
     match result {
         ServerResult::ListSkillsResult(mut result) => {
+            result.skills.iter_mut().for_each(|skill| apps::offer_in_skill(server, skill));
             apps::offer_in_meta(server, &mut result.meta);
             result.result_type = Some(ResultType::COMPLETE);
             Ok(result)
@@ -85,6 +86,7 @@ pub fn read_skills(server: &str, result: ServerResult) -> Result<ListSkillsResul
 pub fn read_skill(server: &str, result: ServerResult) -> Result<GetSkillResult, ErrorData> {
     match result {
         ServerResult::GetSkillResult(mut result) => {
+            apps::offer_in_skill(server, &mut result.skill);
             apps::offer_in_meta(server, &mut result.meta);
             result.result_type = Some(ResultType::COMPLETE);
             Ok(result)
@@ -125,7 +127,7 @@ pub fn read_completions(server: &str, result: ServerResult) -> Result<CompleteRe
     }
 }
 
-/// Reads the result of an extension's method, and rewrites its page URIs to the offered ones.
+/// Reads the result of an extension's method, and rewrites its bound URIs to the offered ones.
 pub fn read_custom_result(server: &str, result: ServerResult) -> Value {
     let mut result = Value::Object(raw_result(result));
     apps::offer_in_answer(server, &mut result);

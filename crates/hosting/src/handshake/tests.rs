@@ -153,6 +153,37 @@ fn a_late_answer_counts_but_a_session_takes_precedence() {
     case.initialized().agrees_on(LEGACY);
 }
 
+/// Refuses the revision of a request, and lists these.
+fn unsupported(id: Option<i64>, listed: &[&str]) -> Value {
+    let data = json!({"supported": listed, "requested": "2025-11-25"});
+    json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32022, "message": "no", "data": data}})
+}
+
+#[test]
+fn a_refused_revision_is_replaced_by_one_from_the_list() {
+    for id in [Some(INITIALIZE_ID), None] {
+        let mut case = Case::new(Opening::InitializeOnly);
+        case.sent();
+        case.read(unsupported(id, &["2024-11-05", LEGACY, "2099-01-01"])).is_pending();
+        assert!(case.handshake.was_answered());
+
+        let again = serde_json::to_value(case.handshake.next_message()).unwrap();
+        let revision = &again["params"]["protocolVersion"];
+        assert_eq!((&again["id"], revision), (&json!(REVISED_ID), &json!(LEGACY)), "{again}");
+        let result = json!({"protocolVersion": LEGACY, "capabilities": {}, "serverInfo": {"name": "s", "version": "1"}});
+        case.read(json!({"jsonrpc": "2.0", "id": REVISED_ID, "result": result})).agrees_on(LEGACY);
+    }
+
+    // It is asked once more only, and only for a known revision.
+    let mut case = Case::new(Opening::InitializeOnly);
+    case.sent();
+    case.read(unsupported(Some(INITIALIZE_ID), &[LEGACY])).is_pending();
+    case.read(unsupported(Some(REVISED_ID), &["2024-11-05"])).is_refused(&["-32022"]);
+    let mut case = Case::new(Opening::InitializeOnly);
+    case.sent();
+    case.read(unsupported(Some(INITIALIZE_ID), &["2099-01-01"])).is_refused(&["-32022"]);
+}
+
 #[test]
 fn a_server_that_refuses_everything_ends_the_handshake() {
     let mut case = Case::new(Opening::DiscoverFirst);

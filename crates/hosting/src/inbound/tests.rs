@@ -316,3 +316,54 @@ fn a_server_need_not_name_its_version() {
     let found = read_result(RequestKind::Initialize, map, &Secrets::default()).unwrap();
     assert!(matches!(found, ServerResult::InitializeResult(_)), "{found:?}");
 }
+
+/// An event is complete, so nothing is held for a better answer.
+#[test]
+fn an_event_in_the_place_of_an_answer_ends_its_call_at_once() {
+    let check = |name: &str, data: &str, expected: Option<&str>| {
+        let event = Event { name: name.to_owned(), data: data.into(), ..Event::default() };
+        let mut inbound = inbound(&[7]);
+        let found = ends(inbound.read_event(&event, Instant::now()));
+        assert_eq!(inbound.release_at(), None, "{data}");
+        match (&found[..], expected) {
+            ([], None) => {}
+            ([(7, None)], Some("")) => {}
+            ([(7, Some(error))], Some(problem))
+                if !problem.is_empty() && error.contains(problem) => {}
+            _ => panic!("{data}: {found:?}"),
+        }
+    };
+    check("", r#"{"id":"7","result":{}}"#, Some(""));
+    check("result", r#"{"jsonrpc":"2.0","id":7,"result":{}}"#, Some(""));
+    check("", r#"called {"jsonrpc":"2.0","id":7,"result":{}}"#, Some(""));
+    check("", r#"{"id":7,"result":"boom"}"#, Some("boom"));
+    check("", r#"{"id":null,"error":"boom"}"#, Some("boom"));
+    check("", r#"{"broken"#, Some("broken"));
+    check("error", "overloaded", Some("overloaded"));
+
+    check("", r#"{"jsonrpc":"2.0","method":"notifications/x"}"#, None);
+    check("stats", r#"{"id":8,"result":{}}"#, None);
+    check("ping", "1", None);
+    check("", "ping", None);
+}
+
+/// Otherwise answers that name no request would wait for its end, which never comes.
+#[test]
+fn a_request_that_was_not_sent_is_not_suspected() {
+    let mut inbound = inbound(&[1, 2]);
+    let passed = inbound.end_nameless("it is larger than 16777216 bytes".to_owned());
+    assert!(ends_of_named(&passed).is_empty(), "{passed:?}");
+
+    let found = ends(inbound.forget(&NumberOrString::Number(1)));
+    assert!(matches!(&found[..], [(2, Some(error))] if error.contains("larger than")), "{found:?}");
+}
+
+/// Returns the answers that name a request.
+fn ends_of_named(messages: &[ServerJsonRpcMessage]) -> Vec<&ServerJsonRpcMessage> {
+    let is_named = |message: &&ServerJsonRpcMessage| match message {
+        JsonRpcMessage::Response(_) => true,
+        JsonRpcMessage::Error(error) => error.id.is_some(),
+        _ => false,
+    };
+    messages.iter().filter(is_named).collect()
+}

@@ -49,7 +49,7 @@ pub(super) fn answer_elsewhere(
 
 /// Returns the messages in the data of an event, as JSON that rmcp can read. If the event is part
 /// of the answer to `request`, an error that names no request is about that one.
-pub(crate) fn messages_in(
+pub(super) fn messages_in(
     data: &[u8],
     request: Option<&RequestId>,
     secrets: &Secrets,

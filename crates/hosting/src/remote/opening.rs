@@ -9,7 +9,7 @@ use rmcp::model::{
 };
 use serde_json::Value;
 
-use super::exchange::{Answer, Rejected, request_id};
+use super::exchange::{Answer, request_id};
 
 /// Returns whether a message is `server/discover`.
 pub(super) fn is_discover(message: &ClientJsonRpcMessage) -> bool {
@@ -73,18 +73,33 @@ fn speaks_older_revisions_only(error: &ErrorData) -> bool {
         && !error.data.as_ref().is_some_and(lists_newest)
 }
 
-/// Returns `initialize` with another revision, if it was rejected with a list of revisions.
+/// Returns `initialize` with another revision, if it was refused with a list of revisions.
 pub(super) fn in_listed_revision(
     message: &ClientJsonRpcMessage,
-    rejected: &Rejected,
+    answer: &Answer,
 ) -> Option<ClientJsonRpcMessage> {
+    let error = match answer {
+        Answer::Rejected(rejected) => &rejected.error.as_ref()?.error,
+        Answer::Message(answer, _) => match answer.as_ref() {
+            JsonRpcMessage::Error(answer) => &answer.error,
+            _ => return None,
+        },
+        Answer::Accepted(_) | Answer::Stream(..) => return None,
+    };
+
     let mut message = message.clone();
     let JsonRpcMessage::Request(request) = &mut message else { return None };
     let ClientRequest::InitializeRequest(initialize) = &mut request.request else { return None };
     let asked = &mut initialize.params.protocol_version;
-
-    let data = rejected.error.as_ref()?.error.data.as_ref();
-    let listed = revision::listed(data, asked.as_str())?;
-    *asked = serde_json::from_value(Value::from(listed)).ok()?;
+    *asked = listed_revision(error, asked)?;
     Some(message)
+}
+
+/// Returns the newest revision with a handshake that a server lists in its refusal of another one.
+pub(crate) fn listed_revision(
+    error: &ErrorData,
+    asked: &ProtocolVersion,
+) -> Option<ProtocolVersion> {
+    let listed = revision::listed(error.data.as_ref(), asked.as_str())?;
+    serde_json::from_value(Value::from(listed)).ok()
 }

@@ -155,19 +155,13 @@ impl Inner {
         mut message: ClientJsonRpcMessage,
         headers: HeaderMap,
     ) -> Result<StreamableHttpPostResponse, Failure> {
-        let mut answer =
-            self.link.post(headers.clone(), &message).await.map_err(Failure::Client)?;
-        if let Answer::Rejected(rejected) = &answer
-            && let Some(other) = opening::in_listed_revision(&message, rejected)
-        {
+        let mut answer = self.ask_initialize(headers.clone(), &message).await?;
+        if let Some(other) = opening::in_listed_revision(&message, &answer) {
             message = other;
-            answer = self.link.post(headers, &message).await.map_err(Failure::Client)?;
+            answer = self.ask_initialize(headers, &message).await?;
         }
 
         let (answer, session) = match answer {
-            Answer::Stream(stream, session) => {
-                (first_message(stream).await.map_err(Failure::Client)?, session)
-            }
             Answer::Message(answer, session) => (*answer, session),
             other => return to_rmcp_response(&message, other),
         };
@@ -178,6 +172,21 @@ impl Inner {
             state.session = Some(Session { lease, id: Some(id.clone()), version, initialize });
         }
         Ok(StreamableHttpPostResponse::Json(answer, session.map(|id| id.to_string())))
+    }
+
+    /// Posts `initialize`, and reads the answer if it is in a stream.
+    async fn ask_initialize(
+        &self,
+        headers: HeaderMap,
+        message: &ClientJsonRpcMessage,
+    ) -> Result<Answer, Failure> {
+        match self.link.post(headers, message).await.map_err(Failure::Client)? {
+            Answer::Stream(stream, session) => {
+                let answer = first_message(stream).await.map_err(Failure::Client)?;
+                Ok(Answer::Message(Box::new(answer), session))
+            }
+            answer => Ok(answer),
+        }
     }
 
     /// Posts a message in the session, or in a new one if the server has lost the present one.

@@ -8,7 +8,10 @@ use std::{
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::{Inner, MAX_PAGES, add_page, cursor_params};
+use super::{
+    Inner,
+    pages::{MAX_PAGES, Next, Pages, warn_of_circle},
+};
 use crate::{
     body::Sent,
     endpoint::{Dialect, Endpoint},
@@ -75,25 +78,29 @@ impl Inner {
     ) -> bool {
         let Some(name) = request.params.get("name").and_then(Value::as_str) else { return false };
 
-        let mut cursor = None;
+        let mut pages = Pages::default();
         for _ in 0..MAX_PAGES {
-            let list = Request::new("tools/list", cursor_params(cursor.as_ref()));
+            let list = Request::new("tools/list", pages.params());
             let id = self.next_id.fetch_add(1, Ordering::Relaxed);
             let reply = endpoint.exchange(&self.transport, dialect, &list, id, None, sent).await;
             let Ok(Answer::Result(page)) = reply.map(|reply| reply.answer) else { return false };
 
             let mut tools = Vec::new();
-            let next = add_page(page, &mut tools);
+            let next = pages.add_page(page, &mut tools);
             if let Some(tool) =
                 tools.iter().find(|tool| tool.get("name").and_then(Value::as_str) == Some(name))
             {
                 return self.annotations.remember(tool).unwrap_or_default();
             }
 
-            if next.is_none() || next == cursor {
-                return false;
+            match next {
+                Next::Page => {}
+                Next::End => return false,
+                Next::Circle => {
+                    warn_of_circle(&endpoint.label);
+                    return false;
+                }
             }
-            cursor = next;
         }
         false
     }

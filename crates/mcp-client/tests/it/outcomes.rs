@@ -316,12 +316,32 @@ async fn endless_pages_are_an_error() {
     let server = modern(|seen| {
         let next =
             seen.body["params"]["cursor"].as_str().map_or(0, |cursor| cursor.parse().unwrap()) + 1;
-        Json(result(seen.id(), json!({"tools": [], "nextCursor": next.to_string()})))
+        let tools = json!([{"name": format!("t{next}")}]);
+        Json(result(seen.id(), json!({"tools": tools, "nextCursor": next.to_string()})))
             .into_response()
     })
     .await;
     let failure = client(&[server.url], |_| {}).list_tools().await.unwrap_err();
     assert_eq!((failure.class, failure.error.kind), (Permanent, ErrorKind::Protocol));
+}
+
+/// Two cursors in turn, or a new one with each page and nothing else.
+#[tokio::test]
+async fn pages_that_repeat_end_the_list() {
+    let check = async |cursor: fn(i64) -> i64| {
+        let server = modern(move |seen| {
+            let asked = seen.body["params"]["cursor"].as_str();
+            let next = asked.map_or(1, |asked| cursor(asked.parse().unwrap()));
+            let page = json!({"tools": [{"name": "a"}], "nextCursor": next.to_string()});
+            Json(result(seen.id(), page)).into_response()
+        })
+        .await;
+        let tools = client([&server.url], |_| {}).list_tools().await.unwrap();
+        assert_eq!(tools, [json!({"name": "a"})]);
+        assert_eq!(server.count("tools/list"), 2);
+    };
+    check(|asked| 3 - asked).await;
+    check(|asked| asked + 1).await;
 }
 
 #[tokio::test]

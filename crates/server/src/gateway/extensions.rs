@@ -1,7 +1,7 @@
 //! Requests of protocol extensions, which are forwarded to the hosted server that declares the
 //! extension.
 
-use fleet_hosting::{apps, extensions::Owner, forward};
+use fleet_hosting::{apps, extensions::Owner, forward, routes::split_named};
 use fleet_job::size::clipped;
 use rmcp::{
     RoleServer,
@@ -81,12 +81,27 @@ impl Gateway {
         Ok(CustomResult::new(forward::read_custom_result(&server, result)))
     }
 
-    /// Forwards a request of the skills extension to the server that declares it.
+    /// Forwards a request of the skills extension to the server that the URI in it names, or else
+    /// to the one that declares the extension.
     pub(super) async fn forward_skills_request(
         &self,
-        request: ClientRequest,
+        mut request: ClientRequest,
         context: &RequestContext<RoleServer>,
     ) -> Result<(String, ServerResult), ErrorData> {
+        let uri = match &mut request {
+            ClientRequest::GetSkillRequest(request) => Some(&mut request.params.uri),
+            ClientRequest::ReadResourceDirectoryRequest(request) => Some(&mut request.params.uri),
+            _ => None,
+        };
+        if let Some(uri) = uri
+            && let Some((server, own)) = split_named(uri)
+        {
+            let server = server.to_owned();
+            *uri = own.to_owned();
+            let result = forward::forward(&self.inner.fleet, &server, request, context).await?;
+            return Ok((server, result));
+        }
+
         let routes = self.inner.fleet.routes();
         let server = match routes.extensions().owner(SKILLS_EXTENSION_ID) {
             Owner::One(server) => server.to_owned(),

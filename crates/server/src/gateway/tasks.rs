@@ -23,8 +23,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{Gateway, invocation::Invocation};
 use crate::long_running::LongRunning;
 
-/// The tasks whose states a `subscriptions/listen` stream has asked for, in the extensions of its
-/// HTTP request.
+/// The tasks whose states a `subscriptions/listen` stream has asked for: in the extensions of its
+/// HTTP request or, over standard input, of the MCP request itself.
 #[derive(Debug, Clone)]
 pub(crate) struct WatchedTasks {
     ids: Arc<[String]>,
@@ -44,10 +44,15 @@ impl Gateway {
         self.inner.tasks.get().is_some()
     }
 
-    /// Returns those of the tasks that the sender of this request may see.
-    pub(crate) async fn visible_tasks(&self, ids: Vec<String>, parts: &Parts) -> Vec<String> {
+    /// Returns those of the tasks that the sender of this request may see, or a client without a
+    /// request of its own.
+    pub(crate) async fn visible_tasks(
+        &self,
+        ids: Vec<String>,
+        parts: Option<&Parts>,
+    ) -> Vec<String> {
         let Some(tasks) = self.inner.tasks.get() else { return Vec::new() };
-        let caller = tasks.caller(Some(parts));
+        let caller = tasks.caller(parts);
         let found = join_all(ids.iter().map(|id| tasks.get(id, &caller))).await;
         ids.into_iter().zip(found).filter(|(_, found)| found.is_ok()).map(|(id, _)| id).collect()
     }
@@ -57,10 +62,11 @@ impl Gateway {
         &self,
         context: &RequestContext<RoleServer>,
     ) -> Result<(), ServiceError> {
-        let watched = context
-            .extensions
-            .get::<Parts>()
-            .and_then(|parts| parts.extensions.get::<WatchedTasks>());
+        let of_http = context.extensions.get::<Parts>().map(|parts| &parts.extensions);
+        let watched = match of_http {
+            Some(extensions) => extensions.get::<WatchedTasks>(),
+            None => context.extensions.get::<WatchedTasks>(),
+        };
         let (Some(watched), Some(tasks)) = (watched, self.inner.tasks.get()) else { return Ok(()) };
         let caller = caller_of(tasks, context);
         let mut states: SelectAll<BoxStream<'static, DetailedTask>> =

@@ -25,7 +25,7 @@ use crate::gateway::{Gateway, WatchedTasks};
 
 const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 /// The most streams that may watch tasks at once.
-const MAX_STREAMS: usize = 256;
+pub(crate) const MAX_STREAMS: usize = 256;
 /// The most tasks that one stream may watch. Further tasks are not acknowledged.
 const MAX_TASKS: usize = 100;
 
@@ -93,7 +93,7 @@ pub(super) async fn watch_tasks(
             return (status, axum::Json(answer)).into_response();
         }
     };
-    let ids = streams.gateway.visible_tasks(ids, &parts).await;
+    let ids = streams.gateway.visible_tasks(ids, Some(&parts)).await;
     if ids.is_empty() {
         return next.run(Request::from_parts(parts, Body::from(body))).await;
     }
@@ -112,13 +112,14 @@ pub(super) async fn watch_tasks(
     })
 }
 
-struct Refused {
+/// Why a stream may not watch tasks.
+pub(crate) struct Refused {
     status: StatusCode,
-    error: ErrorData,
+    pub(crate) error: ErrorData,
 }
 
 /// Validates the requested tasks, and acquires a permit for their stream.
-fn admit_stream(
+pub(crate) fn admit_stream(
     meta: &Value,
     ids: Value,
     permits: &Arc<Semaphore>,

@@ -1,4 +1,4 @@
-//! Tests of task state streams over HTTP, with a ledger that needs no Kafka.
+//! Tests of task state streams over HTTP and stdio, with a ledger that needs no Kafka.
 
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use fleet_ops::http::Health;
 use fleet_policy::{Policy, current::CurrentPolicy};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -24,6 +25,7 @@ use crate::{
     ServerConfig,
     access::{AccessControl, AccessMode, AccessSource},
     gateway::Gateway,
+    stdio,
 };
 
 /// The longest time to wait for anything.
@@ -33,6 +35,7 @@ const TASK: &str = "00112233445566778899aabbccddeeff";
 /// A server whose jobs are reported by the test. Nothing listens at its brokers.
 struct Server {
     jobs: Jobs,
+    gateway: Gateway,
     router: Router,
     _stop: tokio_util::sync::DropGuard,
 }
@@ -68,9 +71,16 @@ impl Server {
         let (config, health) = (ServerConfig::default(), Health::new());
         let source = AccessSource { mode: AccessMode::Open, ..AccessSource::default() };
         let access = AccessControl::start(source, stop.clone()).unwrap();
-        let router =
-            router(gateway, &config, access, Some(jobs.clone()), health, metrics, stop.clone());
-        Self { jobs, router, _stop: stop.drop_guard() }
+        let router = router(
+            gateway.clone(),
+            &config,
+            access,
+            Some(jobs.clone()),
+            health,
+            metrics,
+            stop.clone(),
+        );
+        Self { jobs, gateway, router, _stop: stop.drop_guard() }
     }
 
     /// Reports the next event of the task, which belongs to the owner of this credential.
@@ -97,17 +107,7 @@ impl Server {
         declares_tasks: bool,
         credential: Option<&str>,
     ) -> Response {
-        let extensions =
-            if declares_tasks { json!({"io.modelcontextprotocol/tasks": {}}) } else { json!({}) };
-        let meta = json!({
-            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-            "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
-            "io.modelcontextprotocol/clientCapabilities": {"extensions": extensions},
-        });
-        let notifications = json!({"toolsListChanged": true, "taskIds": task_ids});
-        let params = json!({"_meta": meta, "notifications": notifications});
-        let body =
-            json!({"jsonrpc": "2.0", "id": 5, "method": "subscriptions/listen", "params": params});
+        let body = listen_request(task_ids, declares_tasks);
         let mut request = http::Request::post("/mcp")
             .header("host", "localhost")
             .header("content-type", "application/json")
@@ -124,6 +124,20 @@ impl Server {
             .await
             .unwrap()
     }
+}
+
+/// A request for changes of tools and these tasks.
+fn listen_request(task_ids: Value, declares_tasks: bool) -> Value {
+    let extensions =
+        if declares_tasks { json!({"io.modelcontextprotocol/tasks": {}}) } else { json!({}) };
+    let meta = json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {"extensions": extensions},
+    });
+    let notifications = json!({"toolsListChanged": true, "taskIds": task_ids});
+    let params = json!({"_meta": meta, "notifications": notifications});
+    json!({"jsonrpc": "2.0", "id": 5, "method": "subscriptions/listen", "params": params})
 }
 
 /// The next message on a stream.
@@ -181,4 +195,46 @@ async fn a_client_without_tasks_learns_which_capability_is_missing() {
     assert_eq!((&answer["id"], &answer["error"]["code"]), (&json!(5), &json!(-32021)), "{answer}");
     let required = &answer["error"]["data"]["requiredCapabilities"]["extensions"];
     assert_eq!(*required, json!({"io.modelcontextprotocol/tasks": {}}), "{answer}");
+}
+
+#[tokio::test]
+async fn a_stream_over_stdio_reports_the_tasks_that_it_requests() {
+    let server = Server::start().await;
+    server.report_event(0, JobState::Running, None).await;
+    let (mut client, input) = tokio::io::duplex(1 << 16);
+    let (output, answers) = tokio::io::duplex(1 << 16);
+    let stop = CancellationToken::new();
+    let serving =
+        tokio::spawn(stdio::serve_client(server.gateway.clone(), input, output, stop.clone()));
+
+    let mut lines = BufReader::new(answers).lines();
+    let mut next = async || {
+        let line =
+            tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("no line in time");
+        serde_json::from_str::<Value>(&line.unwrap().expect("the stream has ended")).unwrap()
+    };
+    let refused = format!("{}\n", listen_request(json!([TASK]), false));
+    client.write_all(refused.as_bytes()).await.unwrap();
+    let answer = next().await;
+    assert_eq!((&answer["id"], &answer["error"]["code"]), (&json!(5), &json!(-32021)), "{answer}");
+
+    let listen = format!("{}\n", listen_request(json!([TASK, "no-task"]), true));
+    client.write_all(listen.as_bytes()).await.unwrap();
+    let acknowledged = next().await;
+    let expected = json!({"toolsListChanged": true, "taskIds": [TASK]});
+    assert_eq!(acknowledged["params"]["notifications"], expected, "{acknowledged}");
+    let stream = &acknowledged["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"];
+    assert_eq!(*stream, 5, "{acknowledged}");
+
+    let now = next().await;
+    let found = (&now["method"], &now["params"]["status"]);
+    assert_eq!(found, (&json!("notifications/tasks"), &json!("working")), "{now}");
+
+    server.report_event(1, JobState::Succeeded, None).await;
+    let end = next().await;
+    assert_eq!(end["params"]["status"], "completed", "{end}");
+    assert_eq!(end["params"]["result"]["structuredContent"], 7, "{end}");
+
+    drop(client);
+    tokio::time::timeout(PATIENCE, serving).await.expect("the end").unwrap().unwrap();
 }
