@@ -51,9 +51,10 @@ fn every_client_reads_what_all_clients_have_written(env: &Env) {
         vec![env.brokers.clone(), "produce".to_owned(), prefix.clone(), client.writes.join(",")]
     });
 
-    let written = |codec: &str| clients.iter().filter(move |c| c.writes.contains(&codec));
-    let wanted: Vec<_> =
-        CODECS.iter().map(|codec| format!("{codec}={}", written(codec).count())).collect();
+    let wanted: Vec<_> = CODECS
+        .iter()
+        .map(|codec| format!("{codec}={}", writers(&clients, codec).count()))
+        .collect();
     let outputs = run_all(&clients, |_| {
         vec![env.brokers.clone(), "consume".to_owned(), prefix.clone(), wanted.join(",")]
     });
@@ -61,7 +62,7 @@ fn every_client_reads_what_all_clients_have_written(env: &Env) {
     let mut missing = BTreeSet::new();
     for (reader, output) in clients.iter().zip(outputs) {
         for codec in CODECS {
-            for writer in written(codec) {
+            for writer in writers(&clients, codec) {
                 let line = format!("{codec} {}", writer.name);
                 match output.lines().filter(|found| *found == line).count() {
                     1 => {}
@@ -74,6 +75,14 @@ fn every_client_reads_what_all_clients_have_written(env: &Env) {
     assert_eq!(missing, unreadable(env, &clients));
 }
 
+/// The clients that can write this codec.
+fn writers<'a>(
+    clients: &'a [&'static Client],
+    codec: &'a str,
+) -> impl Iterator<Item = &'static Client> + use<'a> {
+    clients.iter().copied().filter(move |client| client.writes.contains(&codec))
+}
+
 /// What a client cannot read by design: kafkajs has no other codecs, and Apache Kafka hands out
 /// what it was given.
 fn unreadable(env: &Env, clients: &[&'static Client]) -> BTreeSet<Cell> {
@@ -81,8 +90,7 @@ fn unreadable(env: &Env, clients: &[&'static Client]) -> BTreeSet<Cell> {
         return BTreeSet::new();
     }
     let others = ["snappy", "lz4", "zstd"].into_iter().flat_map(|codec| {
-        let writers = clients.iter().filter(move |client| client.writes.contains(&codec));
-        writers.map(move |writer| ("kafkajs", codec, writer.name))
+        writers(clients, codec).map(move |writer| ("kafkajs", codec, writer.name))
     });
     others.collect()
 }

@@ -5,11 +5,16 @@
 use std::time::Duration;
 
 use fleet_job::event::JobState;
-use fleet_tests::{Env, Fleet, Oracle, fleet::ServerOptions, http, on_every_broker, topics, wait};
+use fleet_tests::{
+    Env, Fleet, Oracle,
+    fleet::{ServerOptions, now},
+    http, on_every_broker, topics, wait,
+};
 use nix::sys::signal::Signal;
 
 on_every_broker!(
     a_killed_worker_loses_nothing,
+    the_jobs_of_a_killed_worker_continue_within_20_s,
     a_stopped_worker_drains_and_leaves,
     a_worker_that_wakes_up_writes_no_outdated_events,
     a_server_outage_costs_no_attempts,
@@ -31,6 +36,32 @@ fn a_killed_worker_loses_nothing(env: &Env) {
     gate.open();
     let account = fleet.settle(REPEATS);
     assert_eq!(account.count(JobState::Succeeded), 300);
+}
+
+/// How long the jobs of a killed worker may stand still on default settings, as
+/// docs/configuration.md says.
+const CONTINUED: Duration = Duration::from_secs(20);
+
+/// SIGKILL of one of two workers on default settings. Its jobs in flight end as soon as the other
+/// worker begins their next attempt, since nothing holds them back any longer.
+fn the_jobs_of_a_killed_worker_continue_within_20_s(env: &Env) {
+    let mut fleet = Fleet::new(env, "prompt", 6);
+    fleet.worker_env.retain(|(name, _)| !name.starts_with("KAFKA_PROPERTY_"));
+    hold(&mut fleet, 2);
+    let gate = fleet.submit_held(50);
+    fleet.wait_for_gauge(BUSY, IN_FLIGHT);
+
+    let mut victim = fleet.workers.remove(0);
+    let killed = now();
+    victim.process.kill();
+    gate.open();
+    let account = fleet.settle(REPEATS);
+    assert_eq!(account.count(JobState::Succeeded), 150);
+
+    // Every job has ended after its next attempt has begun.
+    let last = account.states.values().map(|event| event.time).max().expect("a job");
+    let stood_still = last.since(killed);
+    assert!(stood_still <= CONTINUED, "the jobs continued only after {stood_still:?}");
 }
 
 /// The most jobs that one worker had in flight, or had settled but not committed (I4): the jobs
@@ -134,6 +165,13 @@ fn a_server_outage_costs_no_attempts(env: &Env) {
 /// A number of workers with partitions of their own that have ended a hundred jobs.
 fn held_fleet<'e>(env: &'e Env, name: &str, workers: usize) -> Fleet<'e> {
     let mut fleet = Fleet::new(env, name, 6);
+    hold(&mut fleet, workers);
+    fleet
+}
+
+/// Starts the workers of a fleet, and waits until each has partitions and they have ended a hundred
+/// jobs.
+fn hold(fleet: &mut Fleet<'_>, workers: usize) {
     let ledger = fleet.directory.join("ledger");
     fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
     fleet.worker_env("MCP_MAX_IN_FLIGHT", &IN_FLIGHT.to_string());
@@ -143,7 +181,6 @@ fn held_fleet<'e>(env: &'e Env, name: &str, workers: usize) -> Fleet<'e> {
     fleet.wait_for_gauge("fleet_partitions_assigned", 6 / workers);
     fleet.submit_held(100).open();
     fleet.wait_for_all();
-    fleet
 }
 
 /// A test of the harness itself: it can end a stopped process.

@@ -3,7 +3,14 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
-use std::{env, fs, path::PathBuf, process::Command, sync::Mutex, thread};
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::Command,
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
 
 use fleet_tests::{
     bins, cache,
@@ -15,6 +22,9 @@ use serde_json::{Value, json};
 
 /// The number of servers that start at once.
 const AT_ONCE: usize = 4;
+
+/// How long hosting and calling all of them may take.
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Enough time for cold starts of `npx` and `uvx` on a busy machine.
 const HANDSHAKE_MS: &str = "80000";
@@ -36,6 +46,7 @@ fn popular_servers_are_hosted_as_documented() {
     let gateway = workspace.gateway();
     let servers = Mutex::new(popular(&workspace, &upstream));
 
+    let begun = Instant::now();
     let failures: Vec<String> = thread::scope(|scope| {
         let lanes: Vec<_> = (0..AT_ONCE)
             .map(|_| {
@@ -53,7 +64,9 @@ fn popular_servers_are_hosted_as_documented() {
             .collect()
     });
 
+    let elapsed = begun.elapsed();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(elapsed <= LIMIT, "hosting and calling the servers took {elapsed:?}");
 }
 
 /// Hosts the server, finds the tool in the list, and calls it.
