@@ -85,7 +85,7 @@ pub(crate) fn skip<T>(missing: &str) -> Option<T> {
 
 /// A short name for the content of a file: FNV-1a, which is enough to distinguish versions of a
 /// lock file.
-pub(crate) fn fingerprint(path: &std::path::Path) -> String {
+pub(crate) fn fingerprint(path: &Path) -> String {
     let content = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)

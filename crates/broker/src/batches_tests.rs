@@ -174,12 +174,14 @@ fn a_record_that_no_fetch_could_return_is_refused() {
 
 #[test]
 fn a_batch_that_contradicts_its_records_is_refused() {
+    type Contradiction = fn(&mut Batch);
+
     let altered = |alter: fn(&mut Batch)| {
         let mut batch = batch(Compression::None, <[u8]>::to_vec);
         alter(&mut batch);
         check(&mut seal(batch))
     };
-    let contradictions: [(fn(&mut Batch), ErrorCode); 9] = [
+    let contradictions: [(Contradiction, ErrorCode); 9] = [
         (|batch| batch.record_count = u32::MAX, ErrorCode::MessageTooLarge),
         (|batch| batch.record_count = 0, ErrorCode::InvalidRecord),
         (|batch| batch.last_offset_delta = 5, ErrorCode::InvalidRecord),

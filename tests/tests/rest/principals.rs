@@ -43,7 +43,7 @@ fn ids(list: &Value) -> Vec<&str> {
 }
 
 pub(crate) fn another_principals_jobs_are_not_there(env: &Env) {
-    let mut fleet = Fleet::new(env, "rest-principals", 2);
+    let fleet = Fleet::new(env, "rest-principals", 2);
     fleet.create_control_topic();
     let keys = fleet.directory.join("keys.toml");
     let made = [("alice-1", "alice"), ("alice-2", "alice"), ("bob", "bob")]
