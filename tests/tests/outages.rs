@@ -31,6 +31,7 @@ on_every_broker!(
     an_outage_of_a_hosted_server_costs_no_attempts,
     a_call_that_is_turned_away_ends_no_other_call_of_its_batch,
     calls_that_fail_beside_one_that_waits_are_not_repeated_by_scouts,
+    a_server_that_is_away_keeps_no_other_from_being_hosted,
 );
 
 fn digest(id: &str, tool: &str) -> String {
@@ -230,6 +231,28 @@ fn a_call_that_is_turned_away_ends_no_other_call_of_its_batch(env: &Env) {
     let calls = |hosted: &Hosted| Ledger::read(&hosted.ledger).calls["batch"].clone();
     assert_eq!(calls(&live), BTreeMap::from([(1, 1)]), "the call of the live server is made once");
     assert_eq!(calls(&dead), BTreeMap::from([(1, 1)]));
+}
+
+/// The servers of a `server-init` have nothing to do with each other.
+fn a_server_that_is_away_keeps_no_other_from_being_hosted(env: &Env) {
+    let (mut fleet, live, mut dead) = start_with_dead_server(env, "init-outage");
+    let config = |hosted: &Hosted| json!({"type": "http", "url": hosted.url()});
+    let servers = json!({"away": config(&dead), "fresh": config(&live)});
+    fleet.submit_job(
+        &json!({"jobID": "init", "jobType": "server-init", "payload": {"mcpServers": servers}}),
+    );
+    wait_for_reason(&fleet, "init", "server-unavailable");
+    fleet.submit_job(
+        &json!({"jobID": "call", "jobType": "tool-call", "payload": {"tool": "fresh__work"}}),
+    );
+    wait::poll_until("the call of the server that is there", wait::LONG, || {
+        let account = Oracle::new(&fleet.topic, &fleet.submitted).read(&fleet.env.brokers);
+        (account.count(JobState::Succeeded) == 1).then_some(())
+    });
+
+    dead.restart(Forgotten::NotFound);
+    let account = fleet.settle(0);
+    assert_eq!(account.count(JobState::Succeeded), 2);
 }
 
 /// Calls that fail while another call of their batch waits for its server spend attempts, as

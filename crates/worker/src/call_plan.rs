@@ -5,7 +5,7 @@ use fleet_job::{
     envelope::{TaskRound, ToolCall, Work},
     event::{Progress, ResultOmitted},
     mcp_servers,
-    outcome::{Failure, FailureClass, JobError},
+    outcome::{Failure, FailureClass, JobError, WaitReason},
     size::json_bytes,
     tool_name,
 };
@@ -83,6 +83,16 @@ impl Plan {
     /// Whether the calls have to be told apart, for example in idempotency keys.
     pub(crate) fn has_many(&self) -> bool {
         self.shape != Shape::Single
+    }
+
+    /// Whether calls that have not started would be turned away in the same way as one that failed
+    /// like this. Each call of a `server-init` is about a server of its own.
+    pub(crate) fn turns_away_others(&self, class: FailureClass) -> bool {
+        let is_of_one_server = matches!(
+            class,
+            FailureClass::Held(WaitReason::ServerUnavailable | WaitReason::UpstreamUnauthorized)
+        );
+        !class.spends_attempt() && !(self.shape == Shape::Servers && is_of_one_server)
     }
 
     /// Whether the progress of a call is progress of the job. In a batch it is not, because its
@@ -230,10 +240,7 @@ fn task_input(round: &TaskRound) -> Input {
 mod tests {
     use std::time::Duration;
 
-    use fleet_job::{
-        decode,
-        outcome::{ErrorKind, WaitReason},
-    };
+    use fleet_job::{decode, outcome::ErrorKind};
 
     use super::*;
 

@@ -161,8 +161,7 @@ pub(crate) async fn make_attempt(
         match next {
             Ok(Some((index, Outcome::Succeeded(result)))) => tally.add_result(index, result),
             Ok(Some((index, Outcome::Failed(failure)))) => {
-                if !failure.class.spends_attempt() {
-                    // Calls that have not started would be turned away in the same way.
+                if plan.turns_away_others(failure.class) {
                     turned_away.store(true, Ordering::Relaxed);
                 }
                 tally.add_failure(index, failure);

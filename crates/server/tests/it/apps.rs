@@ -184,9 +184,6 @@ async fn a_skill_is_read_from_its_own_server() {
 
         let read = ask("resources/read", json!({ "uri": offered })).await["contents"][0].clone();
         assert_eq!((&read["text"], &read["uri"]), (&json!(name), &json!(offered)), "{read}");
-        let got = ask("skills/get", json!({ "uri": offered })).await["skill"].clone();
-        let found = (&got["frontmatter"]["description"], &got["uri"], &got["resources"][0]["uri"]);
-        assert_eq!(found, (&json!(name), &json!(offered), &json!(offered)), "{got}");
 
         let call = json!({"name": format!("{name}__show"), "arguments": {"skill": offered}});
         let called = ask("tools/call", call).await;
@@ -200,6 +197,19 @@ async fn a_skill_is_read_from_its_own_server() {
     }
     let nobodys = server.request("resources/read", json!({ "uri": SKILL })).await;
     assert_eq!(nobodys["error"]["data"]["uri"], SKILL, "{nobodys}");
+}
+
+/// The extension is declared if one server has it.
+#[tokio::test]
+async fn a_skill_is_described_under_its_offered_uri() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = host(dir.path(), &["a"], with_skill).await;
+    let offered = format!("skill://mcp-fleet/a/{SKILL}");
+    let got = server.request("skills/get", json!({ "uri": offered })).await;
+    let skill = &got["result"]["skill"];
+    let found =
+        (&skill["frontmatter"]["description"], &skill["uri"], &skill["resources"][0]["uri"]);
+    assert_eq!(found, (&json!("a"), &json!(offered), &json!(offered)), "{got}");
 }
 
 #[tokio::test]
