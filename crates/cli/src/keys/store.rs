@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
 };
 
@@ -12,7 +12,7 @@ use fleet_access::{KeysFile, Pepper};
 use super::Files;
 use crate::error::CliError;
 
-/// Only the owner reads and writes.
+/// The mode of new files: only the owner reads and writes.
 const PRIVATE: u32 = 0o600;
 
 /// A keys file that is being changed. Two commands can't change the same one at once.
@@ -70,15 +70,14 @@ impl Store {
     fn make_pepper(&self) -> Result<Pepper, CliError> {
         let pepper = Pepper::new(rand::random());
         let text = format!("{}\n", pepper.reveal());
-        write_atomically(&self.pepper, text.as_bytes(), PRIVATE)
+        write_atomically(&self.pepper, text.as_bytes())
             .map_err(|error| failed("could not write the pepper", &self.pepper, error))?;
         Ok(pepper)
     }
 
-    /// Writes the keys file. A file that exists keeps its permissions.
+    /// Writes the keys file. A file that exists keeps its owner and its permissions.
     pub(super) fn save(&self) -> Result<(), CliError> {
-        let mode = std::fs::metadata(&self.path).map(|found| found.permissions().mode() & 0o777);
-        write_atomically(&self.path, self.file.to_toml().as_bytes(), mode.unwrap_or(PRIVATE))
+        write_atomically(&self.path, self.file.to_toml().as_bytes())
             .map_err(|error| failed("could not write the keys file", &self.path, error))
     }
 }
@@ -106,7 +105,14 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 /// Writes a file beside its place and moves it there once it is on the disk.
-fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+///
+/// Root changes files that a server reads as another user. The replacement therefore keeps the owner
+/// and the mode of the file, and a new file belongs to the owner of its directory.
+fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let replaced = match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        found => Some(found?),
+    };
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = PathBuf::from(temporary);
@@ -114,6 +120,11 @@ fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let write = || {
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(&temporary)?;
+        match &replaced {
+            Some(replaced) => keep_owner(&file, replaced)?,
+            None => take_owner_of_directory(&file, path)?,
+        }
+        let mode = replaced.as_ref().map_or(PRIVATE, |found| found.permissions().mode() & 0o777);
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -121,6 +132,37 @@ fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         File::open(directory_of(path))?.sync_all()
     };
     write().inspect_err(|_| _ = std::fs::remove_file(&temporary))
+}
+
+/// Gives a file to the owner and the group of the file that it replaces. Fails if that is not
+/// allowed, because the server might not be able to read the replacement.
+fn keep_owner(file: &File, replaced: &std::fs::Metadata) -> io::Result<()> {
+    let (user, group) = (replaced.uid(), replaced.gid());
+    let own = file.metadata()?;
+    if (own.uid(), own.gid()) == (user, group) {
+        return Ok(());
+    }
+
+    fchown(file, Some(user), Some(group)).map_err(|error| {
+        let text = format!(
+            "the file belongs to user {user} and group {group}, and its replacement could not be \
+             given to them; run the command as root or as that user: {error}"
+        );
+        io::Error::new(error.kind(), text)
+    })
+}
+
+/// Gives a new file to the owner of its directory. A caller who may not do so keeps the file.
+fn take_owner_of_directory(file: &File, path: &Path) -> io::Result<()> {
+    let (own, directory) = (file.metadata()?, std::fs::metadata(directory_of(path))?);
+    if own.uid() == directory.uid() {
+        return Ok(());
+    }
+
+    match fchown(file, Some(directory.uid()), Some(directory.gid())) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        given => given,
+    }
 }
 
 fn failed(what: &'static str, path: &Path, source: io::Error) -> CliError {

@@ -98,6 +98,31 @@ fn a_keys_file_keeps_its_permissions_and_links_to_it_stay() {
 }
 
 #[test]
+fn files_that_root_changes_stay_readable_to_their_server() {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+
+    // Only root can give a file away.
+    let dir = tempfile::tempdir().unwrap();
+    if std::fs::metadata(dir.path()).unwrap().uid() != 0 {
+        return;
+    }
+
+    chown(dir.path(), Some(65532), Some(65533)).unwrap();
+    keys(dir.path(), &["create", "a"]).unwrap();
+    let [path, pepper] = ["keys.toml", "keys.toml.pepper"].map(|name| dir.path().join(name));
+    let owner = |path: &Path| {
+        let found = std::fs::metadata(path).unwrap();
+        (found.uid(), found.gid())
+    };
+    assert_eq!([owner(&path), owner(&pepper)], [(65532, 65533); 2], "new files");
+
+    // A file that exists keeps its own owner, whoever owns the directory.
+    chown(&path, Some(65531), Some(65530)).unwrap();
+    keys(dir.path(), &["revoke", "a"]).unwrap();
+    assert_eq!((owner(&path), mode(&path)), ((65531, 65530), 0o600));
+}
+
+#[test]
 fn the_examples_are_valid_command_lines() {
     let mut checked = 0;
     for examples in [CREATE_EXAMPLES, LIST_EXAMPLES, REVOKE_EXAMPLES] {
