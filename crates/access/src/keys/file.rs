@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::format::{KeyIdError, KeyMac, Pepper, check_key_id, digest_key, write_key};
 use crate::{hex, principal::PrincipalKind};
 
+/// Text of this length without a break may be a secret. Peppers and the secrets of keys are longer.
+const SHORTEST_SECRET: usize = 32;
+
 /// The keys file, as it is read and written.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct KeysFile {
@@ -60,8 +63,13 @@ pub struct KeyEntry {
 #[derive(Debug, thiserror::Error)]
 pub enum KeysFileError {
     /// The text is not TOML of this shape.
-    #[error("invalid keys file [{code}]", code = codes::KEYS_FILE)]
-    Toml(#[source] Box<toml::de::Error>),
+    #[error("invalid keys file, at line {line}: {message} [{code}]", code = codes::KEYS_FILE)]
+    Toml {
+        /// The line of the fault.
+        line: usize,
+        /// What is wrong. It never quotes the file, which may hold the pepper.
+        message: String,
+    },
     /// The pepper is not 64 hexadecimal digits.
     #[error("`pepper` in the keys file is not 64 hexadecimal digits [{code}]", code = codes::KEYS_FILE)]
     Pepper,
@@ -100,6 +108,24 @@ struct Layout {
     key: Vec<KeyEntry>,
 }
 
+/// Says what is wrong with the text, and where. The error's own text would quote the line.
+fn describe(text: &str, error: &toml::de::Error) -> KeysFileError {
+    let start = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = 1 + text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count();
+    KeysFileError::Toml { line, message: hide_secrets(error.message()) }
+}
+
+/// Replaces what may be a pepper, a digest or the secret of a key: messages repeat values whose type
+/// is wrong.
+fn hide_secrets(message: &str) -> String {
+    let is_part = |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | '-');
+    let hide = |word: &str| match word.trim_end_matches(|char| !is_part(char)) {
+        secret if secret.len() >= SHORTEST_SECRET => word.replace(secret, "…"),
+        _ => word.to_owned(),
+    };
+    message.split_inclusive(|char| !is_part(char)).map(hide).collect()
+}
+
 fn service() -> PrincipalKind {
     PrincipalKind::Service
 }
@@ -112,8 +138,7 @@ impl KeysFile {
     /// Returns an error if the text is not TOML of this shape, or if an entry's id or digest is
     /// invalid or an id is used twice.
     pub fn parse(text: &str) -> Result<Self, KeysFileError> {
-        let layout: Layout =
-            toml::from_str(text).map_err(|error| KeysFileError::Toml(Box::new(error)))?;
+        let layout: Layout = toml::from_str(text).map_err(|error| describe(text, &error))?;
 
         let pepper = match layout.pepper {
             Some(text) => Some(Pepper::parse(&text).ok_or(KeysFileError::Pepper)?),
@@ -122,7 +147,10 @@ impl KeysFile {
 
         let mut ids = HashSet::new();
         for entry in &layout.key {
-            check_key_id(&entry.id).map_err(KeysFileError::Id)?;
+            check_key_id(&entry.id).map_err(|KeyIdError(id)| {
+                // A whole key may have been taken for its id.
+                KeysFileError::Id(KeyIdError(hide_secrets(&id)))
+            })?;
             entry.parsed_mac()?;
             if !ids.insert(entry.id.as_str()) {
                 return Err(KeysFileError::SameId(entry.id.clone()));
@@ -225,22 +253,51 @@ mod tests {
     #[test]
     fn a_bad_file_is_refused_with_what_to_do() {
         let check = |text: &str, expected: &str| {
-            let error = KeysFile::parse(text).unwrap_err();
-            let text = match &error {
-                KeysFileError::Toml(inner) => inner.to_string(),
-                _ => error.to_string(),
-            };
+            let text = KeysFile::parse(text).unwrap_err().to_string();
             assert!(text.contains(expected), "{text}");
         };
 
         let mac = "0".repeat(64);
         check("pepper = 'x'", "`pepper`");
-        check("[[keys]]", "unknown field `keys`");
+        check("\n[[keys]]", "line 2: unknown field `keys`");
         check(&format!("[[key]]\nid='A'\nmac='{mac}'"), "\"A\" must have 1 to 40");
         check("[[key]]\nid='a'\nmac='00'", "`mac` of the [[key]] \"a\"");
         check(&format!("[[key]]\nid='a'\nmac='{mac}'\nrole='x'"), "unknown field `role`");
         let twice = format!("[[key]]\nid='a'\nmac='{mac}'\n").repeat(2);
         check(&twice, "two [[key]]");
+    }
+
+    #[test]
+    fn errors_never_quote_a_secret() {
+        let pepper = Pepper::new([0xab; 32]);
+        let (key, _) = KeyEntry::create("a", &[1; 32], &pepper, NOW).unwrap();
+        let (pepper, secret) = (pepper.reveal(), key.rsplit('_').next().unwrap().to_owned());
+
+        let (number, mac) = ("1".repeat(64), "0".repeat(64));
+        for (text, line) in [
+            (format!("pepper = {pepper}"), 1),
+            (format!("pepper = '{pepper}"), 1),
+            (format!("pepper = '{pepper}'\npepper = '{pepper}'"), 2),
+            (format!("pepper = {number}"), 1),
+            (format!("[[key]]\nid = '{key}' mac"), 2),
+            (format!("[[key]]\nid='a'\nmac='{mac}'\nroles = '{key}'"), 4),
+            (format!("[[key]]\nid='a'\nmac='{mac}'\nkind = '{key}'"), 4),
+            (format!("[[key]]\nid='a'\nmac='{mac}'\nexpires = '{key}'"), 4),
+            (format!("[[key]]\n'{key}' = 'a'"), 2),
+        ] {
+            let error = KeysFile::parse(&text).unwrap_err();
+            for shown in [error.to_string(), format!("{error:?}")] {
+                for secret in [&pepper, &number, &secret] {
+                    assert!(!shown.contains(secret), "{shown}");
+                }
+            }
+            let expected = format!("at line {line}: ");
+            assert!(error.to_string().contains(&expected), "{error}, not {expected}");
+        }
+
+        let text = format!("[[key]]\nid='{key}'\nmac='{mac}'");
+        let error = KeysFile::parse(&text).unwrap_err().to_string();
+        assert!(error.contains("must have 1 to 40") && !error.contains(&secret), "{error}");
     }
 
     #[test]
