@@ -129,10 +129,8 @@ pub(super) fn follow(control: &AccessControl, stop: CancellationToken) -> Result
 }
 
 async fn watch_files(control: &AccessControl, files: &[PathBuf], mut hangup: Signal) {
-    let read_versions = || files.iter().map(|path| Version::read(path)).collect::<Vec<_>>();
-    // The files may have changed since they were read at the start, so treat their first versions as
-    // a change.
-    let (mut applied, mut last) = (Vec::new(), read_versions());
+    let read_versions = || files.iter().map(|path| Version::read(path)).collect::<Versions>();
+    let mut watched = Watched::new(read_versions());
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
@@ -143,39 +141,111 @@ async fn watch_files(control: &AccessControl, files: &[PathBuf], mut hangup: Sig
         };
 
         let seen = read_versions();
-        // A file that is written in place is briefly incomplete.
-        let is_settled = seen == last;
-        last.clone_from(&seen);
-        if forced || (is_settled && seen != applied) {
-            let is_first = applied.is_empty();
-            applied = seen;
-            reload(control, is_first);
+        if watched.is_due(&seen, forced) {
+            let result = reload(control);
+            if watched.record(seen, Outcome::of(&result), forced) {
+                report(&result);
+            }
         }
     }
 }
 
-/// Reads the files again. If one of them can't be used, the state stays as it is.
-fn reload(control: &AccessControl, is_first: bool) {
+/// One version of each file.
+type Versions = Vec<Result<Version, io::ErrorKind>>;
+
+/// Which versions of the files were read, and with which outcome. Decides without IO when to read
+/// them: call [`is_due`](Self::is_due) with every look at the files, and [`record`](Self::record)
+/// after every reading.
+#[derive(Debug)]
+struct Watched {
+    last: Versions,
+    /// The versions that were read, and the outcome; nothing before the first reading.
+    read: Option<(Versions, Outcome)>,
+}
+
+/// What became of reading the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Applied,
+    /// What the files say can't be used. Reading them once more would not change that.
+    Invalid,
+    /// A file could not be read. That may pass without another version of it, as after too many
+    /// open files.
+    Unread,
+}
+
+impl Outcome {
+    fn of(result: &Result<usize, ServerError>) -> Self {
+        match result {
+            Ok(_) => Self::Applied,
+            Err(ServerError::AccessFile { .. } | ServerError::Policy(PolicyError::Read { .. })) => {
+                Self::Unread
+            }
+            Err(_) => Self::Invalid,
+        }
+    }
+}
+
+impl Watched {
+    fn new(last: Versions) -> Self {
+        Self { last, read: None }
+    }
+
+    /// Returns whether the files are to be read now.
+    #[must_use]
+    fn is_due(&mut self, seen: &Versions, forced: bool) -> bool {
+        // A file that is written in place is briefly incomplete.
+        let is_settled = *seen == self.last;
+        self.last.clone_from(seen);
+
+        let is_done = match &self.read {
+            // The files may have changed since they were read at the start.
+            None | Some((_, Outcome::Unread)) => false,
+            Some((read, Outcome::Applied | Outcome::Invalid)) => read == seen,
+        };
+        forced || (is_settled && !is_done)
+    }
+
+    /// Takes in what became of reading these versions. Returns whether to report it: the first
+    /// reading applies what the start has applied, and files that still can't be read were reported
+    /// before.
+    #[must_use]
+    fn record(&mut self, seen: Versions, outcome: Outcome, forced: bool) -> bool {
+        let is_new = match (&self.read, outcome) {
+            (None, Outcome::Applied) => false,
+            (Some((read, Outcome::Unread)), Outcome::Unread) => forced || *read != seen,
+            _ => true,
+        };
+        self.read = Some((seen, outcome));
+        is_new
+    }
+}
+
+/// Reads the files again, and returns the number of rules. If a file can't be used, the state stays
+/// as it is.
+fn reload(control: &AccessControl) -> Result<usize, ServerError> {
     let inner = &control.inner;
     let previous = control.current();
 
-    match read_state(&inner.source, inner.without) {
-        Ok(mut state) => {
-            // Remembered tokens are verified anew, since the rules about principals may differ.
-            state.authenticator.tokens().adopt_keys(previous.authenticator.tokens());
-            state.limits.adopt(&previous.limits);
-            let rules = state.rules.len();
-            *inner.state.write() = Arc::new(state);
+    let mut state = read_state(&inner.source, inner.without)?;
+    // Remembered tokens are verified anew, since the rules about principals may differ.
+    state.authenticator.tokens().adopt_keys(previous.authenticator.tokens());
+    state.limits.adopt(&previous.limits);
+    let rules = state.rules.len();
+    *inner.state.write() = Arc::new(state);
+    Ok(rules)
+}
 
-            if !is_first {
-                metrics::counter!(ACCESS_RELOADS.name, "outcome" => "applied").increment(1);
-                tracing::info!(rules, "applied the changed files about access");
-            }
+fn report(result: &Result<usize, ServerError>) {
+    match result {
+        Ok(rules) => {
+            metrics::counter!(ACCESS_RELOADS.name, "outcome" => "applied").increment(1);
+            tracing::info!(rules, "applied the changed files about access");
         }
         Err(error) => {
             metrics::counter!(ACCESS_RELOADS.name, "outcome" => "invalid").increment(1);
             tracing::error!(
-                error = chain(&error),
+                error = chain(error),
                 "could not read the files about access; the previous state stays in force"
             );
         }
@@ -194,5 +264,43 @@ mod tests {
         let apart = AccessSource { pepper: Some("/run/pepper".into()), ..beside };
         assert_eq!(apart.pepper_file(), Some("/run/pepper".into()));
         assert_eq!(AccessSource::default().pepper_file(), None);
+    }
+
+    #[test]
+    fn files_that_could_not_be_read_are_tried_again_and_reported_once() {
+        use Outcome::{Applied, Invalid, Unread};
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let present = vec![Version::read(file.path())];
+        let missing = vec![Err(io::ErrorKind::NotFound)];
+        let mut watched = Watched::new(present.clone());
+        // A look at the files that are there; if it leads to a reading, its outcome and whether that
+        // is reported.
+        let mut look = |seen: &Versions, forced, read: Option<(Outcome, bool)>| {
+            assert_eq!(watched.is_due(seen, forced), read.is_some(), "{seen:?} {read:?}");
+            if let Some((outcome, is_reported)) = read {
+                assert_eq!(watched.record(seen.clone(), outcome, forced), is_reported, "{read:?}");
+            }
+        };
+
+        look(&present, false, Some((Applied, false)));
+        look(&present, false, None);
+        look(&present, true, Some((Applied, true)));
+
+        look(&missing, false, None);
+        look(&missing, false, Some((Unread, true)));
+        look(&missing, false, Some((Unread, false)));
+        look(&missing, true, Some((Unread, true)));
+
+        // The metadata can be read, and the file can't.
+        look(&present, false, None);
+        look(&present, false, Some((Unread, true)));
+        look(&present, false, Some((Unread, false)));
+        look(&present, false, Some((Applied, true)));
+        look(&present, false, None);
+
+        look(&present, true, Some((Unread, true)));
+        look(&present, false, Some((Invalid, true)));
+        look(&present, false, None);
     }
 }
