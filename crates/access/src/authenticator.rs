@@ -59,10 +59,22 @@ impl Authenticator {
         }
     }
 
-    /// Returns whether no source of principals is configured, so that nobody could be told from
+    /// Returns whether neither keys nor issuers are configured, so that nobody could be told from
     /// anybody else. Such a server must not listen beyond loopback unless it was told to.
+    ///
+    /// Certificates don't count: no server terminates TLS yet, so nobody could present one.
     pub fn is_unconfigured(&self) -> bool {
-        self.keys.is_empty() && self.tokens.is_empty() && self.certificates.is_empty()
+        self.keys.is_empty() && self.tokens.is_empty()
+    }
+
+    /// Returns whether there are `[[certificate]]` tables.
+    pub fn has_certificates(&self) -> bool {
+        !self.certificates.is_empty()
+    }
+
+    /// Returns whether nothing says that callers are to be told apart.
+    fn wants_nobody_identified(&self) -> bool {
+        self.is_unconfigured() && !self.has_certificates()
     }
 
     /// The access tokens, whose keys the caller fetches.
@@ -74,7 +86,7 @@ impl Authenticator {
     pub fn authenticate(&self, presented: &Presented<'_>, now: Timestamp) -> Authentication {
         // Without any source there is nothing to verify credentials with; a server that serves
         // those without any then serves those who bring some, too.
-        if self.is_unconfigured() && self.without != WithoutCredentials::Refused {
+        if self.wants_nobody_identified() && self.without != WithoutCredentials::Refused {
             return self.without_credentials(presented);
         }
 
@@ -82,7 +94,7 @@ impl Authenticator {
             Err(refusal) => Authentication::Refused(refusal),
             Ok(Some(token)) => self.check_token(token, now),
             Ok(None) => match presented.certificate {
-                Some(certificate) if !self.certificates.is_empty() => {
+                Some(certificate) if self.has_certificates() => {
                     match self.certificates.principal(certificate) {
                         Some(principal) => Authentication::Verified(Arc::new(principal)),
                         None => Authentication::Refused(AuthRefusal::rejected(
@@ -111,7 +123,7 @@ impl Authenticator {
             WithoutCredentials::Anonymous => Authentication::Verified(Arc::clone(&self.anonymous)),
             // Whoever has configured a source wants to know who asks, on this machine too.
             WithoutCredentials::LocalIfLoopback
-                if presented.from_loopback && self.is_unconfigured() =>
+                if presented.from_loopback && self.wants_nobody_identified() =>
             {
                 Authentication::Verified(Arc::clone(&self.local))
             }

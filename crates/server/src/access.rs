@@ -112,12 +112,23 @@ impl AccessControl {
     pub fn start(source: AccessSource, stop: CancellationToken) -> Result<Self, ServerError> {
         let mut state = files::read_state(&source, WithoutCredentials::Refused)?;
         let is_unconfigured = state.authenticator.is_unconfigured();
+        let has_certificates = state.authenticator.has_certificates();
+        if has_certificates {
+            tracing::warn!(
+                "the policy file has [[certificate]] tables, which are checked and not applied yet: \
+                 this server does not terminate TLS, so callers need API keys or access tokens"
+            );
+        }
 
         let without = match source.mode {
             AccessMode::Open => WithoutCredentials::Anonymous,
-            // A keys file that is still empty says that callers are to have keys.
+            // A keys file that is still empty says that callers are to be told apart, and so do
+            // [[certificate]] tables.
             AccessMode::Auto
-                if is_unconfigured && source.keys.is_none() && source.host.is_loopback() =>
+                if is_unconfigured
+                    && source.keys.is_none()
+                    && !has_certificates
+                    && source.host.is_loopback() =>
             {
                 WithoutCredentials::LocalIfLoopback
             }

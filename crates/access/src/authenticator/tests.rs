@@ -106,6 +106,20 @@ fn a_token_goes_before_a_certificate() {
 }
 
 #[test]
+fn certificates_alone_identify_nobody_and_open_nothing() {
+    let certificates = |without| {
+        let policy = AccessPolicy::parse("[[certificate]]\nuri = 'spiffe://d/*'", None).unwrap();
+        policy.authenticator(&KeysFile::default(), None, without).unwrap()
+    };
+
+    let authenticator = certificates(WithoutCredentials::LocalIfLoopback);
+    assert!(authenticator.is_unconfigured() && authenticator.has_certificates());
+    let local = Presented { from_loopback: true, ..Presented::default() };
+    check(&authenticator, &local, Err(Fault::Missing));
+    check(&unconfigured(WithoutCredentials::LocalIfLoopback), &local, Ok("local"));
+}
+
+#[test]
 fn certificates_that_nobody_configured_are_refused() {
     let (authenticator, _) = configured(WithoutCredentials::Anonymous);
     let certificate = ClientCertificate {

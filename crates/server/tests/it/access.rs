@@ -239,6 +239,14 @@ async fn a_server_that_others_reach_does_not_start_without_an_authenticator() {
     let log = refused_start(&["--access-keys", empty.path().to_str().unwrap()]).await;
     assert!(log.contains("FLEET-NO-AUTHENTICATOR"), "{log}");
 
+    // Nobody can present a certificate yet, so these tables tell nobody apart.
+    let policy = empty.dir.path().join("policy.toml");
+    std::fs::write(&policy, "[[certificate]]\nuri = 'spiffe://d/*'").unwrap();
+    for host in ["127.0.0.1", "0.0.0.0"] {
+        let log = refused_start(&["--host", host, "--policy", policy.to_str().unwrap()]).await;
+        assert!(log.contains("FLEET-NO-AUTHENTICATOR") && log.contains("[[certificate]]"), "{log}");
+    }
+
     let mut keys = Keys::new();
     keys.add("ci", "ci");
     std::fs::write(keys.dir.path().join("keys.toml.pepper"), "").unwrap();
