@@ -11,8 +11,10 @@ use super::{
 };
 
 const ABOUT: &str = "Jobs over plain HTTP: calls of MCP tools that workers make later and durably.\n\n\
-    This server does not check credentials; put a proxy that does in front of it. Jobs that were submitted with \
-    credentials (`Authorization` and the like) are visible only to requests with the same credentials.\n\n\
+    A server that is configured to tell callers apart takes an API key or an OAuth 2.1 access token as \
+    `Authorization: Bearer …` and answers 401 without one; other servers serve everybody who reaches them. A job is \
+    visible only to the caller that submitted it: the principal that the key or token stands for or, where callers are \
+    not told apart, whoever sends the same credentials.\n\n\
     Every error is a problem (RFC 9457, `application/problem+json`) with a `type` that programs can rely on and a `detail` \
     for people.";
 
@@ -55,8 +57,18 @@ pub(super) fn build_document() -> Value {
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
+        // Servers on loopback, and those with MCP_ACCESS=open, need no credentials.
+        "security": [{"bearer": []}, {}],
         "paths": paths,
-        "components": {"schemas": schemas, "responses": {"Problem": problem}},
+        "components": {
+            "schemas": schemas,
+            "responses": {"Problem": problem},
+            "securitySchemes": {"bearer": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "An API key or an OAuth 2.1 access token.",
+            }},
+        },
     })
 }
 
@@ -160,11 +172,20 @@ fn describe_problems(operation: &Operation) -> BTreeMap<String, Value> {
         let names: Vec<_> = kinds.iter().map(|kind| format!("`{}`", kind.name())).collect();
         let mut about =
             json!({"$ref": "#/components/responses/Problem", "description": names.join(", ")});
-        if status == 503 {
+        let headers = match status {
+            401 => {
+                json!({"WWW-Authenticate": {"description": "Where to get credentials.", "schema": {"type": "string"}}})
+            }
+            503 => {
+                json!({"Retry-After": {"description": "How long to wait, in seconds.", "schema": {"type": "integer", "minimum": 0}}})
+            }
+            _ => Value::Null,
+        };
+        if headers.is_object() {
             // A reference can have a description, but no headers.
             about = json!({
                 "description": names.join(", "),
-                "headers": {"Retry-After": {"description": "How long to wait, in seconds.", "schema": {"type": "integer", "minimum": 0}}},
+                "headers": headers,
                 "content": {problem::CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
             });
         }
@@ -195,5 +216,28 @@ mod tests {
         let document = build_document();
         check(&document, &document);
         assert!(!document.to_string().contains("\"owner\""));
+    }
+
+    #[test]
+    fn every_operation_may_want_credentials() {
+        let document = build_document();
+        assert_eq!(document["security"], json!([{"bearer": []}, {}]));
+        assert!(document["components"]["securitySchemes"]["bearer"].is_object());
+
+        let paths = document["paths"].as_object().unwrap();
+        let operations: Vec<_> =
+            paths.values().flat_map(|path| path.as_object().unwrap().values()).collect();
+        assert_eq!(operations.len(), super::operations().len());
+        for operation in operations {
+            let answers = &operation["responses"];
+            for (status, name, header) in [
+                ("401", "`unauthenticated`", "WWW-Authenticate"),
+                ("503", "`no-issuer-keys`", "Retry-After"),
+            ] {
+                let about = answers[status]["description"].as_str().unwrap();
+                assert!(about.contains(name), "{}: {about}", operation["operationId"]);
+                assert!(answers[status]["headers"][header].is_object(), "{answers}");
+            }
+        }
     }
 }

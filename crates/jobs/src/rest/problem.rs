@@ -30,6 +30,8 @@ const RETRY_AFTER: u32 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProblemKind {
     BadRequest,
+    MalformedCredentials,
+    Unauthenticated,
     Forbidden,
     NoSuchJob,
     NoSuchPath,
@@ -45,11 +47,14 @@ pub(super) enum ProblemKind {
     NotReady,
     KafkaUnavailable,
     TooManyStreams,
+    NoIssuerKeys,
 }
 
 impl ProblemKind {
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::BadRequest,
+        Self::MalformedCredentials,
+        Self::Unauthenticated,
         Self::Forbidden,
         Self::NoSuchJob,
         Self::NoSuchPath,
@@ -65,6 +70,7 @@ impl ProblemKind {
         Self::NotReady,
         Self::KafkaUnavailable,
         Self::TooManyStreams,
+        Self::NoIssuerKeys,
     ];
 
     /// Returns name, title and status.
@@ -72,6 +78,14 @@ impl ProblemKind {
         match self {
             Self::BadRequest => {
                 ("bad-request", "The request can't be read", StatusCode::BAD_REQUEST)
+            }
+            Self::MalformedCredentials => (
+                "malformed-credentials",
+                "The credentials of the request can't be read",
+                StatusCode::BAD_REQUEST,
+            ),
+            Self::Unauthenticated => {
+                ("unauthenticated", "The request needs valid credentials", StatusCode::UNAUTHORIZED)
             }
             Self::Forbidden => {
                 ("forbidden", "The request is not meant for this server", StatusCode::FORBIDDEN)
@@ -112,6 +126,11 @@ impl ProblemKind {
             Self::TooManyStreams => {
                 ("too-many-streams", "Too many streams are open", StatusCode::SERVICE_UNAVAILABLE)
             }
+            Self::NoIssuerKeys => (
+                "no-issuer-keys",
+                "The credentials can't be checked now",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
         }
     }
 
@@ -123,6 +142,8 @@ impl ProblemKind {
     pub(super) fn code(self) -> Code {
         match self {
             Self::BadRequest => codes::BAD_REQUEST,
+            Self::MalformedCredentials => codes::MALFORMED_CREDENTIALS,
+            Self::Unauthenticated => codes::UNAUTHENTICATED,
             Self::Forbidden => codes::FORBIDDEN,
             Self::NoSuchJob => codes::NO_SUCH_JOB,
             Self::NoSuchPath => codes::NO_SUCH_PATH,
@@ -138,6 +159,7 @@ impl ProblemKind {
             Self::NotReady => codes::NOT_READY,
             Self::KafkaUnavailable => codes::KAFKA_UNAVAILABLE,
             Self::TooManyStreams => codes::TOO_MANY_STREAMS,
+            Self::NoIssuerKeys => codes::NO_ISSUER_KEYS,
         }
     }
 
@@ -148,6 +170,7 @@ impl ProblemKind {
     /// Returns the kind of an error that was not answered by a handler.
     fn of_status(status: StatusCode) -> Self {
         match status {
+            StatusCode::UNAUTHORIZED => Self::Unauthenticated,
             StatusCode::FORBIDDEN => Self::Forbidden,
             StatusCode::NOT_FOUND => Self::NoSuchPath,
             StatusCode::METHOD_NOT_ALLOWED => Self::MethodNotAllowed,

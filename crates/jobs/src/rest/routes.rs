@@ -62,11 +62,14 @@ impl Answer {
 }
 
 /// Problems of every operation: those of the middleware, and of invalid queries.
-pub(super) const ALWAYS: [ProblemKind; 4] = [
+pub(super) const ALWAYS: [ProblemKind; 7] = [
     ProblemKind::BadRequest,
+    ProblemKind::MalformedCredentials,
+    ProblemKind::Unauthenticated,
     ProblemKind::Forbidden,
     ProblemKind::BodyTimeout,
     ProblemKind::TooLarge,
+    ProblemKind::NoIssuerKeys,
 ];
 const LOCATION: &[(&str, &str)] = &[("Location", "The path of the job, if the body had only one.")];
 const ETAG: &[(&str, &str)] = &[("ETag", "Changes with every change of the job.")];
