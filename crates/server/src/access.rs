@@ -27,7 +27,7 @@ mod issuers;
 pub(crate) mod layer;
 pub(crate) mod metadata;
 
-pub(crate) use files::check_policy_file;
+pub(crate) use files::{check_policy_file, warn_of_readable_secrets};
 
 use issuers::{Flight, Issuers};
 

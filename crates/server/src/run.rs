@@ -18,7 +18,7 @@ use rmcp::transport::stdio_pipes;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    access::AccessControl,
+    access::{self, AccessControl},
     args::Args,
     config::ServerConfig,
     conformance::Fixtures,
@@ -70,6 +70,10 @@ pub async fn run_until(
         true => None,
         false => Some(AccessControl::start(config.access.clone(), stop.clone())?),
     };
+
+    if access.is_some() {
+        access::warn_of_readable_secrets(&config.access, &config.roots);
+    }
 
     let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
     if !config.policy.commands.is_empty() {

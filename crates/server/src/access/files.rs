@@ -46,6 +46,28 @@ fn default_pepper_file(keys: &Path) -> PathBuf {
     name.into()
 }
 
+/// Warns of files about access that the `file_*` tools let every caller read.
+pub(crate) fn warn_of_readable_secrets(source: &AccessSource, roots: &[PathBuf]) {
+    for file in readable_secrets(source, roots) {
+        tracing::warn!(
+            file = %file.display(),
+            "a --root contains a file of the API keys, so that every caller can read it with \
+             file_read; keep it outside of all roots, and make the keys and their pepper anew"
+        );
+    }
+}
+
+/// The keys file and its pepper, as far as they are below a root.
+fn readable_secrets(source: &AccessSource, roots: &[PathBuf]) -> Vec<PathBuf> {
+    let roots: Vec<_> = roots.iter().filter_map(|root| root.canonicalize().ok()).collect();
+    let is_readable = |path: &PathBuf| {
+        path.canonicalize().is_ok_and(|path| roots.iter().any(|root| path.starts_with(root)))
+    };
+
+    let secrets = [source.keys.clone(), source.pepper_file()].into_iter().flatten();
+    secrets.filter(is_readable).collect()
+}
+
 /// Reads all files.
 pub(super) fn read_state(
     source: &AccessSource,
@@ -264,6 +286,34 @@ mod tests {
         let apart = AccessSource { pepper: Some("/run/pepper".into()), ..beside };
         assert_eq!(apart.pepper_file(), Some("/run/pepper".into()));
         assert_eq!(AccessSource::default().pepper_file(), None);
+    }
+
+    #[test]
+    fn secrets_below_a_root_are_found_through_links_and_others_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let [root, apart] = ["root", "apart"].map(|name| dir.path().join(name));
+        std::fs::create_dir(&root).unwrap();
+        std::fs::create_dir(&apart).unwrap();
+        let write = |path: PathBuf| {
+            std::fs::write(&path, "").unwrap();
+            path
+        };
+
+        let keys = write(apart.join("keys.toml"));
+        let pepper = write(apart.join("keys.toml.pepper"));
+        let source = AccessSource { keys: Some(keys.clone()), ..AccessSource::default() };
+        let check = |source: &AccessSource, root: &Path, expected: &[&PathBuf]| {
+            let found = readable_secrets(source, &[root.to_owned()]);
+            assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{}", root.display());
+        };
+        check(&source, &root, &[]);
+        check(&source, &apart, &[&keys, &pepper]);
+        check(&source, dir.path(), &[&keys, &pepper]);
+        check(&AccessSource::default(), dir.path(), &[]);
+
+        let (link, real) = (apart.join("link"), write(root.join("pepper")));
+        std::os::unix::fs::symlink(real, &link).unwrap();
+        check(&AccessSource { pepper: Some(link.clone()), ..source }, &root, &[&link]);
     }
 
     #[test]
