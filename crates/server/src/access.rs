@@ -12,8 +12,9 @@ use std::{
     sync::Arc,
 };
 
+use axum::http::Extensions;
 use fleet_access::{
-    AuthRefusal, Authentication, Authenticator, Limits, Presented, Principal, Rules,
+    AuthRefusal, Authentication, Authenticator, Limits, Presented, Principal, PrincipalId, Rules,
     WithoutCredentials,
 };
 use parking_lot::RwLock;
@@ -178,6 +179,12 @@ impl AccessControl {
         issuers::wait_until_landed(landed).await;
         verdict(authenticate(), refusal)
     }
+}
+
+/// The principal to whom what a request creates belongs; `None` if nobody was identified.
+pub(crate) fn owner_of(extensions: &Extensions) -> Option<PrincipalId> {
+    let principal = extensions.get::<Arc<Principal>>()?;
+    principal.is_verified().then(|| principal.id())
 }
 
 /// The end of an authentication that may not wait for keys once more.

@@ -81,6 +81,7 @@ pub fn router(
 
     let mcp = mcp.layer(from_fn(acknowledge_deletion)).layer(from_fn(task_name::fill_in_name));
     let mcp = mcp.layer(from_fn_with_state(watched, task_streams::watch_tasks));
+    let mcp = mcp.layer(from_fn(sessions::serve_for_owner));
 
     let guarded = mcp
         .route("/sse", get(sse::open_stream).with_state(streams))

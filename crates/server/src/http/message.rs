@@ -27,7 +27,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{MAX_BODY, sse::Streams};
-use crate::gateway::Gateway;
+use crate::{access, gateway::Gateway};
 
 /// The receivers of posted messages.
 #[derive(Clone)]
@@ -56,12 +56,13 @@ pub(super) async fn handle_message(State(receiver): State<Receiver>, request: Re
     };
 
     let stream = stream_of(&parts.uri);
+    let owner = access::owner_of(&parts.extensions);
     if let ClientJsonRpcMessage::Request(message) = &mut message {
         // Handlers find the HTTP request in the same place as for `/mcp`.
         message.request.extensions_mut().insert(parts);
     }
     if let Some(stream) = stream {
-        return match receiver.streams.post(&stream, message).await {
+        return match receiver.streams.post(&stream, owner, message).await {
             true => (StatusCode::ACCEPTED, "Accepted").into_response(),
             false => {
                 (StatusCode::NOT_FOUND, "this replica has no open stream with this sessionId\n")

@@ -4,7 +4,8 @@
 //! else is in the requests. So if this process doesn't have the session of a request (because
 //! another replica created it, it was evicted, or the process was restarted), the request restores
 //! it, as the client's `initialize` would have created it. A client gets 'session not found' only
-//! for a session that it has deleted and for an id that is not one of ours.
+//! for a session that it has deleted, for a session of another principal, and for an id that is not
+//! one of ours.
 //!
 //! rmcp can restore sessions from a store itself, but answers 500 if two requests of a missing
 //! session arrive at once and one is late, or if a session ends between being found and being used.
@@ -20,6 +21,8 @@ use std::{
     time::Duration,
 };
 
+use axum::{extract::Request, middleware::Next, response::Response};
+use fleet_access::PrincipalId;
 use fleet_ops::metrics::Counted;
 use futures::{
     FutureExt, Stream, StreamExt,
@@ -49,7 +52,7 @@ use rmcp::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::{gateway::Gateway, metrics};
+use crate::{access, gateway::Gateway, metrics};
 
 mod id;
 
@@ -60,6 +63,23 @@ const MAX_DELETED: usize = 10_000;
 /// How much longer than the longest call a session may be idle. rmcp doesn't count a running call
 /// as activity.
 const IDLE: Duration = Duration::from_secs(300);
+
+tokio::task_local! {
+    /// The principal of the request that the current task serves. rmcp asks for sessions by their
+    /// ids alone, but in the task of the request. Only a session's end is reported by another task.
+    static OWNER: Option<PrincipalId>;
+}
+
+/// Serves a request with the sessions of its principal.
+pub(super) async fn serve_for_owner(request: Request, next: Next) -> Response {
+    let owner = access::owner_of(request.extensions());
+    OWNER.scope(owner, next.run(request)).await
+}
+
+/// The principal of the current request; `None` if nobody was identified.
+fn current_owner() -> Option<PrincipalId> {
+    OWNER.try_with(|owner| *owner).ok().flatten()
+}
 
 /// The sessions in this process, bounded in number. Clones share them.
 #[derive(Clone)]
@@ -352,7 +372,7 @@ impl SessionManager for Sessions {
     type Transport = WorkerTransport<LocalSessionWorker>;
 
     async fn create_session(&self) -> Result<(SessionId, Self::Transport), Self::Error> {
-        let id = id::new_id();
+        let id = id::new_id(current_owner());
         let inner = &self.inner;
         let (handle, worker) = create_local_session(id.clone(), inner.config.clone());
         let session = Session::new(
@@ -382,15 +402,20 @@ impl SessionManager for Sessions {
         Ok(open.0.handle.initialize(message).await?)
     }
 
-    /// Whether this server serves the session, which is restored when it is used.
+    /// Whether this server serves the session to the current principal. It is restored when it is
+    /// used.
     async fn has_session(&self, id: &SessionId) -> Result<bool, Self::Error> {
-        Ok(id::is_ours(id) && !self.inner.deleted.contains(id))
+        Ok(id::is_ours(id, current_owner()) && !self.inner.deleted.contains(id))
     }
 
     // rmcp calls this at the end of every session that it has created, and at a deletion, for which
     // it also calls the store.
     async fn close_session(&self, id: &SessionId) -> Result<(), Self::Error> {
-        close_evicted(self.inner.forget(id, SessionOrigin::Initialized)).await;
+        // The report of an end comes from no request, and concerns the session of any principal.
+        let is_foreign = OWNER.try_with(|owner| !id::is_ours(id, *owner)).unwrap_or(false);
+        if !is_foreign {
+            close_evicted(self.inner.forget(id, SessionOrigin::Initialized)).await;
+        }
         Ok(())
     }
 
@@ -475,7 +500,7 @@ impl SessionStore for Sessions {
     }
 
     async fn delete(&self, id: &str) -> Result<(), SessionStoreError> {
-        if id::is_ours(id) {
+        if id::is_ours(id, current_owner()) {
             let id: SessionId = id.into();
             self.inner.deleted.insert(id.clone());
             let session = self.inner.known().remove(&id);

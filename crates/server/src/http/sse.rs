@@ -2,18 +2,20 @@
 //! whose first event names the path for posting messages, and their answers appear on the stream.
 //!
 //! A stream is a connection to this process, so its messages must be posted to this replica. Behind
-//! a load balancer, this transport needs sticky sessions; the newer transports don't.
+//! a load balancer, this transport needs sticky sessions; the newer transports don't. Only the
+//! principal that opened a stream may post to it; to others, the stream doesn't exist.
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     extract::State,
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{Extensions, HeaderName, HeaderValue, StatusCode, header},
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
     },
 };
+use fleet_access::PrincipalId;
 use futures::{SinkExt, Stream, StreamExt, channel::mpsc};
 use parking_lot::{Mutex, MutexGuard};
 use rmcp::{
@@ -22,7 +24,7 @@ use rmcp::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::gateway::Gateway;
+use crate::{access, gateway::Gateway};
 
 /// The most open streams. Each holds a connection until its client leaves, and a process has a
 /// limited number of connections.
@@ -42,7 +44,14 @@ struct Inner {
     gateway: Gateway,
     stop: CancellationToken,
     limit: usize,
-    open: Mutex<HashMap<String, mpsc::Sender<ClientJsonRpcMessage>>>,
+    open: Mutex<HashMap<String, Inbox>>,
+}
+
+/// Where messages for a stream's handler go.
+struct Inbox {
+    /// The principal that opened the stream; `None` if nobody was identified.
+    owner: Option<PrincipalId>,
+    sender: mpsc::Sender<ClientJsonRpcMessage>,
 }
 
 /// An open stream. Dropping it, which happens when its client leaves, closes the stream.
@@ -69,13 +78,16 @@ impl Streams {
         Self { inner: Arc::new(Inner { gateway, stop, limit, open: Mutex::default() }) }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<ClientJsonRpcMessage>>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<String, Inbox>> {
         self.inner.open.lock()
     }
 
-    /// Opens a stream and starts its handler. `None` if there are too many streams.
-    fn start(&self) -> Option<(OpenStream, mpsc::Receiver<ServerJsonRpcMessage>)> {
-        let (inbox, posted) = mpsc::channel(QUEUE);
+    /// Opens a stream of `owner` and starts its handler. `None` if there are too many streams.
+    fn start(
+        &self,
+        owner: Option<PrincipalId>,
+    ) -> Option<(OpenStream, mpsc::Receiver<ServerJsonRpcMessage>)> {
+        let (sender, posted) = mpsc::channel(QUEUE);
         let (outbox, answers) = mpsc::channel(QUEUE);
         let id = uuid::Uuid::new_v4().simple().to_string();
         {
@@ -83,7 +95,7 @@ impl Streams {
             if open.len() >= self.inner.limit {
                 return None;
             }
-            open.insert(id.clone(), inbox);
+            open.insert(id.clone(), Inbox { owner, sender });
         }
 
         let token = self.inner.stop.child_token();
@@ -99,19 +111,32 @@ impl Streams {
         Some((stream, answers))
     }
 
-    /// Passes a message to the handler of a stream. `false` if there is no such stream.
-    pub(super) async fn post(&self, id: &str, message: ClientJsonRpcMessage) -> bool {
-        let inbox = self.open().get(id).cloned();
-        match inbox {
-            Some(mut inbox) => inbox.send(message).await.is_ok(),
+    /// Passes a message to the handler of a stream. `false` if `owner` has no such stream.
+    pub(super) async fn post(
+        &self,
+        id: &str,
+        owner: Option<PrincipalId>,
+        message: ClientJsonRpcMessage,
+    ) -> bool {
+        let sender = {
+            let open = self.open();
+            let inbox = open.get(id).filter(|inbox| inbox.owner == owner);
+            inbox.map(|inbox| inbox.sender.clone())
+        };
+
+        match sender {
+            Some(mut sender) => sender.send(message).await.is_ok(),
             None => false,
         }
     }
 }
 
 /// Handles `GET /sse`.
-pub(super) async fn open_stream(State(streams): State<Streams>) -> Response {
-    let Some((stream, answers)) = streams.start() else {
+pub(super) async fn open_stream(
+    State(streams): State<Streams>,
+    extensions: Extensions,
+) -> Response {
+    let Some((stream, answers)) = streams.start(access::owner_of(&extensions)) else {
         let problem =
             format!("all {} event streams are in use; try again later\n", streams.inner.limit);
         return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "10")], problem)
@@ -164,16 +189,16 @@ mod tests {
         );
         let stop = CancellationToken::new();
         let streams = Streams::with_limit(gateway, stop.clone(), 1);
-        let (stream, _answers) = streams.start().unwrap();
+        let (stream, _answers) = streams.start(None).unwrap();
         let id = stream.id.clone();
-        assert!(streams.start().is_none());
-        let refused = open_stream(State(streams.clone())).await;
+        assert!(streams.start(None).is_none());
+        let refused = open_stream(State(streams.clone()), Extensions::new()).await;
         assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
         drop(stream);
         let ping = serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "ping"});
-        assert!(!streams.post(&id, serde_json::from_value(ping).unwrap()).await);
+        assert!(!streams.post(&id, None, serde_json::from_value(ping).unwrap()).await);
 
-        let (_place, mut answers) = streams.start().unwrap();
+        let (_place, mut answers) = streams.start(None).unwrap();
         stop.cancel();
         let end = tokio::time::timeout(Duration::from_secs(30), answers.next()).await.unwrap();
         assert!(end.is_none(), "all streams end with the server");

@@ -38,7 +38,7 @@ impl Keys {
         key
     }
 
-    fn revoke(&mut self, id: &str) {
+    pub(crate) fn revoke(&mut self, id: &str) {
         assert!(self.file.revoke(id, Timestamp::MIN));
         self.save();
     }
@@ -47,7 +47,7 @@ impl Keys {
         std::fs::write(self.path(), self.file.to_toml()).unwrap();
     }
 
-    async fn start_server(&self) -> Server {
+    pub(crate) async fn start_server(&self) -> Server {
         Server::start(&["--access-keys", self.path().to_str().unwrap()]).await
     }
 }

@@ -1,16 +1,21 @@
 //! The format of session ids, which every replica recognises, and the ids of deleted sessions.
 //!
-//! A session holds no state and no authority: its requests are checked one by one, like requests
-//! without a session. So an id need not be remembered to be served; it only has to be one of ours:
-//! 32 random hexadecimal digits and 8 check digits. The check digits are not a signature and need
-//! no secret. They distinguish our ids from those of another server, whose client must learn that
-//! its session doesn't exist.
+//! A session gives no rights: its requests are authenticated one by one, like requests without a
+//! session. But it has streams that can be read and calls that can be cancelled, so only the
+//! principal that created it may use it. An id need not be remembered for that: it has 32 random
+//! hexadecimal digits and 8 check digits, which depend on the random ones and on the principal. To
+//! every other principal, the session doesn't exist, on any replica.
+//!
+//! The check digits are not a signature and need no secret, because a request's principal is
+//! verified, whatever id it names. They also distinguish our ids from those of another server,
+//! whose client must learn that its session doesn't exist.
 
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
 };
 
+use fleet_access::PrincipalId;
 use parking_lot::Mutex;
 use rmcp::transport::common::server_side_http::SessionId;
 use sha2::{Digest, Sha256};
@@ -18,23 +23,26 @@ use sha2::{Digest, Sha256};
 const RANDOM: usize = 32;
 const CHECK: usize = 8;
 
-/// Creates a new, globally unique id.
-pub(super) fn new_id() -> SessionId {
+/// Creates a new, globally unique id of a session of `owner`.
+pub(super) fn new_id(owner: Option<PrincipalId>) -> SessionId {
     let random = uuid::Uuid::new_v4().simple().to_string();
-    let check = check_of(&random);
+    let check = check_of(&random, owner);
     (random + &check).into()
 }
 
-/// Whether a replica of this fleet created the id.
-pub(super) fn is_ours(id: &str) -> bool {
+/// Whether a replica of this fleet created the id for `owner`.
+pub(super) fn is_ours(id: &str, owner: Option<PrincipalId>) -> bool {
     id.len() == RANDOM + CHECK
         && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        && check_of(&id[..RANDOM]) == id[RANDOM..]
+        && check_of(&id[..RANDOM], owner) == id[RANDOM..]
 }
 
-fn check_of(random: &str) -> String {
-    let digest = Sha256::new_with_prefix("mcp-fleet session").chain_update(random).finalize();
-    digest.iter().take(CHECK / 2).map(|byte| format!("{byte:02x}")).collect()
+fn check_of(random: &str, owner: Option<PrincipalId>) -> String {
+    let mut hasher = Sha256::new_with_prefix("mcp-fleet session").chain_update(random);
+    if let Some(owner) = owner {
+        hasher.update(owner.as_bytes());
+    }
+    hasher.finalize().iter().take(CHECK / 2).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The ids of the sessions that this replica deleted last, bounded in number. Clones share them.
@@ -77,13 +85,13 @@ mod tests {
 
     #[test]
     fn only_ids_of_ours_are_recognised() {
-        let id = new_id();
-        assert!(is_ours(&id) && id != new_id());
+        let id = new_id(None);
+        assert!(is_ours(&id, None) && id != new_id(None));
         // Don't change this: replicas of different versions recognise each other's ids.
         assert!(
-            is_ours("0000000000000000000000000000000054dd84e9"),
+            is_ours("0000000000000000000000000000000054dd84e9", None),
             "{}",
-            check_of(&"0".repeat(32))
+            check_of(&"0".repeat(32), None)
         );
         let other = if id.starts_with('0') { "1" } else { "0" };
         let upper = id.to_uppercase();
@@ -91,15 +99,27 @@ mod tests {
         for foreign in
             ["", "x", &uuid, &id[..39], &format!("{other}{}", &id[1..]), &format!("{id}0"), &upper]
         {
-            assert!(!is_ours(foreign) || foreign == &*id, "{foreign}");
+            assert!(!is_ours(foreign, None) || foreign == &*id, "{foreign}");
         }
-        assert!(!is_ours(&"ü".repeat(20)));
+        assert!(!is_ours(&"ü".repeat(20), None));
+    }
+
+    #[test]
+    fn an_id_belongs_to_one_principal() {
+        let [alice, bob] =
+            ["alice", "bob"].map(|subject| Some(PrincipalId::of("https://idp", subject)));
+        let owners = [None, alice, bob];
+        for owner in owners {
+            let id = new_id(owner);
+            let found = owners.map(|other| is_ours(&id, other));
+            assert_eq!(found, owners.map(|other| other == owner), "{owner:?}");
+        }
     }
 
     #[test]
     fn the_oldest_deletions_are_forgotten() {
         let deleted = Deleted::new(2);
-        let ids = [new_id(), new_id(), new_id()];
+        let ids = [new_id(None), new_id(None), new_id(None)];
         for id in [&ids[0], &ids[1], &ids[1], &ids[2]] {
             deleted.insert(id.clone());
         }

@@ -97,7 +97,7 @@ async fn a_notification_does_not_disturb_a_session_that_is_being_restored() {
     let initialized = serde_json::json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
     let initialized: ClientJsonRpcMessage = serde_json::from_value(initialized).unwrap();
     for _ in 0..50 {
-        let id = id::new_id();
+        let id = id::new_id(None);
         let (stream, accepted) = futures::join!(
             sessions.create_standalone_stream(&id),
             sessions.accept_message(&id, initialized.clone())
@@ -111,7 +111,7 @@ async fn a_notification_does_not_disturb_a_session_that_is_being_restored() {
 async fn a_deletion_during_a_restoration_is_not_an_error() {
     let sessions = sessions(10);
     for _ in 0..20 {
-        let id = id::new_id();
+        let id = id::new_id(None);
         let (stream, deleted) = futures::join!(
             sessions.create_standalone_stream(&id),
             SessionStore::delete(&sessions, &id)
@@ -129,9 +129,32 @@ async fn a_deletion_during_a_restoration_is_not_an_error() {
 #[tokio::test]
 async fn a_session_that_has_ended_unnoticed_is_restored() {
     let sessions = sessions(10);
-    let id = id::new_id();
+    let id = id::new_id(None);
     ping(&sessions, &id, 7).await;
     let handle = sessions.inner.touch(&id).unwrap().handle.clone();
     handle.close().await.unwrap();
     ping(&sessions, &id, 7).await;
+}
+
+#[tokio::test]
+async fn a_session_belongs_to_the_principal_that_created_it() {
+    let (one, other) = (sessions(10), sessions(10));
+    let [alice, bob] = ["alice", "bob"].map(|subject| Some(PrincipalId::of("keys", subject)));
+    let (id, _transport) = OWNER.scope(alice, one.create_session()).await.unwrap();
+
+    for replica in [&one, &other] {
+        assert!(OWNER.scope(alice, replica.has_session(&id)).await.unwrap());
+        for foreign in [bob, None] {
+            assert!(!OWNER.scope(foreign, replica.has_session(&id)).await.unwrap());
+        }
+    }
+
+    for foreign in [bob, None] {
+        OWNER.scope(foreign, one.close_session(&id)).await.unwrap();
+        OWNER.scope(foreign, SessionStore::delete(&one, &id)).await.unwrap();
+    }
+    assert!(one.inner.touch(&id).is_some() && !one.inner.deleted.contains(&id));
+
+    OWNER.scope(alice, SessionStore::delete(&one, &id)).await.unwrap();
+    assert!(!OWNER.scope(alice, one.has_session(&id)).await.unwrap());
 }
