@@ -33,7 +33,7 @@ use crate::{
     gateway::Gateway,
 };
 
-mod body;
+pub(crate) mod body;
 pub(crate) mod card;
 mod message;
 mod mirrored;

@@ -13,7 +13,10 @@ use fleet_access::{AuthRefusal, AuthStatus, Presented, Principal};
 use serde_json::json;
 
 use super::{AccessControl, metadata};
-use crate::metrics::{ACCEPTED_REQUESTS, REFUSED_REQUESTS};
+use crate::{
+    http::{MAX_BODY, body::drain_body},
+    metrics::{ACCEPTED_REQUESTS, REFUSED_REQUESTS},
+};
 
 /// The query parameter in which RFC 6750 once allowed tokens.
 const TOKEN_PARAMETER: &str = "access_token";
@@ -39,7 +42,12 @@ pub(crate) async fn authenticate(
             let fault = refusal.fault().as_str();
             metrics::counter!(REFUSED_REQUESTS.name, "fault" => fault).increment(1);
             tracing::debug!(fault, path = request.uri().path(), "refused a request");
-            refuse(&access, &refusal, request.uri(), request.headers())
+            let (parts, body) = request.into_parts();
+            // A client that waits for `100 Continue` sends no body once it is refused.
+            if !parts.headers.contains_key(header::EXPECT) {
+                drain_body(body.into_data_stream(), MAX_BODY).await;
+            }
+            refuse(&access, &refusal, &parts.uri, &parts.headers)
         }
     }
 }

@@ -35,14 +35,14 @@ pub(super) async fn read_body(
     let (parts, body) = request.into_parts();
     let mut body = body.into_data_stream();
     if length.is_some_and(|length: usize| length > MAX_BODY) {
-        drain_body(body).await;
+        drain_body(body, MAX_DRAINED).await;
         return too_large();
     }
 
     match tokio::time::timeout(within, read_bounded(&mut body)).await {
         Ok(Ok(body)) => next.run(Request::from_parts(parts, Body::from(body))).await,
         Ok(Err(BodyError::TooLarge)) => {
-            drain_body(body).await;
+            drain_body(body, MAX_DRAINED).await;
             too_large()
         }
         Ok(Err(BodyError::Broken)) => {
@@ -76,15 +76,15 @@ async fn read_bounded(body: &mut BodyDataStream) -> Result<Vec<u8>, BodyError> {
     Ok(whole)
 }
 
-/// Reads and discards a body that is too large, up to a limit. If the connection closed while a
-/// caller is still sending, the caller would see a lost connection, which it may retry, instead of
-/// the response that tells it not to.
-async fn drain_body(mut body: BodyDataStream) {
+/// Reads and discards the body of a request that is refused, up to `limit` bytes. If the connection
+/// closed while a caller is still sending, the caller would see a lost connection, which it may
+/// retry, instead of the response that tells it not to.
+pub(crate) async fn drain_body(mut body: BodyDataStream, limit: usize) {
     let drain = async {
         let mut drained = 0;
         while let Some(Ok(chunk)) = body.next().await {
             drained += chunk.len();
-            if drained > MAX_DRAINED {
+            if drained > limit {
                 break;
             }
         }

@@ -6,6 +6,10 @@ use fleet_access::{KeyEntry, KeysFile, Pepper};
 use fleet_job::time::Timestamp;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::common::{PATIENCE, Server, command, eventually, tree};
 
@@ -212,6 +216,41 @@ async fn a_bad_keys_file_keeps_the_keys_before() {
     })
     .await;
     assert_eq!(list_tools(&server, &[]).await.status(), StatusCode::UNAUTHORIZED);
+}
+
+/// A client that is still sending would see a lost connection, and try again, if the server closed
+/// the connection before it has read the body.
+#[tokio::test]
+async fn a_large_request_with_a_wrong_key_is_refused_and_not_cut_off() {
+    let mut keys = Keys::new();
+    keys.add("ci", "ci");
+    let server = keys.start_server().await;
+    let body = "x".repeat(3 * 1024 * 1024);
+
+    // A client that waits for `100 Continue` is refused at once, before it sends the body. The
+    // others are several, because a connection that is closed early is not always lost.
+    let mut exchanges = vec![("", body.as_str()); 10];
+    exchanges.push(("expect: 100-continue\r\n", ""));
+    for (expect, sent) in exchanges {
+        let head = format!(
+            "POST /message HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer mf_ci_AAAA\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\
+             {expect}\r\n",
+            server.address,
+            body.len()
+        );
+        let exchange = async {
+            let mut client = TcpStream::connect(server.address).await.unwrap();
+            client.write_all(head.as_bytes()).await.unwrap();
+            client.write_all(sent.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = tokio::time::timeout(PATIENCE, exchange).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 401"), "{expect}: {answer}");
+        assert!(answer.contains("FLEET-BAD-CREDENTIALS"), "{expect}: {answer}");
+    }
 }
 
 /// Starts a server that is to refuse; returns what it writes.
