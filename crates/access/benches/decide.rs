@@ -16,8 +16,9 @@ use aws_lc_rs::{
 };
 use criterion::{Criterion, criterion_group, criterion_main};
 use fleet_access::{
-    AccessPolicy, Action, Annotations, Arguments, Authentication, Authenticator, Context, KeyEntry,
-    KeysFile, Pepper, Presented, Principal, Resource, WithoutCredentials,
+    AccessPolicy, Action, Annotations, Arguments, Authentication, Authenticator, Context,
+    FetchKeys, KeyEntry, KeySource, KeysFile, Pepper, Presented, Principal, Resource,
+    WithoutCredentials,
 };
 use fleet_job::time::Timestamp;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
@@ -80,7 +81,8 @@ impl Setup {
         let signing_key = EncodingKey::from_ec_der(pair.as_ref());
         let jwk = Jwk::from_encoding_key(&signing_key, Algorithm::ES256).unwrap();
         let set = json!({"keys": [jwk]}).to_string();
-        authenticator.tokens().install_keys(ISSUER, &set, now()).unwrap();
+        let fetch = FetchKeys { issuer: ISSUER.to_owned(), source: KeySource::Discovery };
+        authenticator.tokens().install_keys(&fetch, &set, now()).unwrap();
 
         Self { policy, authenticator, key, signing_key }
     }

@@ -156,8 +156,9 @@ impl Tokens {
         Ok(CachedToken { principal, until, issuer, generation, bytes: token.len() })
     }
 
-    /// Takes the keys of an issuer, as its JSON Web Key Set has them. Returns whether they differ
-    /// from those before; if so, every remembered token of the issuer is verified anew.
+    /// Takes the keys that a fetch has read, as a JSON Web Key Set. Returns whether they differ from
+    /// those before; if so, every remembered token of the issuer is verified anew. Does nothing if
+    /// the issuer's keys are no longer where the fetch has read them.
     ///
     /// # Errors
     ///
@@ -165,21 +166,28 @@ impl Tokens {
     /// verified with. The keys stay as they were then.
     pub fn install_keys(
         &self,
-        issuer: &str,
+        fetch: &FetchKeys,
         key_set: &str,
         now: Timestamp,
     ) -> Result<bool, JwksError> {
-        match self.by_url.get(issuer) {
-            Some(index) => self.issuers[*index].install_keys(key_set, now),
+        match self.issuer_of(fetch) {
+            Some(issuer) => issuer.install_keys(key_set, now),
             None => Ok(false),
         }
     }
 
-    /// Notes that the keys of an issuer could not be fetched. Those that are there stay in use.
-    pub fn fetch_failed(&self, issuer: &str, now: Timestamp) {
-        if let Some(index) = self.by_url.get(issuer) {
-            self.issuers[*index].end_fetch(now);
+    /// Notes that a fetch has failed. Keys that are there stay in use. Does nothing if the issuer's
+    /// keys are no longer where the fetch has looked for them.
+    pub fn fetch_failed(&self, fetch: &FetchKeys, now: Timestamp) {
+        if let Some(issuer) = self.issuer_of(fetch) {
+            issuer.end_fetch(now);
         }
+    }
+
+    /// The issuer whose keys a fetch is to read, unless the configuration has changed since.
+    fn issuer_of(&self, fetch: &FetchKeys) -> Option<&Issuer> {
+        let index = self.by_url.get(&fetch.issuer)?;
+        Some(&self.issuers[*index]).filter(|issuer| issuer.fetch() == *fetch)
     }
 
     /// The keys that are missing or older than [`REFRESH_INTERVAL`], and that nobody fetches

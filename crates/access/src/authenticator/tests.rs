@@ -9,7 +9,7 @@ use crate::{
     presented::ClientCertificate,
     principal::{PrincipalId, PrincipalKind, Via},
     refusal::AuthStatus,
-    tokens::test_keys::TestKey,
+    tokens::{FetchKeys, KeySource, test_keys::TestKey},
 };
 
 const POLICY: &str = "
@@ -181,7 +181,8 @@ fn access_tokens_need_the_keys_of_their_issuer() {
     check(&authenticator, &headers(&values), Err(Fault::NoIssuerKeys));
 
     let set = json!({"keys": [key.jwk]}).to_string();
-    authenticator.tokens().install_keys("https://idp", &set, now()).unwrap();
+    let fetch = FetchKeys { issuer: "https://idp".to_owned(), source: KeySource::Discovery };
+    authenticator.tokens().install_keys(&fetch, &set, now()).unwrap();
     check(&authenticator, &headers(&values), Ok("alice"));
 }
 

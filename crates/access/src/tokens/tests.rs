@@ -46,10 +46,15 @@ fn tokens_of(table: &str) -> Tokens {
     Tokens::new(vec![issuer], Arc::default())
 }
 
+/// The fetch of keys that are found by the issuer's metadata.
+fn discovery() -> FetchKeys {
+    FetchKeys { issuer: ISSUER.to_owned(), source: KeySource::Discovery }
+}
+
 /// Tokens whose issuer publishes these keys.
 fn tokens_with(keys: &[&TestKey]) -> Tokens {
     let tokens = tokens_of("");
-    assert!(tokens.install_keys(ISSUER, &key_set(keys), now()).unwrap());
+    assert!(tokens.install_keys(&discovery(), &key_set(keys), now()).unwrap());
     tokens
 }
 
@@ -136,11 +141,11 @@ fn symmetric_keys_of_a_set_are_not_used() {
     let oct = json!({"kty": "oct", "kid": "o", "alg": "HS256", "k": secret});
     let tokens = tokens_of("");
     let only = json!({"keys": [oct]}).to_string();
-    let error = tokens.install_keys(ISSUER, &only, now()).unwrap_err();
+    let error = tokens.install_keys(&discovery(), &only, now()).unwrap_err();
     assert!(error.to_string().contains("none of the 1 keys"), "{error}");
 
     let both = json!({"keys": [oct, A.jwk]}).to_string();
-    assert!(tokens.install_keys(ISSUER, &both, now()).unwrap());
+    assert!(tokens.install_keys(&discovery(), &both, now()).unwrap());
     let mut header = Header::new(Algorithm::HS256);
     header.kid = Some("o".to_owned());
     let token =
@@ -157,7 +162,7 @@ fn the_key_decides_on_the_algorithm() {
             Some(algorithm) => jwk["alg"] = algorithm.into(),
             None => drop(jwk.as_object_mut().unwrap().shift_remove("alg")),
         }
-        tokens.install_keys(ISSUER, &json!({"keys": [jwk]}).to_string(), now()).unwrap();
+        tokens.install_keys(&discovery(), &json!({"keys": [jwk]}).to_string(), now()).unwrap();
         assert_eq!(fault_of(&tokens.check(&A.sign(&claims()), now())), expected);
     };
 
@@ -177,7 +182,7 @@ fn keys_that_are_not_for_signatures_are_not_used() {
         let odd = json!({"kty": "new", "kid": 5, "n": [1.5]});
         let set = json!({"keys": [jwk, B.jwk, odd, {}]}).to_string();
         let tokens = tokens_of("");
-        tokens.install_keys(ISSUER, &set, now()).unwrap();
+        tokens.install_keys(&discovery(), &set, now()).unwrap();
 
         let fault = fault_of(&tokens.check(&A.sign(&claims()), now()));
         assert_eq!(fault, Some(Fault::UnknownSigningKey), "{name}");
@@ -280,7 +285,7 @@ fn unknown_key_ids_cause_one_fetch_in_ten_seconds() {
         assert_eq!(fault_of(&checked), Some(Fault::UnknownSigningKey));
         if let Authentication::NeedsKeys { fetch, .. } = checked {
             fetches.push(at);
-            tokens.install_keys(&fetch.issuer, &key_set(&[&A]), at).unwrap();
+            tokens.install_keys(&fetch, &key_set(&[&A]), at).unwrap();
         }
     }
 
@@ -300,7 +305,7 @@ fn all_who_ask_during_a_fetch_share_it() {
     for _ in 0..3 {
         assert!(matches!(ask(later), Authentication::NeedsKeys { .. }));
     }
-    tokens.install_keys(ISSUER, &key_set(&[&A, &B]), later).unwrap();
+    tokens.install_keys(&discovery(), &key_set(&[&A, &B]), later).unwrap();
     assert_eq!(fault_of(&ask(later)), None);
 }
 
@@ -314,8 +319,8 @@ fn rotated_keys_replace_the_old_ones() {
     let Authentication::NeedsKeys { fetch, .. } = tokens.check(&new, later) else {
         panic!("the new key is not asked for");
     };
-    assert_eq!(fetch, FetchKeys { issuer: ISSUER.to_owned(), source: KeySource::Discovery });
-    assert!(tokens.install_keys(ISSUER, &key_set(&[&B]), later).unwrap());
+    assert_eq!(fetch, discovery());
+    assert!(tokens.install_keys(&discovery(), &key_set(&[&B]), later).unwrap());
 
     assert_eq!(fault_of(&tokens.check(&new, later)), None);
     // The old key is withdrawn, so a remembered token of it is no longer valid either.
@@ -328,14 +333,14 @@ fn stale_keys_serve_while_the_issuer_is_away() {
     let tokens = tokens_with(&[&A]);
     let days_later = seconds_later(7 * 86_400);
     assert_eq!(tokens.refreshes_due(days_later).len(), 1);
-    tokens.fetch_failed(ISSUER, days_later);
+    tokens.fetch_failed(&discovery(), days_later);
 
     let claims = with("exp", json!(seconds_later(8 * 86_400).as_millis() / 1000));
     assert_eq!(fault_of(&tokens.check(&A.sign(&claims), days_later)), None);
 
     // An answer that is no key set changes nothing either.
     for bad in ["", "<html>", "{}", r#"{"keys":[]}"#] {
-        assert!(tokens.install_keys(ISSUER, bad, days_later).is_err(), "{bad}");
+        assert!(tokens.install_keys(&discovery(), bad, days_later).is_err(), "{bad}");
     }
     let again = with("jti", json!("2"));
     assert_eq!(fault_of(&tokens.check(&A.sign(&again), now())), None);
@@ -351,7 +356,7 @@ fn without_keys_nobody_is_refused_for_good() {
     assert!(matches!(otherwise.status(), AuthStatus::Unavailable { .. }));
     assert_eq!(otherwise.challenge(None, &[]), None);
 
-    tokens.fetch_failed(ISSUER, now());
+    tokens.fetch_failed(&discovery(), now());
     let Authentication::Refused(refusal) = tokens.check(&token, seconds_later(3)) else {
         panic!("asked for the keys again");
     };
@@ -372,10 +377,10 @@ fn a_fetch_that_never_ends_counts_as_lost() {
 fn a_clock_that_is_set_back_stops_no_fetch() {
     let tokens = tokens_with(&[&A]);
     let unknown = B.sign(&claims());
-    tokens.install_keys(ISSUER, &key_set(&[&A]), seconds_later(3600)).unwrap();
+    tokens.install_keys(&discovery(), &key_set(&[&A]), seconds_later(3600)).unwrap();
     let checked = tokens.check(&unknown, now());
     assert!(matches!(checked, Authentication::NeedsKeys { .. }));
-    tokens.fetch_failed(ISSUER, seconds_later(1));
+    tokens.fetch_failed(&discovery(), seconds_later(1));
     assert_eq!(tokens.refreshes_due(seconds_later(20)).len(), 1);
 }
 
@@ -385,7 +390,7 @@ fn old_keys_are_read_again_before_anybody_misses_them() {
     assert!(tokens.refreshes_due(seconds_later(299)).is_empty());
     assert_eq!(tokens.refreshes_due(seconds_later(300)).len(), 1);
     // The same keys again leave remembered tokens alone.
-    assert!(!tokens.install_keys(ISSUER, &key_set(&[&A]), seconds_later(301)).unwrap());
+    assert!(!tokens.install_keys(&discovery(), &key_set(&[&A]), seconds_later(301)).unwrap());
     assert!(tokens.refreshes_due(seconds_later(302)).is_empty());
 }
 
@@ -425,6 +430,26 @@ fn keys_are_carried_over_when_the_configuration_changes() {
 }
 
 #[test]
+fn a_fetch_from_another_place_changes_nothing() {
+    let tokens = tokens_of("jwks_url = 'https://idp.example.com/keys'");
+    let token = A.sign(&claims());
+
+    // This fetch began before the configuration changed.
+    assert!(!tokens.install_keys(&discovery(), &key_set(&[&A]), now()).unwrap());
+    tokens.fetch_failed(&discovery(), now());
+    // Neither are there keys, nor did a fetch of them just end.
+    let Authentication::NeedsKeys { fetch, .. } = tokens.check(&token, now()) else {
+        panic!("the keys are not asked for");
+    };
+
+    assert!(tokens.install_keys(&fetch, &key_set(&[&B]), now()).unwrap());
+    assert!(!tokens.install_keys(&discovery(), &key_set(&[&A]), now()).unwrap());
+    assert!(tokens.install_keys(&discovery(), "{}", now()).is_ok());
+    assert_eq!(fault_of(&tokens.check(&token, now())), Some(Fault::UnknownSigningKey));
+    assert_eq!(fault_of(&tokens.check(&B.sign(&claims()), now())), None);
+}
+
+#[test]
 fn the_policy_file_completes_the_principal() {
     let table = "subject = 'al*'\nissuer = 'https://idp.*'\nroles = ['agent']\ntenant = 't'";
     let table: PrincipalTable = toml::from_str(table).unwrap();
@@ -432,7 +457,7 @@ fn the_policy_file_completes_the_principal() {
     let issuer = IssuerConfig::new(issuer, Some(RESOURCE)).unwrap();
     let rules = PrincipalRules::new(vec![table]).unwrap();
     let tokens = Tokens::new(vec![issuer], Arc::new(rules));
-    tokens.install_keys(ISSUER, &key_set(&[&A]), now()).unwrap();
+    tokens.install_keys(&discovery(), &key_set(&[&A]), now()).unwrap();
 
     let Authentication::Verified(principal) = tokens.check(&A.sign(&claims()), now()) else {
         panic!("refused");

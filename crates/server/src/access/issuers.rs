@@ -182,13 +182,13 @@ impl AccessControl {
         let mut failure = None;
         for tokens in states.iter().map(|state| state.authenticator.tokens()) {
             match &keys {
-                Ok(keys) => match tokens.install_keys(issuer, keys, now) {
+                Ok(keys) => match tokens.install_keys(fetch, keys, now) {
                     Ok(true) => tracing::info!(issuer, "the issuer's keys have changed"),
                     Ok(false) => {}
                     Err(error) => failure = Some(chain(&error)),
                 },
                 Err(error) => {
-                    tokens.fetch_failed(issuer, now);
+                    tokens.fetch_failed(fetch, now);
                     failure = Some(chain(error));
                 }
             }
