@@ -3,8 +3,8 @@
 //! [`AccessControl`] holds what the files about access say at the moment. [`layer`] asks it about
 //! every request before a route is chosen, and puts the [`Principal`] into the request's extensions;
 //! everything behind that reads the principal and never a credential. [`files`] replaces the state
-//! when a file changes, [`issuers`] fetches the keys of issuers, and [`metadata`] tells clients which
-//! issuers there are.
+//! when a file changes, [`issuers`] fetches the keys of issuers, [`metadata`] tells clients which
+//! issuers there are, and [`streams`] ends event streams whose credentials are no longer accepted.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -27,6 +27,7 @@ mod files;
 mod issuers;
 pub(crate) mod layer;
 pub(crate) mod metadata;
+mod streams;
 
 pub(crate) use files::{check_policy_file, warn_of_readable_secrets};
 

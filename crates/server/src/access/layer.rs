@@ -12,7 +12,7 @@ use axum::{
 use fleet_access::{AuthRefusal, AuthStatus, Presented, Principal};
 use serde_json::json;
 
-use super::{AccessControl, metadata};
+use super::{AccessControl, metadata, streams::StreamCredentials};
 use crate::{
     http::{MAX_BODY, body::drain_body},
     metrics::{ACCEPTED_REQUESTS, REFUSED_REQUESTS},
@@ -30,13 +30,20 @@ pub(crate) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let identified = identify(&access, request_facts(&request)).await;
+    let facts = request_facts(&request);
+    let from_loopback = facts.from_loopback;
+    let identified = identify(&access, facts).await;
     match identified {
         Ok(principal) => {
             let via = principal.via.as_str();
             metrics::counter!(ACCEPTED_REQUESTS.name, "via" => via).increment(1);
+            let credentials = StreamCredentials::of(&access, &request, from_loopback, &principal);
             request.extensions_mut().insert(principal);
-            next.run(request).await
+            let response = next.run(request).await;
+            match credentials {
+                Some(credentials) => credentials.limit_stream(response),
+                None => response,
+            }
         }
         Err(refusal) => {
             let fault = refusal.fault().as_str();

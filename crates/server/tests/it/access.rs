@@ -35,9 +35,19 @@ impl Keys {
 
     /// Adds a key of a subject; returns its text.
     pub(crate) fn add(&mut self, id: &str, subject: &str) -> String {
+        self.add_until(id, subject, None)
+    }
+
+    /// Adds a key of a subject that expires; returns its text.
+    pub(crate) fn add_until(
+        &mut self,
+        id: &str,
+        subject: &str,
+        expires: Option<Timestamp>,
+    ) -> String {
         let secret = [1 + u8::try_from(self.file.keys.len()).unwrap(); 32];
         let (key, entry) = KeyEntry::create(id, &secret, &self.pepper, Timestamp::MIN).unwrap();
-        self.file.keys.push(KeyEntry { subject: Some(subject.to_owned()), ..entry });
+        self.file.keys.push(KeyEntry { subject: Some(subject.to_owned()), expires, ..entry });
         self.save();
         key
     }

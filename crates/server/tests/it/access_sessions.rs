@@ -1,11 +1,13 @@
 //! Sessions and streams belong to the principal that opened them.
 
+use fleet_job::time::Timestamp;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
     access::Keys,
     common::{PATIENCE, Server, eventually, patient},
+    issuer::seconds_from_now,
 };
 
 /// A caller with a key.
@@ -59,6 +61,11 @@ async fn read_until(response: &mut Response, text: &str) -> String {
     found
 }
 
+fn call(id: u32, tool: &str, arguments: &Value) -> Value {
+    let params = json!({"name": tool, "arguments": arguments});
+    json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params})
+}
+
 fn list(id: u32) -> Value {
     json!({"jsonrpc": "2.0", "id": id, "method": "tools/list"})
 }
@@ -77,15 +84,11 @@ async fn a_session_is_not_there_for_another_principal() {
         [&first, &second, &other].map(|key| Caller { server: &server, key });
 
     let session = alice.initialize().await;
-    let call = |id: u32, tool: &str, arguments: Value| {
-        let params = json!({"name": tool, "arguments": arguments});
-        json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params})
-    };
     let arguments = json!({"name": "x", "config": {"command": program}});
-    let hosted = alice.post(&session, &call(1, "server_initialize", arguments)).await;
+    let hosted = alice.post(&session, &call(1, "server_initialize", &arguments)).await;
     assert_eq!(hosted.status(), StatusCode::OK);
     hosted.text().await.unwrap();
-    let mut answer = alice.post(&session, &call(2, "x__work", json!({}))).await;
+    let mut answer = alice.post(&session, &call(2, "x__work", &json!({}))).await;
     assert_eq!(answer.status(), StatusCode::OK);
     eventually("the call", async || dir.path().join("begun").exists().then_some(())).await;
 
@@ -100,7 +103,7 @@ async fn a_session_is_not_there_for_another_principal() {
     }
     let cancel =
         json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 2}});
-    for message in [&list(3), &call(4, "file_list", json!({})), &cancel] {
+    for message in [&list(3), &call(4, "file_list", &json!({})), &cancel] {
         expect_absent(bob.in_session(Method::POST, &session).json(message), "a message").await;
     }
     // The answer to a deletion is the same whether there was a session or not.
@@ -153,4 +156,61 @@ async fn only_the_principal_that_opened_a_stream_posts_to_it() {
     assert_eq!(post(&alice_again, ping("of-alice")).await, StatusCode::ACCEPTED);
     let answers = read_until(&mut stream, "of-alice").await;
     assert!(!answers.contains("of-bob"), "{answers}");
+}
+
+/// Reads a stream to its end.
+async fn expect_end(mut stream: Response, what: &str) {
+    let end = async { while let Ok(Some(_)) = stream.chunk().await {} };
+    tokio::time::timeout(PATIENCE, end).await.unwrap_or_else(|_| panic!("{what} goes on"));
+}
+
+#[tokio::test]
+async fn streams_end_with_the_key_that_opened_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = patient(dir.path(), "server");
+    let mut keys = Keys::new();
+    let [revoked, kept] = [("a-1", "alice"), ("a-2", "alice")].map(|(id, by)| keys.add(id, by));
+    let path = keys.path();
+    let args = ["--access-keys", path.to_str().unwrap(), "--allow-command", &program];
+    let server = Server::start(&args).await;
+    let alice = Caller { server: &server, key: &kept };
+
+    let session = alice.initialize().await;
+    let arguments = json!({"name": "x", "config": {"command": program}});
+    let hosted = alice.post(&session, &call(1, "server_initialize", &arguments)).await;
+    hosted.text().await.unwrap();
+
+    let expires = Timestamp::from_millis_clamped(seconds_from_now(10) * 1000);
+    let expiring = keys.add_until("a-3", "alice", Some(expires));
+    let [revoked, expiring] = [&revoked, &expiring].map(|key| Caller { server: &server, key });
+    let open = async |caller: &Caller<'_>| {
+        let stream = caller.request(Method::GET, "/sse").send().await.unwrap();
+        (stream.status() == StatusCode::OK).then_some(stream)
+    };
+    eventually("the new key", async || open(&expiring).await).await;
+    // The call is the first to be checked again, so it has been when the next stream ends.
+    let mut answer = expiring.post(&session, &call(2, "x__work", &json!({}))).await;
+    let of_expiring = open(&expiring).await.unwrap();
+    let of_revoked = open(&revoked).await.unwrap();
+    let call_of_revoked = revoked.post(&session, &call(3, "x__work", &json!({}))).await;
+    let mut of_kept = open(&alice).await.unwrap();
+    for response in [&answer, &call_of_revoked] {
+        assert_eq!(response.status(), StatusCode::OK);
+    }
+
+    keys.revoke("a-1");
+    expect_end(of_revoked, "the stream of a revoked key").await;
+    expect_end(call_of_revoked, "the call of a revoked key").await;
+    expect_end(of_expiring, "the stream of an expired key").await;
+    let again = expiring.request(Method::GET, "/sse").send().await.unwrap();
+    assert_eq!(again.status(), StatusCode::UNAUTHORIZED);
+
+    // A call that was running when its key expired is answered, and other keys keep their streams.
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    read_until(&mut answer, "done").await;
+    let endpoint = read_until(&mut of_kept, "\n\n").await;
+    let endpoint = endpoint.split_once("data: ").unwrap().1.trim().to_owned();
+    let ping = json!({"jsonrpc": "2.0", "id": 1, "method": "ping"});
+    let posted = alice.request(Method::POST, &endpoint).json(&ping).send().await.unwrap();
+    assert_eq!(posted.status(), StatusCode::ACCEPTED, "the stream is still open");
 }
