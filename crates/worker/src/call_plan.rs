@@ -88,11 +88,12 @@ impl Plan {
     /// Whether calls that have not started would be turned away in the same way as one that failed
     /// like this. Each call of a `server-init` is about a server of its own.
     pub(crate) fn turns_away_others(&self, class: FailureClass) -> bool {
-        let is_of_one_server = matches!(
-            class,
-            FailureClass::Held(WaitReason::ServerUnavailable | WaitReason::UpstreamUnauthorized)
-        );
-        !class.spends_attempt() && !(self.shape == Shape::Servers && is_of_one_server)
+        match class {
+            FailureClass::Held(
+                WaitReason::ServerUnavailable | WaitReason::UpstreamUnauthorized,
+            ) => self.shape != Shape::Servers,
+            class => !class.spends_attempt(),
+        }
     }
 
     /// Whether the progress of a call is progress of the job. In a batch it is not, because its
