@@ -1,10 +1,10 @@
 //! Who asks: the shell around [`fleet_access`], which decides and does no IO.
 //!
-//! [`AccessControl`] holds what the files about access say at the moment. [`layer`] asks it about
+//! [`AccessControl`] holds what the files about access say at the moment. `layer` asks it about
 //! every request before a route is chosen, and puts the [`Principal`] into the request's extensions;
-//! everything behind that reads the principal and never a credential. [`files`] replaces the state
-//! when a file changes, [`issuers`] fetches the keys of issuers, [`metadata`] tells clients which
-//! issuers there are, and [`streams`] ends event streams whose credentials are no longer accepted.
+//! everything behind that reads the principal and never a credential. `files` replaces the state
+//! when a file changes, `issuers` fetches the keys of issuers, `metadata` tells clients which
+//! issuers there are, and `streams` ends event streams whose credentials are no longer accepted.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
