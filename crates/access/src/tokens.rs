@@ -157,8 +157,8 @@ impl Tokens {
     }
 
     /// Takes the keys that a fetch has read, as a JSON Web Key Set. Returns whether they differ from
-    /// those before; if so, every remembered token of the issuer is verified anew. Does nothing if
-    /// the issuer's keys are no longer where the fetch has read them.
+    /// the previous keys; if they do, all remembered tokens of the issuer are verified again. Does
+    /// nothing if the issuer's keys are now read from another place.
     ///
     /// # Errors
     ///

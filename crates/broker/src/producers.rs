@@ -100,7 +100,7 @@ impl Producers {
     ) -> Admission {
         let mut admission = Admission { refused: malformed, decoder: None };
         let mut budget = batches::MAX_DECODED;
-        // Transactions are not served, so there is none that the engine could look for.
+        // The broker has no transactions, so the engine must not look for one.
         request.transactional_id = None;
 
         for topic in request.topic_data.iter_mut().flatten() {

@@ -166,8 +166,9 @@ impl Inbound {
     /// Reads an event of a stream for all answers, which came at `now`. An event is complete, so
     /// none of its answers is held.
     ///
-    /// An event of another type than `message` counts only if it answers a request. If an event can
-    /// only be meant as an answer but is none, it ends the request that it may belong to.
+    /// An event of another type than `message` counts only if it answers a request. An event that
+    /// was clearly meant as an answer but can't be read as one ends the request that it may belong
+    /// to.
     #[must_use]
     pub(super) fn read_event(
         &mut self,

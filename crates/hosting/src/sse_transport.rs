@@ -126,7 +126,7 @@ impl SseTransport {
                 Err(error) => error,
             };
             if matches!(error, SseError::TooLarge) {
-                // Nobody may be listening any more.
+                // The receiver may be gone.
                 _ = queue.send(Incoming::TooLarge).await;
             }
             found.send_replace(Endpoint::Gone(Arc::new(error)));

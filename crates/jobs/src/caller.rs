@@ -1,8 +1,8 @@
 //! Callers and the owners of jobs.
 //!
-//! The owner of a job is the id of the principal that submitted it, so whoever comes back with
-//! another key or token of the same subject still sees it. Where nobody is verified, because the
-//! server serves this machine or everybody, the owner is a digest of the credentials that a proxy or
+//! The owner of a job is the id of the principal that submitted it, so a caller with a new key or
+//! token of the same subject still sees the job. If the server does not verify callers, because it
+//! serves this machine only or everybody, the owner is a digest of the credentials that a proxy or
 //! a client sends.
 
 use std::{borrow::Cow, sync::Arc};
@@ -74,7 +74,7 @@ impl Owners {
         Caller { owner, former }
     }
 
-    /// A digest of the credentials among these headers; `None` if there are none.
+    /// A digest of the credentials in these headers; `None` without credentials.
     fn digest(
         &self,
         headers: Option<&HeaderMap>,

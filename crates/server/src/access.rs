@@ -75,8 +75,8 @@ impl Default for AccessSource {
     }
 }
 
-/// What the files about access say. Replaced as a whole when one of them changes; whoever decides
-/// takes the state once and uses it for the whole decision.
+/// The content of the files about access, replaced as a whole when one of them changes. A decision
+/// takes the state once and uses it to its end.
 #[derive(Debug)]
 pub struct AccessState {
     /// What principals may do.

@@ -1,3 +1,5 @@
+//! Tests of the command `keys`: what it writes, to whom the files belong, and what it refuses.
+
 use std::path::Path;
 
 use clap::Parser;
@@ -116,7 +118,7 @@ fn files_that_root_changes_stay_readable_to_their_server() {
     };
     assert_eq!([owner(&path), owner(&pepper)], [(65532, 65533); 2], "new files");
 
-    // A file that exists keeps its own owner, whoever owns the directory.
+    // An existing file keeps its owner, even if another user owns the directory.
     chown(&path, Some(65531), Some(65530)).unwrap();
     keys(dir.path(), &["revoke", "a"]).unwrap();
     assert_eq!((owner(&path), mode(&path)), ((65531, 65530), 0o600));

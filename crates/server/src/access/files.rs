@@ -250,7 +250,7 @@ fn reload(control: &AccessControl) -> Result<usize, ServerError> {
     let previous = control.current();
 
     let mut state = read_state(&inner.source, inner.without)?;
-    // Remembered tokens are verified anew, since the rules about principals may differ.
+    // Remembered tokens are verified again, since the rules about principals may have changed.
     state.authenticator.tokens().adopt_keys(previous.authenticator.tokens());
     state.limits.adopt(&previous.limits);
     let rules = state.rules.len();

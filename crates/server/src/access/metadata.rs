@@ -1,7 +1,7 @@
 //! The protected resource metadata of RFC 9728: which issuers' tokens this server takes.
 //!
 //! Clients look below `/mcp` first, where RFC 9728 puts the metadata of `<url>/mcp`, and then at the
-//! root; both places have the same document. Without issuers, there is none.
+//! root; both places have the same document, and neither has one if no issuers are configured.
 
 use axum::{
     Json, Router,
