@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, ClientContext, Message as _, Offset, Timestamp, TopicPartitionList,
     admin::{
-        AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
-        TopicReplication,
+        AdminClient, AdminOptions, AlterConfig, ConfigEntry, NewPartitions, NewTopic,
+        ResourceSpecifier, TopicReplication,
     },
     client::DefaultClientContext,
     consumer::{BaseConsumer, CommitMode, Consumer as _},
@@ -152,6 +152,15 @@ pub fn set(brokers: &str, topic: &str, property: &str, value: &str) {
             panic!("{property} of {what:?} was not set: {error}");
         }
     }
+    // The controller has it; the broker that is asked next may hear of it later.
+    wait::poll_until(&format!("{property} of {topic}"), TIMEOUT, || {
+        let described =
+            block_on(admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options));
+        let entries = described.ok()?.pop()?.ok()?.entries;
+        let is_set =
+            |entry: &ConfigEntry| entry.name == property && entry.value.as_deref() == Some(value);
+        entries.iter().any(is_set).then_some(())
+    });
 }
 
 /// Writes records, and returns them in the same order with their acknowledged positions.
