@@ -116,7 +116,7 @@ impl Setup {
         arguments: Arguments<'_>,
     ) -> bool {
         let resource = Resource::tool(Some(server), tool, Annotations::default());
-        let context = Context { arguments, former_owner: None };
+        let context = Context { arguments, owner_names: &[] };
         self.policy.rules.decide(principal, Action::CallTool, &resource, &context).is_allowed()
     }
 }
@@ -126,7 +126,7 @@ fn decide(c: &mut Criterion) {
     let arguments: Value = json!({
         "path": "/data/3/file", "query": "select 1", "limit": 10, "options": {"a": [1, 2, 3]},
     });
-    let known = Arguments::Known(&arguments);
+    let known = Arguments::Known(arguments.as_object().unwrap());
     let key = format!("Bearer {}", setup.key);
     let token = format!("Bearer {}", setup.token(0));
     let principal = setup.authenticate(&key);

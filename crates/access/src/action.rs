@@ -57,6 +57,8 @@ actions! {
     ReadJob = "jobs.read",
     /// To cancel a job.
     CancelJob = "jobs.cancel",
+    /// To answer what a job asks for, as a task of the protocol may.
+    AnswerJob = "jobs.answer",
     /// To host, change and remove MCP servers.
     AdministerServers = "servers.administer",
     /// To see dead letters.
@@ -131,6 +133,6 @@ mod tests {
         assert!(ActionSet::matching("unknown").is_empty());
         assert_eq!(ActionSet::matching("*").iter().count(), Action::ALL.len());
         let jobs: Vec<_> = ActionSet::matching("jobs.*").iter().map(Action::as_str).collect();
-        assert_eq!(jobs, ["jobs.submit", "jobs.read", "jobs.cancel"]);
+        assert_eq!(jobs, ["jobs.submit", "jobs.read", "jobs.cancel", "jobs.answer"]);
     }
 }

@@ -16,6 +16,11 @@ pub struct Challenge {
     pub resource_metadata: Option<String>,
 }
 
+/// All scopes that a refused request needs, as an extension of its response: whoever knows the URL
+/// of the metadata makes a [`Challenge`] of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequiredScopes(pub Vec<String>);
+
 /// The error codes of RFC 6750.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChallengeError {
@@ -34,6 +39,18 @@ impl ChallengeError {
             Self::InvalidRequest => "invalid_request",
             Self::InvalidToken => "invalid_token",
             Self::InsufficientScope => "insufficient_scope",
+        }
+    }
+}
+
+impl Challenge {
+    /// The challenge to a token that lacks scopes. It names all of them at once.
+    pub fn of_scopes(scopes: Vec<String>, resource_metadata: Option<&str>) -> Self {
+        Self {
+            error: Some(ChallengeError::InsufficientScope),
+            description: Some(format!("needs the scopes {}", scopes.join(" "))),
+            scopes,
+            resource_metadata: resource_metadata.map(str::to_owned),
         }
     }
 }

@@ -6,16 +6,17 @@
 //! 1. At start and whenever a file changes: [`AccessPolicy::parse`] reads the policy file,
 //!    [`KeysFile::parse`] the keys file, and [`AccessPolicy::authenticator`] makes an
 //!    [`Authenticator`] of both. After a reload, [`Tokens::adopt_keys`] and [`Limits::adopt`] carry
-//!    on what the previous ones knew.
+//!    on what the previous ones knew; [`CurrentRights::replace`] does so for limits.
 //! 2. For each request: [`Authenticator::authenticate`] turns its credentials, as
 //!    [`Presented`] has them, into a [`Principal`], a refusal, or the wish for an issuer's keys.
-//! 3. For each operation: [`Rules::decide`] says whether the principal may do it, and
-//!    [`Limits::admit`] whether it may do so now.
+//! 3. For each operation: [`Asker::decide`] says whether the principal may do it by the rules in
+//!    force, and [`Asker::admit`] whether it may do so now.
 //! 4. [`AuditRecord`] is what the log says about it.
 //!
 //! Nothing else in the fleet looks at a credential or decides about a right.
 
 mod action;
+mod asker;
 mod audit;
 mod authenticator;
 mod certificates;
@@ -34,13 +35,14 @@ mod rules;
 mod tokens;
 
 pub use action::Action;
+pub use asker::{Asker, CurrentRights, Rights};
 pub use audit::{
     AuditOutcome, AuditPrincipal, AuditRecord, AuditResource, Redaction, canonical_json,
     digest_arguments, schema as audit_schema,
 };
 pub use authenticator::{Authenticator, WithoutCredentials};
 pub use certificates::CertificateTableError;
-pub use challenge::{Challenge, ChallengeError};
+pub use challenge::{Challenge, ChallengeError, RequiredScopes};
 pub use file::{AccessPolicy, AccessPolicyError};
 pub use keys::{KeyEntry, KeyIdError, KeysFile, KeysFileError, Pepper, check_key_id};
 pub use limits::{

@@ -1,6 +1,6 @@
 //! Resources: what an action is about.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// What an action is about. Empty fields do not apply to it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,9 +49,9 @@ pub struct Annotations {
 pub struct Context<'a> {
     /// The arguments of the call.
     pub arguments: Arguments<'a>,
-    /// The name that the request's credentials would have given the owner of a job before there
-    /// were principals. Jobs of that owner are the principal's own, too.
-    pub former_owner: Option<&'a str>,
+    /// Owners of jobs that are this caller, too: what its credentials were called before there were
+    /// principals, or are called where nobody verifies them.
+    pub owner_names: &'a [&'a str],
 }
 
 /// The arguments of a call.
@@ -60,8 +60,8 @@ pub enum Arguments<'a> {
     /// The action has none.
     #[default]
     None,
-    /// These, a JSON object.
-    Known(&'a Value),
+    /// These.
+    Known(&'a Map<String, Value>),
     /// They are not known yet, since a list is made of what may be called: conditions on arguments
     /// are taken to allow and not to deny.
     NotYetKnown,

@@ -10,11 +10,11 @@
 //!   `deny` and `approve` deny.
 //! - Without a rule, a principal may do what changes nothing: take part in the protocol, list, read
 //!   prompts and resources, call tools that say `readOnlyHint` (a hosted server's hints count only
-//!   where it has `trust_annotations = true`), and see and cancel its own jobs.
+//!   where it has `trust_annotations = true`), and see, answer and cancel its own jobs.
 //!   `[access] default = "deny"` leaves only the handshake, lists (which show what rules allow) and
 //!   a principal's own jobs.
-//! - The local principal may do everything that no rule denies; the anonymous one may, too, except
-//!   with other principals' jobs.
+//! - The local principal and the anonymous one may do everything that no rule denies, except with
+//!   jobs that were submitted with credentials, which a proxy may send.
 
 mod builtin;
 mod condition;
@@ -95,6 +95,17 @@ impl Rules {
             Some((effect, rule)) => Decision::by_rule(effect, rule),
             None => self.decide_without_rule(principal, action, resource, &facts),
         }
+    }
+
+    /// Whether some resource exists with which a principal may do something, as far as can be told
+    /// from the action alone. `false` is certain, `true` is not.
+    pub fn may_ever(&self, principal: &Principal, action: Action) -> bool {
+        let covering = || self.rules.iter().filter(|rule| rule.covers(principal, action));
+        let is_denied =
+            covering().any(|rule| rule.effect == RuleEffect::Deny && rule.is_unconditional());
+        let is_allowed = covering().any(|rule| rule.effect != RuleEffect::Deny)
+            || builtin::allow_ever(principal, action, self.default);
+        is_allowed && !is_denied
     }
 
     /// What holds if no rule applies.

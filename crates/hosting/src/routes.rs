@@ -124,9 +124,9 @@ impl Routes {
         find_route(&self.tools, name)
     }
 
-    /// Returns all offered tools, sorted by name.
-    pub fn tools(&self) -> impl Iterator<Item = &Tool> {
-        self.tools.values().map(|route| &route.listed)
+    /// Returns the routes to all tools, sorted by offered name.
+    pub fn tools(&self) -> impl Iterator<Item = &Route<Tool>> {
+        self.tools.values()
     }
 
     /// Returns the routes to one server's tools.
@@ -134,10 +134,9 @@ impl Routes {
         self.tools.values().filter(move |route| route.server == server)
     }
 
-    /// Returns the offered names of the first few tools that are called `name` at their servers.
-    pub fn tools_called<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        let routes = self.tools.values().filter(move |route| route.name == name);
-        routes.map(|route| &*route.listed.name).take(5)
+    /// Returns the routes to all tools that are called `name` at their servers.
+    pub fn tools_called<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Route<Tool>> {
+        self.tools.values().filter(move |route| route.name == name)
     }
 
     /// Returns the route of a prompt.
@@ -145,19 +144,19 @@ impl Routes {
         find_route(&self.prompts, name)
     }
 
-    /// Returns all offered prompts, sorted by name.
-    pub fn prompts(&self) -> impl Iterator<Item = &Prompt> {
-        self.prompts.values().map(|route| &route.listed)
+    /// Returns the routes to all prompts, sorted by offered name.
+    pub fn prompts(&self) -> impl Iterator<Item = &Route<Prompt>> {
+        self.prompts.values()
     }
 
-    /// Returns all offered resources, sorted by URI.
-    pub fn resources(&self) -> impl Iterator<Item = &Resource> {
-        self.resources.values().map(|route| &route.listed)
+    /// Returns the routes to all resources, sorted by offered URI.
+    pub fn resources(&self) -> impl Iterator<Item = &Route<Resource>> {
+        self.resources.values()
     }
 
-    /// Returns all offered templates.
-    pub fn templates(&self) -> impl Iterator<Item = &ResourceTemplate> {
-        self.templates.iter().map(|route| &route.listed)
+    /// Returns the routes to all templates.
+    pub fn templates(&self) -> impl Iterator<Item = &Route<ResourceTemplate>> {
+        self.templates.iter()
     }
 
     /// Returns the server that has a resource, and its URI there. The URI may name the server, be
@@ -210,12 +209,17 @@ impl Routes {
     /// Returns which lists differ from those of `other`.
     pub fn changed_lists(&self, other: &Self) -> Lists {
         Lists {
-            tools: !self.tools().eq(other.tools()),
-            prompts: !self.prompts().eq(other.prompts()),
-            resources: !self.resources().eq(other.resources())
-                || !self.templates().eq(other.templates()),
+            tools: !listed(self.tools()).eq(listed(other.tools())),
+            prompts: !listed(self.prompts()).eq(listed(other.prompts())),
+            resources: !listed(self.resources()).eq(listed(other.resources()))
+                || !listed(self.templates()).eq(listed(other.templates())),
         }
     }
+}
+
+/// The items of routes, as they are offered.
+fn listed<'a, T: 'a>(routes: impl Iterator<Item = &'a Route<T>>) -> impl Iterator<Item = &'a T> {
+    routes.map(|route| &route.listed)
 }
 
 fn find_route<'a, T>(routes: &'a BTreeMap<String, Route<T>>, name: &str) -> Option<&'a Route<T>> {
@@ -320,7 +324,7 @@ mod tests {
     #[test]
     fn offered_names_are_routed_to_tools() {
         let routes = Routes::build([("a", tools(&["x", "y"])), ("b", tools(&["x"]))]);
-        let names: Vec<_> = routes.tools().map(|tool| tool.name.to_string()).collect();
+        let names: Vec<_> = routes.tools().map(|route| route.listed.name.to_string()).collect();
         assert_eq!(names, ["a__x", "a__y", "b__x"]);
         let to = routes.tool("b__x").map(|route| (route.server.as_str(), route.name.as_str()));
         assert_eq!(to, Some(("b", "x")));
@@ -371,7 +375,7 @@ mod tests {
         let a = resources(&["file:///x"], &["db://{table}/rows/{id}"]);
         let b = resources(&["file:///x", "mcp-fleet://a/file:///x"], &["{+anything}"]);
         let routes = Routes::build([("a", a), ("b", b)]);
-        let offered: Vec<_> = routes.resources().map(|resource| resource.uri.as_str()).collect();
+        let offered: Vec<_> = routes.resources().map(|route| route.listed.uri.as_str()).collect();
         let second = "mcp-fleet://b/file:///x";
         assert_eq!(offered, ["file:///x", second, "mcp-fleet://b/mcp-fleet://a/file:///x"]);
         for (uri, expected) in [
@@ -397,7 +401,7 @@ mod tests {
         ]);
         for server in ["a", "b"] {
             let offered = format!("ui://mcp-fleet/{server}/{page}");
-            assert!(routes.resources().any(|resource| resource.uri == offered), "{offered}");
+            assert!(routes.resources().any(|route| route.listed.uri == offered), "{offered}");
             assert_eq!(routes.resource(&offered), Some((server, page)));
             assert_eq!(routes.offered_uri(server, page), offered);
         }
@@ -416,7 +420,7 @@ mod tests {
         let routes = Routes::build([("a", with_skill()), ("b", with_skill())]);
         for server in ["a", "b"] {
             let offered = format!("skill://mcp-fleet/{server}/{skill}");
-            assert!(routes.resources().any(|resource| resource.uri == offered), "{offered}");
+            assert!(routes.resources().any(|route| route.listed.uri == offered), "{offered}");
             assert_eq!(routes.resource(&offered), Some((server, skill)));
             assert_eq!(routes.offered_uri(server, skill), offered);
             let template = format!("skill://mcp-fleet/{server}/skill://{{name}}/SKILL.md");

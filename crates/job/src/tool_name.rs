@@ -97,7 +97,13 @@ fn is_plain(c: char) -> bool {
 
 /// Returns the server that an offered name belongs to, if the name has that form.
 pub fn server_of(exposed: &str) -> Option<&str> {
-    exposed.split_once(SEPARATOR).map(|(server, _)| server)
+    split(exposed).map(|(server, _)| server)
+}
+
+/// Splits an offered name into the server and the rest, if the name has that form. The rest is the
+/// tool's own name, unless [`exposed`] had to change that.
+pub fn split(exposed: &str) -> Option<(&str, &str)> {
+    exposed.split_once(SEPARATOR)
 }
 
 /// Returns the name under which a tool is offered if a caller uses `<server>__<tool>` with the

@@ -5,37 +5,92 @@
 //! serves this machine only or everybody, the owner is a digest of the credentials that a proxy or
 //! a client sends.
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
-use fleet_access::Principal;
+use fleet_access::{Action, Asker, Context, Decision, Resource};
 use fleet_job::event::JobEvent;
+use fleet_ledger::query::Visibility;
 use fleet_ops::{
     hex::hex,
     http::{CREDENTIALS, credential_bytes},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
 
+use super::JobsError;
+
 /// The sender of a request. All senders without credentials are the same caller.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Caller {
     /// The caller's name in envelopes and events.
     pub owner: Option<String>,
     /// The name that the same credentials had before servers knew principals: a digest of their
     /// bytes. Its jobs stay visible until they are forgotten.
     pub former: Option<String>,
+    /// Who was authenticated, and the rules about it.
+    asker: Asker,
 }
 
 impl Caller {
+    /// The caller of this name, or without a name, that `asker` stands for.
+    pub fn new(owner: Option<String>, former: Option<String>, asker: Asker) -> Self {
+        Self { owner, former, asker }
+    }
+
+    /// Decides whether the caller may do something with a job of this owner and this tenant.
+    pub(crate) fn decide(
+        &self,
+        action: Action,
+        owner: Option<&str>,
+        tenant: Option<&str>,
+    ) -> Decision {
+        let names: Vec<&str> =
+            [&self.owner, &self.former].into_iter().filter_map(Option::as_deref).collect();
+        let context = Context { owner_names: &names, ..Context::default() };
+        self.asker.decide(action, &Resource::job(owner, tenant), &context)
+    }
+
+    /// Decides whether the caller may do something with the job of an event.
+    pub(crate) fn decide_about(&self, action: Action, event: &JobEvent) -> Decision {
+        self.decide(action, event.owner.as_deref(), event.tenant.as_deref())
+    }
+
     /// Returns whether the caller may see the job of an event.
     pub(crate) fn may_see(&self, event: &JobEvent) -> bool {
-        event.owner.is_none() || event.owner == self.owner || event.owner == self.former
+        self.decide_about(Action::ReadJob, event).is_allowed()
+    }
+
+    /// The jobs that the caller may see, for lists.
+    pub(crate) fn visibility(&self) -> Visibility {
+        let caller = self.clone();
+        Visibility::new(move |owner, tenant| {
+            caller.decide(Action::ReadJob, owner, tenant).is_allowed()
+        })
+    }
+
+    /// Checks that the caller may do something.
+    ///
+    /// # Errors
+    ///
+    /// Returns the refusal.
+    pub(crate) fn check(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        context: &Context<'_>,
+    ) -> Result<(), JobsError> {
+        JobsError::unless_allowed(action, self.asker.decide(action, resource, context))
+    }
+
+    /// The tenant of jobs that the caller submits without naming one.
+    pub(crate) fn tenant(&self) -> Option<&str> {
+        self.asker.principal().tenant.as_deref()
     }
 
     /// The same caller under its former name alone; `None` if it has no other one.
     pub(crate) fn as_former(&self) -> Option<Self> {
         let former = self.former.clone()?;
-        Some(Self { owner: Some(former), former: None })
+        Some(Self { owner: Some(former), former: None, asker: self.asker.clone() })
     }
 }
 
@@ -58,20 +113,19 @@ impl Owners {
         Self { key: key.unwrap_or_default().as_bytes().to_vec() }
     }
 
-    /// Returns the caller that sends a request with these parts. The principal among their
-    /// extensions is who was authenticated.
-    pub fn identify(&self, parts: Option<&Parts>) -> Caller {
-        let headers = parts.map(|parts| &parts.headers);
+    /// Returns the caller that `asker` is, in a request with these headers; there are none if the
+    /// request did not come over HTTP.
+    pub fn identify(&self, headers: Option<&HeaderMap>, asker: &Asker) -> Caller {
         let former = self.digest(headers, |_, value| Cow::Borrowed(value.as_bytes()));
-
-        let principal = parts.and_then(|parts| parts.extensions.get::<Arc<Principal>>());
-        let owner = match principal.filter(|principal| principal.is_verified()) {
-            Some(principal) => Some(principal.id().to_string()),
-            None => self.digest(headers, credential_bytes),
+        let principal = asker.principal();
+        let owner = if principal.is_verified() {
+            Some(principal.id().to_string())
+        } else {
+            self.digest(headers, credential_bytes)
         };
 
         let former = former.filter(|former| owner.as_ref() != Some(former));
-        Caller { owner, former }
+        Caller { owner, former, asker: asker.clone() }
     }
 
     /// A digest of the credentials in these headers; `None` without credentials.
@@ -117,22 +171,22 @@ pub(crate) fn derived_id(prefix: &str, parts: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use fleet_access::{PrincipalKind, Via};
-    use http::Request;
+    use std::sync::Arc;
+
+    use fleet_access::{CurrentRights, Principal, PrincipalKind, Via};
+    use fleet_job::{event::JobState, time::Timestamp};
 
     use super::*;
 
-    fn parts(pairs: &[(&'static str, &'static str)], principal: Option<Principal>) -> Parts {
-        let (mut parts, ()) = Request::new(()).into_parts();
-        parts.headers.extend(
-            pairs.iter().map(|(name, value)| {
-                (HeaderName::from_static(name), HeaderValue::from_static(value))
-            }),
-        );
-        if let Some(principal) = principal {
-            parts.extensions.insert(Arc::new(principal));
-        }
-        parts
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let entry = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        pairs.iter().map(entry).collect()
+    }
+
+    fn asker(principal: Principal) -> Asker {
+        Asker::new(Arc::new(principal), CurrentRights::default())
     }
 
     fn alice() -> Principal {
@@ -140,10 +194,14 @@ mod tests {
         Principal::new("keys", "alice", PrincipalKind::Person, via)
     }
 
+    fn job_of(owner: Option<String>) -> JobEvent {
+        JobEvent { owner, ..JobEvent::new("j", JobState::Queued, Timestamp::MIN) }
+    }
+
     #[test]
     fn the_same_credentials_are_the_same_owner() {
         let owners = Owners::new(None);
-        let of = |pairs: &[_]| owners.identify(Some(&parts(pairs, None))).owner;
+        let of = |pairs: &[_]| owners.identify(Some(&headers(pairs)), &Asker::local()).owner;
         let mine = of(&[("authorization", "Bearer a")]);
         assert!(mine.as_deref().is_some_and(|name| name.len() == 32 && !name.contains("Bearer")));
         assert_eq!(mine, of(&[("authorization", "Bearer a"), ("accept", "*/*")]));
@@ -151,9 +209,9 @@ mod tests {
             assert_ne!(mine, of(other), "{other:?}");
         }
         assert_eq!(of(&[]), None);
-        assert_eq!(owners.identify(None), Caller::default());
-        let keyed =
-            Owners::new(Some("k")).identify(Some(&parts(&[("authorization", "Bearer a")], None)));
+        assert_eq!(owners.identify(None, &Asker::local()).owner, None);
+        let keyed = Owners::new(Some("k"))
+            .identify(Some(&headers(&[("authorization", "Bearer a")])), &Asker::local());
         assert_ne!(keyed.owner, mine);
     }
 
@@ -161,37 +219,47 @@ mod tests {
     fn a_verified_principal_is_one_owner_whatever_it_sends() {
         let owners = Owners::new(None);
         let of = |value, principal| {
-            owners.identify(Some(&parts(&[("authorization", value)], principal)))
+            let caller =
+                owners.identify(Some(&headers(&[("authorization", value)])), &asker(principal));
+            (caller.owner, caller.former)
         };
         let id = Some(alice().id().to_string());
-        let (before, after) = (of("Bearer a", None), of("Bearer a", Some(alice())));
-        assert_eq!(after.owner, id);
-        assert_eq!(of("Bearer b", Some(alice())).owner, id);
-        assert_eq!(after.former, before.owner, "it still sees what it submitted before");
+        let (before, _) = of("Bearer a", Principal::local());
+        assert_eq!(of("Bearer a", alice()), (id.clone(), before.clone()), "sees what it had");
+        assert_eq!(of("Bearer b", alice()).0, id);
 
         // Nobody was verified, so only the credentials tell callers apart.
-        for principal in [Principal::local(), Principal::anonymous()] {
-            assert_eq!(of("Bearer a", Some(principal)), before);
-        }
+        assert_eq!(of("Bearer a", Principal::anonymous()), (before, None));
     }
 
     #[test]
     fn the_case_of_the_scheme_does_not_matter() {
         let owners = Owners::new(None);
-        let of = |value| owners.identify(Some(&parts(&[("authorization", value)], None)));
+        let of =
+            |value| owners.identify(Some(&headers(&[("authorization", value)])), &Asker::local());
         let (usual, other) = (of("Bearer a"), of("bearer a"));
         assert_eq!(usual.owner, other.owner);
         assert_eq!(usual.former, None);
 
-        let before = JobEvent {
-            owner: other.former.clone(),
-            ..JobEvent::new(
-                "j".to_owned(),
-                fleet_job::event::JobState::Queued,
-                fleet_job::time::Timestamp::MIN,
-            )
-        };
+        let before = job_of(other.former.clone());
         assert!(before.owner.is_some() && other.may_see(&before) && !usual.may_see(&before));
+    }
+
+    #[test]
+    fn whoever_is_not_verified_sees_jobs_of_nobody_and_of_the_same_credentials() {
+        let owners = Owners::new(None);
+        let of = |value| {
+            let headers = headers(&[("authorization", value)]);
+            owners.identify(Some(&headers), &asker(Principal::anonymous()))
+        };
+        let (a, b) = (of("Bearer a"), of("Bearer b"));
+        assert!(a.may_see(&job_of(None)) && a.may_see(&job_of(a.owner.clone())));
+        assert!(!a.may_see(&job_of(b.owner)));
+
+        // A verified principal needs a rule for jobs that are not its own.
+        let alice = Caller::new(Some(alice().id().to_string()), None, asker(alice()));
+        assert!(alice.may_see(&job_of(alice.owner.clone())));
+        assert!(!alice.may_see(&job_of(None)) && !alice.may_see(&job_of(a.owner)));
     }
 
     #[test]

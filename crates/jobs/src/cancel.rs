@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use fleet_access::Action;
 use fleet_job::{
     control::Control,
     event::{JobEvent, JobState},
@@ -34,6 +35,8 @@ impl Jobs {
             }
             known => known?,
         };
+        let decision = caller.decide_about(Action::CancelJob, &known.event);
+        JobsError::unless_allowed(Action::CancelJob, decision)?;
 
         if !known.event.is_over() && self.catch_up().await.is_ok() {
             // The job may have ended already.
@@ -52,8 +55,9 @@ impl Jobs {
     }
 
     /// Requests the cancellation of a job that the ledger doesn't know. It may have been written to
-    /// Kafka directly, and no worker has read it yet. A job of another caller is left alone, and
-    /// the answer is the same as if there were none.
+    /// Kafka directly, and no worker has read it yet. Whoever may not cancel jobs that belong to
+    /// nobody can't, since the job may turn out to be anybody's. A job that the caller may not see
+    /// is left alone, and the answer is the same as if there were none.
     async fn cancel_unknown_job(
         &self,
         job_id: &str,
@@ -61,7 +65,8 @@ impl Jobs {
         reason: Option<&str>,
         limit: Duration,
     ) -> Result<Cancellation, JobsError> {
-        if self.inner.store.get(job_id).await?.is_some() {
+        let may_cancel = caller.decide(Action::CancelJob, None, None).is_allowed();
+        if !may_cancel || self.inner.store.get(job_id).await?.is_some() {
             return Ok(Cancellation::unknown());
         }
 

@@ -1,5 +1,6 @@
 //! Errors of the job service.
 
+use fleet_access::{Action, Decision};
 use fleet_kafka::KafkaError;
 use fleet_ledger::StoreError;
 use fleet_ops::blocking::WorkLost;
@@ -12,15 +13,23 @@ pub enum JobsError {
     /// The events topic has not been read yet, or can't be read.
     #[error("the states of jobs are not known yet: {0}")]
     NotReady(String),
-    /// There is no such job, or it belongs to another owner. Callers are not told which.
-    #[error("there is no job `{0}`, or it was submitted with other credentials")]
+    /// There is no such job, or the caller may not see it. Callers are not told which.
+    #[error("there is no job `{0}`, or the caller may not see it")]
     NotFound(String),
     /// No worker has read such a job yet, and the backlog was too long to search.
     #[error(
-        "no worker has read a job `{0}` yet, or it was submitted with other credentials; a job that was written to \
-         Kafka directly may be further back in the backlog than was searched"
+        "no worker has read a job `{0}` yet, or the caller may not see it; a job that was written to Kafka directly \
+         may be further back in the backlog than was searched"
     )]
     NotSearched(String),
+    /// The caller may not do this.
+    #[error("{}", decision.message(action.as_str()).unwrap_or_default())]
+    Denied {
+        /// What the caller wanted to do.
+        action: Action,
+        /// The decision, which is not to allow it.
+        decision: Box<Decision>,
+    },
     /// The request is invalid.
     #[error("{0}")]
     Bad(#[from] BadRequest),
@@ -60,6 +69,14 @@ impl From<WorkLost> for JobsError {
 }
 
 impl JobsError {
+    /// Returns the refusal of something that a decision does not allow.
+    pub(crate) fn unless_allowed(action: Action, decision: Decision) -> Result<(), Self> {
+        match decision.is_allowed() {
+            true => Ok(()),
+            false => Err(Self::Denied { action, decision: Box::new(decision) }),
+        }
+    }
+
     /// Returns the cause without the context that `Display` adds.
     pub(crate) fn cause(&self) -> String {
         match self {
@@ -77,6 +94,7 @@ impl JobsError {
             | Self::NotSearched(_)
             | Self::Bad(_)
             | Self::BadJob { .. }
+            | Self::Denied { .. }
             | Self::TooLarge { .. } => false,
         }
     }

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use fleet_access::Asker;
 use fleet_job::{
     control::Cancelled,
     topics::Topics,
@@ -42,6 +43,7 @@ pub mod metrics;
 pub mod request;
 pub mod rest;
 mod restate;
+mod rights;
 mod submit;
 pub mod tasks;
 #[cfg(feature = "testing")]
@@ -205,9 +207,10 @@ impl Jobs {
         self.inner.stop.clone()
     }
 
-    /// Returns the caller that sends a request with these parts.
-    pub fn caller(&self, parts: Option<&http::request::Parts>) -> Caller {
-        self.inner.owners.identify(parts)
+    /// Returns the caller that `asker` is, in a request with these headers; there are none if the
+    /// request did not come over HTTP.
+    pub fn caller(&self, headers: Option<&http::HeaderMap>, asker: &Asker) -> Caller {
+        self.inner.owners.identify(headers, asker)
     }
 
     /// Returns the state of a job that `caller` may see. If the ledger doesn't know the job, this
@@ -253,8 +256,7 @@ impl Jobs {
     /// Returns an error if the ledger can't be queried.
     pub async fn list(&self, mut query: Query, caller: &Caller) -> Result<JobList, JobsError> {
         self.check_log_is_read()?;
-        query.asker.clone_from(&caller.owner);
-        query.former_asker.clone_from(&caller.former);
+        query.visibility = caller.visibility();
 
         let page = self.inner.store.list(&query).await?;
         let listed = page.jobs.into_iter().map(|known| {

@@ -166,6 +166,7 @@ impl JobRequest {
         };
         calls.iter_mut().for_each(|call| call.task = None);
         envelope.owner = owner;
+        envelope.tenant = envelope.tenant.or_else(|| caller.tenant().map(str::to_owned));
         Ok(Prepared { envelope, key, may_exist })
     }
 
@@ -276,8 +277,8 @@ mod tests {
 
     fn prepare(value: Value) -> Result<Prepared, BadRequest> {
         let request: JobRequest = serde_json::from_value(value).unwrap();
-        request
-            .prepare(&Caller { owner: Some("me".to_owned()), former: None }, || "fresh".to_owned())
+        let me = Caller::new(Some("me".to_owned()), None, fleet_access::Asker::local());
+        request.prepare(&me, || "fresh".to_owned())
     }
 
     #[test]

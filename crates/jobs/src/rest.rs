@@ -7,13 +7,15 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request},
+    extract::{DefaultBodyLimit, Request, State},
     http::{Method, Uri},
-    middleware::from_fn_with_state,
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
+use fleet_access::{Action, Asker, Context, Resource};
 use fleet_job::topics::Topics;
+use fleet_ops::{clock, http::content_length};
 use schemars::Schema;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -77,11 +79,11 @@ pub fn router(jobs: Option<Jobs>, registry: &RegistryTopic, stop: CancellationTo
     };
     let mut router = Router::new();
     for operation in routes::operations() {
-        let known = operation.params;
-        router = router.route(
-            operation.path,
-            operation.handler.layer(from_fn_with_state(known, params::check_query)),
-        );
+        let handler = operation
+            .handler
+            .layer(from_fn_with_state(operation.params, params::check_query))
+            .layer(from_fn_with_state(operation.action, check_right));
+        router = router.route(operation.path, handler);
     }
     router
         .method_not_allowed_fallback(method_not_allowed)
@@ -89,6 +91,28 @@ pub fn router(jobs: Option<Jobs>, registry: &RegistryTopic, stop: CancellationTo
         // Bodies have been read and bounded before.
         .layer(DefaultBodyLimit::disable())
         .with_state(api)
+}
+
+/// Refuses a request if the caller may not do what it asks for with any job at all, or not now.
+async fn check_right(State(action): State<Action>, request: Request, next: Next) -> Response {
+    // The layer in front of every route says who asks.
+    let Some(asker) = request.extensions().get::<Asker>() else {
+        let detail = "nobody was authenticated for this request";
+        return Problem::new(ProblemKind::Internal, detail).into_response();
+    };
+    if asker.may_ever(action) {
+        let bytes = content_length(request.headers()).unwrap_or(0);
+        let admitted = asker.admit(action, &Resource::default(), bytes, clock::monotonic());
+        return match admitted {
+            // Its slots are free again when the answer begins.
+            Ok(_admitted) => next.run(request).await,
+            Err(reached) => Problem::limited(&reached).into_response(),
+        };
+    }
+
+    let decision = asker.decide(action, &Resource::default(), &Context::default());
+    let detail = decision.message(action.as_str()).unwrap_or_default();
+    Problem::denied(decision, detail).into_response()
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Response {

@@ -34,6 +34,7 @@ use super::{
     Caller, JobRequest, Jobs, JobsError,
     claims::{Claim, WRITE_LIMIT},
     request::{BadRequest, Prepared},
+    rights,
 };
 use crate::metrics;
 
@@ -88,6 +89,7 @@ impl Jobs {
     ) -> Result<Vec<Submitted>, JobsError> {
         let jobs = prepare_jobs(requests, caller)?;
         for (index, job) in jobs.iter().enumerate() {
+            rights::check_submission(caller, &job.envelope)?;
             self.check_reply_topic(&job.envelope).map_err(|error| match jobs.len() {
                 1 => JobsError::Bad(error),
                 _ => JobsError::BadJob { index, error },

@@ -7,6 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use fleet_access::{Action, Asker};
 use fleet_job::{
     decode,
     envelope::{Envelope, MAX_TIMEOUT_MS, TaskRound, ToolCall, Work},
@@ -65,9 +66,9 @@ impl Tasks {
         }
     }
 
-    /// Returns the caller that sends a request with these parts.
-    pub fn caller(&self, parts: Option<&http::request::Parts>) -> Caller {
-        self.jobs.caller(parts)
+    /// Returns the caller that `asker` is, as [`Jobs::caller`] does.
+    pub fn caller(&self, headers: Option<&http::HeaderMap>, asker: &Asker) -> Caller {
+        self.jobs.caller(headers, asker)
     }
 
     /// Returns whether the settings declare this tool long-running.
@@ -178,6 +179,8 @@ impl Tasks {
     ) -> Result<(), JobsError> {
         let _answering = self.answering.lock().await;
         let known = self.find_task(task_id, caller).await?;
+        let decision = caller.decide_about(Action::AnswerJob, &known.event);
+        JobsError::unless_allowed(Action::AnswerJob, decision)?;
         let Some(event) = apply_answers(&known.event, responses) else { return Ok(()) };
 
         let is_complete = open_requests(&event).is_some_and(|requests| requests.is_empty());
@@ -450,10 +453,12 @@ mod tests {
 
     #[test]
     fn the_same_id_is_another_task_for_another_caller() {
-        let owner = |name: &str| Caller { owner: Some(name.to_owned()), former: None };
+        let caller =
+            |name: Option<&str>| Caller::new(name.map(str::to_owned), None, Asker::local());
+        let owner = |name| caller(Some(name));
         assert_eq!(task_job_id("t", &owner("a")), task_job_id("t", &owner("a")));
         assert_ne!(task_job_id("t", &owner("a")), task_job_id("t", &owner("b")));
-        assert_ne!(task_job_id("t", &owner("a")), task_job_id("t", &Caller::default()));
+        assert_ne!(task_job_id("t", &owner("a")), task_job_id("t", &caller(None)));
         assert!(!task_job_id("secret", &owner("a")).contains("secret"));
     }
 }

@@ -313,7 +313,7 @@ fn matches_query(query: &Query, slot: &Slot) -> bool {
         && is(&query.filter.job_type, &slot.job_type)
         && is(&query.filter.tool, &slot.tool)
         && is(&query.filter.tenant, &slot.tenant)
-        && query.may_see(slot.owner.as_deref())
+        && query.visibility.covers(slot.owner.as_deref(), slot.tenant.as_deref())
 }
 
 #[async_trait]

@@ -1,5 +1,7 @@
 //! Listing jobs: filters, pages, and cursors.
 
+use std::{fmt, sync::Arc};
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use fleet_job::{envelope::MAX_ID_BYTES, filter::JobFilter, time::Timestamp};
 
@@ -8,29 +10,54 @@ use crate::store::Known;
 /// The most jobs on one page.
 pub const MAX_LIMIT: usize = 500;
 
-/// Which jobs are wanted, by whom, and how many.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// Which jobs are wanted, which of them may be seen, and how many.
+#[derive(Debug, Clone, Default)]
 pub struct Query {
     /// Which jobs.
     pub filter: JobFilter,
-    /// The owner on whose behalf the query is made. A job that has an owner is visible to that
-    /// owner alone.
-    pub asker: Option<String>,
-    /// Another name of the same owner, which its older jobs have.
-    pub former_asker: Option<String>,
+    /// Which of them may be seen.
+    pub visibility: Visibility,
     /// The maximum number of jobs on the page, from 1 to [`MAX_LIMIT`].
     pub limit: usize,
     /// The cursor at which the previous page ended.
     pub after: Option<Cursor>,
 }
 
-impl Query {
-    /// Returns whether the asker may see a job of this owner.
-    pub fn may_see(&self, owner: Option<&str>) -> bool {
-        let names = [&self.asker, &self.former_asker];
-        owner.is_none_or(|owner| names.iter().any(|name| name.as_deref() == Some(owner)))
+/// Which jobs may be seen, by their owner and tenant. By default, those without an owner.
+#[derive(Clone)]
+pub struct Visibility(Arc<MaySee>);
+
+/// Whether a job of this owner and this tenant may be seen.
+type MaySee = dyn Fn(Option<&str>, Option<&str>) -> bool + Send + Sync;
+
+impl Visibility {
+    /// Jobs of which `may_see` says so, given their owner and tenant. It is asked for every job
+    /// that a page examines.
+    pub fn new(
+        may_see: impl Fn(Option<&str>, Option<&str>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(may_see))
     }
 
+    /// Returns whether a job of this owner and this tenant may be seen.
+    pub fn covers(&self, owner: Option<&str>, tenant: Option<&str>) -> bool {
+        (self.0)(owner, tenant)
+    }
+}
+
+impl Default for Visibility {
+    fn default() -> Self {
+        Self::new(|owner, _| owner.is_none())
+    }
+}
+
+impl fmt::Debug for Visibility {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Visibility").finish_non_exhaustive()
+    }
+}
+
+impl Query {
     /// Returns the limit, clamped to its valid range.
     pub(crate) fn bounded_limit(&self) -> usize {
         self.limit.clamp(1, MAX_LIMIT)
@@ -57,8 +84,8 @@ impl Cursor {
     }
 }
 
-impl std::fmt::Display for Cursor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes =
             [&self.submitted_at.as_millis().to_be_bytes()[..], self.job_id.as_bytes()].concat();
         f.write_str(&URL_SAFE_NO_PAD.encode(bytes))

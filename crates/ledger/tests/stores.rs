@@ -14,7 +14,7 @@ use fleet_job::{
 };
 use fleet_ledger::{
     Batch, Known, LoggedEvent, MemoryStore, Query, Retention, SqliteStore, Store, Update,
-    query::MAX_LIMIT,
+    query::{MAX_LIMIT, Visibility},
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -134,7 +134,7 @@ fn expected(jobs: &BTreeMap<String, Known>, query: &Query) -> Vec<String> {
                 && is(&query.filter.tenant, &event.tenant)
                 && query.filter.since.is_none_or(|since| submitted >= since)
                 && query.filter.until.is_none_or(|until| submitted < until)
-                && (event.owner.is_none() || event.owner == query.asker)
+                && query.visibility.covers(event.owner.as_deref(), event.tenant.as_deref())
         })
         .map(|known| (known.submitted_at(), known.event.job_id.clone()))
         .collect();
@@ -146,7 +146,13 @@ fn queries() -> Vec<Query> {
     let base = Query { limit: 3, ..Query::default() };
     vec![
         base.clone(),
-        Query { limit: MAX_LIMIT, asker: Some("me".to_owned()), ..base.clone() },
+        Query {
+            limit: MAX_LIMIT,
+            visibility: Visibility::new(|owner, tenant| {
+                owner == Some("me") || tenant == Some("acme")
+            }),
+            ..base.clone()
+        },
         Query {
             filter: JobFilter { states: vec![JobState::Succeeded], ..JobFilter::default() },
             ..base.clone()

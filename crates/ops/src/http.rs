@@ -17,7 +17,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     middleware::from_fn_with_state,
     response::IntoResponse,
     routing::get,
@@ -59,6 +59,11 @@ pub fn credential_bytes<'a>(name: &HeaderName, value: &'a HeaderValue) -> Cow<'a
         }
         _ => Cow::Borrowed(bytes),
     }
+}
+
+/// Returns how many bytes the body of a message is declared to have.
+pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The health of this process. Cheap to clone; all clones share one state.

@@ -1,10 +1,11 @@
 //! Who asks: the shell around [`fleet_access`], which decides and does no IO.
 //!
 //! [`AccessControl`] holds what the files about access say at the moment. `layer` asks it about
-//! every request before a route is chosen, and puts the [`Principal`] into the request's extensions;
-//! everything behind that reads the principal and never a credential. `files` replaces the state
+//! every request before a route is chosen, and puts the [`Asker`] into the request's extensions;
+//! everything behind that reads the asker and never a credential. `files` replaces the state
 //! when a file changes, `issuers` fetches the keys of issuers, `metadata` tells clients which
-//! issuers there are, and `streams` ends event streams whose credentials are no longer accepted.
+//! issuers there are, `refused` gives refusals their HTTP status, and `streams` ends event streams
+//! whose credentials are no longer accepted.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -14,8 +15,8 @@ use std::{
 
 use axum::http::Extensions;
 use fleet_access::{
-    AuthRefusal, Authentication, Authenticator, Limits, Presented, Principal, PrincipalId, Rules,
-    WithoutCredentials,
+    Asker, AuthRefusal, Authentication, Authenticator, CurrentRights, Presented, Principal,
+    PrincipalId, WithoutCredentials,
 };
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -27,9 +28,11 @@ mod files;
 mod issuers;
 pub(crate) mod layer;
 pub(crate) mod metadata;
+mod refused;
 mod streams;
 
-pub(crate) use files::{check_policy_file, warn_of_readable_secrets};
+pub(crate) use files::{read_rules, warn_of_readable_secrets};
+pub(crate) use refused::RefusalNote;
 
 use issuers::{Flight, Issuers};
 
@@ -75,14 +78,10 @@ impl Default for AccessSource {
     }
 }
 
-/// The content of the files about access, replaced as a whole when one of them changes. A decision
-/// takes the state once and uses it to its end.
+/// The content of the files about access but for the rights of principals, replaced as a whole when
+/// one of them changes.
 #[derive(Debug)]
 pub struct AccessState {
-    /// What principals may do.
-    pub rules: Rules,
-    /// How much they may do.
-    pub limits: Limits,
     /// The scopes that rules require, which clients are told to ask for.
     pub scopes: Vec<String>,
     pub(crate) authenticator: Authenticator,
@@ -101,6 +100,7 @@ struct Inner {
     /// later closes the server instead of opening it.
     without: WithoutCredentials,
     state: RwLock<Arc<AccessState>>,
+    rights: CurrentRights,
     issuers: Issuers,
 }
 
@@ -112,9 +112,9 @@ impl AccessControl {
     /// Returns an error if a file can't be used, or if callers could not be told apart and the
     /// settings don't say that everybody is served.
     pub fn start(source: AccessSource, stop: CancellationToken) -> Result<Self, ServerError> {
-        let mut state = files::read_state(&source, WithoutCredentials::Refused)?;
-        let is_unconfigured = state.authenticator.is_unconfigured();
-        let has_certificates = state.authenticator.has_certificates();
+        let mut files = files::read_files(&source, WithoutCredentials::Refused)?;
+        let is_unconfigured = files.state.authenticator.is_unconfigured();
+        let has_certificates = files.state.authenticator.has_certificates();
         if has_certificates {
             tracing::warn!(
                 "the policy file has [[certificate]] tables, which are checked and not applied yet: \
@@ -140,12 +140,18 @@ impl AccessControl {
             AccessMode::Auto | AccessMode::Required => WithoutCredentials::Refused,
         };
         if without != WithoutCredentials::Refused {
-            state = files::read_state(&source, without)?;
+            files = files::read_files(&source, without)?;
         }
-        log_start(&state, without);
+        log_start(&files.state, files.rights.rules.len(), without);
 
-        let (state, issuers) = (RwLock::new(Arc::new(state)), Issuers::default());
-        let control = Self { inner: Arc::new(Inner { source, without, state, issuers }) };
+        let inner = Inner {
+            source,
+            without,
+            state: RwLock::new(Arc::new(files.state)),
+            rights: CurrentRights::new(files.rights),
+            issuers: Issuers::default(),
+        };
+        let control = Self { inner: Arc::new(inner) };
 
         files::follow(&control, stop.clone())?;
         tokio::spawn(control.clone().refresh_keys(stop));
@@ -155,6 +161,11 @@ impl AccessControl {
     /// What the files say at the moment.
     pub fn current(&self) -> Arc<AccessState> {
         self.inner.state.read().clone()
+    }
+
+    /// A principal with the rights that decide about it.
+    pub(crate) fn asker(&self, principal: Arc<Principal>) -> Asker {
+        Asker::new(principal, self.inner.rights.clone())
     }
 
     /// Says who sends a request. Waits for the keys of an issuer if that takes another look at
@@ -184,7 +195,12 @@ impl AccessControl {
 
 /// The principal to whom what a request creates belongs; `None` if nobody was identified.
 pub(crate) fn owner_of(extensions: &Extensions) -> Option<PrincipalId> {
-    let principal = extensions.get::<Arc<Principal>>()?;
+    extensions.get::<Asker>().and_then(owner)
+}
+
+/// The principal to whom what somebody creates belongs; `None` if nobody was identified.
+pub(crate) fn owner(asker: &Asker) -> Option<PrincipalId> {
+    let principal = asker.principal();
     principal.is_verified().then(|| principal.id())
 }
 
@@ -200,28 +216,22 @@ fn verdict(
     }
 }
 
-fn log_start(state: &AccessState, without: WithoutCredentials) {
-    if !state.rules.is_empty() {
-        tracing::warn!(
-            rules = state.rules.len(),
-            "the policy file has [[rule]] tables, which are checked and not applied yet: every \
-             caller that is served may do everything"
-        );
-    }
-
+fn log_start(state: &AccessState, rules: usize, without: WithoutCredentials) {
     let issuers = state.authenticator.tokens().issuers().count();
     match without {
         WithoutCredentials::Anonymous => tracing::warn!(
             issuers,
-            "MCP_ACCESS=open: everybody who can reach this server is served with every right; \
+            rules,
+            "MCP_ACCESS=open: everybody who can reach this server may do whatever no rule denies; \
              docs/access.md says how to configure keys and tokens"
         ),
         WithoutCredentials::LocalIfLoopback => tracing::info!(
+            rules,
             "no keys or issuers are configured: every program on this machine is served as one \
-             local principal with every right"
+             local principal, which may do whatever no rule denies"
         ),
         WithoutCredentials::Refused => {
-            tracing::info!(issuers, "serving callers with API keys or access tokens only");
+            tracing::info!(issuers, rules, "serving callers with API keys or access tokens only");
         }
     }
 }

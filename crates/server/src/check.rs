@@ -1,8 +1,8 @@
-//! `policy check`: shows what the server would do with a configuration under a policy, without
-//! doing it.
+//! `policy check`: shows what the server would do with a configuration, or with a principal that
+//! wants to do something, without doing it.
 //!
-//! It calls the very functions that decide when a server is to be started, so its answer cannot
-//! differ from what happens.
+//! It calls the very functions that decide when a server is to be started or a request is to be
+//! served, so its answer cannot differ from what happens.
 
 use std::{
     io::{self, Read, Write},
@@ -25,6 +25,11 @@ use serde_json::Value;
 
 use crate::{access, error::ServerError, policy_source::PolicySource};
 
+mod decision;
+
+pub use decision::DecisionArgs;
+use decision::DecisionReport;
+
 /// Shown below `--help`.
 pub const EXAMPLES: &str = "Examples:
   Show what would happen to the servers of an editor's configuration:
@@ -33,22 +38,25 @@ pub const EXAMPLES: &str = "Examples:
   In a script, from standard input:
     mcp-server policy check policy.toml - --json < mcp.json
 
+  Show whether an agent of tenant acme may call a tool, and which rule decides:
+    mcp-server policy check policy.toml --role agent --tenant acme --call db__query
+
 Programs, files, ${VAR} and host names are looked up from this process, so run it where the server
 runs.
 
 Exit codes:
   0  everything is allowed
-  1  something is refused or could not be started
+  1  something is refused, needs approval or could not be started
   2  a file cannot be read";
 
 /// Commands about policies.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum PolicyCommand {
-    /// Show what would happen to each server of a configuration, and why
+    /// Show what would happen to each server of a configuration, or to a principal's call, and why
     ///
     /// Starts nothing and connects to nothing.
     #[command(after_help = EXAMPLES)]
-    Check(CheckArgs),
+    Check(Box<CheckArgs>),
 }
 
 /// The flags of `policy check`.
@@ -58,11 +66,14 @@ pub struct CheckArgs {
     #[arg(value_name = "POLICY")]
     pub policy: PathBuf,
     /// A JSON file with an `mcpServers` or `servers` object, comments allowed; `-` for standard input
-    #[arg(value_name = "CONFIG")]
-    pub config: PathBuf,
+    #[arg(value_name = "CONFIG", required_unless_present_any = ["call", "action"])]
+    pub config: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A principal, and what it wants to do.
+    #[command(flatten)]
+    pub decision: DecisionArgs,
 }
 
 /// Why the check could not be carried out.
@@ -80,10 +91,20 @@ enum CheckError {
     Write(#[source] io::Error),
 }
 
-/// The result for a configuration.
+/// The result for a configuration, a decision, or both.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decision: Option<DecisionReport>,
+    #[serde(flatten)]
+    servers: Option<ServersReport>,
+}
+
+/// The result for a configuration.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ServersReport {
     servers: Vec<ServerReport>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
@@ -156,9 +177,15 @@ pub async fn run(command: PolicyCommand) -> ExitCode {
 
 async fn check_config(args: &CheckArgs) -> Result<ExitCode, CheckError> {
     let policy = PolicySource::from_file(&args.policy).load()?;
-    access::check_policy_file(&args.policy)?;
-    let servers = read_config(&args.config)?;
-    let report = Report::examine(&servers, &policy).await;
+    let rules = access::read_rules(&args.policy)?;
+    let decision = &args.decision;
+    let report = Report {
+        decision: decision.is_given().then(|| decision.explain(&rules)),
+        servers: match &args.config {
+            Some(config) => Some(ServersReport::examine(&read_config(config)?, &policy).await),
+            None => None,
+        },
+    };
 
     let mut out = io::stdout().lock();
     let written = if args.json {
@@ -170,9 +197,7 @@ async fn check_config(args: &CheckArgs) -> Result<ExitCode, CheckError> {
     };
     written.map_err(CheckError::Write)?;
 
-    let is_good = |verdict| matches!(verdict, Verdict::Allowed | Verdict::Disabled);
-    let all_good = report.servers.iter().all(|server| is_good(server.verdict));
-    Ok(ExitCode::from(u8::from(!all_good)))
+    Ok(ExitCode::from(u8::from(!report.is_good())))
 }
 
 fn read_config(path: &Path) -> Result<McpServers, CheckError> {
@@ -191,6 +216,22 @@ fn read_config(path: &Path) -> Result<McpServers, CheckError> {
 }
 
 impl Report {
+    /// Whether everything is allowed.
+    fn is_good(&self) -> bool {
+        let mut servers = self.servers.iter().flat_map(|report| &report.servers);
+        self.decision.as_ref().is_none_or(DecisionReport::is_allowed)
+            && servers.all(|server| matches!(server.verdict, Verdict::Allowed | Verdict::Disabled))
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        if let Some(decision) = &self.decision {
+            decision.write(out)?;
+        }
+        self.servers.as_ref().map_or(Ok(()), |servers| servers.write(out))
+    }
+}
+
+impl ServersReport {
     async fn examine(config: &McpServers, policy: &Policy) -> Self {
         let mut servers = Vec::new();
         for (name, entry) in &config.servers {

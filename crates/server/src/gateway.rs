@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use fleet_access::{Action, Asker, Resource};
 use fleet_hosting::{
     Fleet,
     follow::MODERN,
@@ -23,15 +24,15 @@ use rmcp::{
     RoleServer, ServerHandler,
     model::{
         CacheScope, CallToolRequestParams, CallToolResponse, CancelTaskParams, ClientRequest,
-        CompleteRequestParams, CompleteResult, CustomRequest, CustomResult, ErrorCode, ErrorData,
-        GetPromptRequestParams, GetPromptResponse, GetSkillRequest, GetSkillRequestParams,
-        GetSkillResult, GetTaskParams, GetTaskResult, Implementation, InitializeRequestParams,
-        InitializeResult, JsonObject, ListPromptsResult, ListResourceTemplatesResult,
-        ListResourcesResult, ListSkillsRequest, ListSkillsResult, ListToolsResult, MetaObject,
-        PaginatedRequestParams, ReadResourceDirectoryRequest, ReadResourceDirectoryRequestParams,
-        ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig,
-        SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, TASKS_EXTENSION_ID,
-        Tool, UnsubscribeRequestParams, UpdateTaskParams,
+        CompleteRequestParams, CompleteResult, CustomRequest, CustomResult, DiscoverResult,
+        ErrorCode, ErrorData, GetPromptRequestParams, GetPromptResponse, GetSkillRequest,
+        GetSkillRequestParams, GetSkillResult, GetTaskParams, GetTaskResult, Implementation,
+        InitializeRequestParams, InitializeResult, JsonObject, ListPromptsResult,
+        ListResourceTemplatesResult, ListResourcesResult, ListSkillsRequest, ListSkillsResult,
+        ListToolsResult, MetaObject, PaginatedRequestParams, ReadResourceDirectoryRequest,
+        ReadResourceDirectoryRequestParams, ReadResourceRequestParams, ReadResourceResponse,
+        ServerCapabilities, ServerConfig, SetLevelRequestParams, SubscribeRequestParams,
+        SubscriptionFilter, TASKS_EXTENSION_ID, Tool, UnsubscribeRequestParams, UpdateTaskParams,
     },
     service::{RequestContext, SubscriptionContext},
 };
@@ -39,6 +40,7 @@ use tracing::Instrument as _;
 
 use crate::{provider::Provider, repeat::Repeats};
 
+mod asking;
 mod content;
 mod extensions;
 mod invocation;
@@ -47,6 +49,7 @@ mod listen;
 mod tasks;
 mod traces;
 
+pub(crate) use asking::{Asking, annotations_of, asking_in};
 use invocation::Invocation;
 use labels::Labels;
 pub(crate) use tasks::WatchedTasks;
@@ -63,6 +66,8 @@ pub struct Gateway {
     inner: Arc<Inner>,
     /// The subscriptions of one session of the older protocol.
     session: Arc<listen::Session>,
+    /// The one client of a transport that authenticates nobody.
+    client: Option<Asker>,
 }
 
 struct Inner {
@@ -96,7 +101,7 @@ impl Gateway {
             tasks: OnceLock::new(),
             labels: Labels::default(),
         };
-        Self { inner: Arc::new(inner), session: Arc::default() }
+        Self { inner: Arc::new(inner), session: Arc::default(), client: None }
     }
 
     /// Lets calls that take long become tasks.
@@ -110,7 +115,7 @@ impl Gateway {
     /// Returns the same gateway for another session.
     #[must_use]
     pub fn for_session(&self) -> Self {
-        Self { inner: self.inner.clone(), session: Arc::default() }
+        Self { session: Arc::default(), ..self.clone() }
     }
 
     /// Looks for a server whose tools or prompts are not known here. Returns whether it is hosted.
@@ -140,9 +145,12 @@ impl Gateway {
         self.inner.providers.iter().find(|provider| provider.has_tool(tool)).map(AsRef::as_ref)
     }
 
-    /// Returns the `_meta` of a list, which names the servers that are unavailable now.
-    fn unavailable_meta(&self) -> Option<MetaObject> {
-        let unavailable = self.inner.fleet.unavailable_servers();
+    /// Returns the `_meta` of a list, which names the servers that are unavailable now, as far as
+    /// the list's reader may know of them.
+    fn unavailable_meta(&self, asking: &Asking) -> Option<MetaObject> {
+        let mut unavailable = self.inner.fleet.unavailable_servers();
+        let routes = self.inner.fleet.routes();
+        unavailable.retain(|server| asking.sees_server(&server.server, &routes));
         if unavailable.is_empty() {
             return None;
         }
@@ -189,11 +197,13 @@ fn check_cursor(request: Option<PaginatedRequestParams>) -> Result<(), ErrorData
 
 /// Builds a list result that no client may cache or share.
 macro_rules! list {
-    ($result:ident, $gateway:ident, $context:expr, $request:ident, $items:expr) => {{
+    ($result:ident, $gateway:ident, $context:expr, $request:ident, $action:expr, $items:expr) => {{
+        let asking = $gateway.check($context, $action, &Resource::default())?;
         check_cursor($request)?;
-        let mut result =
-            $result::with_all_items($items).with_ttl_ms(0).with_cache_scope(CacheScope::Private);
-        result.meta = $gateway.unavailable_meta();
+        let mut result = $result::with_all_items($items(&asking))
+            .with_ttl_ms(0)
+            .with_cache_scope(CacheScope::Private);
+        result.meta = $gateway.unavailable_meta(&asking);
         identify_server($context, &mut result.meta);
         Ok(result)
     }};
@@ -239,9 +249,8 @@ impl ServerHandler for Gateway {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        let own = self.inner.providers.iter().flat_map(|provider| provider.tools());
-        let all = own.chain(self.inner.fleet.routes().tools().cloned()).collect();
-        list!(ListToolsResult, self, &context, request, all)
+        let tools = |asking: &Asking| self.visible_tools(asking);
+        list!(ListToolsResult, self, &context, request, Action::ListTools, tools)
     }
 
     async fn list_prompts(
@@ -249,7 +258,8 @@ impl ServerHandler for Gateway {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListPromptsResult, ErrorData> {
-        list!(ListPromptsResult, self, &context, request, self.all_prompts())
+        let prompts = |asking: &Asking| self.visible_prompts(asking);
+        list!(ListPromptsResult, self, &context, request, Action::ListPrompts, prompts)
     }
 
     async fn get_prompt(
@@ -269,7 +279,8 @@ impl ServerHandler for Gateway {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        list!(ListResourcesResult, self, &context, request, self.all_resources())
+        let resources = |asking: &Asking| self.visible_resources(asking);
+        list!(ListResourcesResult, self, &context, request, Action::ListResources, resources)
     }
 
     async fn list_resource_templates(
@@ -277,7 +288,9 @@ impl ServerHandler for Gateway {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListResourceTemplatesResult, ErrorData> {
-        list!(ListResourceTemplatesResult, self, &context, request, self.all_templates())
+        let templates = |asking: &Asking| self.visible_templates(asking);
+        let action = Action::ListResources;
+        list!(ListResourceTemplatesResult, self, &context, request, action, templates)
     }
 
     async fn read_resource(
@@ -305,8 +318,9 @@ impl ServerHandler for Gateway {
     async fn set_level(
         &self,
         _request: SetLevelRequestParams,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
+        self.check(&context, Action::UseSession, &Resource::default())?;
         if self.inner.providers.iter().any(|provider| provider.logs()) {
             return Ok(());
         }
@@ -322,23 +336,24 @@ impl ServerHandler for Gateway {
     }
 
     async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
-        self.stream_changes(context).await;
-        Ok(())
+        self.stream_changes(context).await
     }
 
     async fn subscribe(
         &self,
         request: SubscribeRequestParams,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
+        self.check_subscription(&self.asked_by(&context)?, &request.uri)?;
         self.subscribe_session(request.uri)
     }
 
     async fn unsubscribe(
         &self,
         request: UnsubscribeRequestParams,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
+        self.check(&context, Action::UseSession, &Resource::default())?;
         self.unsubscribe_session(&request.uri);
         Ok(())
     }
@@ -348,10 +363,24 @@ impl ServerHandler for Gateway {
         request: InitializeRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<InitializeResult, ErrorData> {
+        let asking = self.check(&context, Action::UseSession, &Resource::default())?;
         context.peer.set_peer_info(request.clone());
         // Start now, because the client's next message may reach another replica.
-        self.start_session_notices(context.peer);
+        self.start_session_notices(context.peer, asking);
         self.negotiate_initialize(&request)
+    }
+
+    async fn discover(
+        &self,
+        context: RequestContext<RoleServer>,
+    ) -> Result<DiscoverResult, ErrorData> {
+        self.check(&context, Action::UseSession, &Resource::default())?;
+        let versions = self.supported_protocol_versions().into_owned();
+        Ok(DiscoverResult::from_server_info(versions, self.get_info()))
+    }
+
+    async fn ping(&self, context: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        self.check(&context, Action::UseSession, &Resource::default()).map(drop)
     }
 
     async fn call_tool(
@@ -396,6 +425,7 @@ impl ServerHandler for Gateway {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListSkillsResult, ErrorData> {
+        self.check(&context, Action::ListResources, &Resource::default())?;
         let request = ClientRequest::ListSkillsRequest(ListSkillsRequest::with_param(
             request.unwrap_or_default(),
         ));

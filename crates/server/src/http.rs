@@ -81,7 +81,7 @@ pub fn router(
 
     let mcp = mcp.layer(from_fn(acknowledge_deletion)).layer(from_fn(task_name::fill_in_name));
     let mcp = mcp.layer(from_fn_with_state(watched, task_streams::watch_tasks));
-    let mcp = mcp.layer(from_fn(sessions::serve_for_owner));
+    let mcp = mcp.layer(from_fn(sessions::serve_for_asker));
 
     let guarded = mcp
         .route("/sse", get(sse::open_stream).with_state(streams))
@@ -101,6 +101,7 @@ pub fn router(
     // Metrics reveal which tools are called how often, so the guard checks requests for them.
     // Health probes reveal nothing and may come under any host name.
     let scrape = fleet_ops::http::scrape(metrics, guard)
+        .layer(from_fn(layer::check_metrics))
         .layer(from_fn_with_state(access, layer::authenticate));
     guarded.merge(scrape).merge(fleet_ops::http::probes(health))
 }

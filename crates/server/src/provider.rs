@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use fleet_access::{Action, Annotations};
 use rmcp::{
     RoleServer,
     model::{
@@ -12,10 +13,22 @@ use rmcp::{
     service::RequestContext,
 };
 
-use crate::long_running::LongRunning;
+use crate::{gateway::annotations_of, long_running::LongRunning};
 
 /// The pending answer to a request.
 pub type Answer<T> = Pin<Box<dyn Future<Output = Result<T, ErrorData>> + Send>>;
+
+/// How the right to call a tool is decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToolRight {
+    /// As a call of this tool, with these hints.
+    Call(Annotations),
+    /// As this action on the hosted server that the argument `name` names.
+    OnServer(Action),
+    /// As this action, for each job by the service of jobs. Whoever may never do it can't call the
+    /// tool.
+    OnJobs(Action),
+}
 
 /// A source of tools and, optionally, prompts and resources. A provider returns `None` for anything
 /// it doesn't have.
@@ -29,6 +42,12 @@ pub trait Provider: Send + Sync + 'static {
     /// Whether there is a tool of this name. Called for every tool call.
     fn has_tool(&self, name: &str) -> bool {
         self.tool(name).is_some()
+    }
+
+    /// How the right to call this tool is decided. Called for every tool call.
+    fn right(&self, name: &str) -> ToolRight {
+        let tool = self.tool(name);
+        ToolRight::Call(annotations_of(tool.as_ref().and_then(|tool| tool.annotations.as_ref())))
     }
 
     /// Whether calls of a tool run long, so that they should become tasks. Called for every tool

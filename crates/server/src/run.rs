@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fleet_access::Asker;
 use fleet_hosting::{
     Fleet,
     registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
@@ -98,6 +99,7 @@ pub async fn run_until(
     let result = match access {
         None => {
             let (stdin, stdout) = stdio_pipes();
+            let gateway = gateway.for_client(Asker::local());
             stdio::serve_client(gateway, stdin, stdout, stop).await
         }
         Some(access) => serve_http(gateway, &config, access, &fleet, &shared, jobs, stop).await,

@@ -8,6 +8,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, pin::Pin, sync::Arc};
 
+use fleet_access::Annotations;
 use fleet_hosting::{forward, outage::Outage};
 use fleet_job::{meta, number, size::clipped};
 use fleet_ops::blocking::WorkLost;
@@ -24,7 +25,10 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::provider::{Answer, Provider};
+use crate::{
+    gateway::annotations_of,
+    provider::{Answer, Provider, ToolRight},
+};
 
 /// A tool's entry in the tool list, apart from its schemas.
 #[derive(Debug, Clone)]
@@ -72,8 +76,9 @@ pub struct ToolFailure {
     message: String,
     is_final: bool,
     details: Option<Value>,
-    /// The server and its outage, if that is the only problem.
-    outage: Option<(String, Outage)>,
+    /// The answer that the caller gets instead of a tool result: an error that says why the call
+    /// was not made.
+    error: Option<ErrorData>,
 }
 
 impl From<WorkLost> for ToolFailure {
@@ -85,18 +90,25 @@ impl From<WorkLost> for ToolFailure {
 impl ToolFailure {
     /// A failure that is the caller's fault, so that repeating the call can't help.
     pub fn permanent(message: impl Into<String>) -> Self {
-        Self { message: clip_message(message.into()), is_final: true, details: None, outage: None }
+        Self { message: clip_message(message.into()), is_final: true, details: None, error: None }
     }
 
     /// A failure that a later call may not meet.
     pub fn transient(message: impl Into<String>) -> Self {
-        Self { message: clip_message(message.into()), is_final: false, details: None, outage: None }
+        Self { message: clip_message(message.into()), is_final: false, details: None, error: None }
     }
 
     /// A valid call that failed because of an outage of `server`, or of something that it needs. A
     /// job waits until the outage is over.
     pub fn outage(message: impl Into<String>, server: &str, outage: Outage) -> Self {
-        Self { outage: Some((server.to_owned(), outage)), ..Self::transient(message) }
+        let failure = Self::transient(message);
+        let error = forward::server_outage_error(server, failure.message.clone(), outage);
+        Self { error: Some(error), ..failure }
+    }
+
+    /// A call that a decision does not allow.
+    pub fn refused(error: ErrorData) -> Self {
+        Self { error: Some(error.clone()), ..Self::permanent(error.message) }
     }
 
     /// The same failure with details for programs.
@@ -106,13 +118,11 @@ impl ToolFailure {
         self
     }
 
-    /// The failure as the answer to a call: a tool result or, if a server has an outage, an error
-    /// that tells the caller which outage, and when to try again.
+    /// The failure as the answer to a call: a tool result or, if the call was not made because of
+    /// an outage or a decision, an error that says which one.
     fn into_tool_answer(self) -> Result<CallToolResult, ErrorData> {
-        match &self.outage {
-            Some((server, outage)) => {
-                Err(forward::server_outage_error(server, self.message.clone(), *outage))
-            }
+        match self.error {
+            Some(error) => Err(error),
             None => Ok(self.into_result()),
         }
     }
@@ -151,8 +161,14 @@ type Handler<S> = Arc<
 /// Tools by name, with a state that they share.
 pub struct Toolkit<S> {
     state: Arc<S>,
-    tools: BTreeMap<&'static str, (Tool, Handler<S>)>,
+    tools: BTreeMap<&'static str, Entry<S>>,
     always_runs: bool,
+}
+
+struct Entry<S> {
+    tool: Tool,
+    right: ToolRight,
+    handler: Handler<S>,
 }
 
 impl<S: Send + Sync + 'static> Toolkit<S> {
@@ -206,7 +222,17 @@ impl<S: Send + Sync + 'static> Toolkit<S> {
             })
         });
 
-        self.tools.insert(spec.name, (tool, handler));
+        let right = ToolRight::Call(annotations_of(tool.annotations.as_ref()));
+        self.tools.insert(spec.name, Entry { tool, right, handler });
+        self
+    }
+
+    /// Lets the right to call a tool be decided in another way than as a call of it.
+    #[must_use]
+    pub fn with_right(mut self, spec: &ToolSpec, right: ToolRight) -> Self {
+        if let Some(entry) = self.tools.get_mut(spec.name) {
+            entry.right = right;
+        }
         self
     }
 }
@@ -223,15 +249,20 @@ fn structured_result<R: Serialize>(output: &R) -> CallToolResult {
 
 impl<S: Send + Sync + 'static> Provider for Toolkit<S> {
     fn tools(&self) -> Vec<Tool> {
-        self.tools.values().map(|(tool, _)| tool.clone()).collect()
+        self.tools.values().map(|entry| entry.tool.clone()).collect()
     }
 
     fn tool(&self, name: &str) -> Option<Tool> {
-        self.tools.get(name).map(|(tool, _)| tool.clone())
+        self.tools.get(name).map(|entry| entry.tool.clone())
     }
 
     fn has_tool(&self, name: &str) -> bool {
         self.tools.contains_key(name)
+    }
+
+    fn right(&self, name: &str) -> ToolRight {
+        let entry = self.tools.get(name);
+        entry.map_or(ToolRight::Call(Annotations::default()), |entry| entry.right)
     }
 
     fn always_runs(&self) -> bool {
@@ -243,7 +274,7 @@ impl<S: Send + Sync + 'static> Provider for Toolkit<S> {
         params: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Answer<CallToolResponse> {
-        let Some((_, handler)) = self.tools.get(&*params.name) else {
+        let Some(Entry { handler, .. }) = self.tools.get(&*params.name) else {
             let message = format!("unknown tool `{}`", params.name);
             return Box::pin(async move { Err(ErrorData::invalid_params(message, None)) });
         };

@@ -11,6 +11,15 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
+/// Everybody may submit jobs, and needs no rule for what becomes of them.
+const SUBMIT: &str = "
+    [[rule]]
+    name = 'submit'
+    effect = 'allow'
+    principals = ['anyone']
+    actions = ['jobs.submit']
+";
+
 /// Makes a key of a subject, as an operator does.
 fn make_key(keys: &Path, id: &str, subject: &str) -> String {
     let mut command = Command::new(bins::bin("mcp-fleet"));
@@ -54,8 +63,11 @@ pub(crate) fn another_principals_jobs_are_not_there(env: &Env) {
     let before = start_with(&fleet, &[]);
     submit(&before, first, "old");
 
-    let keys = keys.to_str().expect("a path");
-    let server = start_with(&fleet, &[("MCP_ACCESS_KEYS_FILE", keys)]);
+    let policy = fleet.directory.join("policy.toml");
+    std::fs::write(&policy, SUBMIT).expect("a policy file");
+    let (keys, policy) = (keys.to_str().expect("a path"), policy.to_str().expect("a path"));
+    let settings = [("MCP_ACCESS_KEYS_FILE", keys), ("MCP_POLICY_FILE", policy)];
+    let server = start_with(&fleet, &settings);
     let address = server.address;
     let mut heard = Events::open(address, "/events", &[("authorization", other)])
         .expect("a stream")

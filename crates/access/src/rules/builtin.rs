@@ -12,15 +12,15 @@ use crate::{
 pub(super) enum Builtin {
     /// Nobody may do what is not known.
     UnknownOperation,
-    /// The local principal may do everything.
+    /// The local principal may do everything, except with others' jobs.
     Local,
-    /// On an open server, everybody may do everything, except with others' jobs.
+    /// On an open server, everybody may do the same.
     Open,
     /// Everybody may take part in the protocol and read what is there.
     Read,
     /// Everybody may call tools that change nothing.
     ReadOnlyTool,
-    /// Everybody may see and cancel their own jobs.
+    /// Everybody may see, answer and cancel their own jobs.
     OwnJob,
     /// A rule would allow it if the token had more scopes.
     MissingScope,
@@ -51,11 +51,11 @@ pub(super) fn allow(
     default: DefaultAccess,
     facts: &Facts<'_>,
 ) -> Option<Builtin> {
+    // A proxy may tell callers apart by credentials that this server does not verify.
+    let is_anybodys = resource.job.is_none_or(|job| job.owner.is_none());
     match principal.via {
-        Via::Loopback => return Some(Builtin::Local),
-        Via::Open if resource.job.is_none_or(|job| job.owner.is_none()) => {
-            return Some(Builtin::Open);
-        }
+        Via::Loopback if is_anybodys => return Some(Builtin::Local),
+        Via::Open if is_anybodys => return Some(Builtin::Open),
         _ => {}
     }
 
@@ -64,7 +64,7 @@ pub(super) fn allow(
         Action::UseSession | Action::ListTools | Action::ListPrompts | Action::ListResources => {
             return Some(Builtin::Read);
         }
-        Action::ReadJob | Action::CancelJob => {
+        Action::ReadJob | Action::CancelJob | Action::AnswerJob => {
             return facts.is_own_job().then_some(Builtin::OwnJob);
         }
         Action::GetPrompt | Action::ReadResource | Action::SubscribeResource | Action::Complete => {
@@ -89,4 +89,35 @@ pub(super) fn allow(
         | Action::Unknown => return None,
     };
     (default == DefaultAccess::ReadOnly).then_some(rule)
+}
+
+/// Whether a built-in rule allows an action with some resource.
+pub(super) fn allow_ever(principal: &Principal, action: Action, default: DefaultAccess) -> bool {
+    if matches!(principal.via, Via::Loopback | Via::Open) {
+        return action != Action::Unknown;
+    }
+    match action {
+        Action::UseSession
+        | Action::ListTools
+        | Action::ListPrompts
+        | Action::ListResources
+        | Action::ReadJob
+        | Action::CancelJob
+        | Action::AnswerJob => true,
+        Action::GetPrompt
+        | Action::ReadResource
+        | Action::SubscribeResource
+        | Action::Complete
+        | Action::CallTool => default == DefaultAccess::ReadOnly,
+        Action::CallExtension
+        | Action::SubmitJob
+        | Action::AdministerServers
+        | Action::ReadDeadLetters
+        | Action::ReplayDeadLetters
+        | Action::DeleteDeadLetters
+        | Action::ReadMetrics
+        | Action::ReadAudit
+        | Action::ActAs
+        | Action::Unknown => false,
+    }
 }

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{builtin::Builtin, rule::Rule};
-use crate::challenge::{Challenge, ChallengeError};
+use crate::challenge::Challenge;
 
 /// What a rule does with the actions that it covers, the weakest first.
 #[derive(
@@ -21,6 +21,17 @@ pub enum RuleEffect {
     Approve,
     /// The action may not be done.
     Deny,
+}
+
+impl RuleEffect {
+    /// The effect as it is written in rules and records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Approve => "approve",
+            Self::Deny => "deny",
+        }
+    }
 }
 
 /// A decision, and the rule that decided.
@@ -121,14 +132,7 @@ impl Decision {
     /// The value of `WWW-Authenticate` if a token with more scopes would help: it names all of
     /// them at once.
     pub fn challenge(&self, resource_metadata: Option<&str>) -> Option<Challenge> {
-        if self.scopes.is_empty() {
-            return None;
-        }
-        Some(Challenge {
-            error: Some(ChallengeError::InsufficientScope),
-            description: Some(format!("needs the scopes {}", self.scopes.join(" "))),
-            scopes: self.scopes.clone(),
-            resource_metadata: resource_metadata.map(str::to_owned),
-        })
+        let is_lacking = !self.scopes.is_empty();
+        is_lacking.then(|| Challenge::of_scopes(self.scopes.clone(), resource_metadata))
     }
 }

@@ -14,7 +14,7 @@ use cel::{
     context::VariableResolver,
     objects::Key,
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     action::Action,
@@ -28,7 +28,7 @@ pub(super) struct Facts<'a> {
     pub(super) principal: &'a Principal,
     pub(super) resource: &'a Resource<'a>,
     pub(super) arguments: Arguments<'a>,
-    former_owner: Option<&'a str>,
+    owner_names: &'a [&'a str],
     /// Whether the annotations count.
     pub(super) trusts_annotations: bool,
     variables: [OnceLock<Box<dyn Val>>; 4],
@@ -69,7 +69,7 @@ impl<'a> Facts<'a> {
             principal,
             resource,
             arguments: context.arguments,
-            former_owner: context.former_owner,
+            owner_names: context.owner_names,
             trusts_annotations,
             variables: Default::default(),
         }
@@ -93,7 +93,7 @@ impl<'a> Facts<'a> {
     pub(super) fn is_own_job(&self) -> bool {
         let owner = self.resource.job.and_then(|job| job.owner);
         owner.is_some_and(|owner| {
-            self.principal.id().is_owner(owner) || self.former_owner == Some(owner)
+            self.principal.id().is_owner(owner) || self.owner_names.contains(&owner)
         })
     }
 
@@ -103,7 +103,7 @@ impl<'a> Facts<'a> {
             1 => self.resource_value(),
             2 => self.annotations_value(),
             _ => match self.arguments {
-                Arguments::Known(arguments) => cel_value(arguments),
+                Arguments::Known(arguments) => cel_map(arguments),
                 Arguments::None | Arguments::NotYetKnown => map([]),
             },
         };
@@ -117,9 +117,6 @@ impl<'a> Facts<'a> {
             Via::Key { id } => Some(id.as_str()),
             _ => None,
         };
-        let attributes = principal.attributes.iter();
-        let attributes = attributes.map(|(name, value)| (name.as_str(), cel_value(value)));
-
         map([
             ("id", principal.id().to_string().into()),
             ("issuer", text(Some(&principal.issuer))),
@@ -129,7 +126,7 @@ impl<'a> Facts<'a> {
             ("tenant", text(principal.tenant.as_deref())),
             ("roles", principal.roles.clone().into()),
             ("scopes", principal.scopes.clone().into()),
-            ("attributes", map(attributes)),
+            ("attributes", cel_map(&principal.attributes)),
             ("via", text(Some(principal.via.as_str()))),
             ("key", text(key)),
         ])
@@ -195,8 +192,10 @@ fn cel_value(value: &Value) -> CelValue {
             (None, None) => CelValue::Float(number.as_str().parse().unwrap_or(f64::NAN)),
         },
         Value::Array(values) => CelValue::List(Arc::new(values.iter().map(cel_value).collect())),
-        Value::Object(members) => {
-            map(members.iter().map(|(name, value)| (name.as_str(), cel_value(value))))
-        }
+        Value::Object(members) => cel_map(members),
     }
+}
+
+fn cel_map(members: &Map<String, Value>) -> CelValue {
+    map(members.iter().map(|(name, value)| (name.as_str(), cel_value(value))))
 }

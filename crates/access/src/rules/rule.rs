@@ -9,6 +9,7 @@ use super::{
 use crate::{
     action::{Action, ActionSet},
     pattern::Pattern,
+    principal::Principal,
     resource::Arguments,
 };
 
@@ -107,6 +108,21 @@ impl Rule {
             condition,
             name: table.name.into(),
         })
+    }
+
+    /// Returns whether the rule is about this principal and this action, whatever scopes the
+    /// principal has.
+    pub(super) fn covers(&self, principal: &Principal, action: Action) -> bool {
+        self.actions.contains(action)
+            && self.principals.iter().any(|selector| selector.covers(principal))
+    }
+
+    /// Returns whether the rule applies to whatever it covers, with every resource.
+    pub(super) fn is_unconditional(&self) -> bool {
+        let lists = [&self.servers, &self.tools, &self.prompts, &self.resources, &self.tenants];
+        lists.iter().all(|list| list.is_none())
+            && self.scopes.is_empty()
+            && self.condition.is_none()
     }
 
     /// The strongest effect that the rule can have: a condition that fails denies.

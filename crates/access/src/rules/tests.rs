@@ -41,7 +41,10 @@ fn decide(
 fn check_call(text: &str, tool: &str, arguments: Value, expected: (RuleEffect, &str)) {
     let rules = rules(text);
     let resource = Resource::tool(Some("db"), tool, Annotations::default());
-    let context = Context { arguments: Arguments::Known(&arguments), ..Context::default() };
+    let context = Context {
+        arguments: Arguments::Known(arguments.as_object().unwrap()),
+        ..Context::default()
+    };
     let decision = rules.decide(&agent(), Action::CallTool, &resource, &context);
     assert_eq!((decision.verdict, decision.rule.as_str()), expected, "{text}");
 }
@@ -119,7 +122,7 @@ fn lists_show_what_may_be_called_with_some_arguments() {
         let text = rule("r", effect, "when = 'args.n < 5'")
             + &if effect == "deny" { rule("any", "allow", "") } else { String::new() };
         let resource = Resource::tool(Some("db"), "query", Annotations::default());
-        let context = Context { arguments: Arguments::NotYetKnown, former_owner: None };
+        let context = Context { arguments: Arguments::NotYetKnown, owner_names: &[] };
         let decision = rules(&text).decide(&agent(), Action::CallTool, &resource, &context);
         assert_eq!(decision.is_visible(), expected, "{effect}");
     };
@@ -214,21 +217,21 @@ fn jobs_are_submitted_for_the_own_tenant() {
 fn jobs_of_a_former_owner_stay_visible() {
     let former = "f".repeat(32);
     let job = Resource::job(Some(&former), None);
-    let check = |former_owner, expected| {
-        let context = Context { former_owner, ..Context::default() };
+    let check = |owner_names: &[&str], expected| {
+        let context = Context { owner_names, ..Context::default() };
         let decision = Rules::default().decide(&agent(), Action::ReadJob, &job, &context);
         assert_eq!(decision.is_allowed(), expected);
     };
-    check(Some(former.as_str()), true);
-    check(Some("e"), false);
-    check(None, false);
+    check(&["e", &former], true);
+    check(&["e"], false);
+    check(&[], false);
 }
 
 #[test]
 fn the_local_principal_may_do_everything_that_is_known() {
     let rules_of = |text: &str| rules(text);
     let local = Principal::local();
-    let job = Resource::job(Some("x"), Some("b"));
+    let job = Resource::job(None, Some("b"));
     for action in Action::ALL {
         let decision = decide(&Rules::default(), &local, *action, &job);
         assert_eq!((decision.verdict, decision.rule.as_str()), (Allow, "default:local"));
@@ -242,17 +245,52 @@ fn the_local_principal_may_do_everything_that_is_known() {
 }
 
 #[test]
-fn the_anonymous_principal_sees_no_jobs_of_others() {
-    let anonymous = Principal::anonymous();
-    let own = anonymous.id().to_string();
-    let check = |resource: &Resource<'_>, action, expected| {
-        let decision = decide(&Rules::default(), &anonymous, action, resource);
-        assert_eq!(decision.is_allowed(), expected, "{resource:?}");
+fn principals_without_credentials_see_no_jobs_of_those_who_have_some() {
+    for principal in [Principal::local(), Principal::anonymous()] {
+        let own = principal.id().to_string();
+        let check = |resource: &Resource<'_>, action, expected| {
+            let decision = decide(&Rules::default(), &principal, action, resource);
+            assert_eq!(decision.is_allowed(), expected, "{resource:?}");
+        };
+        check(&Resource::tool(None, "t", Annotations::default()), Action::CallTool, true);
+        check(&Resource::job(None, None), Action::ReadJob, true);
+        check(&Resource::job(Some(&own), None), Action::CancelJob, true);
+        check(&Resource::job(Some("somebody"), None), Action::ReadJob, false);
+    }
+}
+
+#[test]
+fn what_can_never_be_done_is_known_from_the_action_alone() {
+    let text = rule("r", "allow", "tools = ['query']\nscopes = ['db:read']")
+        + "[[rule]]\nname='submit'\neffect='allow'\nprincipals=['tenant:a']\n\
+           actions=['jobs.submit']\ntools = ['query']\n\
+           [[rule]]\nname='no'\neffect='deny'\nprincipals=['role:agent']\n\
+           actions=['servers.*', 'jobs.cancel']\n\
+           [[rule]]\nname='some'\neffect='deny'\nprincipals=['role:agent']\n\
+           actions=['jobs.read']\ntenants=['b']";
+    let rules = rules(&text);
+    let possible = |principal: &Principal| -> Vec<_> {
+        let actions = Action::ALL.iter().filter(|action| rules.may_ever(principal, **action));
+        actions.map(|action| action.as_str()).collect()
     };
-    check(&Resource::tool(None, "t", Annotations::default()), Action::CallTool, true);
-    check(&Resource::job(None, None), Action::ReadJob, true);
-    check(&Resource::job(Some(&own), None), Action::CancelJob, true);
-    check(&Resource::job(Some("somebody"), None), Action::ReadJob, false);
+    let alice = possible(&agent());
+    for action in ["jobs.submit", "jobs.read", "tools.call", "session.use"] {
+        assert!(alice.contains(&action), "{action} is not in {alice:?}");
+    }
+    for action in ["servers.administer", "metrics.read", "act-as", "extensions.call", "jobs.cancel"]
+    {
+        assert!(!alice.contains(&action), "{action} is in {alice:?}");
+    }
+    assert_eq!(possible(&Principal::local()).len(), Action::ALL.len());
+    assert!(!rules.may_ever(&Principal::local(), Action::Unknown));
+
+    // Whatever is allowed once was possible.
+    for action in Action::ALL {
+        for resource in [Resource::default(), Resource::tool(None, "query", READ_ONLY)] {
+            let decision = decide(&rules, &agent(), *action, &resource);
+            assert!(!decision.is_visible() || rules.may_ever(&agent(), *action), "{action:?}");
+        }
+    }
 }
 
 #[test]
@@ -314,7 +352,10 @@ fn an_explanation_has_the_rules_that_were_near() {
         + "[[rule]]\nname='other'\neffect='deny'\nprincipals=['role:x']\nactions=['*']";
     let resource = Resource::tool(Some("db"), "query", Annotations::default());
     let arguments = json!({});
-    let context = Context { arguments: Arguments::Known(&arguments), ..Context::default() };
+    let context = Context {
+        arguments: Arguments::Known(arguments.as_object().unwrap()),
+        ..Context::default()
+    };
     let explained = rules(&text).explain(&agent(), Action::CallTool, &resource, &context);
 
     let names: Vec<_> = explained.rules.iter().map(|rule| &*rule.name).collect();
@@ -411,7 +452,7 @@ proptest! {
         let resource = Resource::tool(Some(&server), &tool, Annotations::default());
         let arguments = if has_argument { json!({"x": "a"}) } else { json!({}) };
         let context =
-            Context { arguments: Arguments::Known(&arguments), former_owner: None };
+            Context { arguments: Arguments::Known(arguments.as_object().unwrap()), owner_names: &[] };
 
         let explained = rules.explain(&principal, action, &resource, &context);
         let effects = explained.rules.iter().filter_map(|rule| match rule.applies {

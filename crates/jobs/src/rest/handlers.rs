@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
+use fleet_access::Asker;
 use fleet_job::{
     trace::TraceContext,
     view::{CancelOutcome, JobView, SubmittedJobs},
@@ -37,7 +38,11 @@ impl FromRequestParts<Api> for ApiClient {
                 "this server accepts no jobs; to enable them, set KAFKA_BROKERS and don't set MCP_JOBS=false",
             )
         })?;
-        let caller = jobs.caller(Some(parts));
+        let asker = parts.extensions.get::<Asker>().ok_or_else(|| {
+            // The layer in front of every route puts it there.
+            Problem::new(ProblemKind::Internal, "nobody was authenticated for this request")
+        })?;
+        let caller = jobs.caller(Some(&parts.headers), asker);
         Ok(Self { jobs, caller })
     }
 }

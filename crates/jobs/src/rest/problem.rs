@@ -8,6 +8,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use fleet_access::{Decision, LimitReached, RequiredScopes, RuleEffect};
 use fleet_codes::{self as codes, Code};
 use fleet_job::view::JobView;
 use fleet_kafka::KafkaError;
@@ -24,7 +25,7 @@ const PREFIX: &str = "urn:mcp-fleet:problem:";
 /// The longest detail, in bytes.
 const MAX_DETAIL: usize = 2048;
 /// The `Retry-After` of an answer with status 503, in seconds.
-const RETRY_AFTER: u32 = 2;
+const RETRY_AFTER: u64 = 2;
 
 /// The kinds of problems. The set is closed, so that programs can tell problems apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,11 +34,15 @@ pub(super) enum ProblemKind {
     MalformedCredentials,
     Unauthenticated,
     Forbidden,
+    Denied,
+    InsufficientScope,
+    ApprovalRequired,
     NoSuchJob,
     NoSuchPath,
     JobsOff,
     MethodNotAllowed,
     BodyTimeout,
+    RateLimited,
     TooLate,
     TooLarge,
     UnsupportedMediaType,
@@ -51,16 +56,20 @@ pub(super) enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub(super) const ALL: [Self; 19] = [
+    pub(super) const ALL: [Self; 23] = [
         Self::BadRequest,
         Self::MalformedCredentials,
         Self::Unauthenticated,
         Self::Forbidden,
+        Self::Denied,
+        Self::InsufficientScope,
+        Self::ApprovalRequired,
         Self::NoSuchJob,
         Self::NoSuchPath,
         Self::JobsOff,
         Self::MethodNotAllowed,
         Self::BodyTimeout,
+        Self::RateLimited,
         Self::TooLate,
         Self::TooLarge,
         Self::UnsupportedMediaType,
@@ -90,6 +99,17 @@ impl ProblemKind {
             Self::Forbidden => {
                 ("forbidden", "The request is not meant for this server", StatusCode::FORBIDDEN)
             }
+            Self::Denied => ("denied", "The caller may not do this", StatusCode::FORBIDDEN),
+            Self::InsufficientScope => (
+                "insufficient-scope",
+                "The caller's access token has too few scopes",
+                StatusCode::FORBIDDEN,
+            ),
+            Self::ApprovalRequired => (
+                "approval-required",
+                "Another principal has to approve this",
+                StatusCode::FORBIDDEN,
+            ),
             Self::NoSuchJob => ("no-such-job", "There is no such job", StatusCode::NOT_FOUND),
             Self::NoSuchPath => ("no-such-path", "The path does not exist", StatusCode::NOT_FOUND),
             Self::JobsOff => ("jobs-off", "This server accepts no jobs", StatusCode::NOT_FOUND),
@@ -100,6 +120,9 @@ impl ProblemKind {
             ),
             Self::BodyTimeout => {
                 ("body-timeout", "The body took too long", StatusCode::REQUEST_TIMEOUT)
+            }
+            Self::RateLimited => {
+                ("rate-limited", "The caller has reached a limit", StatusCode::TOO_MANY_REQUESTS)
             }
             Self::TooLate => {
                 ("too-late", "The job has already ended otherwise", StatusCode::CONFLICT)
@@ -145,11 +168,15 @@ impl ProblemKind {
             Self::MalformedCredentials => codes::MALFORMED_CREDENTIALS,
             Self::Unauthenticated => codes::UNAUTHENTICATED,
             Self::Forbidden => codes::FORBIDDEN,
+            Self::Denied => codes::DENIED,
+            Self::InsufficientScope => codes::INSUFFICIENT_SCOPE,
+            Self::ApprovalRequired => codes::APPROVAL_REQUIRED,
             Self::NoSuchJob => codes::NO_SUCH_JOB,
             Self::NoSuchPath => codes::NO_SUCH_PATH,
             Self::JobsOff => codes::JOBS_OFF,
             Self::MethodNotAllowed => codes::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => codes::BODY_TIMEOUT,
+            Self::RateLimited => codes::RATE_LIMITED,
             Self::TooLate => codes::TOO_LATE,
             Self::TooLarge => codes::TOO_LARGE,
             Self::UnsupportedMediaType => codes::UNSUPPORTED_MEDIA_TYPE,
@@ -226,6 +253,15 @@ pub(super) struct Problem {
     /// The present state of the job.
     #[serde(skip_serializing_if = "Option::is_none")]
     job: Option<Box<JobView>>,
+    /// When to try again, in milliseconds.
+    #[serde(rename = "retryAfterMs", skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    /// The rule that refused the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+    /// All scopes that an access token needs for the request.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    scopes: Vec<String>,
 }
 
 impl Problem {
@@ -248,6 +284,29 @@ impl Problem {
             parameter: None,
             limit: None,
             job: None,
+            retry_after_ms: None,
+            rule: None,
+            scopes: Vec::new(),
+        }
+    }
+
+    /// The problem of a request that a decision does not allow.
+    pub(super) fn denied(decision: Decision, detail: String) -> Self {
+        let kind = match decision.verdict {
+            RuleEffect::Approve => ProblemKind::ApprovalRequired,
+            _ if decision.scopes.is_empty() => ProblemKind::Denied,
+            _ => ProblemKind::InsufficientScope,
+        };
+        let rule = Some(decision.rule.as_str().to_owned());
+        Self { rule, scopes: decision.scopes, ..Self::new(kind, detail) }
+    }
+
+    /// The problem of a request that met a limit.
+    pub(super) fn limited(reached: &LimitReached) -> Self {
+        let ms = u64::try_from(reached.retry_after.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            retry_after_ms: Some(ms),
+            ..Self::new(ProblemKind::RateLimited, reached.to_string())
         }
     }
 
@@ -287,6 +346,7 @@ impl From<JobsError> for Problem {
             JobsError::NotFound(_) | JobsError::NotSearched(_) => {
                 Self::new(ProblemKind::NoSuchJob, detail)
             }
+            JobsError::Denied { decision, .. } => Self::denied(*decision, detail),
             JobsError::Bad(_) => Self::new(ProblemKind::BadJob, detail),
             JobsError::BadJob { index, .. } => {
                 Self::new(ProblemKind::BadJob, detail).with_index(Some(index))
@@ -313,9 +373,18 @@ impl IntoResponse for Problem {
         let status = self.kind.status();
         // A struct of plain fields always serializes.
         let body = serde_json::to_vec(&self).unwrap_or_default();
-        let mut response = (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER));
+        let headers = [(header::CONTENT_TYPE, CONTENT_TYPE)];
+        let mut response = (status, headers, body).into_response();
+        if !self.scopes.is_empty() {
+            // The layer that knows where clients get tokens makes a challenge of them.
+            response.extensions_mut().insert(RequiredScopes(self.scopes));
+        }
+        let retry_after = match self.retry_after_ms {
+            Some(ms) => Some(ms.div_ceil(1000).max(1)),
+            None => (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER),
+        };
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{MethodFilter, MethodRouter, on},
 };
+use fleet_access::Action;
 use fleet_job::view::{Cancellation, JobList, JobView, SubmittedJobs};
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
@@ -24,6 +25,8 @@ pub(super) struct Operation {
     pub(super) method: Method,
     pub(super) path: &'static str,
     pub(super) id: &'static str,
+    /// What a caller does with it. It is decided again about each job.
+    pub(super) action: Action,
     pub(super) summary: &'static str,
     pub(super) description: &'static str,
     pub(super) params: &'static [Param],
@@ -62,12 +65,15 @@ impl Answer {
 }
 
 /// Problems of every operation: those of the middleware, and of invalid queries.
-pub(super) const ALWAYS: [ProblemKind; 7] = [
+pub(super) const ALWAYS: [ProblemKind; 10] = [
     ProblemKind::BadRequest,
     ProblemKind::MalformedCredentials,
     ProblemKind::Unauthenticated,
     ProblemKind::Forbidden,
+    ProblemKind::Denied,
+    ProblemKind::InsufficientScope,
     ProblemKind::BodyTimeout,
+    ProblemKind::RateLimited,
     ProblemKind::TooLarge,
     ProblemKind::NoIssuerKeys,
 ];
@@ -75,7 +81,13 @@ const LOCATION: &[(&str, &str)] = &[("Location", "The path of the job, if the bo
 const ETAG: &[(&str, &str)] = &[("ETag", "Changes with every change of the job.")];
 
 impl Operation {
-    fn new<H, T>(method: Method, path: &'static str, id: &'static str, handler: H) -> Self
+    fn new<H, T>(
+        method: Method,
+        path: &'static str,
+        id: &'static str,
+        action: Action,
+        handler: H,
+    ) -> Self
     where
         H: Handler<T, Api>,
         T: 'static,
@@ -86,6 +98,7 @@ impl Operation {
             method,
             path,
             id,
+            action,
             summary: "",
             description: "",
             params: params::NONE,
@@ -145,6 +158,7 @@ fn submit_operation() -> Operation {
         ],
         problems: &[
             ProblemKind::JobsOff,
+            ProblemKind::ApprovalRequired,
             ProblemKind::UnsupportedMediaType,
             ProblemKind::BadJob,
             ProblemKind::KafkaRefused,
@@ -152,7 +166,13 @@ fn submit_operation() -> Operation {
             ProblemKind::KafkaUnavailable,
             ProblemKind::Internal,
         ],
-        ..Operation::new(Method::POST, "/jobs", "submitJobs", handlers::submit_jobs)
+        ..Operation::new(
+            Method::POST,
+            "/jobs",
+            "submitJobs",
+            Action::SubmitJob,
+            handlers::submit_jobs,
+        )
     }
 }
 
@@ -166,7 +186,7 @@ fn list_operation() -> Operation {
         params: params::LIST,
         answers: vec![Answer::new(200, "A page of jobs.", content)],
         problems: &[ProblemKind::JobsOff, ProblemKind::NotReady, ProblemKind::Internal],
-        ..Operation::new(Method::GET, "/jobs", "listJobs", handlers::list_jobs)
+        ..Operation::new(Method::GET, "/jobs", "listJobs", Action::ReadJob, handlers::list_jobs)
     }
 }
 
@@ -195,7 +215,7 @@ fn show_operation() -> Operation {
             ProblemKind::NotReady,
             ProblemKind::Internal,
         ],
-        ..Operation::new(Method::GET, "/jobs/{id}", "getJob", handlers::show_job)
+        ..Operation::new(Method::GET, "/jobs/{id}", "getJob", Action::ReadJob, handlers::show_job)
     }
 }
 
@@ -224,13 +244,20 @@ fn cancel_operation() -> Operation {
         ],
         problems: &[
             ProblemKind::JobsOff,
+            ProblemKind::ApprovalRequired,
             ProblemKind::TooLate,
             ProblemKind::KafkaRefused,
             ProblemKind::NotReady,
             ProblemKind::KafkaUnavailable,
             ProblemKind::Internal,
         ],
-        ..Operation::new(Method::DELETE, "/jobs/{id}", "cancelJob", handlers::cancel_job)
+        ..Operation::new(
+            Method::DELETE,
+            "/jobs/{id}",
+            "cancelJob",
+            Action::CancelJob,
+            handlers::cancel_job,
+        )
     }
 }
 
@@ -262,7 +289,13 @@ fn watch_operation() -> Operation {
             ProblemKind::TooManyStreams,
             ProblemKind::Internal,
         ],
-        ..Operation::new(Method::GET, "/jobs/{id}/events", "watchJob", sse::watch_job)
+        ..Operation::new(
+            Method::GET,
+            "/jobs/{id}/events",
+            "watchJob",
+            Action::ReadJob,
+            sse::watch_job,
+        )
     }
 }
 
@@ -286,7 +319,7 @@ fn follow_operation() -> Operation {
             ProblemKind::TooManyStreams,
             ProblemKind::Internal,
         ],
-        ..Operation::new(Method::GET, "/events", "followJobs", sse::follow_jobs)
+        ..Operation::new(Method::GET, "/events", "followJobs", Action::ReadJob, sse::follow_jobs)
     }
 }
 
@@ -296,7 +329,13 @@ fn openapi_operation() -> Operation {
         summary: "Get this document",
         description: "The OpenAPI document of these operations.",
         answers: vec![Answer::new(200, "An OpenAPI 3.1 document.", content)],
-        ..Operation::new(Method::GET, "/openapi.json", "getOpenapi", serve_openapi)
+        ..Operation::new(
+            Method::GET,
+            "/openapi.json",
+            "getOpenapi",
+            Action::UseSession,
+            serve_openapi,
+        )
     }
 }
 
@@ -306,7 +345,13 @@ fn asyncapi_operation() -> Operation {
         summary: "Get the document of the topics",
         description: "The AsyncAPI document of the Kafka topics, for producers and consumers that talk to Kafka directly.",
         answers: vec![Answer::new(200, "An AsyncAPI 3 document.", content)],
-        ..Operation::new(Method::GET, "/asyncapi.json", "getAsyncapi", serve_asyncapi)
+        ..Operation::new(
+            Method::GET,
+            "/asyncapi.json",
+            "getAsyncapi",
+            Action::UseSession,
+            serve_asyncapi,
+        )
     }
 }
 

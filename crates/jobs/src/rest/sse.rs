@@ -131,11 +131,7 @@ pub(super) async fn follow_jobs(
     parameters: Parameters,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let query = Query {
-        asker: client.caller.owner.clone(),
-        former_asker: client.caller.former.clone(),
-        ..parameters.filter()?
-    };
+    let query = Query { visibility: client.caller.visibility(), ..parameters.filter()? };
     let from = last_event_id(&headers, parse_positions)?;
     client.jobs.check_log_is_read()?;
 
@@ -257,7 +253,8 @@ impl EventFeed {
 }
 
 fn is_wanted(query: &Query, event: &JobEvent) -> bool {
-    query.may_see(event.owner.as_deref()) && query.filter.matches(event)
+    query.visibility.covers(event.owner.as_deref(), event.tenant.as_deref())
+        && query.filter.matches(event)
 }
 
 fn job_event(job: &JobView, id: &str) -> Event {
@@ -325,6 +322,7 @@ fn parse_digits<T: std::str::FromStr>(text: &str) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use fleet_job::{event::JobState, time::Timestamp};
+    use fleet_ledger::query::Visibility;
 
     use super::*;
 
@@ -388,7 +386,11 @@ mod tests {
         check(|query| query.filter.tool = Some("u".to_owned()), false);
         check(|query| query.filter.tenant = Some("x".to_owned()), false);
         event.owner = Some("me".to_owned());
-        assert!(!is_wanted(&Query::default(), &event), "a job is visible only to its owner");
-        assert!(is_wanted(&Query { asker: Some("me".to_owned()), ..Query::default() }, &event));
+        assert!(
+            !is_wanted(&Query::default(), &event),
+            "by default, a job with an owner is not seen"
+        );
+        let mine = Visibility::new(|owner, _| owner == Some("me"));
+        assert!(is_wanted(&Query { visibility: mine, ..Query::default() }, &event));
     }
 }

@@ -31,8 +31,8 @@ pub(super) fn read_page(connection: &Connection, query: &Query) -> Result<Page, 
         examined += 1;
         let (job_id, submitted): (String, i64) = (row.get(3)?, row.get(4)?);
         let submitted_at = Timestamp::from_millis_clamped(submitted);
-        let owner: Option<String> = row.get(5)?;
-        if query.may_see(owner.as_deref()) {
+        let (owner, tenant): (Option<String>, Option<String>) = (row.get(5)?, row.get(6)?);
+        if query.visibility.covers(owner.as_deref(), tenant.as_deref()) {
             let known = read_job(row)?;
             page.jobs.push(Known { event: strip_details(known.event), ..known });
         }
@@ -41,7 +41,7 @@ pub(super) fn read_page(connection: &Connection, query: &Query) -> Result<Page, 
     Ok(page)
 }
 
-/// Builds the SQL for a list query. Ownership is checked afterwards, in one place for all stores.
+/// Builds the SQL for a list query. What may be seen is checked afterwards.
 fn build_list_query(query: &Query) -> (String, Vec<Value>) {
     let mut conditions = vec!["1".to_owned()];
     let mut values: Vec<Value> = Vec::new();
@@ -86,7 +86,7 @@ fn build_list_query(query: &Query) -> (String, Vec<Value>) {
 
     let limit = MAX_SCANNED + 1;
     let sql = format!(
-        "SELECT partition, offset, event, id, submitted, owner FROM jobs WHERE {} \
+        "SELECT partition, offset, event, id, submitted, owner, tenant FROM jobs WHERE {} \
          ORDER BY submitted DESC, id DESC LIMIT {limit}",
         conditions.join(" AND ")
     );

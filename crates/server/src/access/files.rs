@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use fleet_access::{AccessPolicy, KeysFile, Pepper, WithoutCredentials};
+use fleet_access::{AccessPolicy, KeysFile, Pepper, Rights, Rules, WithoutCredentials};
 use fleet_ops::errors::chain;
 use fleet_policy::PolicyError;
 use tokio::{
@@ -68,11 +68,17 @@ fn readable_secrets(source: &AccessSource, roots: &[PathBuf]) -> Vec<PathBuf> {
     secrets.filter(is_readable).collect()
 }
 
+/// What the files say.
+pub(super) struct Files {
+    pub(super) state: AccessState,
+    pub(super) rights: Rights,
+}
+
 /// Reads all files.
-pub(super) fn read_state(
+pub(super) fn read_files(
     source: &AccessSource,
     without: WithoutCredentials,
-) -> Result<AccessState, ServerError> {
+) -> Result<Files, ServerError> {
     let resource = source.public_url.as_ref().map(|url| metadata::resource_of(url.as_str()));
     let policy = match &source.policy {
         Some(path) => read_policy(path, resource.as_deref())?,
@@ -93,7 +99,8 @@ pub(super) fn read_state(
         .authenticator(&keys, pepper.as_ref(), without)
         .map_err(|error| ServerError::Keys { path, error })?;
     let scopes = policy.rules.scopes();
-    Ok(AccessState { rules: policy.rules, limits: policy.limits, scopes, authenticator })
+    let state = AccessState { scopes, authenticator };
+    Ok(Files { state, rights: Rights { rules: policy.rules, limits: policy.limits } })
 }
 
 fn read_policy(path: &Path, resource: Option<&str>) -> Result<AccessPolicy, ServerError> {
@@ -102,10 +109,10 @@ fn read_policy(path: &Path, resource: Option<&str>) -> Result<AccessPolicy, Serv
     Ok(AccessPolicy::parse(&text, resource)?)
 }
 
-/// Checks what a policy file says about access, without a server.
-pub(crate) fn check_policy_file(path: &Path) -> Result<(), ServerError> {
+/// Checks what a policy file says about access, without a server. Returns its rules.
+pub(crate) fn read_rules(path: &Path) -> Result<Rules, ServerError> {
     // The server's public URL is a flag, so an issuer without audiences may be sound.
-    read_policy(path, Some("the server's public URL")).map(drop)
+    Ok(read_policy(path, Some("the server's public URL"))?.rules)
 }
 
 fn read_keys(path: &Path) -> Result<KeysFile, ServerError> {
@@ -249,13 +256,13 @@ fn reload(control: &AccessControl) -> Result<usize, ServerError> {
     let inner = &control.inner;
     let previous = control.current();
 
-    let mut state = read_state(&inner.source, inner.without)?;
+    let Files { state, rights } = read_files(&inner.source, inner.without)?;
     // Remembered tokens are verified again, since the rules about principals may have changed.
     state.authenticator.tokens().adopt_keys(previous.authenticator.tokens());
-    state.limits.adopt(&previous.limits);
-    let rules = state.rules.len();
+    let count = rights.rules.len();
     *inner.state.write() = Arc::new(state);
-    Ok(rules)
+    inner.rights.replace(rights);
+    Ok(count)
 }
 
 fn report(result: &Result<usize, ServerError>) {

@@ -9,10 +9,12 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use fleet_access::{AuthRefusal, AuthStatus, Presented, Principal};
+use fleet_access::{
+    Action, Asker, AuthRefusal, AuthStatus, Context, Presented, Principal, Resource,
+};
 use serde_json::json;
 
-use super::{AccessControl, metadata, streams::StreamCredentials};
+use super::{AccessControl, RefusalNote, metadata, streams::StreamCredentials};
 use crate::{
     http::{MAX_BODY, body::drain_body},
     metrics::{ACCEPTED_REQUESTS, REFUSED_REQUESTS},
@@ -23,8 +25,8 @@ const TOKEN_PARAMETER: &str = "access_token";
 /// What API keys begin with.
 const KEY_PREFIX: &str = "mf_";
 
-/// Authenticates a request. The principal goes with it as `Arc<Principal>` among the extensions; a
-/// request whose credentials are refused is answered here.
+/// Authenticates a request. Who asks goes with it as an [`Asker`] among the extensions, beside a
+/// [`RefusalNote`]; a request whose credentials are refused is answered here.
 pub(crate) async fn authenticate(
     State(access): State<AccessControl>,
     mut request: Request,
@@ -38,8 +40,14 @@ pub(crate) async fn authenticate(
             let via = principal.via.as_str();
             metrics::counter!(ACCEPTED_REQUESTS.name, "via" => via).increment(1);
             let credentials = StreamCredentials::of(&access, &request, from_loopback, &principal);
-            request.extensions_mut().insert(principal);
-            let response = next.run(request).await;
+            let (uri, headers) = (request.uri(), request.headers());
+            let metadata_url =
+                metadata::url_for(&access.current(), access.public_url(), uri, headers);
+
+            let note = RefusalNote::default();
+            request.extensions_mut().insert(note.clone());
+            request.extensions_mut().insert(access.asker(principal));
+            let response = note.apply(next.run(request).await, metadata_url.as_deref());
             match credentials {
                 Some(credentials) => credentials.limit_stream(response),
                 None => response,
@@ -55,6 +63,22 @@ pub(crate) async fn authenticate(
                 drain_body(body.into_data_stream(), MAX_BODY).await;
             }
             refuse(&access, &refusal, &parts.uri, &parts.headers)
+        }
+    }
+}
+
+/// Serves a request for metrics if whoever asks may read them.
+pub(crate) async fn check_metrics(request: Request, next: Next) -> Response {
+    let decision = request
+        .extensions()
+        .get::<Asker>()
+        .map(|asker| asker.decide(Action::ReadMetrics, &Resource::default(), &Context::default()));
+    match decision {
+        Some(decision) if decision.is_allowed() => next.run(request).await,
+        decision => {
+            let message =
+                decision.and_then(|decision| decision.message(Action::ReadMetrics.as_str()));
+            (StatusCode::FORBIDDEN, format!("{}\n", message.unwrap_or_default())).into_response()
         }
     }
 }
@@ -146,7 +170,7 @@ fn refuse(
 }
 
 /// A time in whole seconds, rounded up, so that nobody comes back too early.
-fn whole_seconds(time: Duration) -> u64 {
+pub(super) fn whole_seconds(time: Duration) -> u64 {
     time.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1)
 }
 

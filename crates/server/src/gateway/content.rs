@@ -1,5 +1,6 @@
 //! Prompts and resources, both this server's own and those of hosted servers.
 
+use fleet_access::{self as access, Action};
 use fleet_hosting::{apps, forward};
 use fleet_job::{size::clipped, tool_name};
 use rmcp::{
@@ -8,13 +9,16 @@ use rmcp::{
         ClientRequest, CompleteRequest, CompleteRequestParams, CompleteResult, CompletionInfo,
         ErrorData, GetPromptRequest, GetPromptRequestParams, GetPromptResponse, Prompt,
         ReadResourceRequest, ReadResourceRequestParams, ReadResourceResponse, Reference, Resource,
-        ResourceTemplate,
+        ResourceTemplate, Tool,
     },
     service::RequestContext,
 };
 use serde_json::json;
 
-use super::{Gateway, MAX_NAME};
+use super::{
+    Asking, Gateway, MAX_NAME,
+    asking::{prompt_of, resource_of},
+};
 
 /// The longest part of a URI that an error repeats, in bytes.
 const SHOWN_URI: usize = 2048;
@@ -25,20 +29,58 @@ pub(super) fn no_resource(uri: &str) -> ErrorData {
     ErrorData::resource_not_found("no server offers this resource", Some(data))
 }
 
+/// The prompt or the resource that an argument belongs to, as decisions see it.
+fn reference_of<'a>(server: Option<&'a str>, reference: &'a Reference) -> access::Resource<'a> {
+    match reference {
+        Reference::Prompt(prompt) => prompt_of(server, &prompt.name),
+        Reference::Resource(resource) => resource_of(server, &resource.uri),
+        _ => access::Resource { server, ..access::Resource::default() },
+    }
+}
+
 impl Gateway {
-    pub(super) fn all_prompts(&self) -> Vec<Prompt> {
+    pub(super) fn visible_tools(&self, asking: &Asking) -> Vec<Tool> {
+        let own = self.inner.providers.iter().flat_map(|provider| {
+            let mut tools = provider.tools();
+            tools.retain(|tool| asking.sees_own_tool(&**provider, &tool.name));
+            tools
+        });
+
+        let routes = self.inner.fleet.routes();
+        let hosted = routes.tools().filter(|route| asking.sees_tool(route));
+        own.chain(hosted.map(|route| route.listed.clone())).collect()
+    }
+
+    pub(super) fn visible_prompts(&self, asking: &Asking) -> Vec<Prompt> {
         let own = self.inner.providers.iter().flat_map(|provider| provider.prompts());
-        own.chain(self.inner.fleet.routes().prompts().cloned()).collect()
+        let own =
+            own.filter(|prompt| asking.sees(Action::GetPrompt, &prompt_of(None, &prompt.name)));
+
+        let routes = self.inner.fleet.routes();
+        let hosted = routes.prompts().filter(|route| asking.sees_prompt(route));
+        own.chain(hosted.map(|route| route.listed.clone())).collect()
     }
 
-    pub(super) fn all_resources(&self) -> Vec<Resource> {
+    pub(super) fn visible_resources(&self, asking: &Asking) -> Vec<Resource> {
         let own = self.inner.providers.iter().flat_map(|provider| provider.resources());
-        own.chain(self.inner.fleet.routes().resources().cloned()).collect()
+        let own = own.filter(|resource| {
+            asking.sees(Action::ReadResource, &resource_of(None, &resource.uri))
+        });
+
+        let routes = self.inner.fleet.routes();
+        let hosted = routes.resources().filter(|route| asking.sees_resource(route));
+        own.chain(hosted.map(|route| route.listed.clone())).collect()
     }
 
-    pub(super) fn all_templates(&self) -> Vec<ResourceTemplate> {
+    pub(super) fn visible_templates(&self, asking: &Asking) -> Vec<ResourceTemplate> {
         let own = self.inner.providers.iter().flat_map(|provider| provider.resource_templates());
-        own.chain(self.inner.fleet.routes().templates().cloned()).collect()
+        let own = own.filter(|template| {
+            asking.sees(Action::ReadResource, &resource_of(None, &template.uri_template))
+        });
+
+        let routes = self.inner.fleet.routes();
+        let hosted = routes.templates().filter(|route| asking.sees_template(route));
+        own.chain(hosted.map(|route| route.listed.clone())).collect()
     }
 
     pub(super) async fn fetch_prompt(
@@ -46,8 +88,10 @@ impl Gateway {
         mut params: GetPromptRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<GetPromptResponse, ErrorData> {
+        let asking = self.asked_by(&context)?;
         for provider in &self.inner.providers {
             if let Some(answer) = provider.get_prompt(&params, &context) {
+                asking.check(Action::GetPrompt, &prompt_of(None, &params.name))?;
                 return answer.await;
             }
         }
@@ -64,6 +108,7 @@ impl Gateway {
         let Some(route) = self.inner.fleet.routes().prompt(&params.name).cloned() else {
             return Err(unknown());
         };
+        asking.check(Action::GetPrompt, &prompt_of(Some(&route.server), &route.name))?;
 
         params.name = route.name;
         params.meta = None;
@@ -93,8 +138,10 @@ impl Gateway {
         mut params: ReadResourceRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
+        let asking = self.asked_by(&context)?;
         for provider in &self.inner.providers {
             if let Some(answer) = provider.read_resource(&params, &context) {
+                asking.check(Action::ReadResource, &resource_of(None, &params.uri))?;
                 return answer.await;
             }
         }
@@ -103,6 +150,7 @@ impl Gateway {
         let Some((server, uri)) = routes.resource(&params.uri) else {
             return Err(no_resource(&params.uri));
         };
+        asking.check(Action::ReadResource, &resource_of(Some(server), uri))?;
 
         let server = server.to_owned();
         params.uri = uri.to_owned();
@@ -118,9 +166,11 @@ impl Gateway {
         mut params: CompleteRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CompleteResult, ErrorData> {
+        let asking = self.asked_by(&context)?;
         if let Some(own) =
             self.inner.providers.iter().find_map(|provider| provider.complete(&params))
         {
+            asking.check(Action::Complete, &reference_of(None, &params.r#ref))?;
             return Ok(CompleteResult::new(own));
         }
 
@@ -146,6 +196,7 @@ impl Gateway {
                 "cannot complete the argument; the prompt or resource template is unknown";
             return Err(ErrorData::invalid_params(message, None));
         };
+        asking.check(Action::Complete, &reference_of(Some(&server), &params.r#ref))?;
 
         let upstream = self
             .inner

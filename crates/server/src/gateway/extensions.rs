@@ -1,6 +1,7 @@
 //! Requests of protocol extensions, which are forwarded to the hosted server that declares the
 //! extension.
 
+use fleet_access::{Action, Resource};
 use fleet_hosting::{apps, extensions::Owner, forward, routes::split_named};
 use fleet_job::size::clipped;
 use rmcp::{
@@ -13,7 +14,7 @@ use rmcp::{
 };
 use serde_json::json;
 
-use super::{Gateway, MAX_NAME, is_modern};
+use super::{Gateway, MAX_NAME, asking::resource_of, is_modern};
 
 /// Methods of every protocol revision. rmcp passes a request whose parameters it can't read to the
 /// handler for unknown methods.
@@ -72,6 +73,8 @@ impl Gateway {
             }
         };
         drop(routes);
+        let whole = Resource { server: Some(&server), ..Resource::default() };
+        self.check(&context, Action::CallExtension, &whole)?;
 
         let mut params = request.params;
         params.iter_mut().for_each(|params| apps::restore_in_value(&server, params));
@@ -93,11 +96,13 @@ impl Gateway {
             ClientRequest::ReadResourceDirectoryRequest(request) => Some(&mut request.params.uri),
             _ => None,
         };
-        if let Some(uri) = uri
+        let mut uri = uri;
+        if let Some(uri) = &mut uri
             && let Some((server, own)) = split_named(uri)
         {
             let server = server.to_owned();
-            *uri = own.to_owned();
+            self.check(context, Action::ReadResource, &resource_of(Some(&server), own))?;
+            **uri = own.to_owned();
             let result = forward::forward(&self.inner.fleet, &server, request, context).await?;
             return Ok((server, result));
         }
@@ -114,6 +119,10 @@ impl Gateway {
             }
         };
         drop(routes);
+        // The list of a server's skills has no URI.
+        let whole = Resource { server: Some(&server), ..Resource::default() };
+        let resource = uri.map_or(whole, |uri| resource_of(Some(&server), uri));
+        self.check(context, Action::ReadResource, &resource)?;
 
         let result = forward::forward(&self.inner.fleet, &server, request, context).await?;
         Ok((server, result))

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Instant};
 
+use fleet_access::{Annotations, Resource};
 use fleet_hosting::{
     apps, forward,
     routes::{Route, Routes},
@@ -19,7 +20,7 @@ use rmcp::{
     service::RequestContext,
 };
 
-use super::{Gateway, MAX_NAME, identify_server, traces};
+use super::{Asking, Gateway, MAX_NAME, annotations_of, identify_server, traces};
 use crate::{
     metrics::{OPERATION_DURATION, TOOL_CALLS},
     provider::Provider,
@@ -51,13 +52,43 @@ pub(super) struct CallRecord {
     context: RequestContext<RoleServer>,
 }
 
+/// Whose tool a call is for.
+enum Target<'g> {
+    /// Our own.
+    Own(&'g dyn Provider),
+    /// A hosted server's.
+    Hosted(HostedTool),
+    /// Nobody's that could be found now, and why. The call may still become a task that waits, or
+    /// be answered from memory.
+    Missing(ErrorData),
+}
+
+impl Target<'_> {
+    /// What limits see of a call of a tool by this name.
+    fn resource<'a>(&'a self, name: &'a str) -> Resource<'a> {
+        let (server, tool) = match self {
+            Self::Own(_) => (None, name),
+            Self::Hosted(tool) => (Some(tool.server.as_str()), tool.name.as_str()),
+            Self::Missing(_) => split_name(name),
+        };
+        Resource { server, tool: Some(tool), ..Resource::default() }
+    }
+}
+
+/// The server and the tool that a name stands for, as far as the name itself tells.
+fn split_name(name: &str) -> (Option<&str>, &str) {
+    match tool_name::split(name) {
+        Some((server, tool)) => (Some(server), tool),
+        None => (None, name),
+    }
+}
+
 /// A tool of a hosted server.
 struct HostedTool {
     server: String,
     /// The tool's name at its server.
     name: String,
-    /// Whether the tool is declared read-only or idempotent.
-    is_repeatable: bool,
+    annotations: Annotations,
 }
 
 impl<'g> Invocation<'g> {
@@ -123,44 +154,98 @@ impl CallRecord {
 }
 
 impl Gateway {
-    /// Runs a call: as a task if it is to become one, else at once.
+    /// Runs a call if its sender may make it: as a task if it is to become one, else at once.
     pub(super) async fn invoke(
         &self,
-        invocation: Invocation<'_>,
+        mut invocation: Invocation<'_>,
     ) -> Result<CallToolResponse, ErrorData> {
+        let asking = self.asked_by(&invocation.context)?;
+        let target = self.check_call(&asking, &invocation).await?;
+        let resource = target.resource(&invocation.params.name);
+        // Its slots are free again when the call has been answered.
+        let _admitted = asking.admit(&resource, &invocation.context)?;
+        // Our own tools find there who asks.
+        invocation.context.extensions.insert(asking);
+
         if let Some(task) = self.start_task(&invocation).await? {
             return Ok(task);
         }
 
         let repeats = self.inner.repeats.as_ref();
         let Some((repeats, key)) = repeats.zip(invocation.repeat_key()) else {
-            return self.run_call(invocation).await;
+            return self.run_call(invocation, target).await;
         };
 
         let cancelled = invocation.context.ct.clone();
         let limit = self.inner.fleet.longest_call(&invocation.params.name);
-        let answer = repeats.answer(key, limit, &cancelled, self.run_call(invocation)).await;
+        let answer =
+            repeats.answer(key, limit, &cancelled, self.run_call(invocation, target)).await;
         answer.unwrap_or_else(|error| {
             let data = serde_json::json!({ "reason": error.reason() });
             Err(ErrorData::internal_error(error.to_string(), Some(data)))
         })
     }
 
-    /// Passes a call to the provider or the hosted server that has the tool.
-    async fn run_call(&self, invocation: Invocation<'_>) -> Result<CallToolResponse, ErrorData> {
-        let Invocation { mut params, context, provider } = invocation;
-        if let Some(provider) = provider {
-            return provider.call_tool(params, context).await;
+    /// Finds the tool of a call, and checks that its sender may call it.
+    ///
+    /// # Errors
+    ///
+    /// Returns the refusal or, if nobody has the tool and its name alone gives no right to call it,
+    /// why that is so.
+    async fn check_call<'g>(
+        &self,
+        asking: &Asking,
+        invocation: &Invocation<'g>,
+    ) -> Result<Target<'g>, ErrorData> {
+        let Invocation { params, provider, .. } = invocation;
+        let arguments = params.arguments.as_ref();
+        if let Some(provider) = *provider {
+            asking.check_own_call(provider, &params.name, arguments)?;
+            return Ok(Target::Own(provider));
         }
 
-        let tool = self.locate_tool(&params.name).await?;
+        match self.locate_tool(asking, &params.name).await {
+            Ok(tool) => {
+                asking.check_hosted_call(
+                    Some(&tool.server),
+                    &tool.name,
+                    tool.annotations,
+                    arguments,
+                )?;
+                Ok(Target::Hosted(tool))
+            }
+            Err(missing) => {
+                let (server, tool) = split_name(&params.name);
+                let annotations = Annotations::default();
+                match asking.check_hosted_call(server, tool, annotations, arguments) {
+                    Ok(()) => Ok(Target::Missing(missing)),
+                    Err(_) => Err(missing),
+                }
+            }
+        }
+    }
+
+    /// Passes a call to the provider or the hosted server that has the tool.
+    async fn run_call(
+        &self,
+        invocation: Invocation<'_>,
+        target: Target<'_>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let Invocation { mut params, context, .. } = invocation;
+        let tool = match target {
+            Target::Own(provider) => return provider.call_tool(params, context).await,
+            Target::Hosted(tool) => tool,
+            Target::Missing(error) => return Err(error),
+        };
+
+        let is_repeatable = tool.is_repeatable();
         params.name = tool.name.into();
         params.meta = None;
         if let Some(arguments) = &mut params.arguments {
             apps::restore_in_object(&tool.server, arguments);
         }
 
-        let again = tool.is_repeatable.then(|| params.clone());
+        let again = is_repeatable.then(|| params.clone());
         match (self.forward_call(&tool.server, params, &context).await, again) {
             (Err(error), Some(params)) if forward::is_lost(&error) => {
                 tracing::info!(
@@ -176,7 +261,7 @@ impl Gateway {
 
     /// Finds a hosted server's tool by the name that clients see. Starts the server if its tools
     /// are not known yet.
-    async fn locate_tool(&self, name: &str) -> Result<HostedTool, ErrorData> {
+    async fn locate_tool(&self, asking: &Asking, name: &str) -> Result<HostedTool, ErrorData> {
         if name.len() > MAX_NAME {
             return Err(unknown_tool(name));
         }
@@ -187,7 +272,7 @@ impl Gateway {
         }
 
         let Some(server) = tool_name::server_of(name) else {
-            return Err(unknown_tool_with_hint(name, &fleet.routes()));
+            return Err(unknown_tool_with_hint(asking, name, &fleet.routes()));
         };
         if !self.find_server(server, name).await? {
             return Err(forward::unknown_server_error(server, name));
@@ -225,11 +310,17 @@ impl Gateway {
 
 impl HostedTool {
     fn of(route: &Route<Tool>) -> Self {
-        let hints = route.listed.annotations.as_ref();
-        let is_repeatable = hints.is_some_and(|hints| {
-            hints.read_only_hint == Some(true) || hints.idempotent_hint == Some(true)
-        });
-        Self { server: route.server.clone(), name: route.name.clone(), is_repeatable }
+        Self {
+            server: route.server.clone(),
+            name: route.name.clone(),
+            annotations: annotations_of(route.listed.annotations.as_ref()),
+        }
+    }
+
+    /// Whether the tool is declared read-only or idempotent.
+    fn is_repeatable(&self) -> bool {
+        let Annotations { read_only, idempotent, .. } = self.annotations;
+        [read_only, idempotent].contains(&Some(true))
     }
 }
 
@@ -261,10 +352,15 @@ fn unknown_tool(name: &str) -> ErrorData {
     ErrorData::invalid_params(format!("unknown tool `{}`", clipped(name, MAX_NAME)), None)
 }
 
+/// The most tools that the error for an unknown one names.
+const MAX_HINTS: usize = 5;
+
 /// The error for an unknown tool. It names the hosted servers' tools of the same name.
-fn unknown_tool_with_hint(name: &str, routes: &Routes) -> ErrorData {
+fn unknown_tool_with_hint(asking: &Asking, name: &str, routes: &Routes) -> ErrorData {
     let mut error = unknown_tool(name);
-    let offered: Vec<_> = routes.tools_called(name).map(|name| format!("`{name}`")).collect();
+    let visible = routes.tools_called(name).filter(|route| asking.sees_tool(route));
+    let offered: Vec<_> =
+        visible.take(MAX_HINTS).map(|route| format!("`{}`", route.listed.name)).collect();
     if !offered.is_empty() {
         let offered = offered.join(", ");
         error.message = format!("{}; hosted servers offer {offered}", error.message).into();

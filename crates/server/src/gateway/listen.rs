@@ -9,8 +9,11 @@ use std::{
     },
 };
 
+use fleet_access::{Action, Resource};
 use fleet_hosting::{
+    Fleet,
     changes::{Change, Lists},
+    extensions::Owner,
     fleet::Watched,
     notices::Notice,
 };
@@ -26,7 +29,7 @@ use rmcp::{
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
-use super::{Gateway, content::no_resource};
+use super::{Asking, Gateway, asking::resource_of, content::no_resource};
 
 /// The most resources that one session or stream may subscribe to.
 const MAX_WATCHED: usize = 1000;
@@ -64,18 +67,30 @@ impl Gateway {
     }
 
     /// Notifies a stream of changes until its client cancels it or the server stops.
-    pub(super) async fn stream_changes(&self, context: SubscriptionContext) {
-        let mut changes = self.inner.fleet.changes();
-        let uris = context.accepted().resource_subscriptions.iter().flatten();
-        let watched: Vec<_> = uris.filter_map(|uri| self.inner.fleet.watch_resource(uri)).collect();
+    ///
+    /// # Errors
+    ///
+    /// Returns the refusal if the client may not subscribe to one of the resources.
+    pub(super) async fn stream_changes(
+        &self,
+        context: SubscriptionContext,
+    ) -> Result<(), ErrorData> {
         let request = context.request_context();
+        let asking = self.check(request, Action::UseSession, &Resource::default())?;
+        let uris = || context.accepted().resource_subscriptions.iter().flatten();
+        uris().try_for_each(|uri| self.check_subscription(&asking, uri))?;
+
+        let mut changes = self.inner.fleet.changes();
+        let watched: Vec<_> =
+            uris().filter_map(|uri| self.inner.fleet.watch_resource(uri)).collect();
         let (sink, capabilities) = (context.sink().clone(), request.client_capabilities());
 
         let notify_of_changes = async {
             while let Some(change) = next_change(&mut changes).await {
                 let is_sent = match &change {
                     Change::Notice { extension, notice }
-                        if declares(capabilities.as_ref(), extension) =>
+                        if declares(capabilities.as_ref(), extension)
+                            && may_hear(&asking, &self.inner.fleet, extension) =>
                     {
                         send_notice(&request.peer, notice, Some(&sink)).await.is_ok()
                     }
@@ -103,10 +118,26 @@ impl Gateway {
         }
 
         drop(watched);
+        Ok(())
+    }
+
+    /// Checks that somebody may be told when a resource changes.
+    ///
+    /// # Errors
+    ///
+    /// Returns the refusal.
+    pub(super) fn check_subscription(&self, asking: &Asking, uri: &str) -> Result<(), ErrorData> {
+        let routes = self.inner.fleet.routes();
+        let is_own = self.inner.providers.iter().any(|provider| provider.can_watch(uri));
+        let resource = match routes.resource(uri).filter(|_| !is_own) {
+            Some((server, own)) => resource_of(Some(server), own),
+            None => resource_of(None, uri),
+        };
+        asking.check(Action::SubscribeResource, &resource)
     }
 
     /// Notifies a session of changes until it ends. Further calls for the same session do nothing.
-    pub(super) fn start_session_notices(&self, peer: Peer<RoleServer>) {
+    pub(super) fn start_session_notices(&self, peer: Peer<RoleServer>, asking: Asking) {
         if self.session.is_notified.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -114,6 +145,7 @@ impl Gateway {
         let mut changes = self.inner.fleet.changes();
         // The end of the session drops its handler and `Session`, which ends the task.
         let (session, ended) = (Arc::downgrade(&self.session), self.session.ended.clone());
+        let fleet = Arc::downgrade(&self.inner.fleet);
         tokio::spawn(async move {
             loop {
                 let change = tokio::select! {
@@ -121,6 +153,11 @@ impl Gateway {
                     () = ended.cancelled() => return,
                 };
                 let (Some(change), Some(session)) = (change, session.upgrade()) else { return };
+                if let (Change::Notice { extension, .. }, Some(fleet)) = (&change, fleet.upgrade())
+                    && !may_hear(&asking, &fleet, extension)
+                {
+                    continue;
+                }
                 if peer.is_transport_closed()
                     || notify_session(&peer, &session, &change).await.is_err()
                 {
@@ -163,6 +200,16 @@ async fn next_change(changes: &mut Receiver<Change>) -> Option<Change> {
         Err(RecvError::Lagged(_)) => Some(Change::Lists(Lists::ALL)),
         Err(RecvError::Closed) => None,
     }
+}
+
+/// Whether somebody may hear the notifications of an extension: whoever may call it.
+fn may_hear(asking: &Asking, fleet: &Fleet, extension: &str) -> bool {
+    let routes = fleet.routes();
+    let server = match routes.extensions().owner(extension) {
+        Owner::One(server) => Some(server),
+        Owner::Several(_) | Owner::Nobody => None,
+    };
+    asking.sees(Action::CallExtension, &Resource { server, ..Resource::default() })
 }
 
 /// Whether a client declares support for an extension.

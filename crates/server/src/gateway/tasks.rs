@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fleet_access::Asker;
 use fleet_job::{meta, trace::TraceContext};
 use fleet_jobs::{Caller, JobsError, Tasks};
 use futures::{
@@ -52,7 +53,9 @@ impl Gateway {
         parts: Option<&Parts>,
     ) -> Vec<String> {
         let Some(tasks) = self.inner.tasks.get() else { return Vec::new() };
-        let caller = tasks.caller(parts);
+        let asker = parts.and_then(|parts| parts.extensions.get::<Asker>());
+        let Some(asker) = asker.or(self.client.as_ref()) else { return Vec::new() };
+        let caller = tasks.caller(parts.map(|parts| &parts.headers), asker);
         let found = join_all(ids.iter().map(|id| tasks.get(id, &caller))).await;
         ids.into_iter().zip(found).filter(|(_, found)| found.is_ok()).map(|(id, _)| id).collect()
     }
@@ -68,7 +71,7 @@ impl Gateway {
             None => context.extensions.get::<WatchedTasks>(),
         };
         let (Some(watched), Some(tasks)) = (watched, self.inner.tasks.get()) else { return Ok(()) };
-        let caller = caller_of(tasks, context);
+        let Ok(caller) = self.caller_of(tasks, context) else { return Ok(()) };
         let mut states: SelectAll<BoxStream<'static, DetailedTask>> =
             watched.ids.iter().map(|id| tasks.watch(id, &caller).boxed()).collect();
 
@@ -106,11 +109,12 @@ impl Gateway {
             return Ok(None);
         }
 
-        let (caller, trace) = (caller_of(tasks, context), TraceContext::of_meta(&context.meta));
+        let caller = self.caller_of(tasks, context)?;
+        let trace = TraceContext::of_meta(&context.meta);
         let task = tasks
             .create(params.clone(), capabilities, &caller, &trace)
             .await
-            .map_err(to_error_data)?;
+            .map_err(|error| self.task_error(context, error))?;
         Ok(Some(CallToolResponse::Task(task)))
     }
 
@@ -135,10 +139,10 @@ impl Gateway {
     ) -> Result<GetTaskResult, ErrorData> {
         let tasks = self.require_tasks()?;
         tasks
-            .get(task_id, &caller_of(tasks, context))
+            .get(task_id, &self.caller_of(tasks, context)?)
             .await
             .map(GetTaskResult::new)
-            .map_err(to_error_data)
+            .map_err(|error| self.task_error(context, error))
     }
 
     pub(super) async fn answer_task(
@@ -147,11 +151,11 @@ impl Gateway {
         context: &RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
         let tasks = self.require_tasks()?;
-        let caller = caller_of(tasks, context);
+        let caller = self.caller_of(tasks, context)?;
         tasks
             .update(&request.task_id, request.input_responses, &caller)
             .await
-            .map_err(to_error_data)
+            .map_err(|error| self.task_error(context, error))
     }
 
     pub(super) async fn end_task(
@@ -160,7 +164,8 @@ impl Gateway {
         context: &RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
         let tasks = self.require_tasks()?;
-        tasks.cancel(task_id, &caller_of(tasks, context)).await.map_err(to_error_data)
+        let caller = self.caller_of(tasks, context)?;
+        tasks.cancel(task_id, &caller).await.map_err(|error| self.task_error(context, error))
     }
 
     fn require_tasks(&self) -> Result<&Tasks, ErrorData> {
@@ -168,21 +173,30 @@ impl Gateway {
         let no_tasks = || ErrorData::internal_error("this server has no tasks", None);
         self.inner.tasks.get().ok_or_else(no_tasks)
     }
-}
 
-fn caller_of(tasks: &Tasks, context: &RequestContext<RoleServer>) -> Caller {
-    tasks.caller(context.extensions.get::<Parts>())
-}
+    fn caller_of(
+        &self,
+        tasks: &Tasks,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<Caller, ErrorData> {
+        let headers = context.extensions.get::<Parts>().map(|parts| &parts.headers);
+        Ok(tasks.caller(headers, self.asked_by(context)?.asker()))
+    }
 
-fn to_error_data(error: JobsError) -> ErrorData {
-    match &error {
-        JobsError::NotFound(id) => {
-            let message = format!("unknown task `{id}`, or it belongs to another caller");
-            ErrorData::invalid_params(message, None)
+    fn task_error(&self, context: &RequestContext<RoleServer>, error: JobsError) -> ErrorData {
+        match &error {
+            JobsError::NotFound(id) => {
+                let message = format!("unknown task `{id}`, or it belongs to another caller");
+                ErrorData::invalid_params(message, None)
+            }
+            JobsError::Denied { action, decision } => match self.asked_by(context) {
+                Ok(asking) => asking.refuse(*action, decision),
+                Err(unauthenticated) => unauthenticated,
+            },
+            JobsError::Bad(_) | JobsError::BadJob { .. } | JobsError::TooLarge { .. } => {
+                ErrorData::invalid_params(error.to_string(), None)
+            }
+            _ => ErrorData::internal_error(error.to_string(), None),
         }
-        JobsError::Bad(_) | JobsError::BadJob { .. } | JobsError::TooLarge { .. } => {
-            ErrorData::invalid_params(error.to_string(), None)
-        }
-        _ => ErrorData::internal_error(error.to_string(), None),
     }
 }

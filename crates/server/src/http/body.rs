@@ -9,6 +9,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use fleet_ops::http::content_length;
 use futures::StreamExt;
 
 use super::MAX_BODY;
@@ -28,19 +29,20 @@ pub(super) async fn read_body(
     request: Request,
     next: Next,
 ) -> Response {
-    let length = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse().ok());
-    let (parts, body) = request.into_parts();
+    let length = content_length(request.headers());
+    let (mut parts, body) = request.into_parts();
     let mut body = body.into_data_stream();
-    if length.is_some_and(|length: usize| length > MAX_BODY) {
+    if length.is_some_and(|length| length > MAX_BODY as u64) {
         drain_body(body, MAX_DRAINED).await;
         return too_large();
     }
 
     match tokio::time::timeout(within, read_bounded(&mut body)).await {
-        Ok(Ok(body)) => next.run(Request::from_parts(parts, Body::from(body))).await,
+        Ok(Ok(body)) => {
+            // A body in chunks declares no length, and limits count it all the same.
+            parts.headers.insert(header::CONTENT_LENGTH, body.len().into());
+            next.run(Request::from_parts(parts, Body::from(body))).await
+        }
         Ok(Err(BodyError::TooLarge)) => {
             drain_body(body, MAX_DRAINED).await;
             too_large()

@@ -22,7 +22,7 @@ use std::{
 };
 
 use axum::{extract::Request, middleware::Next, response::Response};
-use fleet_access::PrincipalId;
+use fleet_access::{Asker, PrincipalId};
 use fleet_ops::metrics::Counted;
 use futures::{
     FutureExt, Stream, StreamExt,
@@ -65,20 +65,25 @@ const MAX_DELETED: usize = 10_000;
 const IDLE: Duration = Duration::from_secs(300);
 
 tokio::task_local! {
-    /// The principal of the request that the current task serves. rmcp asks for sessions by their
-    /// ids alone, but in the task of the request. Only a session's end is reported by another task.
-    static OWNER: Option<PrincipalId>;
+    /// Who sends the request that the current task serves. rmcp asks for sessions by their ids
+    /// alone, but in the task of the request. Only a session's end is reported by another task.
+    static ASKER: Option<Asker>;
 }
 
 /// Serves a request with the sessions of its principal.
-pub(super) async fn serve_for_owner(request: Request, next: Next) -> Response {
-    let owner = access::owner_of(request.extensions());
-    OWNER.scope(owner, next.run(request)).await
+pub(super) async fn serve_for_asker(request: Request, next: Next) -> Response {
+    let asker = request.extensions().get::<Asker>().cloned();
+    ASKER.scope(asker, next.run(request)).await
+}
+
+/// Who sends the current request.
+fn current_asker() -> Option<Asker> {
+    ASKER.try_with(Clone::clone).ok().flatten()
 }
 
 /// The principal of the current request; `None` if nobody was identified.
 fn current_owner() -> Option<PrincipalId> {
-    OWNER.try_with(|owner| *owner).ok().flatten()
+    ASKER.try_with(|asker| asker.as_ref().and_then(access::owner)).ok().flatten()
 }
 
 /// The sessions in this process, bounded in number. Clones share them.
@@ -256,8 +261,9 @@ impl Inner {
                 let evicted = make_room(&mut known, self.limit)?;
                 let (handle, worker) = create_local_session(id.clone(), self.config.clone());
                 let origin = SessionOrigin::Restored(self.tick());
+                let client = initialize_in_place_of_client(version());
                 let handshake =
-                    Arc::clone(self).restore(id.clone(), origin, handle.clone(), worker, version());
+                    Arc::clone(self).restore(id.clone(), origin, handle.clone(), worker, client);
                 // A task of its own goes on if the first request that waits for it is dropped.
                 let ready =
                     tokio::spawn(handshake).map(|done| matches!(done, Ok(Ok(())))).boxed().shared();
@@ -280,7 +286,7 @@ impl Inner {
         origin: SessionOrigin,
         handle: LocalSessionHandle,
         worker: LocalSessionWorker,
-        version: ProtocolVersion,
+        initialize: ClientRequest,
     ) -> Result<(), SessionError> {
         let (gateway, stop) = (self.gateway.for_session(), self.stop.child_token());
         tokio::spawn(async move {
@@ -291,13 +297,6 @@ impl Inner {
             self.forget(&id, origin);
         });
 
-        // The client's capabilities are unknown here, so declare none, and ask nothing of it.
-        let client = InitializeRequestParams::new(
-            ClientCapabilities::default(),
-            Implementation::new("session", "0"),
-        )
-        .with_protocol_version(version);
-        let initialize = ClientRequest::InitializeRequest(InitializeRequest::new(client));
         handle
             .initialize(ClientJsonRpcMessage::request(initialize, NumberOrString::Number(0)))
             .await?;
@@ -330,6 +329,22 @@ impl Session {
             _counted: counted,
         }
     }
+}
+
+/// The request with which the client of the current request would have created its session.
+fn initialize_in_place_of_client(version: ProtocolVersion) -> ClientRequest {
+    // The client's capabilities are unknown here, so declare none, and ask nothing of it.
+    let client = InitializeRequestParams::new(
+        ClientCapabilities::default(),
+        Implementation::new("session", "0"),
+    )
+    .with_protocol_version(version);
+
+    let mut request = ClientRequest::InitializeRequest(InitializeRequest::new(client));
+    if let Some(asker) = current_asker() {
+        request.extensions_mut().insert(asker);
+    }
+    request
 }
 
 /// Removes the session that has been idle longest, if there are too many sessions.
@@ -412,7 +427,9 @@ impl SessionManager for Sessions {
     // it also calls the store.
     async fn close_session(&self, id: &SessionId) -> Result<(), Self::Error> {
         // The report of an end comes from no request, and concerns the session of any principal.
-        let is_foreign = OWNER.try_with(|owner| !id::is_ours(id, *owner)).unwrap_or(false);
+        let is_foreign = ASKER
+            .try_with(|asker| !id::is_ours(id, asker.as_ref().and_then(access::owner)))
+            .unwrap_or(false);
         if !is_foreign {
             close_evicted(self.inner.forget(id, SessionOrigin::Initialized)).await;
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::{Router, body::Body, response::Response};
+use fleet_access::Asker;
 use fleet_hosting::Fleet;
 use fleet_job::event::{JobEvent, JobState};
 use fleet_jobs::{
@@ -85,10 +86,10 @@ impl Server {
 
     /// Reports the next event of the task, which belongs to the owner of this credential.
     async fn report_event(&self, offset: i64, state: JobState, credential: Option<&str>) {
-        let (mut parts, ()) = http::Request::new(()).into_parts();
-        let token = credential.map(|token| (http::header::AUTHORIZATION, token.parse().unwrap()));
-        parts.headers.extend(token);
-        let caller = self.jobs.caller(Some(&parts));
+        let mut headers = http::HeaderMap::new();
+        headers
+            .extend(credential.map(|token| (http::header::AUTHORIZATION, token.parse().unwrap())));
+        let caller = self.jobs.caller(Some(&headers), &Asker::local());
         let now = fleet_ops::clock::now();
         let event = JobEvent {
             owner: caller.owner.clone(),
@@ -204,8 +205,8 @@ async fn a_stream_over_stdio_reports_the_tasks_that_it_requests() {
     let (mut client, input) = tokio::io::duplex(1 << 16);
     let (output, answers) = tokio::io::duplex(1 << 16);
     let stop = CancellationToken::new();
-    let serving =
-        tokio::spawn(stdio::serve_client(server.gateway.clone(), input, output, stop.clone()));
+    let gateway = server.gateway.for_client(Asker::local());
+    let serving = tokio::spawn(stdio::serve_client(gateway, input, output, stop.clone()));
 
     let mut lines = BufReader::new(answers).lines();
     let mut next = async || {

@@ -1,8 +1,6 @@
 //! The key by which a repeat is recognised.
 
-use std::sync::Arc;
-
-use fleet_access::Principal;
+use fleet_access::Asker;
 use fleet_job::meta::{IDEMPOTENCY_KEY, JOB_ID};
 use fleet_ops::http::{CREDENTIALS, credential_bytes};
 use http::request::Parts;
@@ -50,8 +48,9 @@ impl Key {
 
 /// Hashes who calls. A verified principal is the same caller with every key and token of its own.
 fn hash_caller(hasher: &mut Sha256, parts: Option<&Parts>) {
-    let principal = parts.and_then(|parts| parts.extensions.get::<Arc<Principal>>());
-    if let Some(principal) = principal.filter(|principal| principal.is_verified()) {
+    let asker = parts.and_then(|parts| parts.extensions.get::<Asker>());
+    if let Some(principal) = asker.map(Asker::principal).filter(|principal| principal.is_verified())
+    {
         hasher.update(b"p");
         return hash_bytes(hasher, principal.id().as_bytes());
     }
@@ -120,6 +119,9 @@ fn hash_count(hasher: &mut Sha256, count: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use fleet_access::{CurrentRights, Principal};
     use http::HeaderValue;
     use serde_json::json;
 
@@ -136,7 +138,8 @@ mod tests {
         if let Some(subject) = call["subject"].as_str() {
             let via = fleet_access::Via::Token;
             let kind = fleet_access::PrincipalKind::Person;
-            parts.extensions.insert(Arc::new(Principal::new("https://idp", subject, kind, via)));
+            let principal = Principal::new("https://idp", subject, kind, via);
+            parts.extensions.insert(Asker::new(Arc::new(principal), CurrentRights::default()));
         }
         Key::of(&params, meta, Some(&parts))
     }

@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
+use fleet_access::Action;
 use fleet_jobs::{Caller, Jobs, JobsError};
 use http::request::Parts;
 use rmcp::{RoleServer, service::RequestContext};
 
-use crate::toolkit::{ToolFailure, Toolkit};
+use crate::{
+    gateway::asking_in,
+    provider::ToolRight,
+    toolkit::{ToolFailure, Toolkit},
+};
 
 pub mod cancel;
 pub mod list;
@@ -20,18 +25,30 @@ pub fn toolkit(jobs: Jobs) -> Toolkit<Jobs> {
     Toolkit::new(Arc::new(jobs))
         .always_runs()
         .with(&submit::SPEC, submit::job_submit)
+        .with_right(&submit::SPEC, ToolRight::OnJobs(Action::SubmitJob))
         .with(&status::SPEC, status::job_status)
+        .with_right(&status::SPEC, ToolRight::OnJobs(Action::ReadJob))
         .with(&result::SPEC, result::job_result)
+        .with_right(&result::SPEC, ToolRight::OnJobs(Action::ReadJob))
         .with(&wait::SPEC, wait::job_wait)
+        .with_right(&wait::SPEC, ToolRight::OnJobs(Action::ReadJob))
         .with(&cancel::SPEC, cancel::job_cancel)
+        .with_right(&cancel::SPEC, ToolRight::OnJobs(Action::CancelJob))
         .with(&list::SPEC, list::job_list)
+        .with_right(&list::SPEC, ToolRight::OnJobs(Action::ReadJob))
 }
 
-fn caller_of(jobs: &Jobs, context: &RequestContext<RoleServer>) -> Caller {
-    jobs.caller(context.extensions.get::<Parts>())
+fn caller_of(jobs: &Jobs, context: &RequestContext<RoleServer>) -> Result<Caller, ToolFailure> {
+    let asking = asking_in(context).map_err(ToolFailure::refused)?;
+    let headers = context.extensions.get::<Parts>().map(|parts| &parts.headers);
+    Ok(jobs.caller(headers, asking.asker()))
 }
 
-fn failure_of(error: JobsError) -> ToolFailure {
+/// The failure that an error of the job service is in a call with this context.
+fn failure_of(context: &RequestContext<RoleServer>, error: JobsError) -> ToolFailure {
+    if let (JobsError::Denied { action, decision }, Ok(asking)) = (&error, asking_in(context)) {
+        return ToolFailure::refused(asking.refuse(*action, decision));
+    }
     let message = error.to_string();
     if error.is_retryable() {
         ToolFailure::transient(message)

@@ -13,7 +13,16 @@ use tokio::{
 
 use crate::common::{PATIENCE, Server, command, eventually, tree};
 
-/// A keys file and its pepper.
+/// A rule that lets whoever is served do everything.
+const ALLOW_ALL: &str = "
+    [[rule]]
+    name = 'all'
+    effect = 'allow'
+    principals = ['anyone']
+    actions = ['*']
+";
+
+/// A keys file with its pepper, and a policy file.
 pub(crate) struct Keys {
     dir: tempfile::TempDir,
     file: KeysFile,
@@ -26,7 +35,20 @@ impl Keys {
         let keys = Self { dir: tempfile::tempdir().unwrap(), file: KeysFile::default(), pepper };
         std::fs::write(keys.dir.path().join("keys.toml.pepper"), keys.pepper.reveal()).unwrap();
         keys.save();
+        keys.set_policy(ALLOW_ALL);
         keys
+    }
+
+    /// Replaces the policy file, which lets everybody with a key do everything at first.
+    pub(crate) fn set_policy(&self, text: &str) {
+        std::fs::write(self.dir.path().join("policy.toml"), text).unwrap();
+    }
+
+    /// The arguments of a server that uses both files.
+    pub(crate) fn args(&self) -> [String; 4] {
+        let policy = self.dir.path().join("policy.toml");
+        ["--access-keys", self.path().to_str().unwrap(), "--policy", policy.to_str().unwrap()]
+            .map(str::to_owned)
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -62,7 +84,13 @@ impl Keys {
     }
 
     pub(crate) async fn start_server(&self) -> Server {
-        Server::start(&["--access-keys", self.path().to_str().unwrap()]).await
+        self.start_server_with(&[]).await
+    }
+
+    pub(crate) async fn start_server_with(&self, more: &[&str]) -> Server {
+        let args = self.args();
+        let args: Vec<_> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        Server::start(&args).await
     }
 }
 
@@ -182,8 +210,7 @@ async fn a_principal_is_one_caller_with_all_of_its_keys() {
     let mut keys = Keys::new();
     let [first, second, other] =
         [("a-1", "a"), ("a-2", "a"), ("b", "b")].map(|(id, subject)| keys.add(id, subject));
-    let (keys, root) = (keys.path(), tree.root.to_str().unwrap().to_owned());
-    let server = Server::start(&["--access-keys", keys.to_str().unwrap(), "--root", &root]).await;
+    let server = keys.start_server_with(&["--root", tree.root.to_str().unwrap()]).await;
 
     // The result of a job's call is remembered for its caller alone.
     let is_repeated = async |authorization: String| {

@@ -77,9 +77,7 @@ async fn a_session_is_not_there_for_another_principal() {
     let mut keys = Keys::new();
     let [first, second, other] = [("a-1", "alice"), ("a-2", "alice"), ("b", "bob")]
         .map(|(id, subject)| keys.add(id, subject));
-    let path = keys.path();
-    let args = ["--access-keys", path.to_str().unwrap(), "--allow-command", &program];
-    let server = Server::start(&args).await;
+    let server = keys.start_server_with(&["--allow-command", &program]).await;
     let [alice, alice_again, bob] =
         [&first, &second, &other].map(|key| Caller { server: &server, key });
 
@@ -170,9 +168,7 @@ async fn streams_end_with_the_key_that_opened_them() {
     let program = patient(dir.path(), "server");
     let mut keys = Keys::new();
     let [revoked, kept] = [("a-1", "alice"), ("a-2", "alice")].map(|(id, by)| keys.add(id, by));
-    let path = keys.path();
-    let args = ["--access-keys", path.to_str().unwrap(), "--allow-command", &program];
-    let server = Server::start(&args).await;
+    let server = keys.start_server_with(&["--allow-command", &program]).await;
     let alice = Caller { server: &server, key: &kept };
 
     let session = alice.initialize().await;

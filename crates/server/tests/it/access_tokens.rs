@@ -224,3 +224,43 @@ async fn clients_are_told_where_tokens_come_from() {
         assert_eq!(response.headers()["www-authenticate"], expected);
     }
 }
+
+#[tokio::test]
+async fn a_token_with_too_few_scopes_is_told_which_ones_it_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let issuer = Issuer::start(&[&A]).await;
+    let policy = issuer.policy(&dir);
+    let rule = "\n[[rule]]\nname='admin'\neffect='allow'\nprincipals=['anyone']\n\
+                actions=['servers.administer']\nscopes=['fleet:read', 'fleet:admin']\n";
+    let text = std::fs::read_to_string(&policy).unwrap() + rule;
+    std::fs::write(&policy, text).unwrap();
+    let server = Server::start(&["--policy", &policy]).await;
+
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+        "params": {"name": "server_remove", "arguments": {"name": "x"}}});
+    let call = async |scope: &str| {
+        let token = A.sign(&issuer.claims(json!({ "scope": scope })));
+        let request = server.http.post(server.url("/message")).bearer_auth(token);
+        request.json(&body).send().await.unwrap()
+    };
+
+    let refused = call("fleet:read").await;
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    let challenge = refused.headers()["www-authenticate"].to_str().unwrap().to_owned();
+    for part in [
+        "error=\"insufficient_scope\"",
+        "scope=\"fleet:read fleet:admin\"",
+        "resource_metadata=\"http://",
+    ] {
+        assert!(challenge.contains(part), "{challenge}");
+    }
+    let answer: Value = refused.json().await.unwrap();
+    let data = &answer["error"]["data"];
+    assert_eq!(data["code"], "FLEET-INSUFFICIENT-SCOPE", "{answer}");
+    assert_eq!(data["scopes"], json!(["fleet:read", "fleet:admin"]), "{answer}");
+
+    let served = call("fleet:read fleet:admin").await;
+    assert_eq!(served.status(), StatusCode::OK);
+    let answer: Value = served.json().await.unwrap();
+    assert!(answer["result"].is_object(), "{answer}");
+}

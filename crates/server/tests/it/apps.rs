@@ -21,7 +21,12 @@ const TEMPLATE: &str = "ui://widget/{name}";
 
 /// A scripted server of the older protocol that declares these capabilities and has one answer to
 /// each of these methods. It logs its requests to a file next to it.
-fn scripted(dir: &Path, name: &str, capabilities: &Value, answers: &[(&str, Value)]) -> String {
+pub(crate) fn scripted(
+    dir: &Path,
+    name: &str,
+    capabilities: &Value,
+    answers: &[(&str, Value)],
+) -> String {
     let initialized = json!({
         "protocolVersion": "2025-06-18",
         "capabilities": capabilities,

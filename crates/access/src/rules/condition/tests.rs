@@ -66,7 +66,10 @@ fn evaluate(source: &str, trusts_annotations: bool) -> Result<bool, String> {
         "path": "/srv/a", "n": 5, "big": 18_446_744_073_709_551_615_u64, "half": 0.5,
         "list": [1, 2, 3], "nested": {"a": {"b": true}}, "none": null,
     });
-    let context = RequestContext { arguments: Arguments::Known(&arguments), former_owner: None };
+    let context = RequestContext {
+        arguments: Arguments::Known(arguments.as_object().unwrap()),
+        owner_names: &[],
+    };
     condition.evaluate(&Facts::new(&principal, &resource, &context, trusts_annotations))
 }
 

@@ -1,5 +1,6 @@
 //! Sessions of several replicas: eviction, restoration and deletion.
 
+use fleet_access::{CurrentRights, Principal, PrincipalKind, Via};
 use fleet_hosting::Fleet;
 use fleet_policy::{Policy, current::CurrentPolicy};
 use futures::future::join_all;
@@ -9,6 +10,7 @@ use super::*;
 fn sessions(limit: usize) -> Sessions {
     let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
     let gateway = Gateway::new(Vec::new(), fleet, Duration::ZERO, 0, None);
+    let gateway = gateway.for_client(Asker::local());
     Sessions::new(gateway, limit, Duration::from_secs(3600), CancellationToken::new())
 }
 
@@ -139,22 +141,27 @@ async fn a_session_that_has_ended_unnoticed_is_restored() {
 #[tokio::test]
 async fn a_session_belongs_to_the_principal_that_created_it() {
     let (one, other) = (sessions(10), sessions(10));
-    let [alice, bob] = ["alice", "bob"].map(|subject| Some(PrincipalId::of("keys", subject)));
-    let (id, _transport) = OWNER.scope(alice, one.create_session()).await.unwrap();
+    let asker = |subject: &str| {
+        let via = Via::Key { id: subject.to_owned() };
+        let principal = Principal::new("keys", subject, PrincipalKind::Person, via);
+        Some(Asker::new(Arc::new(principal), CurrentRights::default()))
+    };
+    let alice = || asker("alice");
+    let (id, _transport) = ASKER.scope(alice(), one.create_session()).await.unwrap();
 
     for replica in [&one, &other] {
-        assert!(OWNER.scope(alice, replica.has_session(&id)).await.unwrap());
-        for foreign in [bob, None] {
-            assert!(!OWNER.scope(foreign, replica.has_session(&id)).await.unwrap());
+        assert!(ASKER.scope(alice(), replica.has_session(&id)).await.unwrap());
+        for foreign in [asker("bob"), None] {
+            assert!(!ASKER.scope(foreign, replica.has_session(&id)).await.unwrap());
         }
     }
 
-    for foreign in [bob, None] {
-        OWNER.scope(foreign, one.close_session(&id)).await.unwrap();
-        OWNER.scope(foreign, SessionStore::delete(&one, &id)).await.unwrap();
+    for foreign in [asker("bob"), None] {
+        ASKER.scope(foreign.clone(), one.close_session(&id)).await.unwrap();
+        ASKER.scope(foreign, SessionStore::delete(&one, &id)).await.unwrap();
     }
     assert!(one.inner.touch(&id).is_some() && !one.inner.deleted.contains(&id));
 
-    OWNER.scope(alice, SessionStore::delete(&one, &id)).await.unwrap();
-    assert!(!OWNER.scope(alice, one.has_session(&id)).await.unwrap());
+    ASKER.scope(alice(), SessionStore::delete(&one, &id)).await.unwrap();
+    assert!(!ASKER.scope(alice(), one.has_session(&id)).await.unwrap());
 }

@@ -45,7 +45,7 @@ pub async fn job_cancel(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Cancellation, ToolFailure> {
-    let caller = super::caller_of(&jobs, &context);
+    let caller = super::caller_of(&jobs, &context)?;
     let cancelled = jobs.cancel(&args.job_id, &caller, args.reason.as_deref(), WAIT).await;
-    cancelled.map_err(super::failure_of)
+    cancelled.map_err(|error| super::failure_of(&context, error))
 }

@@ -64,8 +64,10 @@ pub async fn job_list(
 ) -> Result<JobList, ToolFailure> {
     let Args { filter, limit, cursor, _others: NoOthers } = args;
     let page = PageRequest { filter, limit, cursor };
-    let query = page.into_query().map_err(|error| super::failure_of(error.into()))?;
-    jobs.list(query, &super::caller_of(&jobs, &context)).await.map_err(super::failure_of)
+    let query = page.into_query().map_err(|error| super::failure_of(&context, error.into()))?;
+    jobs.list(query, &super::caller_of(&jobs, &context)?)
+        .await
+        .map_err(|error| super::failure_of(&context, error))
 }
 
 #[cfg(test)]

@@ -28,8 +28,11 @@ pub async fn job_result(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<JobView, ToolFailure> {
-    let caller = super::caller_of(&jobs, &context);
-    let job = jobs.get(&args.job_id, &caller).await.map_err(super::failure_of)?;
+    let caller = super::caller_of(&jobs, &context)?;
+    let job = jobs
+        .get(&args.job_id, &caller)
+        .await
+        .map_err(|error| super::failure_of(&context, error))?;
     if !job.is_terminal() {
         return Err(ToolFailure::transient(format!(
             "{}; use job_wait to wait for it",

@@ -39,7 +39,10 @@ pub async fn job_status(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<JobView, ToolFailure> {
-    let caller = super::caller_of(&jobs, &context);
-    let job = jobs.get(&args.job_id, &caller).await.map_err(super::failure_of)?;
+    let caller = super::caller_of(&jobs, &context)?;
+    let job = jobs
+        .get(&args.job_id, &caller)
+        .await
+        .map_err(|error| super::failure_of(&context, error))?;
     Ok(job.without_result())
 }

@@ -49,12 +49,15 @@ pub async fn job_submit(
         Some(_) => {
             let both =
                 BadRequest("give either `jobs` or the fields of one job, not both".to_owned());
-            return Err(super::failure_of(both.into()));
+            return Err(super::failure_of(&context, both.into()));
         }
     };
 
-    let caller = super::caller_of(&jobs, &context);
+    let caller = super::caller_of(&jobs, &context)?;
     let trace = TraceContext::of_meta(&context.meta);
-    let jobs = jobs.submit(requests, &caller, &trace).await.map_err(super::failure_of)?;
+    let jobs = jobs
+        .submit(requests, &caller, &trace)
+        .await
+        .map_err(|error| super::failure_of(&context, error))?;
     Ok(SubmittedJobs { jobs })
 }

@@ -55,12 +55,12 @@ pub async fn job_wait(
         )));
     }
 
-    let caller = super::caller_of(&jobs, &context);
+    let caller = super::caller_of(&jobs, &context)?;
     let limit = Duration::from_millis(ms);
     let cancelled = context.ct.clone();
     tokio::select! {
         job = wait_for_end(&jobs, &context, &caller, args.job_id, limit) => {
-            job.map_err(super::failure_of)
+            job.map_err(|error| super::failure_of(&context, error))
         }
         () = cancelled.cancelled() => {
             Err(ToolFailure::transient("the wait was cancelled; the job was not"))

@@ -48,10 +48,11 @@ pub struct Server {
 /// Never returns an error.
 pub async fn server_list(
     shared: Arc<Shared>,
-    _context: RequestContext<RoleServer>,
+    context: RequestContext<RoleServer>,
     _args: Args,
 ) -> Result<Servers, ToolFailure> {
-    let servers = shared.statuses().into_iter().map(|status| Server {
+    let statuses = super::visible_statuses(&shared, &context)?;
+    let servers = statuses.into_iter().map(|status| Server {
         name: status.name,
         state: status.state,
         tool_count: status.tool_count,

@@ -41,10 +41,10 @@ pub struct Statuses {
 /// Returns an error if no server of this name is hosted.
 pub async fn server_status(
     shared: Arc<Shared>,
-    _context: RequestContext<RoleServer>,
+    context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Statuses, ToolFailure> {
-    let mut servers = shared.statuses();
+    let mut servers = super::visible_statuses(&shared, &context)?;
     if let Some(name) = args.name {
         servers.retain(|status| status.name == name);
         if servers.is_empty() {
