@@ -290,7 +290,7 @@ table! {
             "Its `Host` or `Origin` is not one that the server serves.",
             "Use `--allowed-hosts` or `--allowed-origins` to add the name.";
         NO_SUCH_JOB = "FLEET-NO-SUCH-JOB":
-            "No job of this id is known, or it was submitted with other credentials.",
+            "No job of this id is known, or the caller may not see it.",
             "The id is misspelled, the job is older than what the ledger keeps, or it is someone else's.",
             "Check the id and the credentials; a job written directly to Kafka is known once a worker has reached it.";
         NO_SUCH_PATH = "FLEET-NO-SUCH-PATH":

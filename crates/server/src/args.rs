@@ -141,7 +141,8 @@ pub struct Args {
     /// keys file FILE, if it exists.
     #[arg(help_heading = "Access", long, env = "MCP_ACCESS_PEPPER_FILE", value_name = "FILE")]
     pub access_pepper_file: Option<PathBuf>,
-    /// A policy file (TOML) with further rules: what may be hosted, and issuers of access tokens.
+    /// A policy file (TOML): what may be hosted, issuers of access tokens, and the rules and limits
+    /// of principals.
     #[arg(
         help_heading = "Hosted servers",
         long = "policy",
