@@ -5,7 +5,10 @@
 use std::{
     error::Error as _,
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -22,7 +25,7 @@ use futures::{StreamExt, stream::BoxStream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use reqwest::{RequestBuilder, Response};
 use rmcp::model::{
-    ClientJsonRpcMessage, ErrorData, JsonRpcMessage, RequestId, ServerJsonRpcMessage,
+    ClientJsonRpcMessage, ClientRequest, ErrorData, JsonRpcMessage, RequestId, ServerJsonRpcMessage,
 };
 use url::Url;
 
@@ -206,11 +209,14 @@ pub(super) struct RemoteLink {
     url: Url,
     /// What the log must not show.
     secrets: Secrets,
+    /// Whether a connection that the remote had left open was closed when it was used again. From
+    /// then on, every request gets a connection of its own.
+    closes_connections: AtomicBool,
 }
 
 impl RemoteLink {
     pub(super) fn new(client: reqwest::Client, url: Url, secrets: Secrets) -> Self {
-        Self { client, url, secrets }
+        Self { client, url, secrets, closes_connections: AtomicBool::new(false) }
     }
 
     /// Posts a message.
@@ -222,7 +228,16 @@ impl RemoteLink {
         const BOTH: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
         headers.insert(header::ACCEPT, BOTH);
         let request = |url| self.client.post(url).headers(headers.clone()).json(message);
-        let response = self.send(request).await?;
+        let response = match self.send(request).await {
+            Err(HttpFailure::Connection(error))
+                if is_lost(&error)
+                    && !self.closes_connections.swap(true, Ordering::Relaxed)
+                    && may_be_repeated(message) =>
+            {
+                self.send(request).await?
+            }
+            sent => sent?,
+        };
 
         let id = request_id(message);
         if !response.status().is_success() {
@@ -273,12 +288,35 @@ impl RemoteLink {
 
     /// Sends a request, and follows one redirect that stays on the server.
     async fn send(&self, request: impl Fn(Url) -> RequestBuilder) -> Result<Response, HttpFailure> {
+        let request = |url| match self.closes_connections.load(Ordering::Relaxed) {
+            true => request(url).header(header::CONNECTION, "close"),
+            false => request(url),
+        };
         let response = request(self.url.clone()).send().await?;
         match moved(response.status().as_u16(), &self.url, header_text(&response, header::LOCATION))
         {
             Some(url) => Ok(request(url).send().await?),
             None => Ok(response),
         }
+    }
+}
+
+/// Returns whether a connection ended after a message may have been sent, and before an answer.
+fn is_lost(error: &reqwest::Error) -> bool {
+    error.is_request() && !error.is_connect() && !error.is_timeout()
+}
+
+/// Returns whether a message may be sent again if it may have arrived: all but calls, which may
+/// have run.
+fn may_be_repeated(message: &ClientJsonRpcMessage) -> bool {
+    match message {
+        JsonRpcMessage::Request(request) => !matches!(
+            request.request,
+            ClientRequest::CallToolRequest(_) | ClientRequest::CustomRequest(_)
+        ),
+        JsonRpcMessage::Notification(_)
+        | JsonRpcMessage::Response(_)
+        | JsonRpcMessage::Error(_) => true,
     }
 }
 

@@ -16,6 +16,8 @@ mod check;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
+mod closing_remotes;
+#[cfg(test)]
 mod common;
 #[cfg(test)]
 mod confinement;

@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use crate::common::Server;
 
 /// A request that a server has received.
-struct Seen {
+pub(crate) struct Seen {
     path: String,
     host: String,
     is_post: bool,
@@ -59,8 +59,8 @@ impl Seen {
 }
 
 /// A server, and the methods that were called.
-struct Remote {
-    url: String,
+pub(crate) struct Remote {
+    pub(crate) url: String,
     heard: Arc<Mutex<Vec<String>>>,
 }
 
@@ -95,7 +95,9 @@ impl Remote {
     }
 
     /// The same, but only for POST requests.
-    async fn posted(answer: impl Fn(&Seen) -> Response + Clone + Send + Sync + 'static) -> Self {
+    pub(crate) async fn posted(
+        answer: impl Fn(&Seen) -> Response + Clone + Send + Sync + 'static,
+    ) -> Self {
         Self::start(move |seen| {
             Some(if seen.is_post {
                 answer(seen)
@@ -106,7 +108,7 @@ impl Remote {
         .await
     }
 
-    fn count(&self, method: &str) -> usize {
+    pub(crate) fn count(&self, method: &str) -> usize {
         self.heard.lock().unwrap().iter().filter(|heard| *heard == method).count()
     }
 }
@@ -119,7 +121,7 @@ fn typed(kind: &'static str, body: impl Into<Body>) -> Response {
     ([(header::CONTENT_TYPE, kind)], body.into()).into_response()
 }
 
-fn plain(seen: &Seen) -> Response {
+pub(crate) fn plain(seen: &Seen) -> Response {
     seen.plain()
         .map_or(StatusCode::ACCEPTED.into_response(), |answer| axum::Json(answer).into_response())
 }
