@@ -337,15 +337,19 @@ fn table(file: &KeysFile, now: Timestamp) -> String {
 
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING);
-    table.set_header(["ID", "SUBJECT", "KIND", "STATE", "ROLES", "CREATED", "EXPIRES"]);
+    table.set_header([
+        "ID", "SUBJECT", "NAME", "KIND", "TENANT", "ROLES", "STATE", "CREATED", "EXPIRES",
+    ]);
     let time = |time: Option<Timestamp>| time.map(|time| time.to_string()).unwrap_or_default();
     for entry in &file.keys {
         table.add_row([
             entry.id.clone(),
             entry.subject.clone().unwrap_or_else(|| entry.id.clone()),
+            entry.name.clone().unwrap_or_default(),
             entry.kind.as_str().to_owned(),
-            KeyState::of(entry, now).as_str().to_owned(),
+            entry.tenant.clone().unwrap_or_default(),
             entry.roles.join(","),
+            KeyState::of(entry, now).as_str().to_owned(),
             time(entry.created),
             time(entry.expires),
         ]);

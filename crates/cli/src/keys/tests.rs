@@ -31,7 +31,7 @@ fn mode(path: &Path) -> u32 {
 fn keys_are_made_listed_and_revoked() {
     let dir = tempfile::tempdir().unwrap();
     keys(dir.path(), &["create", "ci", "--role", "worker", "--expires", "90d", "--json"]).unwrap();
-    keys(dir.path(), &["create", "ci-2", "--subject", "ci"]).unwrap();
+    keys(dir.path(), &["create", "ci-2", "--subject", "ci", "--name", "Pipeline"]).unwrap();
     keys(dir.path(), &["revoke", "ci"]).unwrap();
     keys(dir.path(), &["list"]).unwrap();
 
@@ -45,7 +45,8 @@ fn keys_are_made_listed_and_revoked() {
     assert_eq!((&described["subject"], &described["state"]), (&json!("ci"), &json!("revoked")));
     assert_eq!(described["roles"], json!(["worker"]));
     assert!(!described.to_string().contains(&file.keys[0].mac));
-    assert!(table(&file, now).lines().count() == 3);
+    let table = table(&file, now);
+    assert!(table.lines().count() == 3 && table.contains("Pipeline"), "{table}");
 
     assert_eq!(mode(&dir.path().join("keys.toml")), 0o600);
     assert_eq!(mode(&dir.path().join("keys.toml.pepper")), 0o600);
