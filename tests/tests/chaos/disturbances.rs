@@ -265,11 +265,15 @@ impl Chaos<'_> {
 
 /// The cut that a disturbance from `from` to `until` was for calls.
 fn cut_by(what: Disturbance, from: i64, until: i64) -> Option<Cut> {
+    // One call is lost with its connection. The next attempt can follow within milliseconds, and is
+    // lost in the queue of connections that nobody accepts any more: for its caller, the connection
+    // was made, the request sent, and the connection reset.
+    let in_its_last_moment = 2;
     let (lost_calls, only_remote) = match what {
-        Disturbance::KillServer { .. } => (1, false),
-        // One with the server, and one when it refuses the old session without saying why.
-        Disturbance::KillHosted { .. } => (2, true),
-        Disturbance::CutHosted { .. } => (1, true),
+        Disturbance::KillServer { .. } => (in_its_last_moment, false),
+        // Another one when it refuses the old session without saying why.
+        Disturbance::KillHosted { .. } => (in_its_last_moment + 1, true),
+        Disturbance::CutHosted { .. } => (in_its_last_moment, true),
         _ => return None,
     };
     Some(Cut { from, until, lost_calls, only_remote })
