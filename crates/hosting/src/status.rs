@@ -166,6 +166,18 @@ pub struct Unavailable {
 }
 
 impl ServerStatus {
+    /// Leaves out what tells how the server works: its process, its errors, and what it has that
+    /// can't be offered.
+    pub fn hide_diagnostics(&mut self) {
+        self.pid = None;
+        self.hidden_tools = Vec::new();
+        self.sharing = None;
+        self.not_enforced = Vec::new();
+        self.last_error = None;
+        self.stderr_tail = None;
+        self.breaker.last_failure = String::new();
+    }
+
     /// The status of a server that should be hosted but is refused.
     pub(crate) fn refused(name: &str, problem: &str) -> Self {
         Self {

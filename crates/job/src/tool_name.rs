@@ -106,6 +106,16 @@ pub fn split(exposed: &str) -> Option<(&str, &str)> {
     exposed.split_once(SEPARATOR)
 }
 
+/// Returns whether [`split`] may be wrong about an offered name: the name may be one that
+/// [`exposed`] has changed, or that of a server whose own name ends in `_`.
+pub fn is_ambiguous(name: &str) -> bool {
+    let is_hash = |end: &str| {
+        end.len() == HASH_DIGITS
+            && end.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    name.contains("___") || name.rsplit_once('_').is_some_and(|(_, end)| is_hash(end))
+}
+
 /// Returns the name under which a tool is offered if a caller uses `<server>__<tool>` with the
 /// tool's own name. Returns `None` if `name` does not have that form or is already the offered
 /// name.
@@ -119,6 +129,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn names_that_do_not_tell_their_tool_are_known() {
+        for name in [&exposed("q", "ns/drop"), &exposed("q", &"x".repeat(80)), "a___x"] {
+            assert!(is_ambiguous(name), "{name}");
+        }
+        for name in ["q__drop", "q__drop_all", "drop", "q__drop_0123"] {
+            assert!(!is_ambiguous(name), "{name}");
+        }
+    }
 
     #[test]
     fn server_names_are_checked() {

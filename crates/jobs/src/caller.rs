@@ -5,9 +5,9 @@
 //! serves this machine only or everybody, the owner is a digest of the credentials that a proxy or
 //! a client sends.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
-use fleet_access::{Action, Asker, Context, Decision, Resource};
+use fleet_access::{Action, AdmittedCall, Asker, Context, Decision, Resource};
 use fleet_job::event::JobEvent;
 use fleet_ledger::query::Visibility;
 use fleet_ops::{
@@ -80,6 +80,26 @@ impl Caller {
         context: &Context<'_>,
     ) -> Result<(), JobsError> {
         JobsError::unless_allowed(action, self.asker.decide(action, resource, context))
+    }
+
+    /// Lets an action in as [`Asker::admit`] does.
+    ///
+    /// # Errors
+    ///
+    /// Returns the limit that is met.
+    pub(crate) fn admit(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        bytes: u64,
+        now: Duration,
+    ) -> Result<AdmittedCall, JobsError> {
+        self.asker.admit(action, resource, bytes, now).map_err(JobsError::Limited)
+    }
+
+    /// Returns whether the caller's credentials were verified.
+    pub(crate) fn is_verified(&self) -> bool {
+        self.asker.principal().is_verified()
     }
 
     /// The tenant of jobs that the caller submits without naming one.

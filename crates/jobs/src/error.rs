@@ -1,6 +1,6 @@
 //! Errors of the job service.
 
-use fleet_access::{Action, Decision};
+use fleet_access::{Action, Decision, LimitReached};
 use fleet_kafka::KafkaError;
 use fleet_ledger::StoreError;
 use fleet_ops::blocking::WorkLost;
@@ -30,6 +30,9 @@ pub enum JobsError {
         /// The decision, which is not to allow it.
         decision: Box<Decision>,
     },
+    /// The caller has reached a limit.
+    #[error(transparent)]
+    Limited(LimitReached),
     /// The request is invalid.
     #[error("{0}")]
     Bad(#[from] BadRequest),
@@ -88,7 +91,7 @@ impl JobsError {
     /// Returns whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NotReady(_) | Self::Store(_) => true,
+            Self::NotReady(_) | Self::Store(_) | Self::Limited(_) => true,
             Self::Kafka(error) => error.is_retryable(),
             Self::NotFound(_)
             | Self::NotSearched(_)

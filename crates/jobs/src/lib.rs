@@ -57,6 +57,7 @@ pub use error::JobsError;
 pub(crate) use hub::EventReader;
 pub use job_watch::JobWatch;
 pub use request::{JobRequest, PageRequest};
+pub use rights::{ResolvedTool, ToolResolver};
 pub use submit::MAX_JOBS;
 pub use tasks::Tasks;
 
@@ -96,6 +97,8 @@ struct Inner {
     claims: Mutex<claims::Claims>,
     /// Permits to search the jobs topic.
     searches: Arc<Semaphore>,
+    /// Finds the tools that jobs name.
+    resolver: OnceLock<ToolResolver>,
     stop: CancellationToken,
 }
 
@@ -176,6 +179,7 @@ impl Jobs {
             overtaken: Notify::new(),
             claims: Mutex::default(),
             searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
+            resolver: OnceLock::new(),
             stop,
         });
         _ = inner.threads.set(follow::start_threads(&inner)?);
@@ -185,6 +189,12 @@ impl Jobs {
         tokio::spawn(jobs.clone().measure_topics());
         tokio::spawn(jobs.clone().restate_overtaken());
         Ok(jobs)
+    }
+
+    /// Lets decisions about submissions find the tools that jobs name. A second call changes
+    /// nothing.
+    pub fn resolve_tools_with(&self, resolver: ToolResolver) {
+        self.inner.resolver.get_or_init(|| resolver);
     }
 
     /// Waits until the events topic has been read once, or is known not to exist.

@@ -1,26 +1,55 @@
 //! What a job does, as far as the right to submit it goes.
+//!
+//! A worker runs the job with rights of its own. So what the job does must be decided before, about
+//! the very tool that the server will find: names are resolved as the server resolves them, and
+//! names that can't be resolved now are decided on only if they can't stand for another tool later.
+
+use std::sync::Arc;
 
 use fleet_access::{Action, Annotations, Arguments, Context, Resource};
 use fleet_job::{
     envelope::{Envelope, ToolCall, Work},
     mcp_servers::McpServers,
-    tool_name,
+    size, tool_name,
 };
+use fleet_ops::clock;
+use serde_json::{Map, Value};
 
 use super::{Caller, JobsError, request::BadRequest};
+
+/// Begins the names of the server's own tools about hosted servers.
+const SERVER_TOOLS: &str = "server_";
+/// Begins the names of the server's own tools about jobs.
+const JOB_TOOLS: &str = "job_";
+
+/// Finds the tool of a hosted server by the name that clients see, with the arguments as the tool
+/// will get them; `None` if there is none now.
+pub type ToolResolver =
+    Arc<dyn Fn(&str, &Map<String, Value>) -> Option<ResolvedTool> + Send + Sync>;
+
+/// A tool of a hosted server, with the arguments of a call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResolvedTool {
+    /// The server.
+    pub server: String,
+    /// The tool's name there.
+    pub tool: String,
+    /// The arguments as the tool will get them.
+    pub arguments: Map<String, Value>,
+}
 
 /// Checks that the caller may submit a job: each of its calls, and each server that it hosts.
 ///
 /// # Errors
 ///
-/// Returns the refusal of the first call or server that the caller may not use.
-pub(crate) fn check_submission(caller: &Caller, envelope: &Envelope) -> Result<(), JobsError> {
+/// Returns the refusal of the first call or server that the caller may not use, or the limit that
+/// it meets.
+pub(crate) fn check_submission(
+    caller: &Caller,
+    envelope: &Envelope,
+    resolve: Option<&ToolResolver>,
+) -> Result<(), JobsError> {
     let tenant = envelope.tenant.as_deref();
-    let check = |action, resource: Resource<'_>, arguments| {
-        let context = Context { arguments, ..Context::default() };
-        caller.check(action, &resource, &context)
-    };
-
     let calls = match &envelope.work {
         Work::ToolCall(call) => std::slice::from_ref(call),
         Work::ToolBatch(batch) => &batch.calls[..],
@@ -29,19 +58,80 @@ pub(crate) fn check_submission(caller: &Caller, envelope: &Envelope) -> Result<(
             let servers = servers.map_err(|error| BadRequest(error.to_string()))?;
             for name in servers.servers.keys() {
                 let server = Resource { server: Some(name), tenant, ..Resource::default() };
-                check(Action::SubmitJob, server, Arguments::None)?;
-                check(Action::AdministerServers, server, Arguments::None)?;
+                admit(caller, &server, 0)?;
+                check(caller, Action::SubmitJob, &server, Arguments::None)?;
+                check(caller, Action::AdministerServers, &server, Arguments::None)?;
             }
             return Ok(());
         }
     };
+    calls.iter().try_for_each(|call| check_call(caller, call, tenant, resolve))
+}
 
-    for call in calls {
-        let (server, tool) = named_tool(call);
-        let resource = Resource { tenant, ..Resource::tool(server, tool, Annotations::default()) };
-        check(Action::SubmitJob, resource, Arguments::Known(&call.arguments))?;
+fn check_call(
+    caller: &Caller,
+    call: &ToolCall,
+    tenant: Option<&str>,
+    resolve: Option<&ToolResolver>,
+) -> Result<(), JobsError> {
+    let exposed = call.exposed_name();
+    let resolved = resolve.and_then(|resolve| resolve(&exposed, &call.arguments));
+    let (server, tool, arguments) = match &resolved {
+        Some(found) => (Some(found.server.as_str()), found.tool.as_str(), &found.arguments),
+        None => {
+            check_name(caller, call, &exposed)?;
+            let (server, tool) = named_tool(call);
+            (server, tool, &call.arguments)
+        }
+    };
+
+    let resource = Resource { tenant, ..Resource::tool(server, tool, Annotations::default()) };
+    admit(caller, &resource, size::json_bytes(&call.arguments))?;
+    check(caller, Action::SubmitJob, &resource, Arguments::Known(arguments))?;
+
+    // Our own tools would do these with the rights of the worker.
+    if server.is_none() && tool.starts_with(SERVER_TOOLS) {
+        let named = arguments.get("name").and_then(Value::as_str);
+        let resource = Resource { server: named, ..Resource::default() };
+        check(caller, Action::AdministerServers, &resource, Arguments::None)?;
+    }
+    if server.is_none() && tool.starts_with(JOB_TOOLS) {
+        check(caller, Action::ActAs, &Resource { tenant, ..Resource::default() }, Arguments::None)?;
     }
     Ok(())
+}
+
+/// Refuses a name that may come to stand for another tool than the one that is decided on, from
+/// callers who have more rights with some tools than with others.
+fn check_name(caller: &Caller, call: &ToolCall, exposed: &str) -> Result<(), JobsError> {
+    let server = call.server.as_deref();
+    let is_possible = server.is_none_or(|server| tool_name::check_server(server).is_ok());
+    if caller.is_verified() && (!is_possible || tool_name::is_ambiguous(exposed)) {
+        let tool: String = exposed.chars().take(SHOWN_NAME).collect();
+        return Err(BadRequest(format!(
+            "`{tool}` may be the changed name of another tool, and its server is not hosted here \
+             now; submit the job once it is"
+        ))
+        .into());
+    }
+    Ok(())
+}
+
+/// The longest part of a name that an error repeats, in characters.
+const SHOWN_NAME: usize = 128;
+
+fn check(
+    caller: &Caller,
+    action: Action,
+    resource: &Resource<'_>,
+    arguments: Arguments<'_>,
+) -> Result<(), JobsError> {
+    caller.check(action, resource, &Context { arguments, ..Context::default() })
+}
+
+fn admit(caller: &Caller, resource: &Resource<'_>, bytes: u64) -> Result<(), JobsError> {
+    // Its slots are for what runs, and the job runs later.
+    caller.admit(Action::SubmitJob, resource, bytes, clock::monotonic()).map(drop)
 }
 
 /// The server of a call and the tool's own name, as far as the call itself tells them.
@@ -55,10 +145,8 @@ fn named_tool(call: &ToolCall) -> (Option<&str>, &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use fleet_access::{AccessPolicy, Asker, CurrentRights, Principal, PrincipalKind, Rights, Via};
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -74,7 +162,19 @@ mod tests {
         let caller = Caller::new(Some("ci".to_owned()), None, asker);
         let request: crate::JobRequest = serde_json::from_value(job).unwrap();
         let prepared = request.prepare(&caller, || "j".to_owned()).unwrap();
-        check_submission(&caller, &prepared.envelope).map_err(|error| error.to_string())
+        check_submission(&caller, &prepared.envelope, Some(&resolver()))
+            .map_err(|error| error.to_string())
+    }
+
+    /// A server `db` with the tool `ns/drop`, whose offered name is another.
+    fn resolver() -> ToolResolver {
+        Arc::new(|name, arguments| {
+            (name == tool_name::exposed("db", "ns/drop")).then(|| ResolvedTool {
+                server: "db".to_owned(),
+                tool: "ns/drop".to_owned(),
+                arguments: arguments.clone(),
+            })
+        })
     }
 
     const DB: &str = "
@@ -118,6 +218,60 @@ mod tests {
         let refusal = may_submit(submit, job()).unwrap_err();
         assert!(refusal.contains("servers.administer"), "{refusal}");
         assert_eq!(may_submit(&[submit, administer].concat(), job()), Ok(()));
+    }
+
+    #[test]
+    fn no_spelling_of_a_tool_evades_a_rule() {
+        let rules = "[[rule]]\nname='all'\neffect='allow'\nprincipals=['anyone']\n\
+                     actions=['jobs.submit']\n\
+                     [[rule]]\nname='no'\neffect='deny'\nprincipals=['anyone']\n\
+                     actions=['jobs.submit']\ntools=['ns/*', 'admin__*']\n";
+        let shortened = tool_name::exposed("db", "ns/drop");
+        let (_, own) = tool_name::split(&shortened).unwrap();
+        for job in [
+            json!({"server": "db", "tool": "ns/drop"}),
+            json!({"tool": shortened}),
+            json!({"server": "db", "tool": own}),
+        ] {
+            let refusal = may_submit(rules, job.clone()).unwrap_err();
+            assert!(refusal.contains("(rule no)"), "{job}: {refusal}");
+        }
+        // Their servers are not known here.
+        for job in [
+            json!({"tool": tool_name::exposed("q", "ns/drop")}),
+            json!({"server": "q__admin", "tool": "drop"}),
+            json!({"tool": "a___x"}),
+        ] {
+            let refusal = may_submit(rules, job.clone()).unwrap_err();
+            assert!(refusal.contains("not hosted here"), "{job}: {refusal}");
+        }
+        assert_eq!(may_submit(rules, json!({"tool": "q__query"})), Ok(()));
+    }
+
+    #[test]
+    fn a_job_lends_nobody_the_rights_of_its_worker() {
+        let submit = "[[rule]]\nname='s'\neffect='allow'\nprincipals=['anyone']\n\
+                      actions=['jobs.submit']\n";
+        for tool in ["server_initialize", "server_remove", "server_status"] {
+            let job = json!({"tool": tool, "arguments": {"name": "db"}});
+            let refusal = may_submit(submit, job).unwrap_err();
+            assert!(refusal.contains("servers.administer"), "{tool}: {refusal}");
+        }
+        let refusal = may_submit(submit, json!({"tool": "job_cancel"})).unwrap_err();
+        assert!(refusal.contains("act-as"), "{refusal}");
+        assert_eq!(may_submit(submit, json!({"tool": "file_read"})), Ok(()));
+    }
+
+    #[test]
+    fn a_limit_counts_every_call_of_a_job() {
+        let rules = "[[rule]]\nname='s'\neffect='allow'\nprincipals=['anyone']\n\
+                     actions=['jobs.submit']\n\
+                     [[limit]]\nname='few'\nper='principal'\nactions=['jobs.submit']\n\
+                     tools=['query']\nrate='2/h'\n";
+        let job = |calls: usize| json!({"calls": vec![json!({"tool": "db__query"}); calls]});
+        assert_eq!(may_submit(rules, job(2)), Ok(()));
+        let refusal = may_submit(rules, job(3)).unwrap_err();
+        assert!(refusal.contains("few") && refusal.contains("FLEET-RATE-LIMITED"), "{refusal}");
     }
 
     #[test]

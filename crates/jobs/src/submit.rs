@@ -89,7 +89,7 @@ impl Jobs {
     ) -> Result<Vec<Submitted>, JobsError> {
         let jobs = prepare_jobs(requests, caller)?;
         for (index, job) in jobs.iter().enumerate() {
-            rights::check_submission(caller, &job.envelope)?;
+            rights::check_submission(caller, &job.envelope, self.inner.resolver.get())?;
             self.check_reply_topic(&job.envelope).map_err(|error| match jobs.len() {
                 1 => JobsError::Bad(error),
                 _ => JobsError::BadJob { index, error },

@@ -101,6 +101,7 @@ impl Tasks {
         let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
         let envelope = Envelope {
             owner: caller.owner.clone(),
+            tenant: caller.tenant().map(str::to_owned),
             deadline: Some(now.plus(self.ttl)),
             timeout_ms: Some(ttl_ms.clamp(1, MAX_TIMEOUT_MS)),
             ..Envelope::new(job_id.clone(), Work::ToolCall(call))

@@ -193,6 +193,18 @@ impl AccessControl {
     }
 }
 
+/// Who asks over standard input: the local principal, with the rights that the policy file gives it
+/// now.
+///
+/// # Errors
+///
+/// Returns an error if the policy file can't be used.
+pub(crate) fn local_asker(source: &AccessSource) -> Result<Asker, ServerError> {
+    let source = AccessSource { keys: None, pepper: None, ..source.clone() };
+    let rights = files::read_files(&source, WithoutCredentials::LocalIfLoopback)?.rights;
+    Ok(Asker::new(Arc::new(Principal::local()), CurrentRights::new(rights)))
+}
+
 /// The principal to whom what a request creates belongs; `None` if nobody was identified.
 pub(crate) fn owner_of(extensions: &Extensions) -> Option<PrincipalId> {
     extensions.get::<Asker>().and_then(owner)

@@ -431,6 +431,8 @@ impl ServerHandler for Gateway {
         ));
         let (server, result) = self.forward_skills_request(request, &context).await?;
         let mut result = forward::read_skills(&server, result)?;
+        let asking = self.asked_by(&context)?;
+        result.skills.retain(|skill| asking.sees_uri(&server, &skill.uri));
         identify_server(&context, &mut result.meta);
         Ok(result)
     }
@@ -456,6 +458,8 @@ impl ServerHandler for Gateway {
         let request = ClientRequest::ReadResourceDirectoryRequest(request);
         let (server, result) = self.forward_skills_request(request, &context).await?;
         let mut result = forward::read_directory(&server, &self.inner.fleet.routes(), result)?;
+        let asking = self.asked_by(&context)?;
+        result.resources.retain(|resource| asking.sees_uri(&server, &resource.uri));
         identify_server(&context, &mut result.meta);
         Ok(result)
     }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use fleet_access::Asker;
 use fleet_hosting::{
     Fleet,
     registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
@@ -87,6 +86,10 @@ pub async fn run_until(
     shared.follow(stop.clone())?;
     let jobs = start_jobs(&config, &mut links, stop.clone()).await?;
 
+    if let Some(jobs) = &jobs {
+        jobs.resolve_tools_with(tools::jobs::resolver(fleet.clone()));
+    }
+
     let mut providers = more;
     providers.extend(build_toolkits(&config, &fleet, &shared, jobs.as_ref())?);
     let (window, max_bytes) = (config.repeat_window, config.repeat_max_bytes);
@@ -99,7 +102,7 @@ pub async fn run_until(
     let result = match access {
         None => {
             let (stdin, stdout) = stdio_pipes();
-            let gateway = gateway.for_client(Asker::local());
+            let gateway = gateway.for_client(access::local_asker(&config.access)?);
             stdio::serve_client(gateway, stdin, stdout, stop).await
         }
         Some(access) => serve_http(gateway, &config, access, &fleet, &shared, jobs, stop).await,

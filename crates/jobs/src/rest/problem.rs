@@ -347,6 +347,7 @@ impl From<JobsError> for Problem {
                 Self::new(ProblemKind::NoSuchJob, detail)
             }
             JobsError::Denied { decision, .. } => Self::denied(*decision, detail),
+            JobsError::Limited(reached) => Self::limited(&reached),
             JobsError::Bad(_) => Self::new(ProblemKind::BadJob, detail),
             JobsError::BadJob { index, .. } => {
                 Self::new(ProblemKind::BadJob, detail).with_index(Some(index))

@@ -7,8 +7,10 @@ use std::sync::LazyLock;
 
 use fleet_access::{
     Action, AdmittedCall, Annotations, Arguments, Asker, Context, Decision, LimitReached, Resource,
+    RuleName,
 };
-use fleet_hosting::routes::{Route, Routes};
+use fleet_hosting::routes::{Route, Routes, split_named};
+use fleet_job::tool_name;
 use fleet_ops::{clock, http::content_length};
 use http::request::Parts;
 use rmcp::{
@@ -82,13 +84,15 @@ impl Asking {
         &self.asker
     }
 
-    /// Checks something that has no arguments.
+    /// Checks something that has no arguments, and counts it.
     ///
     /// # Errors
     ///
-    /// Returns the refusal.
+    /// Returns the refusal, or the limit that is met.
     pub(crate) fn check(&self, action: Action, resource: &Resource<'_>) -> Result<(), ErrorData> {
-        self.refuse_unless_allowed(action, self.decide(action, resource, Arguments::None))
+        self.refuse_unless_allowed(action, self.decide(action, resource, Arguments::None))?;
+        // Only calls of tools last long enough to hold slots.
+        self.admit(action, resource, 0).map(drop)
     }
 
     /// Checks a call of a tool of a hosted server.
@@ -119,22 +123,26 @@ impl Asking {
         tool: &str,
         arguments: Option<&JsonObject>,
     ) -> Result<(), ErrorData> {
-        let (action, decision) = match provider.right(tool) {
-            ToolRight::Call(annotations) => {
-                let resource = Resource::tool(None, tool, annotations);
-                (Action::CallTool, self.decide(Action::CallTool, &resource, known(arguments)))
-            }
+        let right = provider.right(tool);
+        let annotations = match right {
+            ToolRight::Call(annotations) => annotations,
+            ToolRight::OnServer(_) | ToolRight::OnJobs(_) => Annotations::default(),
+        };
+        let call = Resource::tool(None, tool, annotations);
+        let decision = self.decide(Action::CallTool, &call, known(arguments));
+
+        match right {
+            // A rule that names the tool itself counts in any case.
+            _ if is_denied_by_file(&decision) => {}
+            ToolRight::Call(_) => {}
             ToolRight::OnServer(action) => {
                 let named = arguments.and_then(|arguments| arguments.get("name")?.as_str());
-                let resource = Resource { server: named, ..Resource::default() };
-                (action, self.decide(action, &resource, Arguments::None))
+                return self.check(action, &Resource { server: named, ..Resource::default() });
             }
             ToolRight::OnJobs(action) if self.asker.may_ever(action) => return Ok(()),
-            ToolRight::OnJobs(action) => {
-                (action, self.decide(action, &Resource::default(), Arguments::None))
-            }
-        };
-        self.refuse_unless_allowed(action, decision)
+            ToolRight::OnJobs(action) => return self.check(action, &Resource::default()),
+        }
+        self.refuse_unless_allowed(Action::CallTool, decision)
     }
 
     /// Lets a call of a tool in if no limit is met.
@@ -142,35 +150,78 @@ impl Asking {
     /// # Errors
     ///
     /// Returns the error that tells when to call again.
-    pub(super) fn admit(
+    pub(super) fn admit_call(
         &self,
         tool: &Resource<'_>,
         context: &RequestContext<RoleServer>,
     ) -> Result<AdmittedCall, ErrorData> {
         let parts = context.extensions.get::<Parts>();
         let bytes = parts.and_then(|parts| content_length(&parts.headers)).unwrap_or(0);
-        let admitted = self.asker.admit(Action::CallTool, tool, bytes, clock::monotonic());
-        admitted.map_err(|reached| {
-            if let Some(note) = &self.note {
-                note.note_limit(reached.retry_after);
-            }
-            limit_error(&reached, tool.server)
-        })
+        self.admit(Action::CallTool, tool, bytes)
+    }
+
+    fn admit(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        bytes: u64,
+    ) -> Result<AdmittedCall, ErrorData> {
+        let admitted = self.asker.admit(action, resource, bytes, clock::monotonic());
+        admitted.map_err(|reached| self.limit(&reached, resource.server))
+    }
+
+    /// The error for what met a limit.
+    pub(crate) fn limit(&self, reached: &LimitReached, server: Option<&str>) -> ErrorData {
+        if let Some(note) = &self.note {
+            note.note_limit(reached.retry_after);
+        }
+        limit_error(reached, server)
+    }
+
+    /// Whether a call of a hosted server's tool could be allowed, whatever the tool says of itself.
+    /// Its server is looked for, or started, for nobody else.
+    pub(super) fn could_call(&self, server: Option<&str>, tool: &str) -> bool {
+        let best = Annotations { read_only: Some(true), ..Annotations::default() };
+        self.sees(Action::CallTool, &Resource::tool(server, tool, best))
+    }
+
+    /// Whether a call of a tool by this name could be allowed, if nobody knows the tool yet.
+    pub(super) fn could_call_unknown(&self, name: &str) -> bool {
+        match tool_name::split(name) {
+            // The name may stand for another tool.
+            _ if tool_name::is_ambiguous(name) => self.asker.may_ever(Action::CallTool),
+            Some((server, tool)) => self.could_call(Some(server), tool),
+            None => self.could_call(None, name),
+        }
+    }
+
+    /// Whether a call of a hosted server's tool is allowed.
+    pub(super) fn may_call(
+        &self,
+        server: Option<&str>,
+        tool: &str,
+        arguments: Option<&JsonObject>,
+    ) -> bool {
+        let resource = Resource::tool(server, tool, Annotations::default());
+        self.decide(Action::CallTool, &resource, known(arguments)).is_allowed()
     }
 
     /// Whether a list shows a tool of our own.
     pub(super) fn sees_own_tool(&self, provider: &dyn Provider, tool: &str) -> bool {
+        let see = |annotations| {
+            let resource = Resource::tool(None, tool, annotations);
+            self.decide(Action::CallTool, &resource, Arguments::NotYetKnown)
+        };
         match provider.right(tool) {
-            ToolRight::Call(annotations) => {
-                let resource = Resource::tool(None, tool, annotations);
-                self.sees(Action::CallTool, &resource)
+            ToolRight::Call(annotations) => see(annotations).is_visible(),
+            ToolRight::OnServer(action) | ToolRight::OnJobs(action) => {
+                self.asker.may_ever(action) && !is_denied_by_file(&see(Annotations::default()))
             }
-            ToolRight::OnServer(action) | ToolRight::OnJobs(action) => self.asker.may_ever(action),
         }
     }
 
     /// Whether a list shows a tool of a hosted server.
-    pub(super) fn sees_tool(&self, route: &Route<Tool>) -> bool {
+    pub(crate) fn sees_tool(&self, route: &Route<Tool>) -> bool {
         let annotations = annotations_of(route.listed.annotations.as_ref());
         let resource = Resource::tool(Some(&route.server), &route.name, annotations);
         self.sees(Action::CallTool, &resource)
@@ -196,9 +247,21 @@ impl Asking {
     /// tools, or may administer it.
     pub(crate) fn sees_server(&self, server: &str, routes: &Routes) -> bool {
         let whole = Resource { server: Some(server), ..Resource::default() };
-        self.sees(Action::AdministerServers, &whole)
+        self.administers(server)
             || self.sees(Action::CallTool, &whole)
             || routes.tools_of(server).any(|route| self.sees_tool(route))
+    }
+
+    /// Whether somebody may administer a server, and know everything about it.
+    pub(crate) fn administers(&self, server: &str) -> bool {
+        let whole = Resource { server: Some(server), ..Resource::default() };
+        self.sees(Action::AdministerServers, &whole)
+    }
+
+    /// Whether a list shows what a hosted server offers under this URI.
+    pub(super) fn sees_uri(&self, server: &str, offered: &str) -> bool {
+        let own = split_named(offered).map_or(offered, |(_, own)| own);
+        self.sees(Action::ReadResource, &resource_of(Some(server), own))
     }
 
     /// Whether what an action is about may be shown.
@@ -235,6 +298,11 @@ impl Asking {
 /// Returns a refusal if nobody was authenticated.
 pub(crate) fn asking_in(context: &RequestContext<RoleServer>) -> Result<Asking, ErrorData> {
     context.extensions.get::<Asking>().cloned().ok_or_else(unauthenticated)
+}
+
+/// Whether a rule of the policy file denies something. Without a rule, something else may allow it.
+fn is_denied_by_file(decision: &Decision) -> bool {
+    !decision.is_allowed() && matches!(decision.rule, RuleName::File(_))
 }
 
 /// The hints of a tool's annotations.

@@ -67,7 +67,12 @@ impl Gateway {
         let routes = self.inner.fleet.routes();
         let server = match routes.extensions().owner_of_method(method) {
             Owner::One(server) => server.to_owned(),
-            Owner::Several(servers) => return Err(ambiguous_method(method, &servers)),
+            Owner::Several(servers) => {
+                let asking = self.asked_by(&context)?;
+                let known: Vec<_> =
+                    servers.into_iter().filter(|name| asking.sees_server(name, &routes)).collect();
+                return Err(ambiguous_method(method, &known));
+            }
             Owner::Nobody => {
                 return Err(unknown_method(method, "; no hosted server declares its extension"));
             }
@@ -91,12 +96,11 @@ impl Gateway {
         mut request: ClientRequest,
         context: &RequestContext<RoleServer>,
     ) -> Result<(String, ServerResult), ErrorData> {
-        let uri = match &mut request {
+        let mut uri = match &mut request {
             ClientRequest::GetSkillRequest(request) => Some(&mut request.params.uri),
             ClientRequest::ReadResourceDirectoryRequest(request) => Some(&mut request.params.uri),
             _ => None,
         };
-        let mut uri = uri;
         if let Some(uri) = &mut uri
             && let Some((server, own)) = split_named(uri)
         {

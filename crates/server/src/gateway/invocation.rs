@@ -15,7 +15,7 @@ use rmcp::{
     RoleServer,
     model::{
         CallToolRequest, CallToolRequestParams, CallToolResponse, ClientRequest, ErrorCode,
-        ErrorData, Tool,
+        ErrorData, JsonObject, Tool,
     },
     service::RequestContext,
 };
@@ -89,6 +89,8 @@ struct HostedTool {
     /// The tool's name at its server.
     name: String,
     annotations: Annotations,
+    /// The arguments as the tool gets them.
+    arguments: Option<JsonObject>,
 }
 
 impl<'g> Invocation<'g> {
@@ -163,7 +165,7 @@ impl Gateway {
         let target = self.check_call(&asking, &invocation).await?;
         let resource = target.resource(&invocation.params.name);
         // Its slots are free again when the call has been answered.
-        let _admitted = asking.admit(&resource, &invocation.context)?;
+        let _admitted = asking.admit_call(&resource, &invocation.context)?;
         // Our own tools find there who asks.
         invocation.context.extensions.insert(asking);
 
@@ -204,8 +206,19 @@ impl Gateway {
             return Ok(Target::Own(provider));
         }
 
+        // Nobody else learns how the server is, or makes it start.
+        let is_known = self.inner.fleet.routes().tool(&params.name).is_some();
+        if !is_known && !asking.could_call_unknown(&params.name) {
+            return Err(unknown_tool_with_hint(asking, &params.name, &self.inner.fleet.routes()));
+        }
+
         match self.locate_tool(asking, &params.name).await {
-            Ok(tool) => {
+            Ok(mut tool) => {
+                tool.arguments = arguments.cloned();
+                if let Some(arguments) = &mut tool.arguments {
+                    apps::restore_in_object(&tool.server, arguments);
+                }
+                let arguments = tool.arguments.as_ref();
                 asking.check_hosted_call(
                     Some(&tool.server),
                     &tool.name,
@@ -216,10 +229,11 @@ impl Gateway {
             }
             Err(missing) => {
                 let (server, tool) = split_name(&params.name);
-                let annotations = Annotations::default();
-                match asking.check_hosted_call(server, tool, annotations, arguments) {
-                    Ok(()) => Ok(Target::Missing(missing)),
-                    Err(_) => Err(missing),
+                let is_certain = !tool_name::is_ambiguous(&params.name)
+                    || !asking.asker().principal().is_verified();
+                match is_certain && asking.may_call(server, tool, arguments) {
+                    true => Ok(Target::Missing(missing)),
+                    false => Err(missing),
                 }
             }
         }
@@ -241,9 +255,7 @@ impl Gateway {
         let is_repeatable = tool.is_repeatable();
         params.name = tool.name.into();
         params.meta = None;
-        if let Some(arguments) = &mut params.arguments {
-            apps::restore_in_object(&tool.server, arguments);
-        }
+        params.arguments = tool.arguments;
 
         let again = is_repeatable.then(|| params.clone());
         match (self.forward_call(&tool.server, params, &context).await, again) {
@@ -314,6 +326,7 @@ impl HostedTool {
             server: route.server.clone(),
             name: route.name.clone(),
             annotations: annotations_of(route.listed.annotations.as_ref()),
+            arguments: None,
         }
     }
 

@@ -94,6 +94,7 @@ impl Gateway {
                     {
                         send_notice(&request.peer, notice, Some(&sink)).await.is_ok()
                     }
+                    Change::Resource(uri) if !may_watch(&asking, &self.inner.fleet, uri) => true,
                     change => notify_stream(&sink, change).await.is_ok(),
                 };
                 if !is_sent {
@@ -153,9 +154,14 @@ impl Gateway {
                     () = ended.cancelled() => return,
                 };
                 let (Some(change), Some(session)) = (change, session.upgrade()) else { return };
-                if let (Change::Notice { extension, .. }, Some(fleet)) = (&change, fleet.upgrade())
-                    && !may_hear(&asking, &fleet, extension)
-                {
+                let is_allowed = match (&change, fleet.upgrade()) {
+                    (Change::Notice { extension, .. }, Some(fleet)) => {
+                        may_hear(&asking, &fleet, extension)
+                    }
+                    (Change::Resource(uri), Some(fleet)) => may_watch(&asking, &fleet, uri),
+                    _ => true,
+                };
+                if !is_allowed {
                     continue;
                 }
                 if peer.is_transport_closed()
@@ -210,6 +216,16 @@ fn may_hear(asking: &Asking, fleet: &Fleet, extension: &str) -> bool {
         Owner::Several(_) | Owner::Nobody => None,
     };
     asking.sees(Action::CallExtension, &Resource { server, ..Resource::default() })
+}
+
+/// Whether somebody may still be told of changes of a resource.
+fn may_watch(asking: &Asking, fleet: &Fleet, uri: &str) -> bool {
+    let routes = fleet.routes();
+    let resource = match routes.resource(uri) {
+        Some((server, own)) => resource_of(Some(server), own),
+        None => resource_of(None, uri),
+    };
+    asking.sees(Action::SubscribeResource, &resource)
 }
 
 /// Whether a client declares support for an extension.

@@ -193,6 +193,10 @@ impl Gateway {
                 Ok(asking) => asking.refuse(*action, decision),
                 Err(unauthenticated) => unauthenticated,
             },
+            JobsError::Limited(reached) => match self.asked_by(context) {
+                Ok(asking) => asking.limit(reached, None),
+                Err(unauthenticated) => unauthenticated,
+            },
             JobsError::Bad(_) | JobsError::BadJob { .. } | JobsError::TooLarge { .. } => {
                 ErrorData::invalid_params(error.to_string(), None)
             }

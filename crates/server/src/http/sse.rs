@@ -15,7 +15,7 @@ use axum::{
         sse::{Event, KeepAlive, Sse},
     },
 };
-use fleet_access::PrincipalId;
+use fleet_access::{Action, Asker, Context, Decision, PrincipalId, Resource};
 use futures::{SinkExt, Stream, StreamExt, channel::mpsc};
 use parking_lot::{Mutex, MutexGuard};
 use rmcp::{
@@ -136,6 +136,16 @@ pub(super) async fn open_stream(
     State(streams): State<Streams>,
     extensions: Extensions,
 ) -> Response {
+    let action = Action::UseSession;
+    let decision = extensions
+        .get::<Asker>()
+        .map(|asker| asker.decide(action, &Resource::default(), &Context::default()));
+    if !decision.as_ref().is_some_and(Decision::is_allowed) {
+        let refusal = decision.and_then(|decision| decision.message(action.as_str()));
+        return (StatusCode::FORBIDDEN, format!("{}\n", refusal.unwrap_or_default()))
+            .into_response();
+    }
+
     let Some((stream, answers)) = streams.start(access::owner_of(&extensions)) else {
         let problem =
             format!("all {} event streams are in use; try again later\n", streams.inner.limit);
@@ -192,7 +202,9 @@ mod tests {
         let (stream, _answers) = streams.start(None).unwrap();
         let id = stream.id.clone();
         assert!(streams.start(None).is_none());
-        let refused = open_stream(State(streams.clone()), Extensions::new()).await;
+        let mut extensions = Extensions::new();
+        extensions.insert(Asker::local());
+        let refused = open_stream(State(streams.clone()), extensions).await;
         assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
         drop(stream);
         let ping = serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "ping"});

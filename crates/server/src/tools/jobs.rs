@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use fleet_access::Action;
-use fleet_jobs::{Caller, Jobs, JobsError};
+use fleet_hosting::{Fleet, apps};
+use fleet_jobs::{Caller, Jobs, JobsError, ResolvedTool, ToolResolver};
 use http::request::Parts;
 use rmcp::{RoleServer, service::RequestContext};
 
@@ -46,8 +47,14 @@ fn caller_of(jobs: &Jobs, context: &RequestContext<RoleServer>) -> Result<Caller
 
 /// The failure that an error of the job service is in a call with this context.
 fn failure_of(context: &RequestContext<RoleServer>, error: JobsError) -> ToolFailure {
-    if let (JobsError::Denied { action, decision }, Ok(asking)) = (&error, asking_in(context)) {
-        return ToolFailure::refused(asking.refuse(*action, decision));
+    match (&error, asking_in(context)) {
+        (JobsError::Denied { action, decision }, Ok(asking)) => {
+            return ToolFailure::refused(asking.refuse(*action, decision));
+        }
+        (JobsError::Limited(reached), Ok(asking)) => {
+            return ToolFailure::refused(asking.limit(reached, None));
+        }
+        _ => {}
     }
     let message = error.to_string();
     if error.is_retryable() {
@@ -55,4 +62,15 @@ fn failure_of(context: &RequestContext<RoleServer>, error: JobsError) -> ToolFai
     } else {
         ToolFailure::permanent(message)
     }
+}
+
+/// Finds the tools that jobs name, as the gateway does when it calls them.
+pub fn resolver(fleet: Arc<Fleet>) -> ToolResolver {
+    Arc::new(move |name, arguments| {
+        let routes = fleet.routes();
+        let route = routes.tool(name)?;
+        let mut arguments = arguments.clone();
+        apps::restore_in_object(&route.server, &mut arguments);
+        Some(ResolvedTool { server: route.server.clone(), tool: route.name.clone(), arguments })
+    })
 }

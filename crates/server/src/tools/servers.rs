@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use fleet_access::Action;
-use fleet_hosting::{registry::Shared, status::ServerStatus};
+use fleet_hosting::{
+    registry::Shared,
+    status::{OfferedTool, ServerStatus},
+};
 use rmcp::{RoleServer, service::RequestContext};
 
 use crate::{
@@ -29,7 +32,8 @@ pub fn toolkit(shared: Arc<Shared>) -> Toolkit<Shared> {
         .with_right(&remove::SPEC, ToolRight::OnServer(Action::AdministerServers))
 }
 
-/// The hosted servers that the caller may know of.
+/// The hosted servers that the caller may know of. Only whoever may administer a server learns more
+/// than its state and the tools that the caller may use.
 fn visible_statuses(
     shared: &Shared,
     context: &RequestContext<RoleServer>,
@@ -38,5 +42,15 @@ fn visible_statuses(
     let routes = shared.fleet().routes();
     let mut statuses = shared.statuses();
     statuses.retain(|status| asking.sees_server(&status.name, &routes));
+    for status in &mut statuses {
+        if !asking.administers(&status.name) {
+            let usable = |tool: &OfferedTool| {
+                routes.tool(&tool.exposed_as).is_some_and(|route| asking.sees_tool(route))
+            };
+            status.tools.retain(usable);
+            status.tool_count = status.tools.len();
+            status.hide_diagnostics();
+        }
+    }
     Ok(statuses)
 }

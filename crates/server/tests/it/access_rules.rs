@@ -42,7 +42,7 @@ const RULES: &str = "
     actions = ['tools.call']
     servers = ['a']
     tools = ['query']
-    when = \"args.table != 'secrets'\"
+    when = \"args.table != 'ui://secrets'\"
 
     [[rule]]
     name = 'not of b'
@@ -179,6 +179,13 @@ async fn lists_have_what_their_reader_may_use() {
     assert_eq!(servers.len(), 1, "{servers:?}");
     let status = fleet.call(&fleet.agent, "server_status", json!({"name": "b"})).await;
     assert_eq!(status["result"]["isError"], true, "{status}");
+    let of = async |key: &str| {
+        let status = fleet.call(key, "server_status", json!({"name": "a"})).await;
+        status["result"]["structuredContent"]["servers"][0].clone()
+    };
+    let (status, whole) = (of(&fleet.agent).await, of(&fleet.root).await);
+    assert_eq!((&status["toolCount"], &whole["toolCount"]), (&json!(1), &json!(2)), "{status}");
+    assert!(status["pid"].is_null() && whole["pid"].is_u64(), "{status}, {whole}");
 }
 
 #[tokio::test]
@@ -193,10 +200,18 @@ async fn what_no_rule_allows_is_denied_and_a_changed_file_counts_at_once() {
         let call = call(tool, json!({}));
         fleet.expect_denied(&fleet.agent, "tools/call", call, no_rule).await;
     }
-    let unknown = fleet.call(&fleet.agent, "b__unknown", json!({})).await;
-    assert_eq!(unknown["error"]["code"], -32602, "{unknown}");
-    // Conditions see the arguments, and one that can't be evaluated allows nothing.
-    for arguments in [json!({"table": "secrets"}), json!({})] {
+    // Whoever may use nothing of a server learns nothing of it.
+    for (key, tool) in
+        [(&fleet.agent, "b__unknown"), (&fleet.mute, "a__unknown"), (&fleet.mute, "c__unknown")]
+    {
+        let unknown = fleet.call(key, tool, json!({})).await;
+        let message = unknown["error"]["message"].as_str().unwrap();
+        assert_eq!(message, format!("unknown tool `{tool}`"), "{unknown}");
+    }
+    // Conditions see the arguments as the tool gets them, and one that can't be evaluated allows
+    // nothing.
+    let offered = json!({"table": "ui://mcp-fleet/a/ui://secrets"});
+    for arguments in [json!({"table": "ui://secrets"}), offered, json!({})] {
         let call = call("a__query", arguments);
         fleet.expect_denied(&fleet.agent, "tools/call", call, no_rule).await;
     }
@@ -211,6 +226,16 @@ async fn what_no_rule_allows_is_denied_and_a_changed_file_counts_at_once() {
     };
     assert!(hint(&fleet.root).await.contains("`a__drop`, `b__drop`"));
     assert!(!hint(&fleet.agent).await.contains("__drop"));
+
+    // A rule that names one of our own tools counts, whatever else its right depends on.
+    let more = "[[rule]]\nname='no removal'\neffect='deny'\nprincipals=['anyone']\n\
+                actions=['tools.call']\ntools=['server_remove']\n";
+    fleet.keys.set_policy(&[RULES, more].concat());
+    eventually("the rule about our own tool", async || {
+        let answer = fleet.call(&fleet.root, "server_remove", json!({"name": "none"})).await;
+        (answer["error"]["data"]["rule"] == "no removal").then_some(())
+    })
+    .await;
 
     let more = "[[rule]]\nname='drop'\neffect='allow'\nprincipals=['key:agent']\n\
                 actions=['tools.call']\ntools=['drop']\n";
@@ -363,6 +388,15 @@ async fn a_limit_says_when_to_come_back_and_counts_for_its_principal_alone() {
     assert!((1..=3600).contains(&seconds), "{seconds}");
 
     assert_eq!(call(fleet.root.clone()).await.0, StatusCode::OK);
+
+    let limit =
+        "[[limit]]\nname='reads'\nper='principal'\nactions=['resources.read']\nrate='1/h'\n";
+    fleet.keys.set_policy(&[limit, RULES].concat());
+    eventually("the limit on reading", async || {
+        let (status, _) = fleet.send(&fleet.agent, "resources/read", json!({"uri": "x://a"})).await;
+        (status == StatusCode::TOO_MANY_REQUESTS).then_some(())
+    })
+    .await;
     let (status, other) = fleet.send(&fleet.agent, "tools/list", json!({})).await;
     assert_eq!(status, StatusCode::OK, "{other}");
 }
