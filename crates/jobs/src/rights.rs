@@ -225,7 +225,7 @@ mod tests {
         let rules = "[[rule]]\nname='all'\neffect='allow'\nprincipals=['anyone']\n\
                      actions=['jobs.submit']\n\
                      [[rule]]\nname='no'\neffect='deny'\nprincipals=['anyone']\n\
-                     actions=['jobs.submit']\ntools=['ns/*', 'admin__*']\n";
+                     actions=['jobs.submit']\ntools=['ns/*']\n";
         let shortened = tool_name::exposed("db", "ns/drop");
         let (_, own) = tool_name::split(&shortened).unwrap();
         for job in [
