@@ -85,6 +85,11 @@ impl Asker {
         self.rights.get().rules.may_ever(&self.principal, action)
     }
 
+    /// Decides as [`Rules::could_call`] does.
+    pub fn could_call(&self, server: Option<&str>, tool: Option<&str>) -> bool {
+        self.rights.get().rules.could_call(&self.principal, server, tool)
+    }
+
     /// Lets an action in as [`Limits::admit`] does, about a resource and with a request of so many
     /// bytes. `now` is the time since any fixed moment.
     ///

@@ -108,6 +108,31 @@ impl Rules {
         is_allowed && !is_denied
     }
 
+    /// Whether a principal could be allowed to call a tool, as far as can be told before the tool is
+    /// known: from its server and its name, or from its server alone if its name is not certain.
+    /// `false` is certain, `true` is not.
+    pub fn could_call(
+        &self,
+        principal: &Principal,
+        server: Option<&str>,
+        tool: Option<&str>,
+    ) -> bool {
+        let action = Action::CallTool;
+        let about = || {
+            self.rules.iter().filter(move |rule| {
+                rule.covers(principal, action) && rule.may_concern(server, tool)
+            })
+        };
+        let is_denied =
+            about().any(|rule| rule.effect == RuleEffect::Deny && rule.is_certain(tool));
+        let whole = Resource { server, ..Resource::default() };
+        let is_allowed = about().any(|rule| rule.effect != RuleEffect::Deny)
+            || !principal.is_verified()
+            || (self.trusts_annotations(&whole)
+                && builtin::allow_ever(principal, action, self.default));
+        is_allowed && !is_denied
+    }
+
     /// What holds if no rule applies.
     fn decide_without_rule(
         &self,

@@ -22,12 +22,13 @@ const SERVER_TOOLS: &str = "server_";
 /// Begins the names of the server's own tools about jobs.
 const JOB_TOOLS: &str = "job_";
 
-/// Finds the tool of a hosted server by the name that clients see, with the arguments as the tool
-/// will get them; `None` if there is none now.
+/// Finds the tool of a hosted server by the name that clients see; `None` if the name is not that of
+/// a hosted server's tool.
 pub type ToolResolver =
     Arc<dyn Fn(&str, &Map<String, Value>) -> Option<ResolvedTool> + Send + Sync>;
 
-/// A tool of a hosted server, with the arguments of a call.
+/// A tool of a hosted server, with the arguments of a call. If it is not known now, server and tool
+/// are what the name tells.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResolvedTool {
     /// The server.
@@ -36,6 +37,8 @@ pub struct ResolvedTool {
     pub tool: String,
     /// The arguments as the tool will get them.
     pub arguments: Map<String, Value>,
+    /// Whether the server has the tool now.
+    pub is_known: bool,
 }
 
 /// Checks that the caller may submit a job: each of its calls, and each server that it hosts.
@@ -56,11 +59,12 @@ pub(crate) fn check_submission(
         Work::ServerInit(config) => {
             let servers = McpServers::from_value(&config.clone().into());
             let servers = servers.map_err(|error| BadRequest(error.to_string()))?;
+            let mut bytes = size::json_bytes(config);
             for name in servers.servers.keys() {
                 let server = Resource { server: Some(name), tenant, ..Resource::default() };
-                admit(caller, &server, 0)?;
                 check(caller, Action::SubmitJob, &server, Arguments::None)?;
                 check(caller, Action::AdministerServers, &server, Arguments::None)?;
+                admit(caller, &server, std::mem::take(&mut bytes))?;
             }
             return Ok(());
         }
@@ -76,17 +80,16 @@ fn check_call(
 ) -> Result<(), JobsError> {
     let exposed = call.exposed_name();
     let resolved = resolve.and_then(|resolve| resolve(&exposed, &call.arguments));
-    let (server, tool, arguments) = match &resolved {
-        Some(found) => (Some(found.server.as_str()), found.tool.as_str(), &found.arguments),
-        None => {
-            check_name(caller, call, &exposed)?;
-            let (server, tool) = named_tool(call);
-            (server, tool, &call.arguments)
+    let arguments = resolved.as_ref().map_or(&call.arguments, |found| &found.arguments);
+    let (server, tool) = match &resolved {
+        Some(found) if found.is_known => (Some(found.server.as_str()), found.tool.as_str()),
+        _ => {
+            check_name(caller, call)?;
+            named_tool(call)
         }
     };
 
     let resource = Resource { tenant, ..Resource::tool(server, tool, Annotations::default()) };
-    admit(caller, &resource, size::json_bytes(&call.arguments))?;
     check(caller, Action::SubmitJob, &resource, Arguments::Known(arguments))?;
 
     // Our own tools would do these with the rights of the worker.
@@ -98,16 +101,20 @@ fn check_call(
     if server.is_none() && tool.starts_with(JOB_TOOLS) {
         check(caller, Action::ActAs, &Resource { tenant, ..Resource::default() }, Arguments::None)?;
     }
-    Ok(())
+    admit(caller, &resource, size::json_bytes(&call.arguments))
 }
 
 /// Refuses a name that may come to stand for another tool than the one that is decided on, from
 /// callers who have more rights with some tools than with others.
-fn check_name(caller: &Caller, call: &ToolCall, exposed: &str) -> Result<(), JobsError> {
-    let server = call.server.as_deref();
-    let is_possible = server.is_none_or(|server| tool_name::check_server(server).is_ok());
-    if caller.is_verified() && (!is_possible || tool_name::is_ambiguous(exposed)) {
-        let tool: String = exposed.chars().take(SHOWN_NAME).collect();
+fn check_name(caller: &Caller, call: &ToolCall) -> Result<(), JobsError> {
+    let (is_possible, spelled) = match &call.server {
+        Some(server) => {
+            (tool_name::check_server(server).is_ok(), format!("{server}__{}", call.tool))
+        }
+        None => (true, call.tool.clone()),
+    };
+    if caller.is_verified() && (!is_possible || tool_name::is_ambiguous(&spelled)) {
+        let tool: String = spelled.chars().take(SHOWN_NAME).collect();
         return Err(BadRequest(format!(
             "`{tool}` may be the changed name of another tool, and its server is not hosted here \
              now; submit the job once it is"
@@ -173,6 +180,7 @@ mod tests {
                 server: "db".to_owned(),
                 tool: "ns/drop".to_owned(),
                 arguments: arguments.clone(),
+                is_known: true,
             })
         })
     }
@@ -245,7 +253,9 @@ mod tests {
             let refusal = may_submit(rules, job.clone()).unwrap_err();
             assert!(refusal.contains("not hosted here"), "{job}: {refusal}");
         }
-        assert_eq!(may_submit(rules, json!({"tool": "q__query"})), Ok(()));
+        for job in [json!({"tool": "q__query"}), json!({"server": "q", "tool": "ns.query"})] {
+            assert_eq!(may_submit(rules, job.clone()), Ok(()), "{job}");
+        }
     }
 
     #[test]

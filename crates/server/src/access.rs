@@ -16,7 +16,7 @@ use std::{
 use axum::http::Extensions;
 use fleet_access::{
     Asker, AuthRefusal, Authentication, Authenticator, CurrentRights, Presented, Principal,
-    PrincipalId, WithoutCredentials,
+    PrincipalId, Rights, WithoutCredentials,
 };
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,7 @@ pub(crate) mod metadata;
 mod refused;
 mod streams;
 
-pub(crate) use files::{read_rules, warn_of_readable_secrets};
+pub(crate) use files::{read_rights, warn_of_readable_secrets};
 pub(crate) use refused::RefusalNote;
 
 use issuers::{Flight, Issuers};
@@ -200,8 +200,10 @@ impl AccessControl {
 ///
 /// Returns an error if the policy file can't be used.
 pub(crate) fn local_asker(source: &AccessSource) -> Result<Asker, ServerError> {
-    let source = AccessSource { keys: None, pepper: None, ..source.clone() };
-    let rights = files::read_files(&source, WithoutCredentials::LocalIfLoopback)?.rights;
+    let rights = match &source.policy {
+        Some(path) => read_rights(path)?,
+        None => Rights::default(),
+    };
     Ok(Asker::new(Arc::new(Principal::local()), CurrentRights::new(rights)))
 }
 

@@ -177,10 +177,10 @@ pub async fn run(command: PolicyCommand) -> ExitCode {
 
 async fn check_config(args: &CheckArgs) -> Result<ExitCode, CheckError> {
     let policy = PolicySource::from_file(&args.policy).load()?;
-    let rules = access::read_rules(&args.policy)?;
+    let rights = access::read_rights(&args.policy)?;
     let decision = &args.decision;
     let report = Report {
-        decision: decision.is_given().then(|| decision.explain(&rules)),
+        decision: decision.is_given().then(|| decision.explain(&rights.rules)),
         servers: match &args.config {
             Some(config) => Some(ServersReport::examine(&read_config(config)?, &policy).await),
             None => None,

@@ -117,6 +117,26 @@ impl Rule {
             && self.principals.iter().any(|selector| selector.covers(principal))
     }
 
+    /// Returns whether the rule may be about a tool of this server, with this name if it is certain.
+    pub(super) fn may_concern(&self, server: Option<&str>, tool: Option<&str>) -> bool {
+        let matches = |patterns: &Option<Vec<Pattern>>, text: &str| {
+            patterns.as_ref().is_none_or(|list| list.iter().any(|pattern| pattern.matches(text)))
+        };
+        matches(&self.servers, server.unwrap_or_default())
+            && tool.is_none_or(|tool| matches(&self.tools, tool))
+            && self.prompts.is_none()
+            && self.resources.is_none()
+            && self.tenants.is_none()
+    }
+
+    /// Returns whether a rule that may concern a tool applies to it whatever its arguments and hints
+    /// are.
+    pub(super) fn is_certain(&self, tool: Option<&str>) -> bool {
+        (self.tools.is_none() || tool.is_some())
+            && self.scopes.is_empty()
+            && self.condition.is_none()
+    }
+
     /// Returns whether the rule applies to whatever it covers, with every resource.
     pub(super) fn is_unconditional(&self) -> bool {
         let lists = [&self.servers, &self.tools, &self.prompts, &self.resources, &self.tenants];

@@ -294,6 +294,29 @@ fn what_can_never_be_done_is_known_from_the_action_alone() {
 }
 
 #[test]
+fn who_could_call_a_tool_is_known_before_the_tool_is() {
+    let text = rule("query", "allow", "servers = ['db']\ntools = ['query']\nwhen = 'false'")
+        + &rule("safe", "allow", "servers = ['safe']\nwhen = '!annotations.destructiveHint'")
+        + &rule("no", "deny", "servers = ['safe']\ntools = ['drop']")
+        + "[[server]]\nname = 'trusted'\ntrust_annotations = true";
+    let rules = rules(&text);
+    let check = |server, tool, expected| {
+        assert_eq!(rules.could_call(&agent(), Some(server), tool), expected, "{server} {tool:?}");
+    };
+    check("db", Some("query"), true);
+    check("db", Some("drop"), false);
+    check("db", None, true);
+    check("safe", Some("x"), true);
+    check("safe", Some("drop"), false);
+    check("safe", None, true);
+    check("trusted", Some("x"), true);
+    check("other", Some("query"), false);
+    check("other", None, false);
+    assert!(rules.could_call(&Principal::local(), Some("other"), Some("query")));
+    assert!(rules.could_call(&agent(), None, Some("file_read")));
+}
+
+#[test]
 fn nobody_may_do_what_is_not_known() {
     let all = "[[rule]]\nname='all'\neffect='allow'\nprincipals=['anyone']\nactions=['*']";
     let decision = decide(&rules(all), &agent(), Action::Unknown, &Resource::default());

@@ -7,13 +7,13 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use fleet_ops::errors::chain;
+use fleet_ops::{clock, errors::chain};
 use fleet_wire::{
     Answer as Found, Message, Reply, RpcError, answer_in,
     body::{BodyError, drain},
@@ -47,6 +47,8 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 pub(super) const MAX_ANSWER: usize = fleet_wire::sse::MAX_EVENT;
 /// The most bytes of the body of an error, or of an unneeded answer, that are read.
 const MAX_ERROR_BODY: usize = 64 << 10;
+/// How long requests get connections of their own after one was closed when it was used again.
+const WITHOUT_REUSE: Duration = Duration::from_secs(600);
 /// How long reading an unneeded body may take.
 const DISCARD_TIME: Duration = Duration::from_millis(500);
 /// The longest part of the server's text in a message, in bytes.
@@ -209,14 +211,14 @@ pub(super) struct RemoteLink {
     url: Url,
     /// What the log must not show.
     secrets: Secrets,
-    /// Whether a connection that the remote had left open was closed when it was used again. From
-    /// then on, every request gets a connection of its own.
-    closes_connections: AtomicBool,
+    /// Until when every request gets a connection of its own, in milliseconds of the monotonic
+    /// clock: a connection that the remote had left open was closed when it was used again.
+    reuses_none_until: AtomicU64,
 }
 
 impl RemoteLink {
     pub(super) fn new(client: reqwest::Client, url: Url, secrets: Secrets) -> Self {
-        Self { client, url, secrets, closes_connections: AtomicBool::new(false) }
+        Self { client, url, secrets, reuses_none_until: AtomicU64::new(0) }
     }
 
     /// Posts a message.
@@ -228,12 +230,14 @@ impl RemoteLink {
         const BOTH: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
         headers.insert(header::ACCEPT, BOTH);
         let request = |url| self.client.post(url).headers(headers.clone()).json(message);
+        let may_be_reused = self.reuses_connections();
         let response = match self.send(request).await {
             Err(HttpFailure::Connection(error))
-                if is_lost(&error)
-                    && !self.closes_connections.swap(true, Ordering::Relaxed)
-                    && may_be_repeated(message) =>
+                if may_be_reused && is_lost(&error) && may_be_repeated(message) =>
             {
+                let until = clock::monotonic() + WITHOUT_REUSE;
+                let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+                self.reuses_none_until.store(until, Ordering::Relaxed);
                 self.send(request).await?
             }
             sent => sent?,
@@ -286,11 +290,17 @@ impl RemoteLink {
         self.send(|url| self.client.delete(url).headers(headers.clone())).await.map(drop)
     }
 
+    /// Whether requests share connections now.
+    fn reuses_connections(&self) -> bool {
+        clock::monotonic().as_millis() >= self.reuses_none_until.load(Ordering::Relaxed).into()
+    }
+
     /// Sends a request, and follows one redirect that stays on the server.
     async fn send(&self, request: impl Fn(Url) -> RequestBuilder) -> Result<Response, HttpFailure> {
-        let request = |url| match self.closes_connections.load(Ordering::Relaxed) {
-            true => request(url).header(header::CONNECTION, "close"),
-            false => request(url),
+        let is_reused = self.reuses_connections();
+        let request = |url| match is_reused {
+            true => request(url),
+            false => request(url).header(header::CONNECTION, "close"),
         };
         let response = request(self.url.clone()).send().await?;
         match moved(response.status().as_u16(), &self.url, header_text(&response, header::LOCATION))
@@ -303,7 +313,7 @@ impl RemoteLink {
 
 /// Returns whether a connection ended after a message may have been sent, and before an answer.
 fn is_lost(error: &reqwest::Error) -> bool {
-    error.is_request() && !error.is_connect() && !error.is_timeout()
+    error.is_request() && !error.is_connect() && !error.is_timeout() && !has_too_large_head(error)
 }
 
 /// Returns whether a message may be sent again if it may have arrived: all but calls, which may

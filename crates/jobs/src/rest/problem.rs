@@ -260,8 +260,8 @@ pub(super) struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<String>,
     /// All scopes that an access token needs for the request.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    scopes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scopes: Option<Vec<String>>,
 }
 
 impl Problem {
@@ -286,7 +286,7 @@ impl Problem {
             job: None,
             retry_after_ms: None,
             rule: None,
-            scopes: Vec::new(),
+            scopes: None,
         }
     }
 
@@ -298,7 +298,8 @@ impl Problem {
             _ => ProblemKind::InsufficientScope,
         };
         let rule = Some(decision.rule.as_str().to_owned());
-        Self { rule, scopes: decision.scopes, ..Self::new(kind, detail) }
+        let scopes = (!decision.scopes.is_empty()).then_some(decision.scopes);
+        Self { rule, scopes, ..Self::new(kind, detail) }
     }
 
     /// The problem of a request that met a limit.
@@ -376,9 +377,9 @@ impl IntoResponse for Problem {
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let headers = [(header::CONTENT_TYPE, CONTENT_TYPE)];
         let mut response = (status, headers, body).into_response();
-        if !self.scopes.is_empty() {
+        if let Some(scopes) = self.scopes {
             // The layer that knows where clients get tokens makes a challenge of them.
-            response.extensions_mut().insert(RequiredScopes(self.scopes));
+            response.extensions_mut().insert(RequiredScopes(scopes));
         }
         let retry_after = match self.retry_after_ms {
             Some(ms) => Some(ms.div_ceil(1000).max(1)),

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use fleet_access::{AccessPolicy, KeysFile, Pepper, Rights, Rules, WithoutCredentials};
+use fleet_access::{AccessPolicy, KeysFile, Pepper, Rights, WithoutCredentials};
 use fleet_ops::errors::chain;
 use fleet_policy::PolicyError;
 use tokio::{
@@ -109,10 +109,12 @@ fn read_policy(path: &Path, resource: Option<&str>) -> Result<AccessPolicy, Serv
     Ok(AccessPolicy::parse(&text, resource)?)
 }
 
-/// Checks what a policy file says about access, without a server. Returns its rules.
-pub(crate) fn read_rules(path: &Path) -> Result<Rules, ServerError> {
+/// Checks what a policy file says about access, without a server that listens. Returns the rights of
+/// principals.
+pub(crate) fn read_rights(path: &Path) -> Result<Rights, ServerError> {
     // The server's public URL is a flag, so an issuer without audiences may be sound.
-    Ok(read_policy(path, Some("the server's public URL"))?.rules)
+    let policy = read_policy(path, Some("the server's public URL"))?;
+    Ok(Rights { rules: policy.rules, limits: policy.limits })
 }
 
 fn read_keys(path: &Path) -> Result<KeysFile, ServerError> {

@@ -18,7 +18,7 @@ use rmcp::{
     model::{ErrorCode, ErrorData, JsonObject, Prompt, ResourceTemplate, Tool, ToolAnnotations},
     service::RequestContext,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Gateway;
 use crate::{
@@ -139,7 +139,13 @@ impl Asking {
                 let named = arguments.and_then(|arguments| arguments.get("name")?.as_str());
                 return self.check(action, &Resource { server: named, ..Resource::default() });
             }
-            ToolRight::OnJobs(action) if self.asker.may_ever(action) => return Ok(()),
+            // Submissions are counted call by call, by the service.
+            ToolRight::OnJobs(Action::SubmitJob) if self.asker.may_ever(Action::SubmitJob) => {
+                return Ok(());
+            }
+            ToolRight::OnJobs(action) if self.asker.may_ever(action) => {
+                return self.admit(action, &Resource::default(), 0).map(drop);
+            }
             ToolRight::OnJobs(action) => return self.check(action, &Resource::default()),
         }
         self.refuse_unless_allowed(Action::CallTool, decision)
@@ -178,21 +184,28 @@ impl Asking {
         limit_error(reached, server)
     }
 
-    /// Whether a call of a hosted server's tool could be allowed, whatever the tool says of itself.
-    /// Its server is looked for, or started, for nobody else.
-    pub(super) fn could_call(&self, server: Option<&str>, tool: &str) -> bool {
-        let best = Annotations { read_only: Some(true), ..Annotations::default() };
-        self.sees(Action::CallTool, &Resource::tool(server, tool, best))
+    /// Whether a call of a tool by this name could be allowed, if nobody knows the tool yet. Its
+    /// server is looked for, or started, for nobody else.
+    pub(super) fn could_call_unknown(&self, name: &str) -> bool {
+        let is_ambiguous = tool_name::is_ambiguous(name);
+        match tool_name::split(name) {
+            Some((server, tool)) => {
+                self.asker.could_call(Some(server), (!is_ambiguous).then_some(tool))
+            }
+            None => self.asker.could_call(None, Some(name)),
+        }
     }
 
-    /// Whether a call of a tool by this name could be allowed, if nobody knows the tool yet.
-    pub(super) fn could_call_unknown(&self, name: &str) -> bool {
-        match tool_name::split(name) {
-            // The name may stand for another tool.
-            _ if tool_name::is_ambiguous(name) => self.asker.may_ever(Action::CallTool),
-            Some((server, tool)) => self.could_call(Some(server), tool),
-            None => self.could_call(None, name),
+    /// The error for a call that can't be made now, as far as its sender may know why: only whoever
+    /// may administer a server sees what it has written.
+    pub(super) fn shown(&self, mut error: ErrorData, name: &str) -> ErrorData {
+        let Some((server, _)) = tool_name::split(name) else { return error };
+        let Some(data) = error.data.as_mut().and_then(Value::as_object_mut) else { return error };
+        if data.contains_key("retryAfterMs") && !self.administers(server) {
+            data.shift_remove("stderrTail");
+            error.message = format!("server `{server}` is not available").into();
         }
+        error
     }
 
     /// Whether a call of a hosted server's tool is allowed.

@@ -114,7 +114,12 @@ impl Gateway {
         let routes = self.inner.fleet.routes();
         let server = match routes.extensions().owner(SKILLS_EXTENSION_ID) {
             Owner::One(server) => server.to_owned(),
-            Owner::Several(servers) => return Err(ambiguous_method(request.method(), &servers)),
+            Owner::Several(servers) => {
+                let asking = self.asked_by(context)?;
+                let known: Vec<_> =
+                    servers.into_iter().filter(|name| asking.sees_server(name, &routes)).collect();
+                return Err(ambiguous_method(request.method(), &known));
+            }
             Owner::Nobody => {
                 return Err(unknown_method(
                     request.method(),

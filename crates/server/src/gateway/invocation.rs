@@ -228,10 +228,15 @@ impl Gateway {
                 Ok(Target::Hosted(tool))
             }
             Err(missing) => {
+                let missing = asking.shown(missing, &params.name);
                 let (server, tool) = split_name(&params.name);
+                let mut restored = arguments.cloned();
+                if let (Some(server), Some(arguments)) = (server, &mut restored) {
+                    apps::restore_in_object(server, arguments);
+                }
                 let is_certain = !tool_name::is_ambiguous(&params.name)
                     || !asking.asker().principal().is_verified();
-                match is_certain && asking.may_call(server, tool, arguments) {
+                match is_certain && asking.may_call(server, tool, restored.as_ref()) {
                     true => Ok(Target::Missing(missing)),
                     false => Err(missing),
                 }

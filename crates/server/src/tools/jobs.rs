@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fleet_access::Action;
 use fleet_hosting::{Fleet, apps};
+use fleet_job::tool_name;
 use fleet_jobs::{Caller, Jobs, JobsError, ResolvedTool, ToolResolver};
 use http::request::Parts;
 use rmcp::{RoleServer, service::RequestContext};
@@ -68,9 +69,19 @@ fn failure_of(context: &RequestContext<RoleServer>, error: JobsError) -> ToolFai
 pub fn resolver(fleet: Arc<Fleet>) -> ToolResolver {
     Arc::new(move |name, arguments| {
         let routes = fleet.routes();
-        let route = routes.tool(name)?;
+        let route = routes.tool(name);
+        let (server, tool) = match route {
+            Some(route) => (route.server.as_str(), route.name.as_str()),
+            None => tool_name::split(name)?,
+        };
+
         let mut arguments = arguments.clone();
-        apps::restore_in_object(&route.server, &mut arguments);
-        Some(ResolvedTool { server: route.server.clone(), tool: route.name.clone(), arguments })
+        apps::restore_in_object(server, &mut arguments);
+        Some(ResolvedTool {
+            server: server.to_owned(),
+            tool: tool.to_owned(),
+            arguments,
+            is_known: route.is_some(),
+        })
     })
 }
