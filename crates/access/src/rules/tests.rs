@@ -295,7 +295,7 @@ fn what_can_never_be_done_is_known_from_the_action_alone() {
 
 #[test]
 fn who_could_call_a_tool_is_known_before_the_tool_is() {
-    let text = rule("query", "allow", "servers = ['db']\ntools = ['query']\nwhen = 'false'")
+    let text = rule("query", "allow", "servers = ['db']\ntools = ['query']\nwhen = 'args.x == 1'")
         + &rule("safe", "allow", "servers = ['safe']\nwhen = '!annotations.destructiveHint'")
         + &rule("no", "deny", "servers = ['safe']\ntools = ['drop']")
         + "[[server]]\nname = 'trusted'\ntrust_annotations = true";
