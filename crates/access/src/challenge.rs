@@ -16,8 +16,8 @@ pub struct Challenge {
     pub resource_metadata: Option<String>,
 }
 
-/// All scopes that a refused request needs, as an extension of its response: whoever knows the URL
-/// of the metadata makes a [`Challenge`] of them.
+/// All scopes that a refused request needs. It is an extension of the response, from which the layer
+/// that knows the URL of the metadata makes a [`Challenge`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequiredScopes(pub Vec<String>);
 

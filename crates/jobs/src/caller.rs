@@ -133,8 +133,8 @@ impl Owners {
         Self { key: key.unwrap_or_default().as_bytes().to_vec() }
     }
 
-    /// Returns the caller that `asker` is, in a request with these headers; there are none if the
-    /// request did not come over HTTP.
+    /// Returns the caller of a request that `asker` sends with these headers; `None` if the request
+    /// did not come over HTTP.
     pub fn identify(&self, headers: Option<&HeaderMap>, asker: &Asker) -> Caller {
         let former = self.digest(headers, |_, value| Cow::Borrowed(value.as_bytes()));
         let principal = asker.principal();

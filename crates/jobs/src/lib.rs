@@ -217,8 +217,8 @@ impl Jobs {
         self.inner.stop.clone()
     }
 
-    /// Returns the caller that `asker` is, in a request with these headers; there are none if the
-    /// request did not come over HTTP.
+    /// Returns the caller of a request that `asker` sends with these headers; `None` if the request
+    /// did not come over HTTP.
     pub fn caller(&self, headers: Option<&http::HeaderMap>, asker: &Asker) -> Caller {
         self.inner.owners.identify(headers, asker)
     }

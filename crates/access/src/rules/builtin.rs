@@ -59,36 +59,17 @@ pub(super) fn allow(
         _ => {}
     }
 
-    let rule = match action {
-        // A list has only what the principal may do with it, so it shows nothing by itself.
-        Action::UseSession | Action::ListTools | Action::ListPrompts | Action::ListResources => {
-            return Some(Builtin::Read);
-        }
-        Action::ReadJob | Action::CancelJob | Action::AnswerJob => {
-            return facts.is_own_job().then_some(Builtin::OwnJob);
-        }
-        Action::GetPrompt | Action::ReadResource | Action::SubscribeResource | Action::Complete => {
-            Builtin::Read
-        }
-        Action::CallTool => {
+    let reads = default == DefaultAccess::ReadOnly;
+    match Reach::of(action) {
+        Reach::Always => Some(Builtin::Read),
+        Reach::OwnJobs => facts.is_own_job().then_some(Builtin::OwnJob),
+        Reach::Reading => reads.then_some(Builtin::Read),
+        Reach::ReadOnlyTools => {
             let is_read_only = resource.annotations.read_only == Some(true);
-            return (is_read_only
-                && facts.trusts_annotations
-                && default == DefaultAccess::ReadOnly)
-                .then_some(Builtin::ReadOnlyTool);
+            (reads && is_read_only && facts.trusts_annotations).then_some(Builtin::ReadOnlyTool)
         }
-        Action::CallExtension
-        | Action::SubmitJob
-        | Action::AdministerServers
-        | Action::ReadDeadLetters
-        | Action::ReplayDeadLetters
-        | Action::DeleteDeadLetters
-        | Action::ReadMetrics
-        | Action::ReadAudit
-        | Action::ActAs
-        | Action::Unknown => return None,
-    };
-    (default == DefaultAccess::ReadOnly).then_some(rule)
+        Reach::Nothing => None,
+    }
 }
 
 /// Whether a built-in rule allows an action with some resource.
@@ -96,28 +77,50 @@ pub(super) fn allow_ever(principal: &Principal, action: Action, default: Default
     if matches!(principal.via, Via::Loopback | Via::Open) {
         return action != Action::Unknown;
     }
-    match action {
-        Action::UseSession
-        | Action::ListTools
-        | Action::ListPrompts
-        | Action::ListResources
-        | Action::ReadJob
-        | Action::CancelJob
-        | Action::AnswerJob => true,
-        Action::GetPrompt
-        | Action::ReadResource
-        | Action::SubscribeResource
-        | Action::Complete
-        | Action::CallTool => default == DefaultAccess::ReadOnly,
-        Action::CallExtension
-        | Action::SubmitJob
-        | Action::AdministerServers
-        | Action::ReadDeadLetters
-        | Action::ReplayDeadLetters
-        | Action::DeleteDeadLetters
-        | Action::ReadMetrics
-        | Action::ReadAudit
-        | Action::ActAs
-        | Action::Unknown => false,
+    match Reach::of(action) {
+        Reach::Always | Reach::OwnJobs => true,
+        Reach::Reading | Reach::ReadOnlyTools => default == DefaultAccess::ReadOnly,
+        Reach::Nothing => false,
+    }
+}
+
+/// What the built-in rules allow an identified principal to do with an action.
+enum Reach {
+    /// Everything: a list has only what the principal may use, so it shows nothing by itself.
+    Always,
+    /// What concerns its own jobs.
+    OwnJobs,
+    /// Everything, unless the policy file says that nothing is allowed without a rule.
+    Reading,
+    /// The same with tools that change nothing.
+    ReadOnlyTools,
+    /// Nothing.
+    Nothing,
+}
+
+impl Reach {
+    fn of(action: Action) -> Self {
+        match action {
+            Action::UseSession
+            | Action::ListTools
+            | Action::ListPrompts
+            | Action::ListResources => Self::Always,
+            Action::ReadJob | Action::CancelJob | Action::AnswerJob => Self::OwnJobs,
+            Action::GetPrompt
+            | Action::ReadResource
+            | Action::SubscribeResource
+            | Action::Complete => Self::Reading,
+            Action::CallTool => Self::ReadOnlyTools,
+            Action::CallExtension
+            | Action::SubmitJob
+            | Action::AdministerServers
+            | Action::ReadDeadLetters
+            | Action::ReplayDeadLetters
+            | Action::DeleteDeadLetters
+            | Action::ReadMetrics
+            | Action::ReadAudit
+            | Action::ActAs
+            | Action::Unknown => Self::Nothing,
+        }
     }
 }

@@ -67,7 +67,7 @@ pub(crate) async fn authenticate(
     }
 }
 
-/// Serves a request for metrics if whoever asks may read them.
+/// Serves metrics to callers that may read them.
 pub(crate) async fn check_metrics(request: Request, next: Next) -> Response {
     let decision = request
         .extensions()

@@ -196,8 +196,8 @@ impl Asking {
         }
     }
 
-    /// The error for a call that can't be made now, as far as its sender may know why: only whoever
-    /// may administer a server sees what it has written.
+    /// Removes from the error for a call that can't be made now what the caller may not know: only
+    /// callers that may administer a server see what it has written.
     pub(super) fn shown(&self, mut error: ErrorData, name: &str) -> ErrorData {
         let Some((server, _)) = tool_name::split(name) else { return error };
         let Some(data) = error.data.as_mut().and_then(Value::as_object_mut) else { return error };
@@ -256,8 +256,8 @@ impl Asking {
         self.sees(Action::ReadResource, &resource_of(Some(&route.server), &route.name))
     }
 
-    /// Whether somebody may know that a server is hosted, and how it is: whoever may use one of its
-    /// tools, or may administer it.
+    /// Whether the caller may know that a server is hosted, and in which state: it may if it may use
+    /// one of the server's tools, or administer the server.
     pub(crate) fn sees_server(&self, server: &str, routes: &Routes) -> bool {
         let whole = Resource { server: Some(server), ..Resource::default() };
         self.administers(server)
@@ -265,7 +265,7 @@ impl Asking {
             || routes.tools_of(server).any(|route| self.sees_tool(route))
     }
 
-    /// Whether somebody may administer a server, and know everything about it.
+    /// Whether the caller may administer a server, and know everything about it.
     pub(crate) fn administers(&self, server: &str) -> bool {
         let whole = Resource { server: Some(server), ..Resource::default() };
         self.sees(Action::AdministerServers, &whole)

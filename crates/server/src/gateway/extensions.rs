@@ -2,7 +2,12 @@
 //! extension.
 
 use fleet_access::{Action, Resource};
-use fleet_hosting::{apps, extensions::Owner, forward, routes::split_named};
+use fleet_hosting::{
+    apps,
+    extensions::Owner,
+    forward,
+    routes::{Routes, split_named},
+};
 use fleet_job::size::clipped;
 use rmcp::{
     RoleServer,
@@ -14,7 +19,7 @@ use rmcp::{
 };
 use serde_json::json;
 
-use super::{Gateway, MAX_NAME, asking::resource_of, is_modern};
+use super::{Asking, Gateway, MAX_NAME, asking::resource_of, is_modern};
 
 /// Methods of every protocol revision. rmcp passes a request whose parameters it can't read to the
 /// handler for unknown methods.
@@ -68,10 +73,7 @@ impl Gateway {
         let server = match routes.extensions().owner_of_method(method) {
             Owner::One(server) => server.to_owned(),
             Owner::Several(servers) => {
-                let asking = self.asked_by(&context)?;
-                let known: Vec<_> =
-                    servers.into_iter().filter(|name| asking.sees_server(name, &routes)).collect();
-                return Err(ambiguous_method(method, &known));
+                return Err(ambiguous_method(method, servers, &self.asked_by(&context)?, &routes));
             }
             Owner::Nobody => {
                 return Err(unknown_method(method, "; no hosted server declares its extension"));
@@ -116,9 +118,7 @@ impl Gateway {
             Owner::One(server) => server.to_owned(),
             Owner::Several(servers) => {
                 let asking = self.asked_by(context)?;
-                let known: Vec<_> =
-                    servers.into_iter().filter(|name| asking.sees_server(name, &routes)).collect();
-                return Err(ambiguous_method(request.method(), &known));
+                return Err(ambiguous_method(request.method(), servers, &asking, &routes));
             }
             Owner::Nobody => {
                 return Err(unknown_method(
@@ -143,7 +143,15 @@ fn unknown_method(method: &str, why: &str) -> ErrorData {
     ErrorData::new(ErrorCode::METHOD_NOT_FOUND, message, None)
 }
 
-fn ambiguous_method(method: &str, servers: &[&str]) -> ErrorData {
+/// The error for a method whose extension several hosted servers declare. It names those that the
+/// caller may know of.
+fn ambiguous_method(
+    method: &str,
+    mut servers: Vec<&str>,
+    asking: &Asking,
+    routes: &Routes,
+) -> ErrorData {
+    servers.retain(|name| asking.sees_server(name, routes));
     let method = clipped(method, MAX_NAME);
     let message = format!(
         "cannot forward method `{method}`: several hosted servers declare its extension: {}",

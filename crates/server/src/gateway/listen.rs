@@ -122,7 +122,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// Checks that somebody may be told when a resource changes.
+    /// Checks that the caller may be told when a resource changes.
     ///
     /// # Errors
     ///
@@ -208,7 +208,7 @@ async fn next_change(changes: &mut Receiver<Change>) -> Option<Change> {
     }
 }
 
-/// Whether somebody may hear the notifications of an extension: whoever may call it.
+/// Whether the caller gets the notifications of an extension. It does if it may call its methods.
 fn may_hear(asking: &Asking, fleet: &Fleet, extension: &str) -> bool {
     let routes = fleet.routes();
     let server = match routes.extensions().owner(extension) {
@@ -218,7 +218,7 @@ fn may_hear(asking: &Asking, fleet: &Fleet, extension: &str) -> bool {
     asking.sees(Action::CallExtension, &Resource { server, ..Resource::default() })
 }
 
-/// Whether somebody may still be told of changes of a resource.
+/// Whether the caller may still be told of changes of a resource.
 fn may_watch(asking: &Asking, fleet: &Fleet, uri: &str) -> bool {
     let routes = fleet.routes();
     let resource = match routes.resource(uri) {

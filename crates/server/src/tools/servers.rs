@@ -32,8 +32,8 @@ pub fn toolkit(shared: Arc<Shared>) -> Toolkit<Shared> {
         .with_right(&remove::SPEC, ToolRight::OnServer(Action::AdministerServers))
 }
 
-/// The hosted servers that the caller may know of. Only whoever may administer a server learns more
-/// than its state and the tools that the caller may use.
+/// The hosted servers that the caller may know of. Without the right to administer a server, it
+/// learns only the server's state and the tools that it may use.
 fn visible_statuses(
     shared: &Shared,
     context: &RequestContext<RoleServer>,

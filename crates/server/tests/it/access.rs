@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::common::{PATIENCE, Server, command, eventually, tree};
 
-/// A rule that lets whoever is served do everything.
+/// A rule that allows everything to every caller.
 const ALLOW_ALL: &str = "
     [[rule]]
     name = 'all'

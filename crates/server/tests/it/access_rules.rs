@@ -208,6 +208,9 @@ async fn what_no_rule_allows_is_denied_and_a_changed_file_counts_at_once() {
         let message = unknown["error"]["message"].as_str().unwrap();
         assert_eq!(message, format!("unknown tool `{tool}`"), "{unknown}");
     }
+    let stream = fleet.get(&fleet.mute, "/sse").await;
+    assert_eq!(stream.status(), StatusCode::FORBIDDEN);
+
     // Conditions see the arguments as the tool gets them, and one that can't be evaluated allows
     // nothing.
     let offered = json!({"table": "ui://mcp-fleet/a/ui://secrets"});
