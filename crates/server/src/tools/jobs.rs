@@ -85,3 +85,24 @@ pub fn resolver(fleet: Arc<Fleet>) -> ToolResolver {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use fleet_policy::{Policy, current::CurrentPolicy};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_restored_even_if_nobody_has_the_tool_now() {
+        let resolve = resolver(Fleet::new(CurrentPolicy::new(Policy::default())));
+        let arguments = json!({"page": "ui://mcp-fleet/a/ui://page"});
+        let arguments = arguments.as_object().unwrap();
+
+        let found = resolve("a__query", arguments).unwrap();
+        assert_eq!((found.server.as_str(), found.tool.as_str()), ("a", "query"));
+        assert_eq!(found.arguments["page"], "ui://page");
+        assert!(!found.is_known);
+        assert_eq!(resolve("file_read", arguments), None);
+    }
+}
