@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     access::Keys,
     apps::scripted,
-    common::{Server, eventually},
+    common::{Server, eventually, signal},
 };
 
 /// Two hosted servers with a few of everything, and callers with keys.
@@ -18,7 +18,7 @@ struct Fleet {
     root: String,
     agent: String,
     mute: String,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// `root` may do everything, `mute` nothing, and `agent` what is read-only and query `a`.
@@ -98,7 +98,7 @@ impl Fleet {
         let allowed =
             programs.iter().flat_map(|program| ["--allow-command", program]).collect::<Vec<_>>();
         let server = keys.start_server_with(&allowed).await;
-        let fleet = Self { server, keys, root, agent, mute, _dir: dir };
+        let fleet = Self { server, keys, root, agent, mute, dir };
         for (name, program) in ["a", "b"].iter().zip(&programs) {
             let arguments = json!({"name": name, "config": {"command": program}});
             let hosted = fleet.call(&fleet.root, "server_initialize", arguments).await;
@@ -265,6 +265,32 @@ async fn what_no_rule_allows_is_denied_and_a_changed_file_counts_at_once() {
     .await;
     let answer = fleet.call(&fleet.agent, "b__drop", json!({})).await;
     assert!(answer["result"].is_object(), "{answer}");
+}
+
+#[tokio::test]
+async fn a_broken_server_is_neither_started_nor_explained_for_those_who_may_not_use_it() {
+    let fleet = Fleet::start().await;
+    let status = fleet.call(&fleet.root, "server_status", json!({"name": "a"})).await;
+    let pid = status["result"]["structuredContent"]["servers"][0]["pid"].as_u64().unwrap();
+    let starts = fleet.dir.path().join("starts");
+    let broken = format!("#!/bin/sh\necho x >> {}\necho hush >&2\nexit 3\n", starts.display());
+    std::fs::write(fleet.dir.path().join("a"), broken).unwrap();
+    signal(pid.try_into().unwrap(), nix::sys::signal::Signal::SIGKILL);
+
+    for (key, tool) in [(&fleet.mute, "a__new"), (&fleet.mute, "a___new"), (&fleet.agent, "a__new")]
+    {
+        let answer = fleet.call(key, tool, json!({})).await;
+        assert_eq!(answer["error"]["message"], format!("unknown tool `{tool}`"), "{answer}");
+    }
+    // This name may stand for the tool that the agent may call.
+    eventually("the server to be found broken", async || {
+        let answer = fleet.call(&fleet.agent, "a___new", json!({})).await;
+        assert!(!answer.to_string().contains("hush"), "{answer}");
+        (answer["error"]["data"]["retryAfterMs"].is_u64() && starts.exists()).then_some(())
+    })
+    .await;
+    let answer = fleet.call(&fleet.root, "a__new", json!({})).await;
+    assert!(answer.to_string().contains("hush"), "{answer}");
 }
 
 /// The methods that a hosted server or the service of jobs has to be there for.
