@@ -83,6 +83,37 @@ impl Action {
     }
 }
 
+impl Action {
+    /// Returns whether the audit log has a record each time that this is done. Lists, lookups and
+    /// the protocol itself have none; whatever is refused has one in any case.
+    pub fn is_recorded(self) -> bool {
+        match self {
+            Self::CallTool
+            | Self::GetPrompt
+            | Self::ReadResource
+            | Self::CallExtension
+            | Self::SubmitJob
+            | Self::CancelJob
+            | Self::AnswerJob
+            | Self::AdministerServers
+            | Self::ReplayDeadLetters
+            | Self::DeleteDeadLetters
+            | Self::ReadAudit
+            | Self::ActAs
+            | Self::Unknown => true,
+            Self::UseSession
+            | Self::ListTools
+            | Self::ListPrompts
+            | Self::ListResources
+            | Self::SubscribeResource
+            | Self::Complete
+            | Self::ReadJob
+            | Self::ReadDeadLetters
+            | Self::ReadMetrics => false,
+        }
+    }
+}
+
 /// A set of actions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct ActionSet(u32);

@@ -1,16 +1,20 @@
 //! Somebody who asks, together with the rules and limits in force.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
+use fleet_job::time::Timestamp;
+
 use crate::{
     action::Action,
+    audit::{AuditGap, AuditLog, AuditRecord, AuditedValues, OpenRecord},
     limits::{AdmittedCall, LimitReached, LimitedCall, Limits},
     principal::Principal,
-    resource::{Context, Resource},
-    rules::{Decision, Rules},
+    resource::{Arguments, Context, Resource},
+    rules::{Decision, RuleEffect, RuleName, Rules},
 };
 
 /// What principals may do, and how much.
@@ -20,6 +24,8 @@ pub struct Rights {
     pub rules: Rules,
     /// How much.
     pub limits: Limits,
+    /// Which arguments have their values in the audit log.
+    pub audited: AuditedValues,
 }
 
 /// The rights in force. Clones share them.
@@ -52,17 +58,51 @@ impl CurrentRights {
 pub struct Asker {
     principal: Arc<Principal>,
     rights: CurrentRights,
+    log: AuditLog,
+    origin: Origin,
+}
+
+/// Where a request comes from, as audit records say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The address at the other end of the connection, which may be a proxy's.
+    pub peer: Option<IpAddr>,
+    /// The job that the request belongs to, according to its sender.
+    pub job_id: Option<String>,
+    /// The trace that the request belongs to.
+    pub trace_id: Option<String>,
 }
 
 impl Asker {
     /// A principal that these rights decide about.
     pub fn new(principal: Arc<Principal>, rights: CurrentRights) -> Self {
-        Self { principal, rights }
+        Self { principal, rights, log: AuditLog::default(), origin: Origin::default() }
+    }
+
+    /// Has what is done and refused recorded, with this origin.
+    #[must_use]
+    pub fn audited(self, log: AuditLog, origin: Origin) -> Self {
+        Self { log, origin, ..self }
+    }
+
+    /// The same, with an origin that is known better.
+    #[must_use]
+    pub fn from_origin(&self, refine: impl FnOnce(&mut Origin)) -> Self {
+        let mut asker = self.clone();
+        if asker.log.is_on() {
+            refine(&mut asker.origin);
+        }
+        asker
     }
 
     /// The local principal without any rules, which may do everything.
     pub fn local() -> Self {
         Self::new(Arc::new(Principal::local()), CurrentRights::default())
+    }
+
+    /// Returns whether what is done and refused is recorded.
+    pub fn is_audited(&self) -> bool {
+        self.log.is_on()
     }
 
     /// Who asks.
@@ -80,6 +120,37 @@ impl Asker {
         self.rights.get().rules.decide(&self.principal, action, resource, context)
     }
 
+    /// Decides as [`Rules::decide`] does about something that is to be done now, and records a
+    /// refusal.
+    ///
+    /// # Errors
+    ///
+    /// Returns the decision if it does not allow the action.
+    pub fn check(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        context: &Context<'_>,
+    ) -> Result<Decision, Decision> {
+        let decision = self.decide(action, resource, context);
+        if decision.is_allowed() {
+            return Ok(decision);
+        }
+        self.record_refusal(action, resource, &decision, context.arguments);
+        Err(decision)
+    }
+
+    /// Records a decision that does not allow something, if it was made by [`decide`](Self::decide).
+    pub fn record_refusal(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        decision: &Decision,
+        arguments: Arguments<'_>,
+    ) {
+        self.log.record(|time| self.describe(time, action, resource, decision, arguments));
+    }
+
     /// Decides as [`Rules::may_ever`] does.
     pub fn may_ever(&self, action: Action) -> bool {
         self.rights.get().rules.may_ever(&self.principal, action)
@@ -91,7 +162,7 @@ impl Asker {
     }
 
     /// Lets an action in as [`Limits::admit`] does, about a resource and with a request of so many
-    /// bytes. `now` is the time since any fixed moment.
+    /// bytes, and records it if a limit is met. `now` is the time since any fixed moment.
     ///
     /// # Errors
     ///
@@ -110,7 +181,60 @@ impl Asker {
             tool: resource.tool,
             bytes,
         };
-        self.rights.get().limits.admit(&call, now)
+        self.rights.get().limits.admit(&call, now).inspect_err(|reached| {
+            self.log.record(|time| {
+                // The limit is what decided.
+                let rule = RuleName::File(Arc::clone(&reached.limit));
+                let decision = Decision { verdict: RuleEffect::Deny, rule, scopes: Vec::new() };
+                AuditRecord {
+                    code: Some(reached.code().to_string()),
+                    ..self.describe(time, action, resource, &decision, Arguments::None)
+                }
+            });
+        })
+    }
+
+    /// Begins the record of something that is allowed and about to be done, if things of that kind
+    /// are recorded. If the audit log is required, this waits until the beginning is kept.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the log is required and can't keep the beginning. The action must not be
+    /// done then.
+    pub async fn begin_record(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        decision: &Decision,
+        arguments: Arguments<'_>,
+    ) -> Result<OpenRecord, AuditGap> {
+        if !action.is_recorded() {
+            return Ok(OpenRecord::default());
+        }
+        let make = |time| self.describe(time, action, resource, decision, arguments);
+        self.log.begin(make).await
+    }
+
+    fn describe(
+        &self,
+        time: Timestamp,
+        action: Action,
+        resource: &Resource<'_>,
+        decision: &Decision,
+        arguments: Arguments<'_>,
+    ) -> AuditRecord {
+        let mut record =
+            AuditRecord::of_decision(time, &self.principal, action, resource, decision);
+        if let Arguments::Known(arguments) = arguments {
+            let rights = self.rights.get();
+            record.add_arguments(arguments, rights.audited.redaction(resource));
+        }
+
+        let Origin { peer, job_id, trace_id } = &self.origin;
+        record.peer = peer.map(|peer| peer.to_canonical().to_string());
+        record.job_id.clone_from(job_id);
+        record.trace_id.clone_from(trace_id);
+        record
     }
 }
 
@@ -120,8 +244,7 @@ mod tests {
     use crate::{file::AccessPolicy, resource::Annotations};
 
     fn parse(text: &str) -> Rights {
-        let policy = AccessPolicy::parse(text, None).unwrap();
-        Rights { rules: policy.rules, limits: policy.limits }
+        AccessPolicy::parse(text, None).unwrap().into_rights()
     }
 
     #[test]

@@ -4,25 +4,36 @@
 //! digest, unless the caller adds their redacted values.
 
 mod canonical;
+mod log;
 mod redaction;
+mod values;
 
-use fleet_job::time::Timestamp;
+use fleet_job::{size, time::Timestamp};
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use canonical::{canonical_json, digest_arguments};
+pub use log::{AuditGap, AuditLog, AuditSink, Keeping, OpenRecord};
 pub use redaction::Redaction;
+pub(crate) use values::AuditTable;
+pub use values::{AuditTableError, AuditedValues};
 
 use crate::{
     action::Action,
     principal::{Principal, PrincipalKind, Via},
+    refusal::AuthRefusal,
     resource::Resource,
     rules::{Decision, RuleEffect},
 };
 
 /// A text that somebody else chose is cut after so many characters.
 const MAX_TEXT_CHARS: usize = 512;
+/// The most bytes of arguments that a record has, as JSON.
+const MAX_VALUES_BYTES: u64 = 16 * 1024;
+/// The action of a record about credentials that were refused, before anybody knows what was to be
+/// done.
+const AUTHENTICATE: &str = "authenticate";
 
 /// One decision or one call, as the audit log has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -37,7 +48,7 @@ pub struct AuditRecord {
     /// The address that the request came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// What was to be done, such as `tools.call`.
+    /// What was to be done, such as `tools.call`; `authenticate` if the credentials were refused.
     pub action: String,
     /// What it was about.
     #[serde(default, skip_serializing_if = "AuditResource::is_empty")]
@@ -60,7 +71,7 @@ pub struct AuditRecord {
     pub arguments_digest: Option<String>,
     /// The arguments, redacted; only where configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub arguments: Option<Value>,
+    pub arguments: Option<Map<String, Value>>,
     /// The job that the call belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_id: Option<String>,
@@ -130,6 +141,25 @@ pub enum AuditOutcome {
     Succeeded,
     /// It was tried and failed.
     Failed,
+    /// It was begun, and nobody knows its end: whoever waited for it went away.
+    Abandoned,
+}
+
+impl AuditOutcome {
+    /// All outcomes.
+    pub const ALL: [Self; 5] =
+        [Self::Refused, Self::Started, Self::Succeeded, Self::Failed, Self::Abandoned];
+
+    /// The outcome as it is written in records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Started => "started",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Abandoned => "abandoned",
+        }
+    }
 }
 
 impl AuditRecord {
@@ -164,12 +194,12 @@ impl AuditRecord {
     }
 
     /// The record of a request that nobody was authenticated for.
-    pub fn of_refusal(time: Timestamp, action: Action, refusal: &crate::AuthRefusal) -> Self {
+    pub fn of_refusal(time: Timestamp, refusal: &AuthRefusal) -> Self {
         Self {
             time,
             principal: None,
             peer: None,
-            action: action.as_str().to_owned(),
+            action: AUTHENTICATE.to_owned(),
             resource: AuditResource::default(),
             rule: None,
             verdict: RuleEffect::Deny,
@@ -183,10 +213,13 @@ impl AuditRecord {
         }
     }
 
-    /// Adds the digest of the arguments, and their values as far as `redaction` leaves them.
-    pub fn add_arguments(&mut self, arguments: &Value, redaction: Option<&Redaction>) {
+    /// Adds the digest of the arguments, and their values as far as `redaction` leaves them. Values
+    /// that are longer than [`MAX_VALUES_BYTES`] are left out.
+    pub fn add_arguments(&mut self, arguments: &Map<String, Value>, redaction: Option<&Redaction>) {
         self.arguments_digest = Some(digest_arguments(arguments));
-        self.arguments = redaction.map(|redaction| redaction.apply(arguments));
+        self.arguments = redaction
+            .map(|redaction| redaction.apply_to_object(arguments))
+            .filter(|values| size::json_bytes(values) <= MAX_VALUES_BYTES);
     }
 
     /// The record as one line of JSON, without the line's end.
@@ -256,6 +289,10 @@ mod tests {
         rules::Rules,
     };
 
+    fn object(value: Value) -> Map<String, Value> {
+        value.as_object().unwrap().clone()
+    }
+
     fn record() -> AuditRecord {
         let mut principal = Principal::new(
             "keys",
@@ -270,7 +307,7 @@ mod tests {
         let time = Timestamp::from_millis_clamped(1_795_000_000_123);
 
         let mut record = AuditRecord::of_decision(time, &principal, action, &resource, &decision);
-        record.add_arguments(&json!({"sql": "select 1", "password": "x"}), None);
+        record.add_arguments(&object(json!({"sql": "select 1", "password": "x"})), None);
         record
     }
 
@@ -287,12 +324,24 @@ mod tests {
     }
 
     #[test]
+    fn outcomes_are_written_as_they_are_named() {
+        for outcome in AuditOutcome::ALL {
+            assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.as_str());
+        }
+    }
+
+    #[test]
     fn values_are_in_a_record_only_where_configured() {
-        let arguments = json!({"sql": "select 1", "password": "hunter2"});
+        let arguments = object(json!({"sql": "select 1", "password": "hunter2"}));
         let mut record = record();
         assert_eq!(record.arguments, None);
         record.add_arguments(&arguments, Some(&Redaction::default()));
-        assert_eq!(record.arguments, Some(json!({"sql": "select 1", "password": "[redacted]"})));
+        let redacted = object(json!({"sql": "select 1", "password": "[redacted]"}));
+        assert_eq!(record.arguments, Some(redacted));
+
+        let many = (0..5_000).map(|number| (number.to_string(), json!("value"))).collect();
+        record.add_arguments(&many, Some(&Redaction::default()));
+        assert_eq!(record.arguments, None, "a record is not as large as whatever somebody sends");
     }
 
     #[test]

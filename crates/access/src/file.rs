@@ -9,6 +9,8 @@ use fleet_codes as codes;
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
+    asker::Rights,
+    audit::{AuditTable, AuditTableError, AuditedValues},
     authenticator::{Authenticator, WithoutCredentials},
     certificates::{CertificateRules, CertificateTable, CertificateTableError},
     keys::{KeyTable, KeysFile, KeysFileError, Pepper},
@@ -25,6 +27,8 @@ pub struct AccessPolicy {
     pub rules: Rules,
     /// How much they may do.
     pub limits: Limits,
+    /// Which arguments have their values in the audit log.
+    pub audited: AuditedValues,
     principals: Arc<PrincipalRules>,
     issuers: Vec<IssuerConfig>,
     certificates: Vec<CertificateTable>,
@@ -51,6 +55,9 @@ pub enum AccessPolicyError {
     /// A `[[limit]]` can't be used.
     #[error(transparent)]
     Limit(#[from] LimitTableError),
+    /// The `[audit]` table can't be used.
+    #[error(transparent)]
+    Audit(#[from] AuditTableError),
 }
 
 #[derive(Deserialize)]
@@ -58,6 +65,8 @@ pub enum AccessPolicyError {
 struct Layout {
     #[serde(default)]
     access: AccessTable,
+    #[serde(default)]
+    audit: AuditTable,
     #[serde(default)]
     principal: Vec<PrincipalTable>,
     #[serde(default)]
@@ -111,10 +120,16 @@ impl AccessPolicy {
         Ok(Self {
             rules,
             limits: Limits::new(layout.limit)?,
+            audited: AuditedValues::new(layout.audit)?,
             principals,
             issuers: read_issuers(layout.issuer, resource)?,
             certificates: layout.certificate,
         })
+    }
+
+    /// What the policy file says of decisions.
+    pub fn into_rights(self) -> Rights {
+        Rights { rules: self.rules, limits: self.limits, audited: self.audited }
     }
 
     /// Makes the authenticator of this policy and a keys file.

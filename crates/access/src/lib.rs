@@ -11,7 +11,8 @@
 //!    [`Presented`] has them, into a [`Principal`], a refusal, or the wish for an issuer's keys.
 //! 3. For each operation: [`Asker::decide`] says whether the principal may do it by the rules in
 //!    force, and [`Asker::admit`] whether it may do so now.
-//! 4. [`AuditRecord`] is what the log says about it.
+//! 4. [`Asker::check`], [`Asker::admit`] and [`Asker::begin_record`] hand what is refused and what is
+//!    done to the [`AuditLog`], whose sink keeps it as an [`AuditRecord`].
 //!
 //! Nothing else in the fleet looks at a credential or decides about a right.
 
@@ -35,9 +36,10 @@ mod rules;
 mod tokens;
 
 pub use action::Action;
-pub use asker::{Asker, CurrentRights, Rights};
+pub use asker::{Asker, CurrentRights, Origin, Rights};
 pub use audit::{
-    AuditOutcome, AuditPrincipal, AuditRecord, AuditResource, Redaction, canonical_json,
+    AuditGap, AuditLog, AuditOutcome, AuditPrincipal, AuditRecord, AuditResource, AuditSink,
+    AuditTableError, AuditedValues, Keeping, OpenRecord, Redaction, canonical_json,
     digest_arguments, schema as audit_schema,
 };
 pub use authenticator::{Authenticator, WithoutCredentials};

@@ -6,6 +6,7 @@
 //! the operator's tool that container images contain.
 
 mod api_error;
+mod audit;
 mod bad_lines;
 #[cfg(feature = "fleet")]
 mod broker;
@@ -64,6 +65,7 @@ const EXAMPLES: &str = "
   mcp-fleet jobs list --state failed --since 24h
   mcp-fleet events --from-start --json
   mcp-fleet topics create --brokers kafka:9092 --partitions 12
+  mcp-fleet audit --since 24h --outcome refused
   mcp-fleet keys create ci --keys keys.toml";
 
 /// Runs MCP tool calls as durable jobs on Kafka.
@@ -106,6 +108,8 @@ enum Command {
         #[command(subcommand)]
         command: topics::Command,
     },
+    /// Print who did what, and what was refused, from the audit log of servers
+    Audit(audit::Args),
     /// Make, list and revoke API keys of a server
     Keys {
         #[command(subcommand)]
@@ -165,6 +169,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Dlq { command } => dlq::run(command).await,
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
+        Command::Audit(args) => audit::run(args).await,
         Command::Keys { command } => keys::run(command),
         #[cfg(feature = "fleet")]
         Command::Broker(args) => broker::exec(args),

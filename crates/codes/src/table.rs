@@ -209,6 +209,10 @@ table! {
             "The operation needs the approval of somebody else.",
             "A rule with `effect = \"approve\"` covers it.",
             "Ask somebody who may approve it, or have the rule changed.";
+        AUDIT_UNAVAILABLE = "FLEET-AUDIT-UNAVAILABLE":
+            "The operation can't be recorded now, so it is not done.",
+            "The audit log is required, and its file or topic can't be written. Jobs wait meanwhile.",
+            "Make room for the file, or bring the brokers back; the log of the server says what is wrong. It goes on by itself.";
         KEYS_FILE = "FLEET-KEYS-FILE":
             "The file of API keys cannot be used.",
             "It is not valid TOML, has unknown fields, or holds an entry whose id or digest is invalid or used twice.",

@@ -22,6 +22,8 @@ pub struct Topics {
     /// Claims that decide which server submits a job when several try at the same moment. Only
     /// servers use this topic.
     pub claims: String,
+    /// Audit records of servers: who did what, and what was refused. Optional.
+    pub audit: String,
 }
 
 impl Topics {
@@ -35,6 +37,7 @@ impl Topics {
             delayed: of("delayed"),
             control: of("control"),
             claims: of("claims"),
+            audit: of("audit"),
             jobs,
         }
     }

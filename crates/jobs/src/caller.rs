@@ -7,7 +7,9 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use fleet_access::{Action, AdmittedCall, Asker, Context, Decision, Resource};
+use fleet_access::{
+    Action, AdmittedCall, Arguments, Asker, Context, Decision, OpenRecord, Resource,
+};
 use fleet_job::event::JobEvent;
 use fleet_ledger::query::Visibility;
 use fleet_ops::{
@@ -44,8 +46,7 @@ impl Caller {
         owner: Option<&str>,
         tenant: Option<&str>,
     ) -> Decision {
-        let names: Vec<&str> =
-            [&self.owner, &self.former].into_iter().filter_map(Option::as_deref).collect();
+        let names = self.names();
         let context = Context { owner_names: &names, ..Context::default() };
         self.asker.decide(action, &Resource::job(owner, tenant), &context)
     }
@@ -78,8 +79,54 @@ impl Caller {
         action: Action,
         resource: &Resource<'_>,
         context: &Context<'_>,
-    ) -> Result<(), JobsError> {
-        JobsError::unless_allowed(action, self.asker.decide(action, resource, context))
+    ) -> Result<Decision, JobsError> {
+        let decision = self.asker.check(action, resource, context);
+        decision.map_err(|decision| JobsError::Denied { action, decision: Box::new(decision) })
+    }
+
+    /// Checks that the caller may do something with the job of an event, and begins its record in
+    /// the audit log.
+    ///
+    /// # Errors
+    ///
+    /// Returns the refusal, or an error if it can't be recorded and must be.
+    pub(crate) async fn begin_with(
+        &self,
+        action: Action,
+        event: &JobEvent,
+    ) -> Result<OpenRecord, JobsError> {
+        let named = self.about_job(&event.job_id);
+        let names = named.names();
+        let context = Context { owner_names: &names, ..Context::default() };
+        let resource = Resource::job(event.owner.as_deref(), event.tenant.as_deref());
+        let decision = named.check(action, &resource, &context)?;
+        named.begin_record(action, &resource, &decision, Arguments::None).await
+    }
+
+    /// Begins the record of something that is allowed in the audit log.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if it can't be recorded and must be.
+    pub(crate) async fn begin_record(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        decision: &Decision,
+        arguments: Arguments<'_>,
+    ) -> Result<OpenRecord, JobsError> {
+        Ok(self.asker.begin_record(action, resource, decision, arguments).await?)
+    }
+
+    /// The same caller, whose actions are recorded as being about this job.
+    pub(crate) fn about_job(&self, job_id: &str) -> Self {
+        let asker = self.asker.from_origin(|origin| origin.job_id = Some(job_id.to_owned()));
+        Self { asker, ..self.clone() }
+    }
+
+    /// The owners of jobs that are this caller.
+    fn names(&self) -> Vec<&str> {
+        [&self.owner, &self.former].into_iter().filter_map(Option::as_deref).collect()
     }
 
     /// Lets an action in as [`Asker::admit`] does.
@@ -95,6 +142,11 @@ impl Caller {
         now: Duration,
     ) -> Result<AdmittedCall, JobsError> {
         self.asker.admit(action, resource, bytes, now).map_err(JobsError::Limited)
+    }
+
+    /// Returns whether what the caller does is recorded.
+    pub(crate) fn is_audited(&self) -> bool {
+        self.asker.is_audited()
     }
 
     /// Returns whether the caller's credentials were verified.

@@ -3,18 +3,19 @@
 
 use std::time::Duration;
 
-use fleet_access::Action;
+use fleet_access::{Action, Arguments, AuditOutcome::Failed, Resource};
 use fleet_job::{
     control::Control,
     event::{JobEvent, JobState},
     outcome::{ErrorKind, JobError},
     time::Timestamp,
-    view::Cancellation,
+    view::{CancelOutcome::TooLate, Cancellation},
 };
 use fleet_kafka::producer::Outgoing;
+use fleet_ledger::Known;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Caller, Jobs, JobsError};
+use super::{Caller, Jobs, JobsError, outcome_of};
 
 impl Jobs {
     /// Requests the cancellation of a job, and waits for at most `limit` for its outcome.
@@ -29,15 +30,27 @@ impl Jobs {
         reason: Option<&str>,
         limit: Duration,
     ) -> Result<Cancellation, JobsError> {
-        let mut known = match self.find_known(job_id, caller).await {
+        let known = match self.find_known(job_id, caller).await {
             Err(JobsError::NotFound(_)) => {
                 return self.cancel_unknown_job(job_id, caller, reason, limit).await;
             }
             known => known?,
         };
-        let decision = caller.decide_about(Action::CancelJob, &known.event);
-        JobsError::unless_allowed(Action::CancelJob, decision)?;
+        let record = caller.begin_with(Action::CancelJob, &known.event).await?;
+        let cancelled = self.cancel_known_job(known, caller, reason, limit).await;
+        let is_too_late = cancelled.as_ref().is_ok_and(|cancelled| cancelled.outcome == TooLate);
+        record.end(if is_too_late { Failed } else { outcome_of(&cancelled) }, None);
+        cancelled
+    }
 
+    async fn cancel_known_job(
+        &self,
+        mut known: Known,
+        caller: &Caller,
+        reason: Option<&str>,
+        limit: Duration,
+    ) -> Result<Cancellation, JobsError> {
+        let job_id = &known.event.job_id.clone();
         if !known.event.is_over() && self.catch_up().await.is_ok() {
             // The job may have ended already.
             known = self.find_known(job_id, caller).await?;
@@ -65,11 +78,27 @@ impl Jobs {
         reason: Option<&str>,
         limit: Duration,
     ) -> Result<Cancellation, JobsError> {
-        let may_cancel = caller.decide(Action::CancelJob, None, None).is_allowed();
-        if !may_cancel || self.inner.store.get(job_id).await?.is_some() {
+        let decision = caller.decide(Action::CancelJob, None, None);
+        if !decision.is_allowed() || self.inner.store.get(job_id).await?.is_some() {
             return Ok(Cancellation::unknown());
         }
 
+        let (named, nobodys) = (caller.about_job(job_id), Resource::job(None, None));
+        let begun = named.begin_record(Action::CancelJob, &nobodys, &decision, Arguments::None);
+        let record = begun.await?;
+        let cancelled = self.announce_cancellation(job_id, caller, reason, limit).await;
+        record.end(outcome_of(&cancelled), None);
+        cancelled
+    }
+
+    /// Requests the cancellation of a job that nobody has reported yet, and waits for its state.
+    async fn announce_cancellation(
+        &self,
+        job_id: &str,
+        caller: &Caller,
+        reason: Option<&str>,
+        limit: Duration,
+    ) -> Result<Cancellation, JobsError> {
         let waiter = self.inner.hub.add_waiter(job_id);
         self.request_cancellation(job_id, None, reason).await?;
 

@@ -1,6 +1,6 @@
 //! Errors of the job service.
 
-use fleet_access::{Action, Decision, LimitReached};
+use fleet_access::{Action, AuditGap, Decision, LimitReached};
 use fleet_kafka::KafkaError;
 use fleet_ledger::StoreError;
 use fleet_ops::blocking::WorkLost;
@@ -33,6 +33,9 @@ pub enum JobsError {
     /// The caller has reached a limit.
     #[error(transparent)]
     Limited(LimitReached),
+    /// What the caller wants can't be recorded in the audit log, and must be.
+    #[error(transparent)]
+    Unrecorded(#[from] AuditGap),
     /// The request is invalid.
     #[error("{0}")]
     Bad(#[from] BadRequest),
@@ -72,14 +75,6 @@ impl From<WorkLost> for JobsError {
 }
 
 impl JobsError {
-    /// Returns the refusal of something that a decision does not allow.
-    pub(crate) fn unless_allowed(action: Action, decision: Decision) -> Result<(), Self> {
-        match decision.is_allowed() {
-            true => Ok(()),
-            false => Err(Self::Denied { action, decision: Box::new(decision) }),
-        }
-    }
-
     /// Returns the cause without the context that `Display` adds.
     pub(crate) fn cause(&self) -> String {
         match self {
@@ -91,7 +86,7 @@ impl JobsError {
     /// Returns whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NotReady(_) | Self::Store(_) | Self::Limited(_) => true,
+            Self::NotReady(_) | Self::Store(_) | Self::Limited(_) | Self::Unrecorded(_) => true,
             Self::Kafka(error) => error.is_retryable(),
             Self::NotFound(_)
             | Self::NotSearched(_)

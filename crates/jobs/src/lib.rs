@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use fleet_access::Asker;
+use fleet_access::{Asker, AuditOutcome};
 use fleet_job::{
     control::Cancelled,
     topics::Topics,
@@ -342,6 +342,14 @@ impl Jobs {
 impl Inner {
     fn cancelled(&self) -> MutexGuard<'_, Cancelled> {
         self.cancelled.lock()
+    }
+}
+
+/// What the audit log says of something that has ended so.
+pub(crate) fn outcome_of<T>(result: &Result<T, JobsError>) -> AuditOutcome {
+    match result {
+        Ok(_) => AuditOutcome::Succeeded,
+        Err(_) => AuditOutcome::Failed,
     }
 }
 

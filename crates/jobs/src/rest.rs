@@ -114,9 +114,14 @@ async fn check_right(State(action): State<Action>, request: Request, next: Next)
         };
     }
 
-    let decision = asker.decide(action, &Resource::default(), &Context::default());
-    let detail = decision.message(action.as_str()).unwrap_or_default();
-    Problem::denied(decision, detail).into_response()
+    match asker.check(action, &Resource::default(), &Context::default()) {
+        // The rights have changed in between.
+        Ok(_) => next.run(request).await,
+        Err(decision) => {
+            let detail = decision.message(action.as_str()).unwrap_or_default();
+            Problem::denied(decision, detail).into_response()
+        }
+    }
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Response {

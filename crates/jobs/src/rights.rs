@@ -4,9 +4,9 @@
 //! the very tool that the server will find: names are resolved as the server resolves them, and
 //! names that can't be resolved now are decided on only if they can't stand for another tool later.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
-use fleet_access::{Action, Annotations, Arguments, Context, Resource};
+use fleet_access::{Action, Annotations, Arguments, Context, Decision, OpenRecord, Resource};
 use fleet_job::{
     envelope::{Envelope, ToolCall, Work},
     mcp_servers::McpServers,
@@ -41,6 +41,62 @@ pub struct ResolvedTool {
     pub is_known: bool,
 }
 
+/// What a job is allowed to do, as the audit log has it.
+#[derive(Debug)]
+pub(crate) struct AllowedJob {
+    /// The decision about its first call or server.
+    decision: Decision,
+    /// The server of all its calls, if it is the same.
+    server: Option<String>,
+    /// The tool of all its calls, if it is the same.
+    tool: Option<String>,
+}
+
+impl AllowedJob {
+    /// The same without what another call of the job does not share.
+    fn shared_with(self, other: &Self) -> Self {
+        let is_one = (&self.server, &self.tool) == (&other.server, &other.tool);
+        if is_one { self } else { Self { server: None, tool: None, ..self } }
+    }
+
+    /// Begins the record of the submission in the audit log.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if it can't be recorded and must be.
+    pub(crate) async fn begin_record(
+        &self,
+        caller: &Caller,
+        envelope: &Envelope,
+    ) -> Result<OpenRecord, JobsError> {
+        if !caller.is_audited() {
+            return Ok(OpenRecord::default());
+        }
+        let resource = Resource {
+            server: self.server.as_deref(),
+            tool: self.tool.as_deref(),
+            tenant: envelope.tenant.as_deref(),
+            ..Resource::default()
+        };
+        let arguments = arguments_of(&envelope.work);
+        let caller = caller.about_job(&envelope.job_id);
+        let arguments = Arguments::Known(&arguments);
+        caller.begin_record(Action::SubmitJob, &resource, &self.decision, arguments).await
+    }
+}
+
+/// What tells a job from another one with the same tool.
+fn arguments_of(work: &Work) -> Cow<'_, Map<String, Value>> {
+    match work {
+        Work::ServerInit(config) => Cow::Borrowed(config),
+        Work::ToolCall(call) => Cow::Borrowed(&call.arguments),
+        Work::ToolBatch(batch) => match serde_json::to_value(batch) {
+            Ok(Value::Object(object)) => Cow::Owned(object),
+            _ => Cow::default(),
+        },
+    }
+}
+
 /// Checks that the caller may submit a job: each of its calls, and each server that it hosts.
 ///
 /// # Errors
@@ -51,7 +107,7 @@ pub(crate) fn check_submission(
     caller: &Caller,
     envelope: &Envelope,
     resolve: Option<&ToolResolver>,
-) -> Result<(), JobsError> {
+) -> Result<AllowedJob, JobsError> {
     let tenant = envelope.tenant.as_deref();
     let calls = match &envelope.work {
         Work::ToolCall(call) => std::slice::from_ref(call),
@@ -60,16 +116,26 @@ pub(crate) fn check_submission(
             let servers = McpServers::from_value(&config.clone().into());
             let servers = servers.map_err(|error| BadRequest(error.to_string()))?;
             let mut bytes = size::json_bytes(config);
-            for name in servers.servers.keys() {
+            return check_all(servers.servers.keys().map(|name| {
                 let server = Resource { server: Some(name), tenant, ..Resource::default() };
                 check(caller, Action::SubmitJob, &server, Arguments::None)?;
-                check(caller, Action::AdministerServers, &server, Arguments::None)?;
+                let decision = check(caller, Action::AdministerServers, &server, Arguments::None)?;
                 admit(caller, &server, std::mem::take(&mut bytes))?;
-            }
-            return Ok(());
+                Ok(AllowedJob { decision, server: Some(name.clone()), tool: None })
+            }));
         }
     };
-    calls.iter().try_for_each(|call| check_call(caller, call, tenant, resolve))
+    check_all(calls.iter().map(|call| check_call(caller, call, tenant, resolve)))
+}
+
+/// What all of these parts of a job are allowed as.
+fn check_all(
+    mut parts: impl Iterator<Item = Result<AllowedJob, JobsError>>,
+) -> Result<AllowedJob, JobsError> {
+    // The request was refused before if there is none.
+    let none = || BadRequest("the job does nothing".to_owned());
+    let first = parts.next().ok_or_else(none)??;
+    parts.try_fold(first, |allowed, part| Ok(allowed.shared_with(&part?)))
 }
 
 fn check_call(
@@ -77,7 +143,7 @@ fn check_call(
     call: &ToolCall,
     tenant: Option<&str>,
     resolve: Option<&ToolResolver>,
-) -> Result<(), JobsError> {
+) -> Result<AllowedJob, JobsError> {
     let exposed = call.exposed_name();
     let resolved = resolve.and_then(|resolve| resolve(&exposed, &call.arguments));
     let arguments = resolved.as_ref().map_or(&call.arguments, |found| &found.arguments);
@@ -90,7 +156,7 @@ fn check_call(
     };
 
     let resource = Resource { tenant, ..Resource::tool(server, tool, Annotations::default()) };
-    check(caller, Action::SubmitJob, &resource, Arguments::Known(arguments))?;
+    let decision = check(caller, Action::SubmitJob, &resource, Arguments::Known(arguments))?;
 
     // Our own tools would do these with the rights of the worker.
     if server.is_none() && tool.starts_with(SERVER_TOOLS) {
@@ -101,7 +167,9 @@ fn check_call(
     if server.is_none() && tool.starts_with(JOB_TOOLS) {
         check(caller, Action::ActAs, &Resource { tenant, ..Resource::default() }, Arguments::None)?;
     }
-    admit(caller, &resource, size::json_bytes(&call.arguments))
+    admit(caller, &resource, size::json_bytes(&call.arguments))?;
+    let (server, tool) = (server.map(str::to_owned), Some(tool.to_owned()));
+    Ok(AllowedJob { decision, server, tool })
 }
 
 /// Refuses a name that may come to stand for another tool than the one that is decided on, from
@@ -132,7 +200,7 @@ fn check(
     action: Action,
     resource: &Resource<'_>,
     arguments: Arguments<'_>,
-) -> Result<(), JobsError> {
+) -> Result<Decision, JobsError> {
     caller.check(action, resource, &Context { arguments, ..Context::default() })
 }
 
@@ -152,7 +220,7 @@ fn named_tool(call: &ToolCall) -> (Option<&str>, &str) {
 
 #[cfg(test)]
 mod tests {
-    use fleet_access::{AccessPolicy, Asker, CurrentRights, Principal, PrincipalKind, Rights, Via};
+    use fleet_access::{AccessPolicy, Asker, CurrentRights, Principal, PrincipalKind, Via};
     use serde_json::json;
 
     use super::*;
@@ -160,7 +228,7 @@ mod tests {
     /// Whether a principal of the tenant `a` may submit a job under these rules.
     fn may_submit(rules: &str, job: Value) -> Result<(), String> {
         let policy = AccessPolicy::parse(rules, None).unwrap();
-        let rights = CurrentRights::new(Rights { rules: policy.rules, limits: policy.limits });
+        let rights = CurrentRights::new(policy.into_rights());
         let via = Via::Key { id: "k".to_owned() };
         let mut principal = Principal::new("keys", "ci", PrincipalKind::Service, via);
         principal.tenant = Some("a".to_owned());
@@ -170,6 +238,7 @@ mod tests {
         let request: crate::JobRequest = serde_json::from_value(job).unwrap();
         let prepared = request.prepare(&caller, || "j".to_owned()).unwrap();
         check_submission(&caller, &prepared.envelope, Some(&resolver()))
+            .map(drop)
             .map_err(|error| error.to_string())
     }
 

@@ -29,10 +29,12 @@ use fleet_ops::{
     blocking::run_blocking,
     trace::{Span, SpanKind},
 };
+use futures::future::try_join_all;
 
 use super::{
     Caller, JobRequest, Jobs, JobsError,
     claims::{Claim, WRITE_LIMIT},
+    outcome_of,
     request::{BadRequest, Prepared},
     rights,
 };
@@ -88,8 +90,10 @@ impl Jobs {
         trace: &TraceContext,
     ) -> Result<Vec<Submitted>, JobsError> {
         let jobs = prepare_jobs(requests, caller)?;
+        let mut allowed = Vec::with_capacity(jobs.len());
         for (index, job) in jobs.iter().enumerate() {
-            rights::check_submission(caller, &job.envelope, self.inner.resolver.get())?;
+            let resolver = self.inner.resolver.get();
+            allowed.push(rights::check_submission(caller, &job.envelope, resolver)?);
             self.check_reply_topic(&job.envelope).map_err(|error| match jobs.len() {
                 1 => JobsError::Bad(error),
                 _ => JobsError::BadJob { index, error },
@@ -98,6 +102,22 @@ impl Jobs {
         }
         self.check_log_is_read()?;
 
+        let records = allowed.iter().zip(&jobs);
+        let records = records.map(|(allowed, job)| allowed.begin_record(caller, &job.envelope));
+        let records = try_join_all(records).await?;
+        let submitted = self.submit_allowed(jobs, caller, trace).await;
+        let outcome = outcome_of(&submitted);
+        records.into_iter().for_each(|record| record.end(outcome, None));
+        submitted
+    }
+
+    /// Submits jobs that the caller may submit.
+    async fn submit_allowed(
+        &self,
+        jobs: Vec<Prepared>,
+        caller: &Caller,
+        trace: &TraceContext,
+    ) -> Result<Vec<Submitted>, JobsError> {
         let (this, caller, span) =
             (self.clone(), caller.clone(), self.start_send_span(trace, jobs.len()));
         let submitting = tokio::spawn(async move {

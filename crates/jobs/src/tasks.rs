@@ -33,7 +33,7 @@ use tokio::sync::Mutex;
 use super::{
     Caller, Jobs, JobsError,
     caller::derived_id,
-    not_found,
+    not_found, outcome_of,
     submit::{Submission, Undo},
 };
 use crate::config::JobsConfig;
@@ -180,8 +180,13 @@ impl Tasks {
     ) -> Result<(), JobsError> {
         let _answering = self.answering.lock().await;
         let known = self.find_task(task_id, caller).await?;
-        let decision = caller.decide_about(Action::AnswerJob, &known.event);
-        JobsError::unless_allowed(Action::AnswerJob, decision)?;
+        let record = caller.begin_with(Action::AnswerJob, &known.event).await?;
+        let answered = self.answer(known, responses).await;
+        record.end(outcome_of(&answered), None);
+        answered
+    }
+
+    async fn answer(&self, known: Known, responses: InputResponses) -> Result<(), JobsError> {
         let Some(event) = apply_answers(&known.event, responses) else { return Ok(()) };
 
         let is_complete = open_requests(&event).is_some_and(|requests| requests.is_empty());

@@ -36,6 +36,8 @@ struct PolicyFile {
     // The tables about access, which `fleet-access` reads.
     #[serde(rename = "access")]
     _access: Option<IgnoredAny>,
+    #[serde(rename = "audit")]
+    _audit: Option<IgnoredAny>,
     #[serde(rename = "principal")]
     _principal: Option<IgnoredAny>,
     #[serde(rename = "rule")]

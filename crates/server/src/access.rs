@@ -15,8 +15,8 @@ use std::{
 
 use axum::http::Extensions;
 use fleet_access::{
-    Asker, AuthRefusal, Authentication, Authenticator, CurrentRights, Presented, Principal,
-    PrincipalId, Rights, WithoutCredentials,
+    Asker, AuditLog, AuthRefusal, Authentication, Authenticator, CurrentRights, Origin, Presented,
+    Principal, PrincipalId, Rights, WithoutCredentials,
 };
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -91,6 +91,7 @@ pub struct AccessState {
 #[derive(Debug, Clone)]
 pub struct AccessControl {
     inner: Arc<Inner>,
+    log: AuditLog,
 }
 
 #[derive(Debug)]
@@ -151,11 +152,22 @@ impl AccessControl {
             rights: CurrentRights::new(files.rights),
             issuers: Issuers::default(),
         };
-        let control = Self { inner: Arc::new(inner) };
+        let control = Self { inner: Arc::new(inner), log: AuditLog::default() };
 
         files::follow(&control, stop.clone())?;
         tokio::spawn(control.clone().refresh_keys(stop));
         Ok(control)
+    }
+
+    /// The same, with a log of what callers do and of what is refused to them.
+    #[must_use]
+    pub fn audited(self, log: AuditLog) -> Self {
+        Self { log, ..self }
+    }
+
+    /// Returns whether callers are told apart.
+    pub fn identifies_callers(&self) -> bool {
+        self.inner.without == WithoutCredentials::Refused
     }
 
     /// What the files say at the moment.
@@ -163,9 +175,9 @@ impl AccessControl {
         self.inner.state.read().clone()
     }
 
-    /// A principal with the rights that decide about it.
-    pub(crate) fn asker(&self, principal: Arc<Principal>) -> Asker {
-        Asker::new(principal, self.inner.rights.clone())
+    /// A principal, whose request has this origin, with the rights that decide about it.
+    pub(crate) fn asker(&self, principal: Arc<Principal>, origin: Origin) -> Asker {
+        Asker::new(principal, self.inner.rights.clone()).audited(self.log.clone(), origin)
     }
 
     /// Says who sends a request. Waits for the keys of an issuer if that takes another look at
@@ -199,12 +211,13 @@ impl AccessControl {
 /// # Errors
 ///
 /// Returns an error if the policy file can't be used.
-pub(crate) fn local_asker(source: &AccessSource) -> Result<Asker, ServerError> {
+pub(crate) fn local_asker(source: &AccessSource, log: AuditLog) -> Result<Asker, ServerError> {
     let rights = match &source.policy {
         Some(path) => read_rights(path)?,
         None => Rights::default(),
     };
-    Ok(Asker::new(Arc::new(Principal::local()), CurrentRights::new(rights)))
+    let asker = Asker::new(Arc::new(Principal::local()), CurrentRights::new(rights));
+    Ok(asker.audited(log, Origin::default()))
 }
 
 /// The principal to whom what a request creates belongs; `None` if nobody was identified.

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use fleet_kafka::compression::Compression;
 use fleet_ops::config::{parse_bytes, parse_duration};
 
-use crate::access::AccessMode;
+use crate::{access::AccessMode, audit::AuditMode};
 
 /// The flags of the server.
 #[derive(Debug, Clone, clap::Args)]
@@ -141,6 +141,15 @@ pub struct Args {
     /// keys file FILE, if it exists.
     #[arg(help_heading = "Access", long, env = "MCP_ACCESS_PEPPER_FILE", value_name = "FILE")]
     pub access_pepper_file: Option<PathBuf>,
+    /// Record what callers do and what is refused to them, in `<topic>.audit` if there are brokers
+    /// and in the file of `--audit-file`. `auto`: if callers are told apart. `required`: always, and
+    /// what can't be recorded is not done.
+    #[arg(help_heading = "Access", long, env = "MCP_AUDIT", value_enum, default_value_t)]
+    pub audit: AuditMode,
+    /// A file to which audit records are appended, one JSON object per line. It may be renamed at
+    /// any time, as by logrotate.
+    #[arg(help_heading = "Access", long, env = "MCP_AUDIT_FILE", value_name = "FILE")]
+    pub audit_file: Option<PathBuf>,
     /// A policy file (TOML): what may be hosted, issuers of access tokens, and the rules and limits
     /// of principals.
     #[arg(

@@ -18,6 +18,7 @@ use url::Url;
 use crate::{
     access::AccessSource,
     args::{Args, non_empty},
+    audit::{AuditConfig, AuditTopic},
     error::ServerError,
     policy_source::PolicySource,
     tools::files::Files,
@@ -53,6 +54,8 @@ pub struct ServerConfig {
     pub policy_source: PolicySource,
     /// Whose requests are served, and the files that say so.
     pub access: AccessSource,
+    /// Whether callers' actions are recorded, and where.
+    pub audit: AuditConfig,
     /// The registry through which replicas share what they host; none by default.
     pub registry: Option<RegistryConfig>,
     /// The jobs that this server accepts and follows; none by default.
@@ -85,6 +88,7 @@ impl Default for ServerConfig {
             policy: Policy::default(),
             policy_source: PolicySource::default(),
             access: AccessSource::default(),
+            audit: AuditConfig::default(),
             registry: None,
             jobs: None,
             compression: Compression::default(),
@@ -127,6 +131,7 @@ impl ServerConfig {
             files_max_read: args.files_max_read,
             policy: policy_source.load()?,
             policy_source,
+            audit: audit_config(args)?,
             registry: registry_config(args),
             jobs: jobs_config(args)?,
             compression: args.compression,
@@ -164,6 +169,29 @@ fn access_source(args: &Args, public_url: Option<&Url>) -> AccessSource {
     }
 }
 
+fn audit_config(args: &Args) -> Result<AuditConfig, ServerError> {
+    let topic = brokers(args).map(|brokers| {
+        check_jobs_topic(args)?;
+        Ok::<_, ServerError>(AuditTopic {
+            brokers: brokers.to_owned(),
+            jobs: args.jobs_topic.clone(),
+        })
+    });
+    let file = args.audit_file.clone().filter(|path| !path.as_os_str().is_empty());
+    Ok(AuditConfig { mode: args.audit, file, topic: topic.transpose()? })
+}
+
+fn check_jobs_topic(args: &Args) -> Result<(), ServerError> {
+    match fleet_job::topics::is_valid_name(&args.jobs_topic) {
+        true => Ok(()),
+        false => Err(ServerError::JobsTopic(args.jobs_topic.clone())),
+    }
+}
+
+fn brokers(args: &Args) -> Option<&str> {
+    args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty())
+}
+
 fn non_empty_paths(paths: &[PathBuf]) -> Vec<PathBuf> {
     paths.iter().filter(|path| !path.as_os_str().is_empty()).cloned().collect()
 }
@@ -185,16 +213,12 @@ fn parse_public_url(args: &Args) -> Result<Option<Url>, ServerError> {
 }
 
 fn jobs_config(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
-    let brokers =
-        args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty());
-    let Some(brokers) = brokers.filter(|_| args.jobs) else { return Ok(None) };
+    let Some(brokers) = brokers(args).filter(|_| args.jobs) else { return Ok(None) };
 
     if args.task_ttl > args.ledger_max_age {
         return Err(ServerError::TaskTtl);
     }
-    if !fleet_job::topics::is_valid_name(&args.jobs_topic) {
-        return Err(ServerError::JobsTopic(args.jobs_topic.clone()));
-    }
+    check_jobs_topic(args)?;
 
     Ok(Some(JobsConfig {
         brokers: brokers.to_owned(),
@@ -216,8 +240,7 @@ fn jobs_config(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
 }
 
 fn registry_config(args: &Args) -> Option<RegistryConfig> {
-    let brokers =
-        args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty())?;
+    let brokers = brokers(args)?;
     let plain = Plain::new(non_empty(&args.share_plain));
     Some(RegistryConfig { brokers: brokers.to_owned(), topic: args.registry_topic.clone(), plain })
 }

@@ -3,6 +3,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use fleet_access::{AccessPolicyError, KeysFileError};
+use fleet_audit::AuditError;
 use fleet_codes as codes;
 use fleet_hosting::registry::RegistryError;
 use fleet_jobs::JobsError;
@@ -63,6 +64,16 @@ pub enum ServerError {
         /// The address to listen on.
         host: IpAddr,
     },
+    /// There is no place for audit records.
+    #[error(
+        "--audit (MCP_AUDIT) asks for an audit log, but there is no place for one; name a file with \
+         --audit-file (MCP_AUDIT_FILE), or brokers with --kafka-brokers (KAFKA_BROKERS) [{code}]",
+        code = codes::SETTING
+    )]
+    AuditNowhere,
+    /// The audit log can't be opened.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A root of the `file_*` tools is unusable.
     #[error(transparent)]
     Root(#[from] RootError),

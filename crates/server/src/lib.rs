@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod args;
+pub mod audit;
 pub mod check;
 pub mod config;
 mod conformance;

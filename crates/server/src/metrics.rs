@@ -123,5 +123,5 @@ const TABLE: &[Metric] = &[
 ];
 
 /// All metrics of this binary.
-pub const TABLES: [&[Metric]; 3] =
-    [TABLE, fleet_hosting::metrics::TABLE, fleet_jobs::metrics::TABLE];
+pub const TABLES: [&[Metric]; 4] =
+    [TABLE, fleet_audit::metrics::TABLE, fleet_hosting::metrics::TABLE, fleet_jobs::metrics::TABLE];

@@ -1,6 +1,6 @@
 //! Runs a server from start to end: listens, serves, drains, and stops the hosted servers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use fleet_hosting::{
     Fleet,
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     access::{self, AccessControl},
     args::Args,
+    audit::Audit,
     config::ServerConfig,
     conformance::Fixtures,
     error::ServerError,
@@ -33,6 +34,9 @@ use crate::{
         servers,
     },
 };
+
+/// How long the last audit records may take to be kept at the end.
+const FLUSH_AUDIT: Duration = Duration::from_secs(5);
 
 /// Runs a server until SIGTERM or SIGINT or, with `--stdio`, until standard input ends.
 ///
@@ -70,6 +74,10 @@ pub async fn run_until(
         true => None,
         false => Some(AccessControl::start(config.access.clone(), stop.clone())?),
     };
+    let mut links = Links { links: Vec::new(), compression: config.compression };
+    let identifies_callers = access.as_ref().is_some_and(AccessControl::identifies_callers);
+    let audit = config.audit.open(identifies_callers, |brokers| links.link_to(brokers))?;
+    let log = audit.as_ref().map(|audit| audit.log.clone()).unwrap_or_default();
 
     if access.is_some() {
         access::warn_of_readable_secrets(&config.access, &config.roots);
@@ -81,7 +89,6 @@ pub async fn run_until(
     }
     reload::follow_policy_file(&config.policy_source, &fleet, stop.clone())?;
 
-    let mut links = Links { links: Vec::new(), compression: config.compression };
     let shared = share_fleet(&config, &fleet, &mut links)?;
     shared.follow(stop.clone())?;
     let jobs = start_jobs(&config, &mut links, stop.clone()).await?;
@@ -102,13 +109,19 @@ pub async fn run_until(
     let result = match access {
         None => {
             let (stdin, stdout) = stdio_pipes();
-            let gateway = gateway.for_client(access::local_asker(&config.access)?);
+            let gateway = gateway.for_client(access::local_asker(&config.access, log)?);
             stdio::serve_client(gateway, stdin, stdout, stop).await
         }
-        Some(access) => serve_http(gateway, &config, access, &fleet, &shared, jobs, stop).await,
+        Some(access) => {
+            let access = access.audited(log);
+            serve_http(gateway, &config, access, &fleet, &shared, jobs, stop).await
+        }
     };
     // All calls have ended or been abandoned, so the hosted servers are no longer needed.
     fleet.shutdown().await;
+    if let Some(Audit { recorder, .. }) = audit {
+        recorder.flush(FLUSH_AUDIT).await;
+    }
     result
 }
 

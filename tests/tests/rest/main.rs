@@ -24,6 +24,7 @@ on_every_broker!(
     nonsense_and_too_much_are_refused_clearly,
     somebody_elses_jobs_are_not_there,
     another_principals_jobs_are_not_there,
+    what_principals_do_is_recorded,
     a_job_is_followed_to_its_end,
     all_jobs_are_followed_over_replicas,
     streams_end_with_the_server,

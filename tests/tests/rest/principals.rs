@@ -109,3 +109,61 @@ pub(crate) fn another_principals_jobs_are_not_there(env: &Env) {
 
     request(address, "GET", "/jobs", &[], b"").problem(401, "unauthenticated");
 }
+
+/// Runs `mcp-fleet audit` over the records that exist; returns them.
+fn audit(env: &Env, fleet: &Fleet<'_>, filter: &[&str]) -> Vec<Value> {
+    let mut command = Command::new(bins::bin("mcp-fleet"));
+    command.args(["audit", "--no-follow", "--json", "--brokers", &env.brokers, "--topic"]);
+    let output = command.arg(&fleet.topic).args(filter).output().expect("a run of mcp-fleet");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).expect("text");
+    text.lines().map(|line| serde_json::from_str(line).expect("a record")).collect()
+}
+
+pub(crate) fn what_principals_do_is_recorded(env: &Env) {
+    let fleet = Fleet::new(env, "rest-audit", 2);
+    fleet.create_control_topic();
+    let keys = fleet.directory.join("keys.toml");
+    let [alice, bob] =
+        ["alice", "bob"].map(|id| format!("Bearer {}", make_key(&keys, id, id)));
+    let policy = fleet.directory.join("policy.toml");
+    let rules = SUBMIT.replace("anyone", "key:alice");
+    std::fs::write(&policy, rules).expect("a policy file");
+    let (keys, policy) = (keys.to_str().expect("a path"), policy.to_str().expect("a path"));
+    let settings =
+        [("MCP_ACCESS_KEYS_FILE", keys), ("MCP_POLICY_FILE", policy), ("MCP_AUDIT", "required")];
+    let server = start_with(&fleet, &settings);
+
+    submit(&server, &alice, "mine");
+    let headers = [("authorization", bob.as_str()), ("content-type", "application/json")];
+    let job = br#"{"jobID": "theirs", "tool": "file_list"}"#;
+    request(server.address, "POST", "/jobs", &headers, job).problem(403, "denied");
+    request(server.address, "GET", "/jobs", &[], b"").problem(401, "unauthenticated");
+    let mine = [("authorization", alice.as_str())];
+    request(server.address, "DELETE", "/jobs/mine?wait=0", &mine, b"").expect(202);
+
+    let brief = |record: &Value| {
+        let text = |path: &str| {
+            record.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        [text("/outcome"), text("/action"), text("/principal/subject"), text("/jobId")]
+    };
+    let expected = [
+        ["started", "jobs.submit", "alice", "mine"],
+        ["succeeded", "jobs.submit", "alice", "mine"],
+        ["refused", "jobs.submit", "bob", ""],
+        ["refused", "authenticate", "", ""],
+        ["started", "jobs.cancel", "alice", "mine"],
+        ["succeeded", "jobs.cancel", "alice", "mine"],
+    ];
+    let found = wait::poll_until("the records", wait::LONG, || {
+        let records = audit(env, &fleet, &[]);
+        (records.len() >= expected.len()).then_some(records)
+    });
+    assert_eq!(found.iter().map(brief).collect::<Vec<_>>(), expected);
+    assert_eq!(found[0]["resource"]["tool"], "file_list", "{}", found[0]);
+    assert_eq!(found[0]["peer"], "127.0.0.1");
+
+    let refused = audit(env, &fleet, &["--outcome", "refused", "--principal", "bob"]);
+    assert_eq!(refused.iter().map(brief).collect::<Vec<_>>(), expected[2..3]);
+}

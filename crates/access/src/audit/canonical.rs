@@ -1,6 +1,6 @@
 //! Arguments as canonical JSON, so that the same arguments have the same digest.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::hex;
@@ -15,26 +15,30 @@ pub fn canonical_json(value: &Value) -> String {
 }
 
 /// The SHA-256 of arguments as canonical JSON, in hexadecimal.
-pub fn digest_arguments(arguments: &Value) -> String {
-    hex::encode(&Sha256::digest(canonical_json(arguments)))
+pub fn digest_arguments(arguments: &Map<String, Value>) -> String {
+    let mut text = String::new();
+    write_object(arguments, &mut text);
+    hex::encode(&Sha256::digest(text))
 }
 
 fn write(value: &Value, text: &mut String) {
     match value {
-        Value::Object(members) => {
-            let mut members: Vec<_> = members.iter().collect();
-            members.sort_unstable_by_key(|(name, _)| name.as_str());
-            write_list('{', '}', members, text, |(name, value), text| {
-                text.push_str(&Value::from(name.as_str()).to_string());
-                text.push(':');
-                write(value, text);
-            });
-        }
+        Value::Object(members) => write_object(members, text),
         Value::Array(values) => write_list('[', ']', values, text, write),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
             text.push_str(&value.to_string());
         }
     }
+}
+
+fn write_object(members: &Map<String, Value>, text: &mut String) {
+    let mut members: Vec<_> = members.iter().collect();
+    members.sort_unstable_by_key(|(name, _)| name.as_str());
+    write_list('{', '}', members, text, |(name, value), text| {
+        text.push_str(&Value::from(name.as_str()).to_string());
+        text.push(':');
+        write(value, text);
+    });
 }
 
 fn write_list<T>(

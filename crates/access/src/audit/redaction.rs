@@ -1,6 +1,6 @@
 //! Arguments without what is nobody's business.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::cut;
 use crate::pattern::Pattern;
@@ -9,7 +9,7 @@ use crate::pattern::Pattern;
 const REDACTED: &str = "[redacted]";
 
 /// Names of members whose values are always left out.
-const SECRETS: [&str; 8] = [
+const SECRETS: [&str; 10] = [
     "*password*",
     "*passwd*",
     "*secret*",
@@ -18,6 +18,9 @@ const SECRETS: [&str; 8] = [
     "*apikey*",
     "*authorization*",
     "*credential*",
+    // What hosted servers are configured with.
+    "env",
+    "headers",
 ];
 
 /// Leaves out the values of members with certain names, and cuts long texts. Names are compared in
@@ -44,18 +47,21 @@ impl Redaction {
         )
     }
 
+    /// A copy of an object with what is left out replaced.
+    pub fn apply_to_object(&self, members: &Map<String, Value>) -> Map<String, Value> {
+        let members = members.iter().map(|(name, value)| {
+            let lower = name.to_lowercase();
+            let is_secret = self.0.iter().any(|pattern| pattern.matches(&lower));
+            let value = if is_secret { REDACTED.into() } else { self.apply(value) };
+            (cut(name), value)
+        });
+        members.collect()
+    }
+
     /// A copy of a value with what is left out replaced.
     pub fn apply(&self, value: &Value) -> Value {
         match value {
-            Value::Object(members) => {
-                let members = members.iter().map(|(name, value)| {
-                    let lower = name.to_lowercase();
-                    let is_secret = self.0.iter().any(|pattern| pattern.matches(&lower));
-                    let value = if is_secret { REDACTED.into() } else { self.apply(value) };
-                    (cut(name), value)
-                });
-                Value::Object(members.collect())
-            }
+            Value::Object(members) => self.apply_to_object(members).into(),
             Value::Array(values) => values.iter().map(|value| self.apply(value)).collect(),
             Value::String(text) => cut(text).into(),
             Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),

@@ -20,6 +20,8 @@ const BINDING: &str = "0.5.0";
 const HOSTED_SERVER: &str = "HostedServer";
 /// The name of the schema of claims.
 const CLAIM: &str = "Claim";
+/// The name of the schema of audit records.
+const AUDIT_RECORD: &str = "AuditRecord";
 /// The headers of a trace context.
 const TRACE: [(&str, &str); 3] = [
     ("traceparent", "W3C Trace Context; passed on to the tool calls."),
@@ -65,7 +67,7 @@ pub(super) fn build_document(topics: &Topics, registry: &RegistryTopic) -> Value
     })
 }
 
-fn channels(topics: &Topics, registry: &str) -> [Channel; 7] {
+fn channels(topics: &Topics, registry: &str) -> [Channel; 8] {
     [
         Channel {
             id: "jobs",
@@ -111,6 +113,13 @@ fn channels(topics: &Topics, registry: &str) -> [Channel; 7] {
             message: "claim",
         },
         Channel {
+            id: "audit",
+            address: topics.audit.clone(),
+            description: "Audit records of servers: who did what, and what was refused.",
+            cleanup: None,
+            message: "auditRecord",
+        },
+        Channel {
             id: "registry",
             address: registry.to_owned(),
             description: "The MCP servers that all replicas of the server host. Only replicas should write to this topic.",
@@ -151,6 +160,7 @@ fn operations() -> Value {
         "readDelayedJobs": operation("receive", "delayed", "delayedJob", "Read the jobs that wait for their time."),
         "controlJob": operation("send", "control", "control", "Cancel a job."),
         "readClaims": operation("receive", "claims", "claim", "Read which jobs are being submitted."),
+        "followAudit": operation("receive", "audit", "auditRecord", "Follow who does what."),
         "followServers": operation("receive", "registry", "hostedServer", "Follow which MCP servers are hosted."),
     })
 }
@@ -195,6 +205,7 @@ fn messages() -> Value {
         "delayedJob": message("A job that waits", &schema_name::<WireEnvelope>(), delayed, key(own)),
         "control": message("A cancel request", &schema_name::<Control>(), headers(&[]), by_id()),
         "claim": message("A claim of a job", CLAIM, headers(&[]), by_id()),
+        "auditRecord": message("An audit record", AUDIT_RECORD, headers(&[]), key("The principal's id.")),
         "hostedServer": message("A hosted MCP server", HOSTED_SERVER, headers(&[]), key("The server's name.")),
     })
 }
@@ -243,7 +254,11 @@ fn contract(hosted_server: &Schema) -> Vec<(String, Value)> {
         schema_name::<McpServers>(),
     ];
     let of_files = schema::all().map(|(_, schema)| schema.to_value());
-    let own = [(HOSTED_SERVER, hosted_server.clone()), (CLAIM, crate::claim_schema())];
+    let own = [
+        (HOSTED_SERVER, hosted_server.clone()),
+        (CLAIM, crate::claim_schema()),
+        (AUDIT_RECORD, fleet_access::audit_schema().1),
+    ];
     let own = own.map(|(name, schema)| (name.to_owned(), schema.to_value()));
     names.into_iter().zip(of_files).chain(own).collect()
 }

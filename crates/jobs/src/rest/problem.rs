@@ -53,10 +53,11 @@ pub(super) enum ProblemKind {
     KafkaUnavailable,
     TooManyStreams,
     NoIssuerKeys,
+    AuditUnavailable,
 }
 
 impl ProblemKind {
-    pub(super) const ALL: [Self; 23] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::BadRequest,
         Self::MalformedCredentials,
         Self::Unauthenticated,
@@ -80,6 +81,7 @@ impl ProblemKind {
         Self::KafkaUnavailable,
         Self::TooManyStreams,
         Self::NoIssuerKeys,
+        Self::AuditUnavailable,
     ];
 
     /// Returns name, title and status.
@@ -154,6 +156,11 @@ impl ProblemKind {
                 "The credentials can't be checked now",
                 StatusCode::SERVICE_UNAVAILABLE,
             ),
+            Self::AuditUnavailable => (
+                "audit-unavailable",
+                "The request can't be recorded now",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
         }
     }
 
@@ -187,6 +194,7 @@ impl ProblemKind {
             Self::KafkaUnavailable => codes::KAFKA_UNAVAILABLE,
             Self::TooManyStreams => codes::TOO_MANY_STREAMS,
             Self::NoIssuerKeys => codes::NO_ISSUER_KEYS,
+            Self::AuditUnavailable => codes::AUDIT_UNAVAILABLE,
         }
     }
 
@@ -349,6 +357,7 @@ impl From<JobsError> for Problem {
             }
             JobsError::Denied { decision, .. } => Self::denied(*decision, detail),
             JobsError::Limited(reached) => Self::limited(&reached),
+            JobsError::Unrecorded(_) => Self::new(ProblemKind::AuditUnavailable, detail),
             JobsError::Bad(_) => Self::new(ProblemKind::BadJob, detail),
             JobsError::BadJob { index, .. } => {
                 Self::new(ProblemKind::BadJob, detail).with_index(Some(index))

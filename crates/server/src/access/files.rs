@@ -100,7 +100,7 @@ pub(super) fn read_files(
         .map_err(|error| ServerError::Keys { path, error })?;
     let scopes = policy.rules.scopes();
     let state = AccessState { scopes, authenticator };
-    Ok(Files { state, rights: Rights { rules: policy.rules, limits: policy.limits } })
+    Ok(Files { state, rights: policy.into_rights() })
 }
 
 fn read_policy(path: &Path, resource: Option<&str>) -> Result<AccessPolicy, ServerError> {
@@ -114,7 +114,7 @@ fn read_policy(path: &Path, resource: Option<&str>) -> Result<AccessPolicy, Serv
 pub(crate) fn read_rights(path: &Path) -> Result<Rights, ServerError> {
     // The server's public URL is a flag, so an issuer without audiences may be sound.
     let policy = read_policy(path, Some("the server's public URL"))?;
-    Ok(Rights { rules: policy.rules, limits: policy.limits })
+    Ok(policy.into_rights())
 }
 
 fn read_keys(path: &Path) -> Result<KeysFile, ServerError> {

@@ -1,6 +1,10 @@
 //! The layer that authenticates every request before a route is chosen.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Json,
@@ -10,8 +14,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use fleet_access::{
-    Action, Asker, AuthRefusal, AuthStatus, Context, Presented, Principal, Resource,
+    Action, Asker, AuditRecord, AuthRefusal, AuthStatus, Context, Origin, Presented, Principal,
+    Resource,
 };
+use fleet_job::trace::TraceContext;
 use serde_json::json;
 
 use super::{AccessControl, RefusalNote, metadata, streams::StreamCredentials};
@@ -33,7 +39,7 @@ pub(crate) async fn authenticate(
     next: Next,
 ) -> Response {
     let facts = request_facts(&request);
-    let from_loopback = facts.from_loopback;
+    let (from_loopback, peer) = (facts.from_loopback(), facts.peer);
     let identified = identify(&access, facts).await;
     match identified {
         Ok(principal) => {
@@ -46,7 +52,8 @@ pub(crate) async fn authenticate(
 
             let note = RefusalNote::default();
             request.extensions_mut().insert(note.clone());
-            request.extensions_mut().insert(access.asker(principal));
+            let origin = origin_of(peer, request.headers());
+            request.extensions_mut().insert(access.asker(principal, origin));
             let response = note.apply(next.run(request).await, metadata_url.as_deref());
             match credentials {
                 Some(credentials) => credentials.limit_stream(response),
@@ -57,6 +64,10 @@ pub(crate) async fn authenticate(
             let fault = refusal.fault().as_str();
             metrics::counter!(REFUSED_REQUESTS.name, "fault" => fault).increment(1);
             tracing::debug!(fault, path = request.uri().path(), "refused a request");
+            access.log.record(|time| AuditRecord {
+                peer: peer.map(|peer| peer.to_string()),
+                ..AuditRecord::of_refusal(time, &refusal)
+            });
             let (parts, body) = request.into_parts();
             // A client that waits for `100 Continue` sends no body once it is refused.
             if !parts.headers.contains_key(header::EXPECT) {
@@ -72,10 +83,11 @@ pub(crate) async fn check_metrics(request: Request, next: Next) -> Response {
     let decision = request
         .extensions()
         .get::<Asker>()
-        .map(|asker| asker.decide(Action::ReadMetrics, &Resource::default(), &Context::default()));
+        .map(|asker| asker.check(Action::ReadMetrics, &Resource::default(), &Context::default()));
     match decision {
-        Some(decision) if decision.is_allowed() => next.run(request).await,
+        Some(Ok(_)) => next.run(request).await,
         decision => {
+            let decision = decision.and_then(Result::err);
             let message =
                 decision.and_then(|decision| decision.message(Action::ReadMetrics.as_str()));
             (StatusCode::FORBIDDEN, format!("{}\n", message.unwrap_or_default())).into_response()
@@ -87,13 +99,25 @@ pub(crate) async fn check_metrics(request: Request, next: Next) -> Response {
 struct RequestFacts<'a> {
     uri: &'a Uri,
     headers: &'a HeaderMap,
-    from_loopback: bool,
+    /// The address at the other end of the connection.
+    peer: Option<IpAddr>,
+}
+
+impl RequestFacts<'_> {
+    fn from_loopback(&self) -> bool {
+        self.peer.is_some_and(|peer| peer.is_loopback())
+    }
 }
 
 fn request_facts(request: &Request) -> RequestFacts<'_> {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    let from_loopback = peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
-    RequestFacts { uri: request.uri(), headers: request.headers(), from_loopback }
+    let peer = peer.map(|peer| peer.0.ip().to_canonical());
+    RequestFacts { uri: request.uri(), headers: request.headers(), peer }
+}
+
+fn origin_of(peer: Option<IpAddr>, headers: &HeaderMap) -> Origin {
+    let trace = TraceContext::find(|name| headers.get(name)?.to_str().ok());
+    Origin { peer, job_id: None, trace_id: trace.trace_id().map(str::to_owned) }
 }
 
 async fn identify(
@@ -109,7 +133,7 @@ async fn identify(
     let presented = Presented {
         authorization: &authorization,
         certificate: None,
-        from_loopback: facts.from_loopback,
+        from_loopback: facts.from_loopback(),
     };
     access.identify(&presented).await
 }

@@ -27,6 +27,8 @@ enum RefusedFor {
     Scopes(Vec<String>),
     /// A limit was met.
     Limit { retry_after: Duration },
+    /// It can't be recorded in the audit log, and must be.
+    Unrecorded { retry_after: Duration },
 }
 
 impl RefusalNote {
@@ -39,6 +41,11 @@ impl RefusalNote {
     /// Notes that a limit was met.
     pub(crate) fn note_limit(&self, retry_after: Duration) {
         _ = self.0.set(RefusedFor::Limit { retry_after });
+    }
+
+    /// Notes that what was asked for can't be recorded, and must be.
+    pub(crate) fn note_unrecorded(&self, retry_after: Duration) {
+        _ = self.0.set(RefusedFor::Unrecorded { retry_after });
     }
 
     /// Gives a response the status and headers of its refusal, if there was one.
@@ -58,14 +65,22 @@ impl RefusalNote {
                 challenge(&mut response, scopes.clone(), metadata_url);
             }
             Some(RefusedFor::Limit { retry_after }) if !is_stream => {
-                *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
-                let seconds = super::layer::whole_seconds(*retry_after);
-                response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+                put_off(&mut response, StatusCode::TOO_MANY_REQUESTS, *retry_after);
+            }
+            Some(RefusedFor::Unrecorded { retry_after }) if !is_stream => {
+                put_off(&mut response, StatusCode::SERVICE_UNAVAILABLE, *retry_after);
             }
             _ => {}
         }
         response
     }
+}
+
+/// Tells a client when to try again.
+fn put_off(response: &mut Response, status: StatusCode, retry_after: Duration) {
+    *response.status_mut() = status;
+    let seconds = super::layer::whole_seconds(retry_after);
+    response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
 }
 
 fn challenge(response: &mut Response, scopes: Vec<String>, metadata_url: Option<&str>) {
@@ -113,5 +128,9 @@ mod tests {
         note.note_limit(Duration::from_millis(1001));
         check(note, "application/json", 429, (header::RETRY_AFTER, Some("2")));
         check(RefusalNote::default(), "application/json", 200, (header::RETRY_AFTER, None));
+
+        let note = RefusalNote::default();
+        note.note_unrecorded(Duration::from_secs(5));
+        check(note, "application/json", 503, (header::RETRY_AFTER, Some("5")));
     }
 }

@@ -3,34 +3,49 @@
 //! Every method of the protocol begins with [`Gateway::asked_by`] and a check of what it does. Lists
 //! have only what their reader may use: the same decision, with arguments that are not yet known.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 use fleet_access::{
-    Action, AdmittedCall, Annotations, Arguments, Asker, Context, Decision, LimitReached, Resource,
-    RuleName,
+    Action, AdmittedCall, Annotations, Arguments, Asker, AuditGap, AuditOutcome, Context, Decision,
+    LimitReached, OpenRecord, Resource, RuleName,
 };
 use fleet_hosting::routes::{Route, Routes, split_named};
-use fleet_job::tool_name;
+use fleet_job::{meta, tool_name, trace::TraceContext};
 use fleet_ops::{clock, http::content_length};
 use http::request::Parts;
 use rmcp::{
     RoleServer,
-    model::{ErrorCode, ErrorData, JsonObject, Prompt, ResourceTemplate, Tool, ToolAnnotations},
+    model::{
+        CallToolResponse, ErrorCode, ErrorData, JsonObject, Prompt, ResourceTemplate, Tool,
+        ToolAnnotations,
+    },
     service::RequestContext,
 };
 use serde_json::{Value, json};
 
-use super::Gateway;
+use super::{Gateway, traces};
 use crate::{
     access::RefusalNote,
     provider::{Provider, ToolRight},
 };
+
+/// When to try again what could not be recorded.
+const RECORD_AGAIN: Duration = Duration::from_secs(5);
 
 /// Somebody who asks, and where to note a refusal that has an HTTP status.
 #[derive(Debug, Clone)]
 pub(crate) struct Asking {
     asker: Asker,
     note: Option<RefusalNote>,
+}
+
+/// What a call of a tool is allowed as.
+#[derive(Debug)]
+pub(super) struct AllowedCall {
+    action: Action,
+    /// The hosted server that one of our own tools changes.
+    administered: Option<String>,
+    decision: Decision,
 }
 
 impl Gateway {
@@ -58,7 +73,13 @@ impl Gateway {
         };
         let asker = asker.or(self.client.as_ref()).ok_or_else(unauthenticated)?;
         let note = of_http.and_then(|extensions| extensions.get::<RefusalNote>());
-        Ok(Asking { asker: asker.clone(), note: note.cloned() })
+        let asker = asker.from_origin(|origin| {
+            origin.job_id = traces::job_id(context).map(str::to_owned);
+            if let Some(trace) = TraceContext::of_meta(&context.meta).trace_id() {
+                origin.trace_id = Some(trace.to_owned());
+            }
+        });
+        Ok(Asking { asker, note: note.cloned() })
     }
 
     /// Checks that the sender of a request may do something.
@@ -90,9 +111,31 @@ impl Asking {
     ///
     /// Returns the refusal, or the limit that is met.
     pub(crate) fn check(&self, action: Action, resource: &Resource<'_>) -> Result<(), ErrorData> {
-        self.refuse_unless_allowed(action, self.decide(action, resource, Arguments::None))?;
+        self.allow_now(action, resource).map(drop)
+    }
+
+    /// Checks something, counts it, and begins its record in the audit log, in which its arguments
+    /// are seen.
+    ///
+    /// # Errors
+    ///
+    /// Returns the refusal, the limit that is met, or an error if it can't be recorded and must be.
+    pub(super) async fn begin(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        arguments: Option<&JsonObject>,
+    ) -> Result<OpenRecord, ErrorData> {
+        let decision = self.allow_now(action, resource)?;
+        let arguments = arguments.map_or(Arguments::None, Arguments::Known);
+        self.begin_record(action, resource, &decision, arguments).await
+    }
+
+    fn allow_now(&self, action: Action, resource: &Resource<'_>) -> Result<Decision, ErrorData> {
+        let decision = self.allow(action, resource, Arguments::None)?;
         // Only calls of tools last long enough to hold slots.
-        self.admit(action, resource, 0).map(drop)
+        self.admit(action, resource, 0)?;
+        Ok(decision)
     }
 
     /// Checks a call of a tool of a hosted server.
@@ -106,13 +149,14 @@ impl Asking {
         tool: &str,
         annotations: Annotations,
         arguments: Option<&JsonObject>,
-    ) -> Result<(), ErrorData> {
+    ) -> Result<AllowedCall, ErrorData> {
         let resource = Resource::tool(server, tool, annotations);
-        let decision = self.decide(Action::CallTool, &resource, known(arguments));
-        self.refuse_unless_allowed(Action::CallTool, decision)
+        let decision = self.allow(Action::CallTool, &resource, known(arguments))?;
+        Ok(AllowedCall::of_tool(decision))
     }
 
-    /// Checks a call of a tool of our own.
+    /// Checks a call of a tool of our own. Returns nothing for one about jobs, whose service records
+    /// what is done.
     ///
     /// # Errors
     ///
@@ -122,7 +166,7 @@ impl Asking {
         provider: &dyn Provider,
         tool: &str,
         arguments: Option<&JsonObject>,
-    ) -> Result<(), ErrorData> {
+    ) -> Result<Option<AllowedCall>, ErrorData> {
         let right = provider.right(tool);
         let annotations = match right {
             ToolRight::Call(annotations) => annotations,
@@ -137,18 +181,69 @@ impl Asking {
             ToolRight::Call(_) => {}
             ToolRight::OnServer(action) => {
                 let named = arguments.and_then(|arguments| arguments.get("name")?.as_str());
-                return self.check(action, &Resource { server: named, ..Resource::default() });
+                let server = Resource { server: named, ..Resource::default() };
+                let decision = self.allow_now(action, &server)?;
+                let administered = named.map(str::to_owned);
+                return Ok(Some(AllowedCall { action, administered, decision }));
             }
             // Submissions are counted call by call, by the service.
             ToolRight::OnJobs(Action::SubmitJob) if self.asker.may_ever(Action::SubmitJob) => {
-                return Ok(());
+                return Ok(None);
             }
             ToolRight::OnJobs(action) if self.asker.may_ever(action) => {
-                return self.admit(action, &Resource::default(), 0).map(drop);
+                return self.admit(action, &Resource::default(), 0).map(|_| None);
             }
-            ToolRight::OnJobs(action) => return self.check(action, &Resource::default()),
+            ToolRight::OnJobs(action) => {
+                return self.check(action, &Resource::default()).map(|()| None);
+            }
         }
-        self.refuse_unless_allowed(Action::CallTool, decision)
+
+        if decision.is_allowed() {
+            return Ok(Some(AllowedCall::of_tool(decision)));
+        }
+        self.asker.record_refusal(Action::CallTool, &call, &decision, known(arguments));
+        Err(self.refuse(Action::CallTool, &decision))
+    }
+
+    /// Begins the record of a call that is allowed.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if it can't be recorded and must be.
+    pub(super) async fn begin_call(
+        &self,
+        allowed: &AllowedCall,
+        tool: &Resource<'_>,
+        arguments: Option<&JsonObject>,
+    ) -> Result<OpenRecord, ErrorData> {
+        let AllowedCall { action, administered, decision } = allowed;
+        let resource = Resource { server: administered.as_deref().or(tool.server), ..*tool };
+        self.begin_record(*action, &resource, decision, known(arguments)).await
+    }
+
+    async fn begin_record(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        decision: &Decision,
+        arguments: Arguments<'_>,
+    ) -> Result<OpenRecord, ErrorData> {
+        let begun = self.asker.begin_record(action, resource, decision, arguments).await;
+        begun.map_err(|gap| self.unrecorded(&gap))
+    }
+
+    /// The error for what can't be recorded and must be.
+    pub(crate) fn unrecorded(&self, gap: &AuditGap) -> ErrorData {
+        if let Some(note) = &self.note {
+            note.note_unrecorded(RECORD_AGAIN);
+        }
+        let data = json!({
+            // A job waits, since it is no fault of its own.
+            "reason": "server-busy",
+            "code": gap.code().as_str(),
+            "retryAfterMs": u64::try_from(RECORD_AGAIN.as_millis()).unwrap_or(u64::MAX),
+        });
+        ErrorData::new(ErrorCode::INTERNAL_ERROR, gap.to_string(), Some(data))
     }
 
     /// Lets a call of a tool in if no limit is met.
@@ -208,15 +303,16 @@ impl Asking {
         error
     }
 
-    /// Whether a call of a hosted server's tool is allowed.
-    pub(super) fn may_call(
+    /// What a call of a hosted server's tool is allowed as; `None` if it is not.
+    pub(super) fn allowed_call(
         &self,
         server: Option<&str>,
         tool: &str,
         arguments: Option<&JsonObject>,
-    ) -> bool {
+    ) -> Option<AllowedCall> {
         let resource = Resource::tool(server, tool, Annotations::default());
-        self.decide(Action::CallTool, &resource, known(arguments)).is_allowed()
+        let decision = self.decide(Action::CallTool, &resource, known(arguments));
+        decision.is_allowed().then(|| AllowedCall::of_tool(decision))
     }
 
     /// Whether a list shows a tool of our own.
@@ -291,8 +387,16 @@ impl Asking {
         self.asker.decide(action, resource, &Context { arguments, ..Context::default() })
     }
 
-    fn refuse_unless_allowed(&self, action: Action, decision: Decision) -> Result<(), ErrorData> {
-        if decision.is_allowed() { Ok(()) } else { Err(self.refuse(action, &decision)) }
+    /// Decides about something that is to be done now, and records a refusal.
+    fn allow(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        arguments: Arguments<'_>,
+    ) -> Result<Decision, ErrorData> {
+        let context = Context { arguments, ..Context::default() };
+        let decision = self.asker.check(action, resource, &context);
+        decision.map_err(|decision| self.refuse(action, &decision))
     }
 
     /// The error for what a decision does not allow.
@@ -302,6 +406,48 @@ impl Asking {
         }
         refusal_error(action, decision)
     }
+}
+
+impl AllowedCall {
+    fn of_tool(decision: Decision) -> Self {
+        Self { action: Action::CallTool, administered: None, decision }
+    }
+}
+
+/// Ends the record of something with its result, which it returns.
+pub(super) fn end_record<T>(
+    record: OpenRecord,
+    result: Result<T, ErrorData>,
+) -> Result<T, ErrorData> {
+    match &result {
+        Ok(_) => record.end(AuditOutcome::Succeeded, None),
+        Err(error) => record.end(AuditOutcome::Failed, code_of(error)),
+    }
+    result
+}
+
+/// Ends the record of a call. One that has become a job ends with the record of the job's call.
+pub(super) fn end_call_record(
+    mut record: OpenRecord,
+    result: Result<CallToolResponse, ErrorData>,
+) -> Result<CallToolResponse, ErrorData> {
+    match &result {
+        Ok(CallToolResponse::Task(task)) => {
+            let job_id = task.meta.as_ref().and_then(|meta| meta.get(meta::JOB_ID)?.as_str());
+            job_id.into_iter().for_each(|id| record.set_job(id));
+            record.end(AuditOutcome::Started, None);
+        }
+        Ok(CallToolResponse::Complete(answer)) if answer.is_error == Some(true) => {
+            record.end(AuditOutcome::Failed, None);
+        }
+        _ => return end_record(record, result),
+    }
+    result
+}
+
+/// The stable code that an error carries.
+fn code_of(error: &ErrorData) -> Option<&str> {
+    error.data.as_ref()?.get("code")?.as_str()
 }
 
 /// Who asks in a call of one of our own tools. The gateway has put it there.

@@ -1,7 +1,7 @@
 //! Prompts and resources, both this server's own and those of hosted servers.
 
 use fleet_access::{self as access, Action};
-use fleet_hosting::{apps, forward};
+use fleet_hosting::{apps, forward, routes::Route};
 use fleet_job::{size::clipped, tool_name};
 use rmcp::{
     RoleServer,
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::{
     Asking, Gateway, MAX_NAME,
-    asking::{prompt_of, resource_of},
+    asking::{end_record, prompt_of, resource_of},
 };
 
 /// The longest part of a URI that an error repeats, in bytes.
@@ -85,14 +85,16 @@ impl Gateway {
 
     pub(super) async fn fetch_prompt(
         &self,
-        mut params: GetPromptRequestParams,
+        params: GetPromptRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<GetPromptResponse, ErrorData> {
         let asking = self.asked_by(&context)?;
         for provider in &self.inner.providers {
             if let Some(answer) = provider.get_prompt(&params, &context) {
-                asking.check(Action::GetPrompt, &prompt_of(None, &params.name))?;
-                return answer.await;
+                let (prompt, arguments) =
+                    (prompt_of(None, &params.name), params.arguments.as_ref());
+                let record = asking.begin(Action::GetPrompt, &prompt, arguments).await?;
+                return end_record(record, answer.await);
             }
         }
 
@@ -108,8 +110,17 @@ impl Gateway {
         let Some(route) = self.inner.fleet.routes().prompt(&params.name).cloned() else {
             return Err(unknown());
         };
-        asking.check(Action::GetPrompt, &prompt_of(Some(&route.server), &route.name))?;
+        let prompt = prompt_of(Some(&route.server), &route.name);
+        let record = asking.begin(Action::GetPrompt, &prompt, params.arguments.as_ref()).await?;
+        end_record(record, self.forward_prompt(route, params, &context).await)
+    }
 
+    async fn forward_prompt(
+        &self,
+        route: Route<Prompt>,
+        mut params: GetPromptRequestParams,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<GetPromptResponse, ErrorData> {
         params.name = route.name;
         params.meta = None;
         params
@@ -118,7 +129,7 @@ impl Gateway {
             .for_each(|arguments| apps::restore_in_object(&route.server, arguments));
 
         let request = ClientRequest::GetPromptRequest(GetPromptRequest::new(params));
-        let result = forward::forward(&self.inner.fleet, &route.server, request, &context).await?;
+        let result = forward::forward(&self.inner.fleet, &route.server, request, context).await?;
         forward::read_prompt_result(&route.server, result)
             .map_err(|error| forward::hide_values(&self.inner.fleet, &route.server, error))
     }
@@ -141,8 +152,9 @@ impl Gateway {
         let asking = self.asked_by(&context)?;
         for provider in &self.inner.providers {
             if let Some(answer) = provider.read_resource(&params, &context) {
-                asking.check(Action::ReadResource, &resource_of(None, &params.uri))?;
-                return answer.await;
+                let resource = resource_of(None, &params.uri);
+                let record = asking.begin(Action::ReadResource, &resource, None).await?;
+                return end_record(record, answer.await);
             }
         }
 
@@ -150,15 +162,19 @@ impl Gateway {
         let Some((server, uri)) = routes.resource(&params.uri) else {
             return Err(no_resource(&params.uri));
         };
-        asking.check(Action::ReadResource, &resource_of(Some(server), uri))?;
+        let (server, uri) = (server.to_owned(), uri.to_owned());
+        let resource = resource_of(Some(&server), &uri);
+        let record = asking.begin(Action::ReadResource, &resource, None).await?;
 
-        let server = server.to_owned();
-        params.uri = uri.to_owned();
+        params.uri.clone_from(&uri);
         params.meta = None;
         let request = ClientRequest::ReadResourceRequest(ReadResourceRequest::new(params));
-        let result = forward::forward(&self.inner.fleet, &server, request, &context).await?;
-        forward::read_resource_result(&server, result)
-            .map_err(|error| forward::hide_values(&self.inner.fleet, &server, error))
+        let result = forward::forward(&self.inner.fleet, &server, request, &context).await;
+        let result = result.and_then(|result| {
+            forward::read_resource_result(&server, result)
+                .map_err(|error| forward::hide_values(&self.inner.fleet, &server, error))
+        });
+        end_record(record, result)
     }
 
     pub(super) async fn complete_argument(

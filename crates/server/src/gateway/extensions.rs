@@ -17,9 +17,13 @@ use rmcp::{
     },
     service::RequestContext,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Asking, Gateway, MAX_NAME, asking::resource_of, is_modern};
+use super::{
+    Asking, Gateway, MAX_NAME,
+    asking::{end_record, resource_of},
+    is_modern,
+};
 
 /// Methods of every protocol revision. rmcp passes a request whose parameters it can't read to the
 /// handler for unknown methods.
@@ -81,14 +85,18 @@ impl Gateway {
         };
         drop(routes);
         let whole = Resource { server: Some(&server), ..Resource::default() };
-        self.check(&context, Action::CallExtension, &whole)?;
+        let asking = self.asked_by(&context)?;
+        let arguments = request.params.as_ref().and_then(Value::as_object);
+        let record = asking.begin(Action::CallExtension, &whole, arguments).await?;
 
         let mut params = request.params;
         params.iter_mut().for_each(|params| apps::restore_in_value(&server, params));
 
         let request = ClientRequest::CustomRequest(CustomRequest::new(request.method, params));
-        let result = forward::forward(&self.inner.fleet, &server, request, &context).await?;
-        Ok(CustomResult::new(forward::read_custom_result(&server, result)))
+        let result = forward::forward(&self.inner.fleet, &server, request, &context).await;
+        let result =
+            result.map(|result| CustomResult::new(forward::read_custom_result(&server, result)));
+        end_record(record, result)
     }
 
     /// Forwards a request of the skills extension to the server that the URI in it names, or else
@@ -106,11 +114,13 @@ impl Gateway {
         if let Some(uri) = &mut uri
             && let Some((server, own)) = split_named(uri)
         {
-            let server = server.to_owned();
-            self.check(context, Action::ReadResource, &resource_of(Some(&server), own))?;
-            **uri = own.to_owned();
-            let result = forward::forward(&self.inner.fleet, &server, request, context).await?;
-            return Ok((server, result));
+            let (server, own) = (server.to_owned(), own.to_owned());
+            let resource = resource_of(Some(&server), &own);
+            let record =
+                self.asked_by(context)?.begin(Action::ReadResource, &resource, None).await?;
+            **uri = own;
+            let result = forward::forward(&self.inner.fleet, &server, request, context).await;
+            return end_record(record, result.map(|result| (server, result)));
         }
 
         let routes = self.inner.fleet.routes();
@@ -131,10 +141,10 @@ impl Gateway {
         // The list of a server's skills has no URI.
         let whole = Resource { server: Some(&server), ..Resource::default() };
         let resource = uri.map_or(whole, |uri| resource_of(Some(&server), uri));
-        self.check(context, Action::ReadResource, &resource)?;
+        let record = self.asked_by(context)?.begin(Action::ReadResource, &resource, None).await?;
 
-        let result = forward::forward(&self.inner.fleet, &server, request, context).await?;
-        Ok((server, result))
+        let result = forward::forward(&self.inner.fleet, &server, request, context).await;
+        end_record(record, result.map(|result| (server, result)))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use fleet_access::{Annotations, Resource};
+use fleet_access::{Annotations, OpenRecord, Resource};
 use fleet_hosting::{
     apps, forward,
     routes::{Route, Routes},
@@ -20,7 +20,11 @@ use rmcp::{
     service::RequestContext,
 };
 
-use super::{Asking, Gateway, MAX_NAME, annotations_of, identify_server, traces};
+use super::{
+    Asking, Gateway, MAX_NAME, annotations_of,
+    asking::{AllowedCall, end_call_record},
+    identify_server, traces,
+};
 use crate::{
     metrics::{OPERATION_DURATION, TOOL_CALLS},
     provider::Provider,
@@ -162,13 +166,29 @@ impl Gateway {
         mut invocation: Invocation<'_>,
     ) -> Result<CallToolResponse, ErrorData> {
         let asking = self.asked_by(&invocation.context)?;
-        let target = self.check_call(&asking, &invocation).await?;
+        let (target, allowed) = self.check_call(&asking, &invocation).await?;
         let resource = target.resource(&invocation.params.name);
         // Its slots are free again when the call has been answered.
         let _admitted = asking.admit_call(&resource, &invocation.context)?;
+        let record = match &allowed {
+            Some(allowed) => {
+                let arguments = invocation.params.arguments.as_ref();
+                asking.begin_call(allowed, &resource, arguments).await?
+            }
+            None => OpenRecord::default(),
+        };
+
         // Our own tools find there who asks.
         invocation.context.extensions.insert(asking);
+        end_call_record(record, self.perform(invocation, target).await)
+    }
 
+    /// Runs a call that is allowed.
+    async fn perform(
+        &self,
+        invocation: Invocation<'_>,
+        target: Target<'_>,
+    ) -> Result<CallToolResponse, ErrorData> {
         if let Some(task) = self.start_task(&invocation).await? {
             return Ok(task);
         }
@@ -188,7 +208,8 @@ impl Gateway {
         })
     }
 
-    /// Finds the tool of a call, and checks that its sender may call it.
+    /// Finds the tool of a call, and checks that its sender may call it. Returns what the call is
+    /// allowed as, unless what the tool does records that itself.
     ///
     /// # Errors
     ///
@@ -198,12 +219,12 @@ impl Gateway {
         &self,
         asking: &Asking,
         invocation: &Invocation<'g>,
-    ) -> Result<Target<'g>, ErrorData> {
+    ) -> Result<(Target<'g>, Option<AllowedCall>), ErrorData> {
         let Invocation { params, provider, .. } = invocation;
         let arguments = params.arguments.as_ref();
         if let Some(provider) = *provider {
-            asking.check_own_call(provider, &params.name, arguments)?;
-            return Ok(Target::Own(provider));
+            let allowed = asking.check_own_call(provider, &params.name, arguments)?;
+            return Ok((Target::Own(provider), allowed));
         }
 
         // Nobody else learns how the server is, or makes it start.
@@ -219,13 +240,13 @@ impl Gateway {
                     apps::restore_in_object(&tool.server, arguments);
                 }
                 let arguments = tool.arguments.as_ref();
-                asking.check_hosted_call(
+                let allowed = asking.check_hosted_call(
                     Some(&tool.server),
                     &tool.name,
                     tool.annotations,
                     arguments,
                 )?;
-                Ok(Target::Hosted(tool))
+                Ok((Target::Hosted(tool), Some(allowed)))
             }
             Err(missing) => {
                 let missing = asking.shown(missing, &params.name);
@@ -236,9 +257,12 @@ impl Gateway {
                 }
                 let is_certain = !tool_name::is_ambiguous(&params.name)
                     || !asking.asker().principal().is_verified();
-                match is_certain && asking.may_call(server, tool, restored.as_ref()) {
-                    true => Ok(Target::Missing(missing)),
-                    false => Err(missing),
+                let allowed = is_certain
+                    .then(|| asking.allowed_call(server, tool, restored.as_ref()))
+                    .flatten();
+                match allowed {
+                    Some(allowed) => Ok((Target::Missing(missing), Some(allowed))),
+                    None => Err(missing),
                 }
             }
         }

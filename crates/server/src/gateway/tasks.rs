@@ -197,6 +197,10 @@ impl Gateway {
                 Ok(asking) => asking.limit(reached, None),
                 Err(unauthenticated) => unauthenticated,
             },
+            JobsError::Unrecorded(gap) => match self.asked_by(context) {
+                Ok(asking) => asking.unrecorded(gap),
+                Err(unauthenticated) => unauthenticated,
+            },
             JobsError::Bad(_) | JobsError::BadJob { .. } | JobsError::TooLarge { .. } => {
                 ErrorData::invalid_params(error.to_string(), None)
             }

@@ -139,8 +139,9 @@ pub(super) async fn open_stream(
     let action = Action::UseSession;
     let decision = extensions
         .get::<Asker>()
-        .map(|asker| asker.decide(action, &Resource::default(), &Context::default()));
-    if !decision.as_ref().is_some_and(Decision::is_allowed) {
+        .map(|asker| asker.check(action, &Resource::default(), &Context::default()));
+    if !matches!(decision, Some(Ok(_))) {
+        let decision = decision.and_then(Result::err);
         let refusal = decision.and_then(|decision| decision.message(action.as_str()));
         return (StatusCode::FORBIDDEN, format!("{}\n", refusal.unwrap_or_default()))
             .into_response();

@@ -55,6 +55,9 @@ fn failure_of(context: &RequestContext<RoleServer>, error: JobsError) -> ToolFai
         (JobsError::Limited(reached), Ok(asking)) => {
             return ToolFailure::refused(asking.limit(reached, None));
         }
+        (JobsError::Unrecorded(gap), Ok(asking)) => {
+            return ToolFailure::refused(asking.unrecorded(gap));
+        }
         _ => {}
     }
     let message = error.to_string();

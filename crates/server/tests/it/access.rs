@@ -291,7 +291,7 @@ async fn a_large_request_with_a_wrong_key_is_refused_and_not_cut_off() {
 }
 
 /// Starts a server that is to refuse; returns what it writes.
-async fn refused_start(args: &[&str]) -> String {
+pub(crate) async fn refused_start(args: &[&str]) -> String {
     let mut command = command(args);
     command.args(["--port", "0"]).stdout(std::process::Stdio::piped());
     command.stderr(std::process::Stdio::piped());

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod access;
 #[cfg(test)]
+mod access_audit;
+#[cfg(test)]
 mod access_rules;
 #[cfg(test)]
 mod access_sessions;
