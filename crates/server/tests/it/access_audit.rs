@@ -126,7 +126,7 @@ async fn what_is_done_and_what_is_refused_has_one_record() {
         ["refused", "tools.call", "rare", "rarely", "FLEET-RATE-LIMITED", "root"],
         ["refused", "tools.call", "query", no_rule, "FLEET-DENIED", "mute"],
         ["succeeded", "prompts.get", "greet", "root", "", "root"],
-        ["refused", "authenticate", "", "", "FLEET-UNAUTHENTICATED", ""],
+        ["refused", "authenticate", "", "", "FLEET-BAD-CREDENTIALS", ""],
         ["refused", "metrics.read", "", no_rule, "FLEET-DENIED", "mute"],
     ];
     assert_eq!(found, expected);
