@@ -134,7 +134,7 @@ impl Asking {
     fn allow_now(&self, action: Action, resource: &Resource<'_>) -> Result<Decision, ErrorData> {
         let decision = self.allow(action, resource, Arguments::None)?;
         // Only calls of tools last long enough to hold slots.
-        self.admit(action, resource, 0)?;
+        drop(self.admit(action, resource, 0)?);
         Ok(decision)
     }
 

@@ -15,7 +15,7 @@ use axum::{
         sse::{Event, KeepAlive, Sse},
     },
 };
-use fleet_access::{Action, Asker, Context, Decision, PrincipalId, Resource};
+use fleet_access::{Action, Asker, Context, PrincipalId, Resource};
 use futures::{SinkExt, Stream, StreamExt, channel::mpsc};
 use parking_lot::{Mutex, MutexGuard};
 use rmcp::{
