@@ -51,6 +51,10 @@ table! {
             "mcp-server refused the worker's credentials (HTTP 401 or 403).",
             "The token is missing, has expired, or belongs to another server; or a proxy in front of the server refuses the worker.",
             "Correct `MCP_SERVER_TOKEN` or the configured headers of the workers; the jobs wait meanwhile.";
+        NO_ACCESS_TOKEN = "FLEET-NO-ACCESS-TOKEN":
+            "The worker could not get an access token for mcp-server, or the ones that it gets are refused.",
+            "The authorization server is away or refuses the client, mcp-server names no authorization server, or the token is meant for another server.",
+            "Correct `MCP_OAUTH_CLIENT_ID` and what proves it, or bring the authorization server back; the jobs wait meanwhile.";
         CONNECTION_LOST = "FLEET-CONNECTION-LOST":
             "The connection was lost after the request had been sent, so the tool may have run.",
             "mcp-server or a proxy was restarted or cut off during the call.",

@@ -1,0 +1,142 @@
+//! The token that is held, and what to do next. Pure: time is passed in.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// How long a token is used whose response does not say when it ends.
+const UNKNOWN_LIFETIME: Duration = Duration::from_secs(300);
+/// The longest time before its end at which a token is replaced; a short one is replaced after nine
+/// tenths.
+const MARGIN: Duration = Duration::from_secs(30);
+/// How long a failure is the answer to everybody.
+const FAILURE: Duration = Duration::from_secs(1);
+/// A token that is refused within this time of being fetched is no reason to fetch another.
+const NEW: Duration = Duration::from_secs(5);
+
+/// What is known of tokens.
+#[derive(Debug, Default)]
+pub(crate) enum Held {
+    /// Nothing yet.
+    #[default]
+    Nothing,
+    /// A token.
+    Token { token: Arc<str>, fetched: Instant, fresh_until: Instant },
+    /// There was none to be had.
+    Failed { reason: Arc<str>, at: Instant },
+}
+
+/// What to do about a token.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Send this one.
+    Use(Arc<str>),
+    /// Fetch one.
+    Fetch,
+    /// There was none a moment ago.
+    Failed(Arc<str>),
+    /// Even a new one is refused.
+    Refused,
+}
+
+impl Held {
+    /// What to do for a call that needs a token, in place of a refused one if there was one.
+    pub(crate) fn next(&self, refused: Option<&str>, now: Instant) -> Next {
+        match self {
+            Self::Token { token, fetched, .. } if refused == Some(&**token) => {
+                match now.duration_since(*fetched) < NEW {
+                    true => Next::Refused,
+                    false => Next::Fetch,
+                }
+            }
+            Self::Token { token, fresh_until, .. } if now < *fresh_until => {
+                Next::Use(Arc::clone(token))
+            }
+            Self::Failed { reason, at } if now.duration_since(*at) < FAILURE => {
+                Next::Failed(Arc::clone(reason))
+            }
+            Self::Nothing | Self::Token { .. } | Self::Failed { .. } => Next::Fetch,
+        }
+    }
+
+    /// Takes in the response of an authorization server (RFC 6749, section 5.1), and returns its
+    /// token.
+    pub(crate) fn take(&mut self, response: &Value, now: Instant) -> Result<Arc<str>, Arc<str>> {
+        let Some(token) = response["access_token"].as_str().filter(|token| !token.is_empty())
+        else {
+            return Err(self.fail("the response has no access token", now));
+        };
+
+        let lifetime =
+            response["expires_in"].as_u64().map_or(UNKNOWN_LIFETIME, Duration::from_secs);
+        let margin = MARGIN.min(lifetime / 10);
+        let token: Arc<str> = token.into();
+        let fresh_until = now.checked_add(lifetime - margin).unwrap_or(now + UNKNOWN_LIFETIME);
+        *self = Self::Token { token: Arc::clone(&token), fetched: now, fresh_until };
+        Ok(token)
+    }
+
+    /// Takes in a failure, and returns its reason. A token that is still good stays.
+    pub(crate) fn fail(&mut self, reason: &str, now: Instant) -> Arc<str> {
+        let reason: Arc<str> = reason.into();
+        *self = Self::Failed { reason: Arc::clone(&reason), at: now };
+        reason
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn at(start: Instant, ms: u64) -> Instant {
+        start + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_token_is_used_until_shortly_before_its_end() {
+        let start = Instant::now();
+        for (lifetime, fresh_ms) in
+            [(json!(3600), 3_570_000), (json!(60), 54_000), (json!(null), 270_000), (json!(0), 0)]
+        {
+            let mut held = Held::default();
+            assert_eq!(held.next(None, start), Next::Fetch);
+            let response = json!({"access_token": "t", "expires_in": lifetime});
+            assert_eq!(held.take(&response, start).as_deref(), Ok("t"));
+            if fresh_ms > 0 {
+                assert_eq!(held.next(None, at(start, fresh_ms - 1)), Next::Use("t".into()));
+            }
+            assert_eq!(held.next(None, at(start, fresh_ms)), Next::Fetch, "{lifetime}");
+        }
+        let mut held = Held::default();
+        let forever = json!({"access_token": "t", "expires_in": u64::MAX});
+        held.take(&forever, start).unwrap();
+        assert_eq!(held.next(None, at(start, 1)), Next::Use("t".into()));
+    }
+
+    #[test]
+    fn a_refused_token_is_replaced_once() {
+        let start = Instant::now();
+        let mut held = Held::default();
+        held.take(&json!({"access_token": "new"}), start).unwrap();
+        assert_eq!(held.next(Some("old"), at(start, 1)), Next::Use("new".into()));
+        assert_eq!(held.next(Some("new"), at(start, 4_999)), Next::Refused);
+        assert_eq!(held.next(Some("new"), at(start, 5_000)), Next::Fetch);
+    }
+
+    #[test]
+    fn a_failure_is_the_answer_to_all_for_a_second() {
+        let start = Instant::now();
+        let mut held = Held::default();
+        held.fail("away", start);
+        assert_eq!(held.next(None, at(start, 999)), Next::Failed("away".into()));
+        assert_eq!(held.next(None, at(start, 1_000)), Next::Fetch);
+        let reason = held.take(&json!({"token_type": "bearer"}), at(start, 1_001)).unwrap_err();
+        assert!(reason.contains("no access token"), "{reason}");
+        assert!(matches!(held.next(None, at(start, 1_002)), Next::Failed(_)));
+    }
+}
