@@ -10,8 +10,9 @@ use fleet_jobs::{Jobs, Tasks};
 use fleet_kafka::{compression::Compression, link::Link, settings::Settings};
 use fleet_ops::{
     config::Env,
-    http::{Health, bind, serve_with_grace, write_ready_file},
+    http::{Health, Serving, bind, serve_with, write_ready_file},
     shutdown::signal_token,
+    tls::Tls,
 };
 use fleet_policy::current::CurrentPolicy;
 use rmcp::transport::stdio_pipes;
@@ -200,6 +201,7 @@ async fn serve_http(
     crate::metrics::show_gauges();
     metrics.identify("mcp-server", env!("CARGO_PKG_VERSION"));
 
+    let tls = config.tls.clone().map(|files| Tls::start(files, stop.clone())).transpose()?;
     let health = Health::new();
     let streams = CancellationToken::new();
     let router = http::router(
@@ -214,7 +216,7 @@ async fn serve_http(
 
     let (listener, address) = bind(config.listen).await.map_err(ServerError::Listen)?;
     tokio::spawn(report_ready(health.clone(), shared.clone(), jobs, stop.clone()));
-    tracing::info!(%address, "listening");
+    tracing::info!(%address, tls = tls.is_some(), "listening");
     if let Some(path) = &config.ready_file {
         write_ready_file(path, address)
             .map_err(|error| ServerError::ReadyFile { path: path.clone(), error })?;
@@ -226,7 +228,8 @@ async fn serve_http(
         fleet.end_subscriptions();
     });
 
-    let result = serve_with_grace(listener, router, stop, config.drain_timeout).await;
+    let serving = Serving { grace: config.drain_timeout, tls };
+    let result = serve_with(serving, listener, router, stop).await;
     streams.cancel();
     result.map_err(ServerError::Http)
 }

@@ -1,7 +1,7 @@
 //! The files about access: API keys, their pepper, and the policy file. They are read at the start
 //! and whenever one of them changes.
 //!
-//! They are polled like the policy of hosted servers, for the reasons that [`reload`](crate::reload)
+//! They are polled like the policy of hosted servers, for the reasons that [`fleet_ops::watched`]
 //! gives. A revoked key is refused after two polls, within two seconds.
 
 use std::{
@@ -11,7 +11,10 @@ use std::{
 };
 
 use fleet_access::{AccessPolicy, KeysFile, Pepper, Rights, WithoutCredentials};
-use fleet_ops::errors::chain;
+use fleet_ops::{
+    errors::chain,
+    watched::{INTERVAL, Outcome, Watched, versions},
+};
 use fleet_policy::PolicyError;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -20,11 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{AccessControl, AccessSource, AccessState, metadata};
-use crate::{
-    error::ServerError,
-    metrics::ACCESS_RELOADS,
-    reload::{INTERVAL, Version},
-};
+use crate::{error::ServerError, metrics::ACCESS_RELOADS};
 
 impl AccessSource {
     /// The files that are read.
@@ -160,8 +159,7 @@ pub(super) fn follow(control: &AccessControl, stop: CancellationToken) -> Result
 }
 
 async fn watch_files(control: &AccessControl, files: &[PathBuf], mut hangup: Signal) {
-    let read_versions = || files.iter().map(|path| Version::read(path)).collect::<Versions>();
-    let mut watched = Watched::new(read_versions());
+    let mut watched = Watched::new(versions(files));
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
@@ -171,84 +169,23 @@ async fn watch_files(control: &AccessControl, files: &[PathBuf], mut hangup: Sig
             _ = ticks.tick() => false,
         };
 
-        let seen = read_versions();
+        let seen = versions(files);
         if watched.is_due(&seen, forced) {
             let result = reload(control);
-            if watched.record(seen, Outcome::of(&result), forced) {
+            if watched.record(seen, outcome_of(&result), forced) {
                 report(&result);
             }
         }
     }
 }
 
-/// One version of each file.
-type Versions = Vec<Result<Version, io::ErrorKind>>;
-
-/// Which versions of the files were read, and with which outcome. Decides without IO when to read
-/// them: call [`is_due`](Self::is_due) with every look at the files, and [`record`](Self::record)
-/// after every reading.
-#[derive(Debug)]
-struct Watched {
-    last: Versions,
-    /// The versions that were read, and the outcome; nothing before the first reading.
-    read: Option<(Versions, Outcome)>,
-}
-
-/// What became of reading the files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Applied,
-    /// What the files say can't be used. Reading them once more would not change that.
-    Invalid,
-    /// A file could not be read. That may pass without another version of it, as after too many
-    /// open files.
-    Unread,
-}
-
-impl Outcome {
-    fn of(result: &Result<usize, ServerError>) -> Self {
-        match result {
-            Ok(_) => Self::Applied,
-            Err(ServerError::AccessFile { .. } | ServerError::Policy(PolicyError::Read { .. })) => {
-                Self::Unread
-            }
-            Err(_) => Self::Invalid,
+fn outcome_of(result: &Result<usize, ServerError>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Applied,
+        Err(ServerError::AccessFile { .. } | ServerError::Policy(PolicyError::Read { .. })) => {
+            Outcome::Unread
         }
-    }
-}
-
-impl Watched {
-    fn new(last: Versions) -> Self {
-        Self { last, read: None }
-    }
-
-    /// Returns whether the files are to be read now.
-    #[must_use]
-    fn is_due(&mut self, seen: &Versions, forced: bool) -> bool {
-        // A file that is written in place is briefly incomplete.
-        let is_settled = *seen == self.last;
-        self.last.clone_from(seen);
-
-        let is_done = match &self.read {
-            // The files may have changed since they were read at the start.
-            None | Some((_, Outcome::Unread)) => false,
-            Some((read, Outcome::Applied | Outcome::Invalid)) => read == seen,
-        };
-        forced || (is_settled && !is_done)
-    }
-
-    /// Takes in what became of reading these versions. Returns whether to report it: the first
-    /// reading applies what the start has applied, and files that still can't be read were reported
-    /// before.
-    #[must_use]
-    fn record(&mut self, seen: Versions, outcome: Outcome, forced: bool) -> bool {
-        let is_new = match (&self.read, outcome) {
-            (None, Outcome::Applied) => false,
-            (Some((read, Outcome::Unread)), Outcome::Unread) => forced || *read != seen,
-            _ => true,
-        };
-        self.read = Some((seen, outcome));
-        is_new
+        Err(_) => Outcome::Invalid,
     }
 }
 
@@ -323,43 +260,5 @@ mod tests {
         let (link, real) = (apart.join("link"), write(root.join("pepper")));
         std::os::unix::fs::symlink(real, &link).unwrap();
         check(&AccessSource { pepper: Some(link.clone()), ..source }, &root, &[&link]);
-    }
-
-    #[test]
-    fn files_that_could_not_be_read_are_tried_again_and_reported_once() {
-        use Outcome::{Applied, Invalid, Unread};
-
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let present = vec![Version::read(file.path())];
-        let missing = vec![Err(io::ErrorKind::NotFound)];
-        let mut watched = Watched::new(present.clone());
-        // A look at the files that are there; if it leads to a reading, its outcome and whether that
-        // is reported.
-        let mut look = |seen: &Versions, forced, read: Option<(Outcome, bool)>| {
-            assert_eq!(watched.is_due(seen, forced), read.is_some(), "{seen:?} {read:?}");
-            if let Some((outcome, is_reported)) = read {
-                assert_eq!(watched.record(seen.clone(), outcome, forced), is_reported, "{read:?}");
-            }
-        };
-
-        look(&present, false, Some((Applied, false)));
-        look(&present, false, None);
-        look(&present, true, Some((Applied, true)));
-
-        look(&missing, false, None);
-        look(&missing, false, Some((Unread, true)));
-        look(&missing, false, Some((Unread, false)));
-        look(&missing, true, Some((Unread, true)));
-
-        // The metadata can be read, and the file can't.
-        look(&present, false, None);
-        look(&present, false, Some((Unread, true)));
-        look(&present, false, Some((Unread, false)));
-        look(&present, false, Some((Applied, true)));
-        look(&present, false, None);
-
-        look(&present, true, Some((Unread, true)));
-        look(&present, false, Some((Invalid, true)));
-        look(&present, false, None);
     }
 }

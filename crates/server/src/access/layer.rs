@@ -10,8 +10,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use fleet_access::{
-    Action, Asker, AuthRefusal, AuthStatus, Context, Presented, Principal, Resource,
+    Action, Asker, AuthRefusal, AuthStatus, ClientCertificate, Context, Presented, Principal,
+    Resource,
 };
+use fleet_ops::tls::PeerCertificate;
 use serde_json::json;
 
 use super::{AccessControl, RefusalNote, metadata, streams::StreamCredentials};
@@ -41,8 +43,7 @@ pub(crate) async fn authenticate(
             metrics::counter!(ACCEPTED_REQUESTS.name, "via" => via).increment(1);
             let credentials = StreamCredentials::of(&access, &request, from_loopback, &principal);
             let (uri, headers) = (request.uri(), request.headers());
-            let metadata_url =
-                metadata::url_for(&access.current(), access.public_url(), uri, headers);
+            let metadata_url = metadata::url_for(&access, uri, headers);
 
             let note = RefusalNote::default();
             request.extensions_mut().insert(note.clone());
@@ -87,13 +88,24 @@ pub(crate) async fn check_metrics(request: Request, next: Next) -> Response {
 struct RequestFacts<'a> {
     uri: &'a Uri,
     headers: &'a HeaderMap,
+    certificate: Option<ClientCertificate>,
     from_loopback: bool,
 }
 
 fn request_facts(request: &Request) -> RequestFacts<'_> {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let from_loopback = peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
-    RequestFacts { uri: request.uri(), headers: request.headers(), from_loopback }
+    let certificate = request.extensions().get::<PeerCertificate>().map(present_certificate);
+    RequestFacts { uri: request.uri(), headers: request.headers(), certificate, from_loopback }
+}
+
+/// What a connection's client certificate says now.
+pub(super) fn present_certificate(peer: &PeerCertificate) -> ClientCertificate {
+    ClientCertificate {
+        uris: peer.uris().to_vec(),
+        dns_names: peer.dns_names().to_vec(),
+        is_withdrawn: !peer.is_accepted(),
+    }
 }
 
 async fn identify(
@@ -108,7 +120,7 @@ async fn identify(
     let authorization: Vec<&[u8]> = values.iter().map(HeaderValue::as_bytes).collect();
     let presented = Presented {
         authorization: &authorization,
-        certificate: None,
+        certificate: facts.certificate.as_ref(),
         from_loopback: facts.from_loopback,
     };
     access.identify(&presented).await
@@ -155,7 +167,7 @@ fn refuse(
     });
     let mut response = (status, Json(problem)).into_response();
 
-    let metadata_url = metadata::url_for(&state, access.public_url(), uri, headers);
+    let metadata_url = metadata::url_for(access, uri, headers);
     let challenge = refusal.challenge(metadata_url.as_deref(), &state.scopes);
     let challenge = challenge.and_then(|text| HeaderValue::try_from(text.to_string()).ok());
 
