@@ -291,7 +291,7 @@ async fn a_large_request_with_a_wrong_key_is_refused_and_not_cut_off() {
 }
 
 /// Starts a server that is to refuse; returns what it writes.
-async fn refused_start(args: &[&str]) -> String {
+pub(crate) async fn refused_start(args: &[&str]) -> String {
     let mut command = command(args);
     command.args(["--port", "0"]).stdout(std::process::Stdio::piped());
     command.stderr(std::process::Stdio::piped());
@@ -315,7 +315,7 @@ async fn a_server_that_others_reach_does_not_start_without_an_authenticator() {
     let log = refused_start(&["--access-keys", empty.path().to_str().unwrap()]).await;
     assert!(log.contains("FLEET-NO-AUTHENTICATOR"), "{log}");
 
-    // Nobody can present a certificate yet, so these tables tell nobody apart.
+    // Nobody can present a certificate to a port without TLS, so these tables tell nobody apart.
     let policy = empty.dir.path().join("policy.toml");
     std::fs::write(&policy, "[[certificate]]\nuri = 'spiffe://d/*'").unwrap();
     for host in ["127.0.0.1", "0.0.0.0"] {
