@@ -73,7 +73,7 @@ pub async fn run_until(
     };
 
     if access.is_some() {
-        access::warn_of_readable_secrets(&config.access, &config.roots);
+        access::warn_of_readable_secrets(&config.access, config.tls.as_ref(), &config.roots);
     }
 
     let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));

@@ -77,7 +77,10 @@ pub enum TlsError {
         error: VerifierBuilderError,
     },
     /// A setting has no effect without another.
-    #[error("{setting} has no effect without {needed}; set both or neither [{code}]", code = codes::SETTING)]
+    #[error(
+        "{setting} has no effect without {needed}; set both or neither [{code}]",
+        code = codes::SETTING
+    )]
     Incomplete {
         /// The setting that is there.
         setting: &'static str,

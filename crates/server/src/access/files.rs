@@ -13,6 +13,7 @@ use std::{
 use fleet_access::{AccessPolicy, KeysFile, Pepper, Rights, WithoutCredentials};
 use fleet_ops::{
     errors::chain,
+    tls::TlsFiles,
     watched::{INTERVAL, Outcome, Watched, versions},
 };
 use fleet_policy::PolicyError;
@@ -45,25 +46,36 @@ fn default_pepper_file(keys: &Path) -> PathBuf {
     name.into()
 }
 
-/// Warns of files about access that the `file_*` tools let every caller read.
-pub(crate) fn warn_of_readable_secrets(source: &AccessSource, roots: &[PathBuf]) {
-    for file in readable_secrets(source, roots) {
+/// Warns of secret files that the `file_*` tools let every caller read: those about access, and the
+/// private key of the port.
+pub(crate) fn warn_of_readable_secrets(
+    source: &AccessSource,
+    tls: Option<&TlsFiles>,
+    roots: &[PathBuf],
+) {
+    for file in readable_secrets(source, tls, roots) {
         tracing::warn!(
             file = %file.display(),
-            "a --root contains a file of the API keys, so that every caller can read it with \
-             file_read; keep it outside of all roots, and make the keys and their pepper anew"
+            "a --root contains a file of the API keys or the private key of TLS, so that every \
+             caller can read it with file_read; keep it outside of all roots, and replace the keys \
+             and their pepper, or the certificate and its key"
         );
     }
 }
 
-/// The keys file and its pepper, as far as they are below a root.
-fn readable_secrets(source: &AccessSource, roots: &[PathBuf]) -> Vec<PathBuf> {
+/// The keys file, its pepper and the private key of the port, as far as they are below a root.
+fn readable_secrets(
+    source: &AccessSource,
+    tls: Option<&TlsFiles>,
+    roots: &[PathBuf],
+) -> Vec<PathBuf> {
     let roots: Vec<_> = roots.iter().filter_map(|root| root.canonicalize().ok()).collect();
     let is_readable = |path: &PathBuf| {
         path.canonicalize().is_ok_and(|path| roots.iter().any(|root| path.starts_with(root)))
     };
 
-    let secrets = [source.keys.clone(), source.pepper_file()].into_iter().flatten();
+    let tls_key = tls.map(|tls| tls.pair.key.clone());
+    let secrets = [source.keys.clone(), source.pepper_file(), tls_key].into_iter().flatten();
     secrets.filter(is_readable).collect()
 }
 
@@ -222,6 +234,8 @@ fn report(result: &Result<usize, ServerError>) {
 
 #[cfg(test)]
 mod tests {
+    use fleet_ops::tls::PairFiles;
+
     use super::*;
 
     #[test]
@@ -249,7 +263,7 @@ mod tests {
         let pepper = write(apart.join("keys.toml.pepper"));
         let source = AccessSource { keys: Some(keys.clone()), ..AccessSource::default() };
         let check = |source: &AccessSource, root: &Path, expected: &[&PathBuf]| {
-            let found = readable_secrets(source, &[root.to_owned()]);
+            let found = readable_secrets(source, None, &[root.to_owned()]);
             assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{}", root.display());
         };
         check(&source, &root, &[]);
@@ -260,5 +274,10 @@ mod tests {
         let (link, real) = (apart.join("link"), write(root.join("pepper")));
         std::os::unix::fs::symlink(real, &link).unwrap();
         check(&AccessSource { pepper: Some(link.clone()), ..source }, &root, &[&link]);
+
+        let pair = PairFiles { certificate: keys, key: link.clone() };
+        let tls = TlsFiles { pair, clients: None };
+        let found = readable_secrets(&AccessSource::default(), Some(&tls), &[root]);
+        assert_eq!(found, [link], "a certificate is no secret");
     }
 }
