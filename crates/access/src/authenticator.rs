@@ -7,7 +7,7 @@ use fleet_job::time::Timestamp;
 use crate::{
     certificates::CertificateRules,
     keys::KeyTable,
-    presented::Presented,
+    presented::{ClientCertificate, Presented},
     principal::Principal,
     refusal::{AuthRefusal, Fault},
     tokens::{Authentication, Tokens},
@@ -59,10 +59,9 @@ impl Authenticator {
         }
     }
 
-    /// Returns whether neither keys nor issuers are configured, so that nobody could be told from
-    /// anybody else. Such a server must not listen beyond loopback unless it was told to.
-    ///
-    /// Certificates don't count: no server terminates TLS yet, so nobody could present one.
+    /// Returns whether neither keys nor issuers are configured. A server that does not verify
+    /// client certificates either can't tell anybody from anybody else, and must not listen beyond
+    /// loopback unless it was told to.
     pub fn is_unconfigured(&self) -> bool {
         self.keys.is_empty() && self.tokens.is_empty()
     }
@@ -94,16 +93,19 @@ impl Authenticator {
             Err(refusal) => Authentication::Refused(refusal),
             Ok(Some(token)) => self.check_token(token, now),
             Ok(None) => match presented.certificate {
-                Some(certificate) if self.has_certificates() => {
-                    match self.certificates.principal(certificate) {
-                        Some(principal) => Authentication::Verified(Arc::new(principal)),
-                        None => Authentication::Refused(AuthRefusal::rejected(
-                            Fault::UnknownCertificate,
-                        )),
-                    }
-                }
+                Some(certificate) if self.has_certificates() => self.check_certificate(certificate),
                 _ => self.without_credentials(presented),
             },
+        }
+    }
+
+    fn check_certificate(&self, certificate: &ClientCertificate) -> Authentication {
+        if certificate.is_withdrawn {
+            return Authentication::Refused(AuthRefusal::rejected(Fault::WithdrawnCertificate));
+        }
+        match self.certificates.principal(certificate) {
+            Some(principal) => Authentication::Verified(Arc::new(principal)),
+            None => Authentication::Refused(AuthRefusal::rejected(Fault::UnknownCertificate)),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fleet_codes as codes;
+use fleet_ops::tls::TlsError;
 use fleet_retry::{Backoff, Retry};
 use reqwest::StatusCode;
 use serde::Deserialize;
@@ -32,6 +33,9 @@ pub(crate) enum ApiError {
     /// The HTTP client could not be created.
     #[error("could not set up the HTTP client")]
     Client(#[source] reqwest::Error),
+    /// TLS can't be set up.
+    #[error(transparent)]
+    Tls(TlsError),
     /// The request itself is invalid.
     #[error("{0}")]
     Usage(String),
@@ -133,7 +137,7 @@ impl ApiError {
                         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
                     )
             }
-            Self::Unreadable { .. } | Self::Client(_) | Self::Usage(_) => false,
+            Self::Unreadable { .. } | Self::Client(_) | Self::Tls(_) | Self::Usage(_) => false,
         }
     }
 

@@ -167,6 +167,19 @@ impl Stack {
     }
 }
 
+/// Variables of a fleet elsewhere that must not reach the one on this machine, whose parts speak
+/// plain HTTP on loopback.
+const WITHOUT_TLS: [(&str, &str); 8] = [
+    ("MCP_TLS_CERTIFICATE_FILE", ""),
+    ("MCP_TLS_KEY_FILE", ""),
+    ("MCP_TLS_CLIENT_CA_FILE", ""),
+    ("MCP_TLS_CRL_FILE", ""),
+    ("MCP_TLS_CLIENT_AUTH", "optional"),
+    ("MCP_SERVER_CA_FILE", ""),
+    ("MCP_SERVER_CLIENT_CERTIFICATE_FILE", ""),
+    ("MCP_SERVER_CLIENT_KEY_FILE", ""),
+];
+
 /// Waits until all workers have joined the group, so that each gets its share of the first jobs. A
 /// timeout is not an error: the workers that have joined do the work.
 pub(crate) async fn wait_for_group(settings: &Settings, group: &str, members: usize) {
@@ -226,8 +239,8 @@ pub(crate) fn start_worker(
         ("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "6000"),
         ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS", "1500"),
     ];
-    let env: Vec<_> =
-        quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
+    let quick = quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none());
+    let env: Vec<_> = quick.chain(WITHOUT_TLS).collect();
     Process::start(&own_program()?, &name, &config.run_dir, &args, &env)
 }
 
@@ -258,7 +271,7 @@ pub(crate) fn start_server(
         args.push("--kafka-brokers=".to_owned());
     }
 
-    Process::start(&own_program()?, "mcp-server", &config.run_dir, &args, &[])
+    Process::start(&own_program()?, "mcp-server", &config.run_dir, &args, &WITHOUT_TLS)
 }
 
 /// Returns the command and the arguments that host the files of `root`.

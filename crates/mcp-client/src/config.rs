@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use fleet_codes as codes;
+use fleet_ops::tls::{ClientTlsFiles, TlsError};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
@@ -34,6 +35,9 @@ pub struct ClientConfig {
     /// servers, so that we are the side that closes it: a request on a connection that the other
     /// side has just closed counts as lost.
     pub pool_idle_timeout: Duration,
+    /// The files of private authorities and of a client certificate. They are followed: requests
+    /// that begin after a change use the changed files.
+    pub tls: ClientTlsFiles,
     /// The revisions of the protocol to use.
     pub era: Era,
     /// The name reported to servers, in `User-Agent` and in the protocol's client information.
@@ -130,9 +134,10 @@ pub enum ConfigError {
         /// The name of the header.
         name: String,
     },
-    /// The HTTP client could not be created, for example because no root certificates were found.
-    #[error("could not create the HTTP client")]
-    Http(#[source] reqwest::Error),
+    /// The HTTP client could not be created, for example because no root certificates were found,
+    /// or a file of TLS can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl ClientConfig {
@@ -148,6 +153,7 @@ impl ClientConfig {
             max_response_bytes: 8 << 20,
             pool_max_idle_per_host: 64,
             pool_idle_timeout: Duration::from_secs(30),
+            tls: ClientTlsFiles::default(),
             era: Era::Auto,
             client_name: "mcp-fleet".to_owned(),
             client_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -247,6 +253,7 @@ impl fmt::Debug for ClientConfig {
             .field("max_response_bytes", &self.max_response_bytes)
             .field("pool_max_idle_per_host", &self.pool_max_idle_per_host)
             .field("pool_idle_timeout", &self.pool_idle_timeout)
+            .field("tls", &self.tls)
             .field("era", &self.era)
             .field("client_name", &self.client_name)
             .field("client_version", &self.client_version)

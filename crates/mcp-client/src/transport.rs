@@ -7,6 +7,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fleet_ops::tls::FollowedClient;
 use fleet_wire::body::{BodyError, drain};
 use fleet_wire::encoding::DecodeError;
 use fleet_wire::head::Media;
@@ -45,7 +46,7 @@ type Body = fleet_wire::body::Body<BoxStream<'static, reqwest::Result<Bytes>>>;
 /// The pooled connections and what all requests have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
-    client: reqwest::Client,
+    client: FollowedClient,
     /// The headers of every request.
     headers: HeaderMap,
     /// The headers of every message: those of every request, and the content types.
@@ -105,25 +106,31 @@ pub(crate) enum Answer {
 
 impl Transport {
     pub(crate) fn new(config: &ClientConfig) -> Result<Self, ConfigError> {
-        let mut builder = reqwest::Client::builder();
-        if config.endpoints.iter().all(|url| url.scheme() == "http") {
-            // The system's root certificates are not needed, and a slim container may have none, in
-            // which case the client could not be created. Trust no certificate at all then.
-            builder = builder.tls_certs_only([]);
-        }
+        let (files, settings) = (config.tls.clone(), config.clone());
+        let client = FollowedClient::new(
+            move || files.clone(),
+            move |tls| {
+                let mut builder = reqwest::Client::builder();
+                if settings.endpoints.iter().all(|url| url.scheme() == "http") {
+                    // The system's root certificates are not needed, and a slim container may have
+                    // none, in which case the client could not be created. Trust no certificate at all
+                    // then.
+                    builder = builder.tls_certs_only([]);
+                }
 
-        let client = builder
-            .user_agent(format!("{}/{}", config.client_name, config.client_version))
-            .connect_timeout(config.connect_timeout)
-            .pool_max_idle_per_host(config.pool_max_idle_per_host)
-            .pool_idle_timeout(config.pool_idle_timeout)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .http1_max_headers(MAX_HEADERS)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(30))
-            .build()
-            .map_err(ConfigError::Http)?;
+                tls.apply(builder)
+                    .user_agent(format!("{}/{}", settings.client_name, settings.client_version))
+                    .connect_timeout(settings.connect_timeout)
+                    .pool_max_idle_per_host(settings.pool_max_idle_per_host)
+                    .pool_idle_timeout(settings.pool_idle_timeout)
+                    .redirect(reqwest::redirect::Policy::none())
+                    .referer(false)
+                    .http1_max_headers(MAX_HEADERS)
+                    .tcp_nodelay(true)
+                    .tcp_keepalive(Duration::from_secs(30))
+                    .build()
+            },
+        )?;
 
         let headers = config.header_map()?;
         let mut message_headers = headers.clone();
@@ -242,7 +249,7 @@ impl Transport {
     /// Ends a legacy session.
     pub(crate) async fn delete(&self, url: &Url, headers: &HeaderMap) {
         let send = async |url: &Url| {
-            let request = self.client.delete(url.clone()).headers(self.headers.clone());
+            let request = self.client.current().delete(url.clone()).headers(self.headers.clone());
             request.headers(headers.clone()).timeout(SIDE_TIMEOUT).send().await
         };
 
@@ -260,7 +267,7 @@ impl Transport {
     fn message(&self, url: &Url, headers: &HeaderMap) -> reqwest::RequestBuilder {
         let mut all = self.message_headers.clone();
         all.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        self.client.post(url.clone()).headers(all)
+        self.client.current().post(url.clone()).headers(all)
     }
 
     /// Answers a request from the server. A failure is only logged.

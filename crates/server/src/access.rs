@@ -48,6 +48,18 @@ pub enum AccessMode {
     Open,
 }
 
+/// How the server's port is secured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PortSecurity {
+    /// Plain HTTP.
+    #[default]
+    Plain,
+    /// TLS.
+    Tls,
+    /// TLS, and clients may prove who they are with a certificate.
+    ClientCertificates,
+}
+
 /// The settings about access, and the files that they name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccessSource {
@@ -63,6 +75,8 @@ pub struct AccessSource {
     pub policy: Option<PathBuf>,
     /// The URL at which clients reach this server.
     pub public_url: Option<Url>,
+    /// How the port is secured.
+    pub port: PortSecurity,
 }
 
 impl Default for AccessSource {
@@ -74,6 +88,7 @@ impl Default for AccessSource {
             pepper: None,
             policy: None,
             public_url: None,
+            port: PortSecurity::Plain,
         }
     }
 }
@@ -114,14 +129,17 @@ impl AccessControl {
     /// settings don't say that everybody is served.
     pub fn start(source: AccessSource, stop: CancellationToken) -> Result<Self, ServerError> {
         let mut files = files::read_files(&source, WithoutCredentials::Refused)?;
-        let is_unconfigured = files.state.authenticator.is_unconfigured();
         let has_certificates = files.state.authenticator.has_certificates();
-        if has_certificates {
+        let verifies_certificates = source.port == PortSecurity::ClientCertificates;
+        if has_certificates && !verifies_certificates {
             tracing::warn!(
-                "the policy file has [[certificate]] tables, which are checked and not applied yet: \
-                 this server does not terminate TLS, so callers need API keys or access tokens"
+                "the policy file has [[certificate]] tables, which identify nobody without \
+                 --tls-client-ca (MCP_TLS_CLIENT_CA_FILE): callers need API keys or access tokens"
             );
         }
+
+        let is_unconfigured = files.state.authenticator.is_unconfigured()
+            && !(has_certificates && verifies_certificates);
 
         let without = match source.mode {
             AccessMode::Open => WithoutCredentials::Anonymous,
@@ -254,11 +272,15 @@ fn log_start(state: &AccessState, rules: usize, without: WithoutCredentials) {
         ),
         WithoutCredentials::LocalIfLoopback => tracing::info!(
             rules,
-            "no keys or issuers are configured: every program on this machine is served as one \
+            "no keys, issuers or certificates are configured: every program on this machine is served as one \
              local principal, which may do whatever no rule denies"
         ),
         WithoutCredentials::Refused => {
-            tracing::info!(issuers, rules, "serving callers with API keys or access tokens only");
+            tracing::info!(
+                issuers,
+                rules,
+                "serving callers with API keys, access tokens or client certificates only"
+            );
         }
     }
 }

@@ -8,7 +8,7 @@ use fleet_codes as codes;
 use fleet_hosting::registry::RegistryError;
 use fleet_jobs::JobsError;
 use fleet_kafka::KafkaError;
-use fleet_ops::config::ConfigError;
+use fleet_ops::{config::ConfigError, tls::TlsError};
 use fleet_policy::PolicyError;
 
 use crate::tools::files::RootError;
@@ -54,9 +54,10 @@ pub enum ServerError {
     },
     /// Nothing tells callers apart.
     #[error(
-        "mcp-server has neither API keys nor issuers of tokens, so it can't tell apart who reaches it \
-         at {host}. Make a key with `mcp-fleet keys create` and pass its file with \
-         --access-keys (MCP_ACCESS_KEYS_FILE), add an [[issuer]] to the policy file, or set \
+        "mcp-server has neither API keys nor issuers of tokens nor certificates of clients, so it \
+         can't tell apart who reaches it at {host}. Make a key with `mcp-fleet keys create` and pass \
+         its file with --access-keys (MCP_ACCESS_KEYS_FILE), add an [[issuer]] to the policy file, \
+         add a [[certificate]] and set --tls-client-ca (MCP_TLS_CLIENT_CA_FILE), or set \
          MCP_ACCESS=open to serve everybody; docs/access.md shows how [{code}]",
         code = codes::NO_AUTHENTICATOR
     )]
@@ -123,6 +124,9 @@ pub enum ServerError {
     /// An environment variable is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// TLS can't be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The server can't listen on its address.
     #[error("{0}; choose another port with --port or PORT [{code}]", code = codes::LISTEN)]
     Listen(std::io::Error),

@@ -9,7 +9,10 @@ use fleet_job::{
     topics::{self, DEFAULT_REGISTRY_TOPIC, Topics},
 };
 use fleet_kafka::compression::Compression;
-use fleet_ops::config::{parse_bytes, parse_duration};
+use fleet_ops::{
+    config::{parse_bytes, parse_duration},
+    tls::{ServerTlsArgs, TlsArgs},
+};
 
 use crate::limits::{JobLimits, TenantWeights, ToolLimit};
 
@@ -97,6 +100,10 @@ pub struct Args {
     )]
     pub server_token: Option<String>,
 
+    /// TLS of connections to the MCP server.
+    #[command(flatten)]
+    pub server_tls: ServerTlsArgs,
+
     /// The address on which /health, /ready and /metrics are served.
     #[arg(
         long,
@@ -110,6 +117,10 @@ pub struct Args {
     /// The port of /health, /ready and /metrics; 0 for any free port.
     #[arg(long, env = "PORT", default_value_t = 8081, help_heading = HEALTH)]
     pub port: u16,
+
+    /// TLS of this port.
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Host names that requests for /metrics may use, in addition to addresses and loopback names:
     /// HOST or HOST:PORT; `*` for any.

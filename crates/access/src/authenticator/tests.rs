@@ -106,7 +106,7 @@ fn a_token_goes_before_a_certificate() {
 }
 
 #[test]
-fn certificates_alone_identify_nobody_and_open_nothing() {
+fn certificate_tables_alone_open_nothing() {
     let certificates = |without| {
         let policy = AccessPolicy::parse("[[certificate]]\nuri = 'spiffe://d/*'", None).unwrap();
         policy.authenticator(&KeysFile::default(), None, without).unwrap()
@@ -117,6 +117,24 @@ fn certificates_alone_identify_nobody_and_open_nothing() {
     let local = Presented { from_loopback: true, ..Presented::default() };
     check(&authenticator, &local, Err(Fault::Missing));
     check(&unconfigured(WithoutCredentials::LocalIfLoopback), &local, Ok("local"));
+}
+
+#[test]
+fn a_withdrawn_certificate_is_refused_unless_a_token_goes_before_it() {
+    let (authenticator, key) = configured(WithoutCredentials::Anonymous);
+    let certificate = ClientCertificate {
+        uris: vec!["spiffe://d/worker".to_owned()],
+        is_withdrawn: true,
+        ..ClientCertificate::default()
+    };
+    let header = format!("Bearer {key}");
+    let check = |values: &[&[u8]], expected| {
+        let presented = Presented { certificate: Some(&certificate), ..headers(values) };
+        check(&authenticator, &presented, expected);
+    };
+
+    check(&[], Err(Fault::WithdrawnCertificate));
+    check(&[header.as_bytes()], Ok("ci"));
 }
 
 #[test]

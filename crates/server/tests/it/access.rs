@@ -315,7 +315,7 @@ async fn a_server_that_others_reach_does_not_start_without_an_authenticator() {
     let log = refused_start(&["--access-keys", empty.path().to_str().unwrap()]).await;
     assert!(log.contains("FLEET-NO-AUTHENTICATOR"), "{log}");
 
-    // Nobody can present a certificate yet, so these tables tell nobody apart.
+    // Nobody can present a certificate to a port without TLS, so these tables tell nobody apart.
     let policy = empty.dir.path().join("policy.toml");
     std::fs::write(&policy, "[[certificate]]\nuri = 'spiffe://d/*'").unwrap();
     for host in ["127.0.0.1", "0.0.0.0"] {
