@@ -175,7 +175,7 @@ table! {
     "Access" {
         NO_AUTHENTICATOR = "FLEET-NO-AUTHENTICATOR":
             "The server does not start, because nothing is configured that tells callers apart.",
-            "It listens beyond loopback, or `--access required` is set, and it has neither API keys nor `[[issuer]]` tables. `[[certificate]]` tables do not count yet.",
+            "It listens beyond loopback, or `--access required` is set, and it has neither API keys nor `[[issuer]]` tables; or `--access local` is set, which is for loopback. `[[certificate]]` tables do not count yet.",
             "Make a key with `mcp-fleet keys create` and start with `--access-keys FILE`, or add an `[[issuer]]` to the policy file; docs/access.md has both. `MCP_ACCESS=open` serves everybody who can reach the port.";
         UNAUTHENTICATED = "FLEET-UNAUTHENTICATED":
             "The request carries no credentials, and this server serves nobody without them.",

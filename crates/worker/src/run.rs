@@ -30,6 +30,7 @@ use crate::{
     report::Reporter,
     required_topics::RequiredTopics,
     shell::{Parts, Shell},
+    token_file,
 };
 
 /// How long reading the control topic may delay the start.
@@ -83,6 +84,9 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     let settings = settings.compressed(args.compression);
     settings.check()?;
     let client = McpClient::new(client_config(&args)?)?;
+    if let Some(path) = args.token_file() {
+        token_file::follow(client.clone(), path.to_owned()).await;
+    }
     let producer = Producer::new(&settings)?;
 
     let endpoint = Endpoint::start(&args).await?;
@@ -246,6 +250,6 @@ fn client_config(args: &Args) -> Result<ClientConfig, fleet_mcp_client::ConfigEr
 
     config.default_timeout = args.call_timeout;
     config.max_response_bytes = usize::try_from(args.max_response_bytes).unwrap_or(usize::MAX);
-    config.bearer_token = args.server_token.clone().map(Into::into);
+    config.bearer_token = args.token().map(Into::into);
     Ok(config)
 }
