@@ -12,12 +12,18 @@ use serde_json::{Value, json};
 
 use crate::{error::CliError, output};
 
+mod init;
 mod store;
 
+pub(crate) use init::ClusterError;
+#[cfg(feature = "fleet")]
+pub(crate) use init::make_first_keys;
 use store::Store;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
+    /// Make the keys that a fleet needs at its first start, each in a file of its own
+    Init(init::Init),
     /// Make a key, and print it this one time
     Create(Create),
     /// List the keys, without their secrets
@@ -209,8 +215,9 @@ fn parse_kind(text: &str) -> Result<PrincipalKind, String> {
     kind.ok_or_else(|| "expected person, service or node".to_owned())
 }
 
-pub(crate) fn run(command: Command) -> Result<ExitCode, CliError> {
+pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     match command {
+        Command::Init(args) => init::run(&args).await,
         Command::Create(args) => create(args),
         Command::List(args) => list(&args),
         Command::Revoke(args) => revoke(&args),

@@ -165,7 +165,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Dlq { command } => dlq::run(command).await,
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
-        Command::Keys { command } => keys::run(command),
+        Command::Keys { command } => keys::run(command).await,
         #[cfg(feature = "fleet")]
         Command::Broker(args) => broker::exec(args),
         #[cfg(feature = "fleet")]

@@ -50,7 +50,7 @@ table! {
         UNAUTHORIZED = "FLEET-UNAUTHORIZED":
             "mcp-server refused the worker's credentials (HTTP 401 or 403).",
             "The token is missing, has expired, or belongs to another server; or a proxy in front of the server refuses the worker.",
-            "Correct `MCP_SERVER_TOKEN` or the configured headers of the workers; the jobs wait meanwhile.";
+            "Correct `MCP_SERVER_TOKEN`, or the file that `MCP_SERVER_TOKEN_FILE` names, of the workers; the jobs wait meanwhile.";
         CONNECTION_LOST = "FLEET-CONNECTION-LOST":
             "The connection was lost after the request had been sent, so the tool may have run.",
             "mcp-server or a proxy was restarted or cut off during the call.",

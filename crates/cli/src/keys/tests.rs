@@ -19,7 +19,8 @@ fn files(dir: &Path) -> Files {
 fn keys(dir: &Path, args: &[&str]) -> Result<ExitCode, CliError> {
     let path = dir.join("keys.toml");
     let line = ["keys"].iter().chain(args).copied().chain(["--keys", path.to_str().unwrap()]);
-    run(Line::try_parse_from(line).unwrap().command)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(run(Line::try_parse_from(line).unwrap().command))
 }
 
 fn mode(path: &Path) -> u32 {
@@ -128,7 +129,7 @@ fn files_that_root_changes_stay_readable_to_their_server() {
 #[test]
 fn the_examples_are_valid_command_lines() {
     let mut checked = 0;
-    for examples in [CREATE_EXAMPLES, LIST_EXAMPLES, REVOKE_EXAMPLES] {
+    for examples in [CREATE_EXAMPLES, LIST_EXAMPLES, REVOKE_EXAMPLES, init::EXAMPLES] {
         for line in examples.lines() {
             let Some((_, line)) = line.split_once("mcp-fleet keys ") else { continue };
             let words = line.trim_end_matches(')').split(' ');
@@ -137,5 +138,5 @@ fn the_examples_are_valid_command_lines() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 8);
+    assert_eq!(checked, 10);
 }
