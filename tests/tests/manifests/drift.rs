@@ -29,6 +29,7 @@ fn images_have_the_version_of_the_workspace() {
             ("mcp-server", "server"),
             ("kafka-worker", "worker"),
             ("topics", "cli"),
+            ("keys", "cli"),
             ("mcp-fleet", "cli"),
         ] {
             let built = text(&project, &format!("/services/{service}/build/dockerfile"));
