@@ -18,7 +18,7 @@ mod store;
 pub(crate) use init::ClusterError;
 #[cfg(feature = "fleet")]
 pub(crate) use init::make_first_keys;
-use store::Store;
+use store::{PRIVATE, Store};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -66,6 +66,9 @@ const CREATE_EXAMPLES: &str = "Examples:
   first one once nobody uses it:
     mcp-fleet keys create ci-2 --subject ci
     mcp-fleet keys revoke ci
+
+  The same where the key is in a file, which workers read again when it changes:
+    mcp-fleet keys create worker-2 --subject worker --role fleet-worker --out access/worker.key
 
   Serve callers with these keys:
     mcp-server --access-keys keys.toml";
@@ -116,7 +119,11 @@ pub(crate) struct Create {
     #[arg(long, value_name = "WHEN", value_parser = Expiry::parse)]
     expires: Option<Expiry>,
 
-    /// Print one JSON object, with the key in it
+    /// Write the key to this file, in place of what it holds, and don't print it
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
+    out: Option<PathBuf>,
+
+    /// Print one JSON object, with the key in it unless it is in a file
     #[arg(help_heading = "Output", long)]
     json: bool,
 }
@@ -256,18 +263,33 @@ fn create(args: Create) -> Result<ExitCode, CliError> {
         ..entry
     };
     store.file.keys.push(entry.clone());
+    // A server must know the key before anybody finds it in its file.
     store.save()?;
+    if let Some(path) = &args.out {
+        store::write_atomically(path, key.as_bytes(), PRIVATE).map_err(|error| {
+            store::failed("made a key whose secret could not be written; revoke it", path, error)
+        })?;
+    }
 
-    if args.json {
-        let mut object = describe(&entry, now);
-        object["key"] = key.into();
-        output::json(&object);
-    } else {
-        output::line(&key);
-        output::note(&format!(
-            "The key is shown only now. Its digest is in {}; a server reads it with --access-keys.",
-            store.path.display()
-        ));
+    match (args.json, &args.out) {
+        (true, out) => {
+            let mut object = describe(&entry, now);
+            if out.is_none() {
+                object["key"] = key.into();
+            }
+            output::json(&object);
+        }
+        (false, Some(path)) => {
+            output::line(&format!("made key {}; its secret is in {}", entry.id, path.display()));
+        }
+        (false, None) => {
+            output::line(&key);
+            output::note(&format!(
+                "The key is shown only now. Its digest is in {}; a server reads it with \
+                 --access-keys.",
+                store.path.display()
+            ));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -269,7 +269,8 @@ fn complete_files(
         let place = path.display().to_string();
         let (entry, step, text) = key.make(&pepper, secret.as_deref(), &place, now)?;
         if let Some(text) = text {
-            store::write_atomically(path, format!("{text}\n").as_bytes(), mode)
+            // Without a line break, since the file may become a field of a Secret.
+            store::write_atomically(path, text.as_bytes(), mode)
                 .map_err(|error| store::failed("could not write the key", path, error))?;
         }
         store.file.keys.push(entry);
