@@ -251,7 +251,6 @@ fn keys_stay_and_others_can_be_made(project: &mut Project) {
         .collect();
     assert_eq!(modes, [0o600, 0o600, 0o640, 0o640, 0o640]);
 
-    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let run = |project: &mut Project, service: &str, arguments: &[String]| {
         let output = project.run(service, arguments);
         assert!(output.status.success(), "{service} {arguments:?}: {output:?}");

@@ -267,7 +267,7 @@ fn create(args: Create) -> Result<ExitCode, CliError> {
     store.save()?;
     if let Some(path) = &args.out {
         store::write_atomically(path, key.as_bytes(), PRIVATE).map_err(|error| {
-            store::failed("made a key whose secret could not be written; revoke it", path, error)
+            store::failed("revoke the new key: could not write its secret to", path, error)
         })?;
     }
 

@@ -206,8 +206,8 @@ fn keys_are_in_volumes_which_only_their_makers_may_write_to() {
             }
         }
         let variables = service["environment"].as_object().into_iter().flatten();
-        let texts = variables.filter_map(|(_, value)| value.as_str());
-        if texts.into_iter().any(|value| value.starts_with("mf_")) {
+        let mut texts = variables.filter_map(|(_, value)| value.as_str());
+        if texts.any(|value| value.starts_with("mf_")) {
             problems.push(format!("{name} has a key in its environment"));
         }
     }

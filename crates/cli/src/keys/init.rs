@@ -91,7 +91,7 @@ struct FirstKey {
     role: FleetRole,
 }
 
-const FIRST_KEYS: [FirstKey; 3] = [
+static FIRST_KEYS: [FirstKey; 3] = [
     FirstKey { id: "worker", kind: PrincipalKind::Node, name: "Workers", role: FleetRole::Worker },
     FirstKey {
         id: "operator",

@@ -122,7 +122,7 @@ fn a_key_can_replace_the_one_in_a_file() {
 
     let missing = dir.path().join("missing/worker.key");
     let error = keys(dir.path(), &["create", "x", "--out", missing.to_str().unwrap()]).unwrap_err();
-    assert!(error.to_string().contains("revoke it"), "{error}");
+    assert!(error.to_string().contains("revoke the new key"), "{error}");
 }
 
 #[test]

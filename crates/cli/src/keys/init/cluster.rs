@@ -31,12 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(10);
 const PAUSES: Backoff = Backoff { base: Duration::from_millis(200), max: Duration::from_secs(5) };
 
-/// The API of a cluster, and whose it is in it.
+/// The API of a cluster, as a service account of it.
 #[derive(Debug)]
 pub(super) struct Cluster {
     http: reqwest::Client,
-    /// The URL of the namespace.
-    namespace: Url,
+    /// The URL of the Secrets of the namespace.
+    secrets: Url,
     token: String,
 }
 
@@ -109,6 +109,9 @@ struct Metadata {
 /// The texts in a Secret.
 type Fields = BTreeMap<String, String>;
 
+/// What was done about each key.
+type Steps = Vec<(&'static FirstKey, Step)>;
+
 impl Cluster {
     /// The cluster and the service account of the pod that this process runs in.
     pub(super) fn of_this_pod() -> Result<Self, CliError> {
@@ -144,16 +147,13 @@ impl Cluster {
         let mut url = url;
         // This fails only for URLs without a host.
         if let Ok(mut path) = url.path_segments_mut() {
-            path.extend(["api", "v1", "namespaces", &namespace, "secrets"]);
+            path.extend(["api", "v1", "namespaces", namespace.as_str(), "secrets"]);
         }
-        Ok(Self { http, namespace: url, token })
+        Ok(Self { http, secrets: url, token })
     }
 
     /// Makes the keys that the Secret does not have, and returns what was done about each.
-    pub(super) async fn complete_secret(
-        &self,
-        name: &str,
-    ) -> Result<Vec<(&'static FirstKey, Step)>, CliError> {
+    pub(super) async fn complete_secret(&self, name: &str) -> Result<Steps, CliError> {
         let (end, mut retry) = (Instant::now() + PATIENCE, Retry::new(PAUSES, rand::random()));
         loop {
             match self.complete_once(name).await {
@@ -167,8 +167,8 @@ impl Cluster {
         }
     }
 
-    async fn complete_once(&self, name: &str) -> Result<Vec<(&'static FirstKey, Step)>, CliError> {
-        let secret: Secret = self.request(name, None).await?;
+    async fn complete_once(&self, name: &str) -> Result<Steps, CliError> {
+        let secret = self.request(name, None).await?;
         let found = decode_fields(name, secret.data.unwrap_or_default())?;
 
         let (steps, changed) = complete_fields(name, &found)?;
@@ -180,13 +180,13 @@ impl Cluster {
             changed.iter().map(|(name, text)| (name, BASE64_STANDARD.encode(text))).collect();
         let version = secret.metadata.resource_version;
         let patch = json!({"metadata": {"resourceVersion": version}, "data": data});
-        let _: Secret = self.request(name, Some(patch)).await?;
+        self.request(name, Some(patch)).await?;
         Ok(steps)
     }
 
     /// Reads the Secret, or changes it by a JSON merge patch.
     async fn request(&self, name: &str, patch: Option<Value>) -> Result<Secret, CliError> {
-        let mut url = self.namespace.clone();
+        let mut url = self.secrets.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.push(name);
         }
@@ -200,7 +200,7 @@ impl Cluster {
                 .header(header::CONTENT_TYPE, "application/merge-patch+json"),
         };
         let unreached = |error: reqwest::Error| ClusterError::Unreached {
-            url: self.namespace.origin().ascii_serialization(),
+            url: self.secrets.origin().ascii_serialization(),
             error: error.without_url(),
         };
         let response = request.bearer_auth(&self.token).send().await.map_err(unreached)?;
@@ -257,10 +257,7 @@ fn decode_fields(name: &str, data: BTreeMap<String, String>) -> Result<Fields, C
 
 /// Makes the keys that the fields don't have. Returns what was done about each, and the fields that
 /// are to be written.
-fn complete_fields(
-    name: &str,
-    found: &Fields,
-) -> Result<(Vec<(&'static FirstKey, Step)>, Fields), CliError> {
+fn complete_fields(name: &str, found: &Fields) -> Result<(Steps, Fields), CliError> {
     let now = fleet_ops::clock::now();
     let mut file = KeysFile::parse(found.get(KEYS).map_or("", String::as_str))?;
     let secret_of = |key: &FirstKey| found.get(&key.file_name()).map(|text| text.trim());
