@@ -79,6 +79,9 @@ fn the_compose_file_works_as_printed() {
         assert!(said.contains("1 of 1 jobs succeeded"), "{said}");
     }
 
+    the_workers_key_is_replaced(&mut project);
+    every_worker_has_jobs(&mut project);
+
     // Each removed container has to exit with 0 within its grace period, or this fails.
     project.scale("kafka-worker", FEWER);
     assert_eq!(workers(&project), (1..=FEWER).collect::<Vec<_>>());
@@ -234,6 +237,33 @@ fn every_service_has_its_own_key(project: &mut Project) {
     }
 }
 
+/// Runs a command in a container of its own; returns its standard output.
+fn run(project: &mut Project, service: &str, arguments: &[String]) -> String {
+    let output = project.run(service, arguments);
+    assert!(output.status.success(), "{service} {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Workers read their key again, so replacing it disturbs none of them. Whatever they call with the
+/// old one after its revocation is refused, and its jobs wait.
+fn the_workers_key_is_replaced(project: &mut Project) {
+    let file = project.volume("worker-key").join("key");
+    let before = fs::read_to_string(&file).expect("a key");
+    let create = "create worker-2 --subject worker --kind node --role fleet-worker \
+                  --out /etc/mcp-fleet/keys/worker/key";
+    let said = run(project, "keys", &words(create));
+    let key = fs::read_to_string(&file).expect("a key");
+    assert!(key.starts_with("mf_worker-2_") && key != before && !said.contains(&key), "{said}");
+    run(project, "keys", &words("revoke worker"));
+
+    let address = project.address("mcp-server", 1, 8080);
+    let header = format!("Bearer {}", before.trim());
+    wait::poll_until("the old key to be refused", wait::LONG, || {
+        let old = [("authorization", header.as_str())];
+        (rest::request(address, "GET", "/jobs", &old, b"").status == 401).then_some(())
+    });
+}
+
 /// The next start leaves the keys as they are, and `docker compose run --rm -T keys` manages others.
 fn keys_stay_and_others_can_be_made(project: &mut Project) {
     let files = [("access", "keys.toml"), ("access", "keys.toml.pepper")];
@@ -250,12 +280,6 @@ fn keys_stay_and_others_can_be_made(project: &mut Project) {
         .map(|path| fs::metadata(path).expect("a file").permissions().mode() & 0o777)
         .collect();
     assert_eq!(modes, [0o600, 0o600, 0o640, 0o640, 0o640]);
-
-    let run = |project: &mut Project, service: &str, arguments: &[String]| {
-        let output = project.run(service, arguments);
-        assert!(output.status.success(), "{service} {arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).expect("text")
-    };
 
     let init = project.service("keys").command.clone().expect("a command");
     let said = run(project, "keys", &init);
