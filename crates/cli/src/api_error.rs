@@ -95,7 +95,7 @@ impl ApiError {
 
         let detail = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                format!("{detail} ({status}; set --token or MCP_SERVER_TOKEN)")
+                format!("{detail} ({status}; set --token-file, --token or MCP_SERVER_TOKEN)")
             }
             _ => detail,
         };
@@ -197,7 +197,11 @@ mod tests {
         check(502, "", "http://a:1 responded with 502");
         check(502, "{}", "http://a:1 responded with 502");
         check(502, "<html>\u{1b}[2Jbad gateway", "<html> [2Jbad gateway");
-        check(401, r#"{"detail":"who are you"}"#, "who are you (401 Unauthorized; set --token");
+        check(
+            401,
+            r#"{"detail":"who are you"}"#,
+            "who are you (401 Unauthorized; set --token-file",
+        );
     }
 
     #[test]

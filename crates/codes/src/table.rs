@@ -50,7 +50,7 @@ table! {
         UNAUTHORIZED = "FLEET-UNAUTHORIZED":
             "mcp-server refused the worker's credentials (HTTP 401 or 403).",
             "The token is missing, has expired, or belongs to another server; or a proxy in front of the server refuses the worker.",
-            "Correct `MCP_SERVER_TOKEN` or the configured headers of the workers; the jobs wait meanwhile.";
+            "Correct `MCP_SERVER_TOKEN`, or the file that `MCP_SERVER_TOKEN_FILE` names, of the workers; the jobs wait meanwhile.";
         CONNECTION_LOST = "FLEET-CONNECTION-LOST":
             "The connection was lost after the request had been sent, so the tool may have run.",
             "mcp-server or a proxy was restarted or cut off during the call.",
@@ -175,7 +175,7 @@ table! {
     "Access" {
         NO_AUTHENTICATOR = "FLEET-NO-AUTHENTICATOR":
             "The server does not start, because nothing is configured that tells callers apart.",
-            "It listens beyond loopback, or `--access required` is set, and it has neither API keys nor `[[issuer]]` tables, nor `[[certificate]]` tables together with `--tls-client-ca`.",
+            "It listens beyond loopback, or `--access required` is set, and it has neither API keys nor `[[issuer]]` tables, nor `[[certificate]]` tables together with `--tls-client-ca`; or `--access local` is set, which is for loopback.",
             "Make a key with `mcp-fleet keys create` and start with `--access-keys FILE`, add an `[[issuer]]` to the policy file, or add a `[[certificate]]` and set `--tls-client-ca`; docs/access.md has all three. `MCP_ACCESS=open` serves everybody who can reach the port.";
         UNAUTHENTICATED = "FLEET-UNAUTHENTICATED":
             "The request carries no credentials, and this server serves nobody without them.",

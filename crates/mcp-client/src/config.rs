@@ -23,7 +23,8 @@ pub struct ClientConfig {
     pub handshake_timeout: Duration,
     /// The time limit for calls that do not set their own.
     pub default_timeout: Duration,
-    /// A token that is sent as `Authorization: Bearer …`.
+    /// A token that is sent as `Authorization: Bearer …`. It can be
+    /// [replaced](crate::McpClient::replace_bearer_token) while the client is in use.
     pub bearer_token: Option<Secret>,
     /// Headers for every request. The protocol's own headers cannot be set here.
     pub headers: Vec<(String, Secret)>,
@@ -213,14 +214,14 @@ impl ClientConfig {
             map.insert(header, secret_value(value.expose()).ok_or_else(bad)?);
         }
 
-        if let Some(token) = &self.bearer_token {
-            let value = secret_value(&format!("Bearer {}", token.expose()));
-            let bad = || ConfigError::BadHeader { name: AUTHORIZATION.to_string() };
-            map.insert(AUTHORIZATION, value.ok_or_else(bad)?);
-        }
-
         Ok(map)
     }
+}
+
+/// Returns the value of `Authorization` with this token.
+pub(crate) fn bearer_header(token: &Secret) -> Result<HeaderValue, ConfigError> {
+    let value = secret_value(&format!("Bearer {}", token.expose()));
+    value.ok_or_else(|| ConfigError::BadHeader { name: AUTHORIZATION.to_string() })
 }
 
 fn secret_value(value: &str) -> Option<HeaderValue> {
@@ -318,8 +319,9 @@ mod tests {
         config.headers = vec![("authorization".to_owned(), "x".into())];
         assert!(matches!(config.header_map(), Err(ConfigError::ReservedHeader { .. })));
 
-        config.headers.clear();
-        config.bearer_token = Some("hunter2\r\n".into());
-        assert!(!config.header_map().unwrap_err().to_string().contains("hunter2"));
+        let error = bearer_header(&"hunter2\r\n".into()).unwrap_err();
+        assert!(!format!("{error:?} {error}").contains("hunter2"), "{error}");
+        let header = bearer_header(&"hunter2".into()).unwrap();
+        assert!(!format!("{header:?}").contains("hunter2"), "{header:?}");
     }
 }

@@ -4,6 +4,7 @@
 //! connection (HTTP/1.1) or resets the stream (HTTP/2), which cancels a call in the modern era.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,17 +19,18 @@ use fleet_wire::stream::{self, Odd, Start};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use http::header::{
-    ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
     TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderValue, Version};
+use parking_lot::RwLock;
 use reqwest::Response;
 use serde_json::{Value, json};
 use url::Url;
 
 use crate::body::{Sent, TrackedBody};
 use crate::classify::{Broken, Head};
-use crate::config::{ClientConfig, ConfigError};
+use crate::config::{ClientConfig, ConfigError, Secret, bearer_header};
 use crate::wire::{self, Message, News, RpcError, SESSION_ID};
 
 /// How much of an error page is read, in bytes. Messages quote less.
@@ -51,6 +53,8 @@ pub(crate) struct Transport {
     headers: HeaderMap,
     /// The headers of every message: those of every request, and the content types.
     message_headers: HeaderMap,
+    /// The value of `Authorization`, in place of what the headers or a URL have.
+    authorization: Arc<RwLock<Option<HeaderValue>>>,
     max_response_bytes: usize,
     /// The `clientInfo` in both eras.
     pub(crate) client_info: Value,
@@ -138,13 +142,23 @@ impl Transport {
             .insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         message_headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
 
+        let authorization = config.bearer_token.as_ref().map(bearer_header).transpose()?;
+
         Ok(Self {
             client,
             headers,
             message_headers,
+            authorization: Arc::new(RwLock::new(authorization)),
             max_response_bytes: config.max_response_bytes,
             client_info: json!({"name": config.client_name, "version": config.client_version}),
         })
+    }
+
+    /// Uses another token, or none, from the next request on.
+    pub(crate) fn replace_token(&self, token: Option<&Secret>) -> Result<(), ConfigError> {
+        let authorization = token.map(bearer_header).transpose()?;
+        *self.authorization.write() = authorization;
+        Ok(())
     }
 
     /// Sends a request and reads its answer.
@@ -249,7 +263,9 @@ impl Transport {
     /// Ends a legacy session.
     pub(crate) async fn delete(&self, url: &Url, headers: &HeaderMap) {
         let send = async |url: &Url| {
-            let request = self.client.current().delete(url.clone()).headers(self.headers.clone());
+            let mut all = self.headers.clone();
+            self.authorize(&mut all);
+            let request = self.client.current().delete(url.clone()).headers(all);
             request.headers(headers.clone()).timeout(SIDE_TIMEOUT).send().await
         };
 
@@ -267,7 +283,14 @@ impl Transport {
     fn message(&self, url: &Url, headers: &HeaderMap) -> reqwest::RequestBuilder {
         let mut all = self.message_headers.clone();
         all.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        self.authorize(&mut all);
         self.client.current().post(url.clone()).headers(all)
+    }
+
+    fn authorize(&self, headers: &mut HeaderMap) {
+        if let Some(authorization) = self.authorization.read().clone() {
+            headers.insert(AUTHORIZATION, authorization);
+        }
     }
 
     /// Answers a request from the server. A failure is only logged.

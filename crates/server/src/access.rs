@@ -44,6 +44,8 @@ pub enum AccessMode {
     Auto,
     /// Callers with credentials.
     Required,
+    /// Callers with credentials, and everybody on this machine without any; on loopback only.
+    Local,
     /// Everybody who can reach the port.
     Open,
 }
@@ -143,6 +145,12 @@ impl AccessControl {
 
         let without = match source.mode {
             AccessMode::Open => WithoutCredentials::Anonymous,
+            // Beyond loopback, a request that seems to come from this machine may be anybody's: that
+            // of a proxy, or of another container of the pod.
+            AccessMode::Local if !source.host.is_loopback() => {
+                return Err(ServerError::LocalBeyondLoopback { host: source.host });
+            }
+            AccessMode::Local => WithoutCredentials::LocalBesideCredentials,
             // A keys file that is still empty says that callers are to be told apart, and so do
             // [[certificate]] tables.
             AccessMode::Auto
@@ -274,6 +282,13 @@ fn log_start(state: &AccessState, rules: usize, without: WithoutCredentials) {
             rules,
             "no keys, issuers or certificates are configured: every program on this machine is served as one \
              local principal, which may do whatever no rule denies"
+        ),
+        WithoutCredentials::LocalBesideCredentials => tracing::info!(
+            issuers,
+            rules,
+            "MCP_ACCESS=local: callers with API keys or access tokens are served as who they are, and \
+             every other program on this machine as one local principal, which may do whatever no \
+             rule denies"
         ),
         WithoutCredentials::Refused => {
             tracing::info!(

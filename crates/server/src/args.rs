@@ -136,7 +136,9 @@ pub struct Args {
     pub expand_env: Vec<String>,
     /// Whose requests are served. `auto`: on loopback, everybody on this machine if nothing is
     /// configured; elsewhere, only callers with a key, a token or a client certificate. `required`:
-    /// only callers with one of these, on loopback, too. `open`: everybody who can reach the port.
+    /// only callers with one of these, on loopback, too. `local`, on loopback only: callers with one
+    /// of these as who they are, and everybody else on this machine without. `open`: everybody who
+    /// can reach the port.
     #[arg(help_heading = "Access", long, env = "MCP_ACCESS", value_enum, default_value_t)]
     pub access: AccessMode,
     /// The file of API keys, which `mcp-fleet keys` writes. Changes apply within two

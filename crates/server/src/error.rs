@@ -65,6 +65,17 @@ pub enum ServerError {
         /// The address to listen on.
         host: IpAddr,
     },
+    /// The mode for one machine, where others reach the server.
+    #[error(
+        "MCP_ACCESS=local serves every program on this machine without credentials, so it is for \
+         loopback and not for {host}; listen on 127.0.0.1, or set MCP_ACCESS=required to serve \
+         callers with keys or tokens only [{code}]",
+        code = codes::NO_AUTHENTICATOR
+    )]
+    LocalBeyondLoopback {
+        /// The address to listen on.
+        host: IpAddr,
+    },
     /// There is no place for audit records.
     #[error(
         "--audit (MCP_AUDIT) asks for an audit log, but there is no place for one; name a file with \

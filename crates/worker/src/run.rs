@@ -31,6 +31,7 @@ use crate::{
     report::Reporter,
     required_topics::RequiredTopics,
     shell::{Parts, Shell},
+    token_file,
 };
 
 /// How long reading the control topic may delay the start.
@@ -87,6 +88,9 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     let settings = settings.compressed(args.compression);
     settings.check()?;
     let client = McpClient::new(client_config(&args)?)?;
+    if let Some(path) = args.token_file() {
+        token_file::follow(client.clone(), path.to_owned()).await;
+    }
     let producer = Producer::new(&settings)?;
 
     let endpoint = Endpoint::start(&args).await?;
@@ -253,7 +257,7 @@ fn client_config(args: &Args) -> Result<ClientConfig, WorkerError> {
 
     config.default_timeout = args.call_timeout;
     config.max_response_bytes = usize::try_from(args.max_response_bytes).unwrap_or(usize::MAX);
-    config.bearer_token = args.server_token.clone().map(Into::into);
+    config.bearer_token = args.token().map(Into::into);
     config.tls = args.server_tls.files()?;
     Ok(config)
 }

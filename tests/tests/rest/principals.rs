@@ -124,8 +124,7 @@ pub(crate) fn what_principals_do_is_recorded(env: &Env) {
     let fleet = Fleet::new(env, "rest-audit", 2);
     fleet.create_control_topic();
     let keys = fleet.directory.join("keys.toml");
-    let [alice, bob] =
-        ["alice", "bob"].map(|id| format!("Bearer {}", make_key(&keys, id, id)));
+    let [alice, bob] = ["alice", "bob"].map(|id| format!("Bearer {}", make_key(&keys, id, id)));
     let policy = fleet.directory.join("policy.toml");
     let rules = SUBMIT.replace("anyone", "key:alice");
     std::fs::write(&policy, rules).expect("a policy file");

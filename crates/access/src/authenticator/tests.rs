@@ -150,7 +150,7 @@ fn certificates_that_nobody_configured_are_refused() {
 
 #[test]
 fn requests_without_credentials_get_what_is_configured() {
-    use WithoutCredentials::{Anonymous, LocalIfLoopback, Refused};
+    use WithoutCredentials::{Anonymous, LocalBesideCredentials, LocalIfLoopback, Refused};
 
     let check = |authenticator: &Authenticator, from_loopback, expected| {
         let presented = Presented { from_loopback, ..Presented::default() };
@@ -167,6 +167,24 @@ fn requests_without_credentials_get_what_is_configured() {
     check(&configured(LocalIfLoopback).0, true, missing);
     check(&configured(Refused).0, true, missing);
     check(&configured(Anonymous).0, true, Ok("anonymous"));
+
+    for beside in [unconfigured(LocalBesideCredentials), configured(LocalBesideCredentials).0] {
+        check(&beside, true, Ok("local"));
+        check(&beside, false, missing);
+    }
+}
+
+#[test]
+fn who_brings_credentials_is_not_served_as_the_local_principal() {
+    let (authenticator, key) = configured(WithoutCredentials::LocalBesideCredentials);
+    let header = format!("Bearer {key}");
+    let check = |header: &str, expected| {
+        let values = [header.as_bytes()];
+        let presented = Presented { from_loopback: true, ..headers(&values) };
+        check(&authenticator, &presented, expected);
+    };
+    check(&header, Ok("ci"));
+    check(&header[..header.len() - 1], Err(Fault::UnknownKey));
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! A client of the server's REST interface for jobs.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use fleet_job::{
     filter::JobFilter,
     view::{CancelOutcome, Cancellation, JobList, JobView},
 };
 use fleet_mcp_client::ClientConfig;
-use fleet_ops::tls::{ClientTls, ServerTlsArgs};
+use fleet_ops::{
+    config::read_secret_file,
+    tls::{ClientTls, ServerTlsArgs},
+};
 use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
@@ -54,6 +57,10 @@ pub(crate) struct ServerArgs {
     )]
     token: Option<String>,
 
+    /// A file with the token, in place of --token, which goes before it
+    #[arg(help_heading = "Server", long, env = "MCP_SERVER_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
     #[command(flatten)]
     tls: ServerTlsArgs,
 }
@@ -67,10 +74,19 @@ pub(super) struct Api {
 
 impl ServerArgs {
     pub(super) fn api(&self) -> Result<Api, CliError> {
-        // An empty variable counts as unset.
-        let token = self.token.as_deref().filter(|token| !token.is_empty());
+        let token = self.read_token()?;
         let tls = self.tls.files().and_then(|files| files.read()).map_err(ApiError::Tls)?;
-        Ok(Api::new(base_url(&self.server)?, token, &tls)?)
+        Ok(Api::new(base_url(&self.server)?, token.as_deref(), &tls)?)
+    }
+
+    /// Returns the token. An empty variable counts as unset.
+    fn read_token(&self) -> Result<Option<String>, CliError> {
+        let given = self.token.clone().filter(|token| !token.is_empty());
+        let file = self.token_file.as_ref().filter(|path| !path.as_os_str().is_empty());
+        match (given, file) {
+            (None, Some(path)) => Ok(Some(read_secret_file(path)?)),
+            (given, _) => Ok(given),
+        }
     }
 }
 
@@ -340,6 +356,23 @@ mod tests {
             assert_eq!(api(urls, None).unwrap().name(), expected, "{urls}");
         }
         assert!(base_url("a:b").is_err() && base_url("").is_err());
+    }
+
+    #[test]
+    fn a_token_goes_before_its_file_and_what_is_empty_is_unset() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("operator.key");
+        std::fs::write(&path, "from-file\n").unwrap();
+        let read = |token: &str, file: &std::path::Path| {
+            let (token, token_file) = (Some(token.to_owned()), Some(file.to_owned()));
+            ServerArgs { server: "http://a".to_owned(), token, token_file }.read_token()
+        };
+
+        assert_eq!(read("", &path).unwrap().as_deref(), Some("from-file"));
+        assert_eq!(read("given", &path).unwrap().as_deref(), Some("given"));
+        assert_eq!(read("", "".as_ref()).unwrap(), None);
+        let error = read("", &directory.path().join("other")).unwrap_err().to_string();
+        assert!(error.contains("other"), "{error}");
     }
 
     #[test]

@@ -348,6 +348,40 @@ async fn an_open_server_serves_everybody_and_counts_every_request() {
 }
 
 #[tokio::test]
+async fn a_local_server_knows_who_brings_a_key_and_serves_this_machine_without() {
+    let mut keys = Keys::new();
+    let key = format!("Bearer {}", keys.add("ci", "ci"));
+    let server = keys.start_server_with(&["--access", "local"]).await;
+
+    assert_eq!(list_tools(&server, &[]).await.status(), StatusCode::OK);
+    assert_eq!(list_tools(&server, &[&key]).await.status(), StatusCode::OK);
+    for via in ["loopback", "key"] {
+        let series = format!("mcp_server_accepted_requests_total{{via=\"{via}\"}}");
+        assert!(server.metric(&series).await >= Some(1.0), "{via}");
+    }
+
+    // Bad credentials are not passed over.
+    assert_eq!(list_tools(&server, &["Bearer mf_ci_x"]).await.status(), StatusCode::UNAUTHORIZED);
+    keys.revoke("ci");
+    eventually("the revoked key to be refused", async || {
+        let status = list_tools(&server, &[&key]).await.status();
+        (status == StatusCode::UNAUTHORIZED).then_some(())
+    })
+    .await;
+    assert_eq!(list_tools(&server, &[]).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_local_server_does_not_start_where_others_reach_it() {
+    let mut keys = Keys::new();
+    keys.add("ci", "ci");
+    let path = keys.path();
+    let args = ["--access", "local", "--access-keys", path.to_str().unwrap(), "--host", "0.0.0.0"];
+    let log = refused_start(&args).await;
+    assert!(log.contains("FLEET-NO-AUTHENTICATOR") && log.contains("127.0.0.1"), "{log}");
+}
+
+#[tokio::test]
 async fn loopback_needs_nothing() {
     let server = Server::start(&[]).await;
     assert_eq!(list_tools(&server, &[]).await.status(), StatusCode::OK);

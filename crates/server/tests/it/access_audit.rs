@@ -67,7 +67,8 @@ async fn call(server: &Server, key: &str, tool: &str, arguments: Value) -> (Stat
 async fn records(path: &Path, count: usize) -> Vec<Value> {
     eventually(&format!("{count} audit records"), async || {
         let text = std::fs::read_to_string(path).ok()?;
-        let lines: Vec<_> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let lines: Vec<_> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         (lines.len() >= count).then_some(lines)
     })
     .await
@@ -166,7 +167,10 @@ async fn nothing_is_done_that_a_required_log_cannot_record() {
     let answer: Value = response.json().await.unwrap();
     let data = &answer["error"]["data"];
     // A job waits for it, and spends no attempt.
-    assert_eq!((&data["reason"], &data["code"]), (&json!("server-busy"), &json!("FLEET-AUDIT-UNAVAILABLE")));
+    assert_eq!(
+        (&data["reason"], &data["code"]),
+        (&json!("server-busy"), &json!("FLEET-AUDIT-UNAVAILABLE"))
+    );
     assert!(!answer.to_string().contains("/dev/full"), "callers need not know where: {answer}");
 
     // Lookups have no record, so they go on. Nothing was hosted.
