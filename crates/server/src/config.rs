@@ -117,6 +117,7 @@ impl ServerConfig {
         let policy_source = policy_source(args);
         let public_url = parse_public_url(args)?;
         let tls = args.tls.files()?;
+        let access = access_source(args, public_url.as_ref(), tls.as_ref());
 
         // Report unusable roots now rather than at the first call.
         Files::new(&roots, args.files_max_read)?;
@@ -129,7 +130,7 @@ impl ServerConfig {
             conformance: args.conformance,
             allowed_hosts: non_empty(&args.allowed_hosts).map(str::to_owned).collect(),
             allowed_origins: origins.collect::<Result<_, _>>()?,
-            access: access_source(args, public_url.as_ref(), tls.as_ref()),
+            access,
             public_url,
             legacy_sessions: args.legacy_sessions,
             roots,

@@ -365,7 +365,8 @@ mod tests {
         std::fs::write(&path, "from-file\n").unwrap();
         let read = |token: &str, file: &std::path::Path| {
             let (token, token_file) = (Some(token.to_owned()), Some(file.to_owned()));
-            ServerArgs { server: "http://a".to_owned(), token, token_file }.read_token()
+            let (server, tls) = ("http://a".to_owned(), ServerTlsArgs::default());
+            ServerArgs { server, token, token_file, tls }.read_token()
         };
 
         assert_eq!(read("", &path).unwrap().as_deref(), Some("from-file"));
