@@ -25,7 +25,7 @@ fn a_program_runs_in_its_image_which_has_nothing_else() {
         root.join("etc/ssl/certs/ca-certificates.crt").metadata().expect("certificates").len()
             > 10_000
     );
-    let size = |path: &std::path::Path| path.metadata().expect("a program").len();
+    let size = |path: &Path| path.metadata().expect("a program").len();
     assert!(
         size(&root.join("usr/local/bin/kafka-worker")) < size(&bins::bin("kafka-worker")),
         "it is there with its symbols"
@@ -133,7 +133,7 @@ fn run_inside(root: &Path, command: &[&str]) -> Output {
     chroot.output().expect("chroot")
 }
 
-fn find(directory: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
+fn find(directory: &Path, name: &str) -> Option<std::path::PathBuf> {
     let entries = std::fs::read_dir(directory).ok()?.filter_map(Result::ok);
     let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
     paths.sort();

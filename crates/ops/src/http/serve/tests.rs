@@ -114,14 +114,14 @@ async fn the_number_of_connections_is_limited() {
     read_until(&mut first, "done").await;
     drop(first);
 
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let mut client = TcpStream::connect(addr).await.unwrap();
         send(&mut client, "GET /work HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         if read_until_closed(&mut client).await.contains("done") {
             break;
         }
-        assert!(tokio::time::Instant::now() < deadline, "the seat was not freed");
+        assert!(Instant::now() < deadline, "the seat was not freed");
     }
 }
 

@@ -71,7 +71,7 @@ fn as_secret(stored: &Stored) -> Value {
 }
 
 fn refusal(status: u16, message: &str) -> Response {
-    let status = axum::http::StatusCode::from_u16(status).unwrap();
+    let status = StatusCode::from_u16(status).unwrap();
     (status, Json(json!({"kind": "Status", "message": message}))).into_response()
 }
 
