@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 /// Keys that only an engine can apply. They confine a process, which also runs without them.
 const CONFINEMENT: &[&str] = &[
     "cap_drop",
+    "group_add",
     "init",
     "labels",
     "logging",
@@ -176,6 +177,8 @@ fn service(object: &Map<String, Value>) -> Result<Service, String> {
                 service.tmpfs = texts(&value)?.into_iter().map(path).collect();
             }
             "profiles" => service.profiles = texts(&value)?,
+            // A container that reaches nothing, in particular none of the services by name.
+            "network_mode" if value == "none" => service.networks = ["none".to_owned()].into(),
             "networks" => service.networks = texts(&value)?.into_iter().collect(),
             "deploy" => {
                 let replicas = value.get("replicas").map(text).transpose()?;

@@ -33,20 +33,11 @@ pub fn post_with(
     headers: &[(&str, &str)],
     body: &Value,
 ) -> io::Result<(u16, Value)> {
-    request(address, &address.to_string(), path, headers, body)
+    post_as(address, &address.to_string(), path, headers, body)
 }
 
 /// The same, with another host name.
 pub fn post_as(
-    address: SocketAddr,
-    host: &str,
-    path: &str,
-    body: &Value,
-) -> io::Result<(u16, Value)> {
-    request(address, host, path, &[], body)
-}
-
-fn request(
     address: SocketAddr,
     host: &str,
     path: &str,

@@ -16,6 +16,7 @@ use crate::{
     process,
     process::Process,
     proxy::{Network, Proxy},
+    secured::Secured,
     topics, wait,
 };
 
@@ -64,6 +65,8 @@ pub struct Cluster {
     /// One proxy per node, in front of its second listener.
     proxies: Vec<Proxy>,
     directory: PathBuf,
+    /// The listener with TLS and a password, if there is one.
+    secured: Option<Secured>,
     /// Whether the JVM is set up for speed rather than for a quick start.
     is_fast: bool,
 }
@@ -79,15 +82,20 @@ struct Node {
 impl Cluster {
     /// Starts `size` nodes, and returns once all of them are in the cluster's metadata.
     pub fn start(size: usize) -> Self {
-        Self::start_as(size, false)
+        Self::start_as(size, false, false)
     }
 
     /// A cluster of one node whose JVM is set up as in production, for benchmarks.
     pub fn start_fast() -> Self {
-        Self::start_as(1, true)
+        Self::start_as(1, true, false)
     }
 
-    fn start_as(size: usize, is_fast: bool) -> Self {
+    /// A cluster of one node that has a third listener, [`Cluster::secured`].
+    pub fn start_secured() -> Self {
+        Self::start_as(1, false, true)
+    }
+
+    fn start_as(size: usize, is_fast: bool, is_secured: bool) -> Self {
         let directory = bins::scratch("kafka");
         process::remove_at_exit(&directory);
         let ports: Vec<Ports> = (0..size).map(|_| Ports::reserve()).collect();
@@ -105,27 +113,34 @@ impl Cluster {
         let proxies: Vec<_> =
             ports.iter().map(|ports| Proxy::start(Some(local(ports.proxied)))).collect();
         let proxied: Vec<_> = proxies.iter().map(|proxy| proxy.address.to_string()).collect();
+        let secured = is_secured.then(|| Secured::new(&directory));
         let nodes = ports.iter().enumerate().map(|(id, ports)| {
             let config = directory.join(format!("node-{id}.properties"));
             let data = directory.join(format!("data-{id}"));
-            fs::write(&config, properties(id, ports, &proxied[id], &voters.join(","), &data, size))
-                .expect("a broker's configuration");
+            let text = properties(id, ports, &proxied[id], &voters.join(","), &data, size);
+            let text = secured.as_ref().map_or(text.clone(), |secured| secured.extend(&text));
+            fs::write(&config, text).expect("a broker's configuration");
             Node { id, config, process: None }
         });
 
-        let nodes = nodes.collect();
+        let nodes = nodes.collect::<Vec<_>>();
         let mut cluster = Self {
             nodes,
             brokers: brokers.join(","),
             proxied: proxied.join(","),
             proxies,
             directory,
+            secured,
             is_fast,
         };
 
         for id in 0..size {
-            let format = java("kafka.tools.StorageTool", &["format", "-t", CLUSTER_ID, "-c"]);
-            cache::run({ format }.arg(&cluster.nodes[id].config));
+            let mut format = java("kafka.tools.StorageTool", &["format", "-t", CLUSTER_ID, "-c"]);
+            format.arg(&cluster.nodes[id].config);
+            if is_secured {
+                format.args(["--add-scram", &Secured::user()]);
+            }
+            cache::run(&mut format);
             cluster.restart(id);
         }
 
@@ -135,6 +150,15 @@ impl Cluster {
             (topics::nodes(&brokers) == Ok(size)).then_some(())
         });
         cluster
+    }
+
+    /// The listener with TLS and a password of [`Cluster::start_secured`].
+    ///
+    /// # Panics
+    ///
+    /// Panics if the cluster was started without one.
+    pub fn secured(&self) -> &Secured {
+        self.secured.as_ref().expect("a cluster with a secured listener")
     }
 
     /// Starts a node that was killed.

@@ -32,6 +32,7 @@ pub mod promql;
 pub mod proxy;
 pub mod python;
 pub mod rest;
+pub mod secured;
 pub mod topics;
 pub mod wait;
 

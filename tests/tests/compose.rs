@@ -10,6 +10,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -23,7 +25,7 @@ use fleet_tests::{
     Oracle, bins,
     chaos::watch::Watch,
     compose::project::{Project, words},
-    http, kafka, process,
+    http, kafka, process, rest,
     topics::{self, Outgoing, Record},
     wait,
 };
@@ -54,6 +56,8 @@ fn the_compose_file_works_as_printed() {
     let came_up = begin.elapsed().as_secs_f64();
     assert_eq!(workers(&project), [1], "--scale is for more than one");
     the_server_answers_to_its_name(&mut project);
+    every_service_has_its_own_key(&mut project);
+    keys_stay_and_others_can_be_made(&mut project);
 
     let jobs = project.service("kafka-worker").environment["KAFKA_TOPIC"].clone();
     let brokers = project.address("kafka", 1, 9092).to_string();
@@ -74,6 +78,9 @@ fn the_compose_file_works_as_printed() {
         );
         assert!(said.contains("1 of 1 jobs succeeded"), "{said}");
     }
+
+    the_workers_key_is_replaced(&mut project);
+    every_worker_has_jobs(&mut project);
 
     // Each removed container has to exit with 0 within its grace period, or this fails.
     project.scale("kafka-worker", FEWER);
@@ -183,9 +190,119 @@ fn every_worker_has_jobs(project: &mut Project) {
 fn the_server_answers_to_its_name(project: &mut Project) {
     let address = project.address("mcp-server", 1, 8080);
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
-    let ask = |host| http::post_as(address, host, "/message", &request).expect("an answer").0;
-    assert_eq!(ask("mcp-server:8080"), 200);
-    assert_eq!(ask("elsewhere.example"), 403, "a name that is not the server's");
+    let key = bearer(&project.volume("operator-key").join("key"));
+    let ask = |host, headers: &[_]| {
+        http::post_as(address, host, "/message", headers, &request).expect("an answer").0
+    };
+    let headers = [("authorization", key.as_str())];
+    assert_eq!(ask("mcp-server:8080", &headers), 200);
+    assert_eq!(ask("elsewhere.example", &headers), 403, "a name that is not the server's");
+    assert_eq!(ask("mcp-server:8080", &[]), 401, "somebody without a key");
+}
+
+/// The header with the key in a file.
+fn bearer(path: &Path) -> String {
+    let key = fs::read_to_string(path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    format!("Bearer {}", key.trim())
+}
+
+/// Each key may do what it is for, and only those who mount its volume have it.
+fn every_service_has_its_own_key(project: &mut Project) {
+    let address = project.address("mcp-server", 1, 8080);
+    let status = |volume: &str, path| {
+        let key = bearer(&project.volume(volume).join("key"));
+        rest::request(address, "GET", path, &[("authorization", &key)], b"").status
+    };
+    for (volume, metrics) in [("worker-key", 403), ("operator-key", 200), ("metrics-key", 200)] {
+        assert_eq!(status(volume, "/jobs"), 200, "{volume}");
+        assert_eq!(status(volume, "/metrics"), metrics, "{volume}");
+    }
+    for path in ["/health", "/ready"] {
+        assert_eq!(rest::get(address, path).status, 200, "probes have no key");
+    }
+
+    let who = [("kafka-worker", "worker"), ("mcp-fleet", "operator"), ("prometheus", "metrics")];
+    for (service, own) in who {
+        let volumes = &project.service(service).volumes;
+        let keys: Vec<_> = volumes.iter().filter(|(name, _)| name.ends_with("-key")).collect();
+        let expected = (format!("{own}-key"), format!("/etc/mcp-fleet/keys/{own}"));
+        assert_eq!(keys, [&expected], "{service}");
+    }
+    let sources = |service: &str| -> Vec<_> {
+        project.service(service).volumes.iter().map(|(source, _)| source.clone()).collect()
+    };
+    assert!(!sources("mcp-server").iter().any(|source| source.ends_with("-key")), "the server");
+    for service in ["kafka-worker", "mcp-fleet", "prometheus"] {
+        assert!(!sources(service).contains(&"access".to_owned()), "{service} has the pepper");
+    }
+}
+
+/// Runs a command in a container of its own; returns its standard output.
+fn run(project: &mut Project, service: &str, arguments: &[String]) -> String {
+    let output = project.run(service, arguments);
+    assert!(output.status.success(), "{service} {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Workers read their key again, so replacing it disturbs none of them. Whatever they call with the
+/// old one after its revocation is refused, and its jobs wait.
+fn the_workers_key_is_replaced(project: &mut Project) {
+    let file = project.volume("worker-key").join("key");
+    let before = fs::read_to_string(&file).expect("a key");
+    let create = "create worker-2 --subject worker --kind node --role fleet-worker \
+                  --out /etc/mcp-fleet/keys/worker/key";
+    let said = run(project, "keys", &words(create));
+    let key = fs::read_to_string(&file).expect("a key");
+    assert!(key.starts_with("mf_worker-2_") && key != before && !said.contains(&key), "{said}");
+    run(project, "keys", &words("revoke worker"));
+
+    let address = project.address("mcp-server", 1, 8080);
+    let header = format!("Bearer {}", before.trim());
+    wait::poll_until("the old key to be refused", wait::LONG, || {
+        let old = [("authorization", header.as_str())];
+        (rest::request(address, "GET", "/jobs", &old, b"").status == 401).then_some(())
+    });
+}
+
+/// The next start leaves the keys as they are, and `docker compose run --rm -T keys` manages others.
+fn keys_stay_and_others_can_be_made(project: &mut Project) {
+    let files = [("access", "keys.toml"), ("access", "keys.toml.pepper")];
+    let secrets = ["worker-key", "operator-key", "metrics-key"].map(|volume| (volume, "key"));
+    let files: Vec<_> = files
+        .iter()
+        .chain(&secrets)
+        .map(|(volume, name)| project.volume(volume).join(name))
+        .collect();
+    let read = || files.iter().map(|path| fs::read_to_string(path).expect("a file")).collect();
+    let before: Vec<String> = read();
+    let modes: Vec<_> = files
+        .iter()
+        .map(|path| fs::metadata(path).expect("a file").permissions().mode() & 0o777)
+        .collect();
+    assert_eq!(modes, [0o600, 0o600, 0o640, 0o640, 0o640]);
+
+    let init = project.service("keys").command.clone().expect("a command");
+    let said = run(project, "keys", &init);
+    assert!(said.contains("key operator exists") && !said.contains("mf_"), "{said}");
+    assert_eq!(read(), before, "a second start");
+
+    let create = words("create alice --kind person --role fleet-operator");
+    let key = run(project, "keys", &create);
+    let header = format!("Bearer {}", key.trim());
+    let address = project.address("mcp-server", 1, 8080);
+    let ask = || rest::request(address, "GET", "/metrics", &[("authorization", &header)], b"");
+    wait::poll_until("the new key to be accepted", wait::LONG, || {
+        (ask().status == 200).then_some(())
+    });
+    let listed = run(project, "keys", &words("list"));
+    for id in ["worker", "operator", "metrics", "alice"] {
+        assert!(listed.contains(id), "{listed}");
+    }
+    run(project, "keys", &words("revoke alice"));
+    wait::poll_until("the key to be refused", wait::LONG, || (ask().status == 401).then_some(()));
+
+    let jobs = run(project, "mcp-fleet", &words("jobs list --json"));
+    assert!(!jobs.contains("mf_"), "{jobs}");
 }
 
 // --- Load ---------------------------------------------------------------------------------------

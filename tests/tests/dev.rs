@@ -2,9 +2,17 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
-use std::{fs, net::TcpStream, path::Path, process::Command, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
-use fleet_tests::{Oracle, bins, process, process::Process, topics, topics::Outgoing, wait};
+use fleet_tests::{Oracle, bins, process, process::Process, rest, topics, topics::Outgoing, wait};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -65,6 +73,67 @@ fn nothing_is_lost_when_parts_of_dev_are_killed() {
 }
 
 #[test]
+fn keys_are_made_at_the_first_start_used_and_kept() {
+    let directory = bins::scratch("dev-keys");
+    process::remove_at_exit(&directory);
+    let work = directory.join("work");
+    fs::create_dir_all(&work).expect("a directory");
+    let access = directory.join("data/access");
+    let read = || -> BTreeMap<String, String> {
+        let entries = fs::read_dir(&access).expect("keys").map(|entry| entry.expect("an entry"));
+        entries
+            .map(|entry| {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let mode = entry.metadata().expect("its mode").permissions().mode() & 0o777;
+                assert_eq!(mode, 0o600, "{name}");
+                (name, fs::read_to_string(entry.path()).expect("a file"))
+            })
+            .collect()
+    };
+
+    let mut dev = start(&directory, &work);
+    let made = read();
+    let names: Vec<_> = made.keys().map(String::as_str).collect();
+    let expected = ["keys.toml", "keys.toml.pepper", "metrics.key", "operator.key", "worker.key"];
+    assert_eq!(names, expected);
+    for (name, secret) in made.iter().filter(|(name, _)| name.ends_with(".key")) {
+        assert!(!dev.log().contains(secret.trim()), "dev shows {name}");
+    }
+
+    // The worker calls tools with its key, and a person on this machine needs none.
+    let server = server(&dev);
+    let job = json!({"jobID": "j", "server": "files", "tool": "file_list", "arguments": {}});
+    rest::post(server, "/jobs", &job).expect(202);
+    let ended = rest::get(server, "/jobs/j?wait=60").expect(200);
+    assert_eq!(ended["state"], "succeeded", "{ended}");
+    let accepted = |via: &str| {
+        let metrics = rest::get(server, "/metrics").text;
+        let series = format!("mcp_server_accepted_requests_total{{via=\"{via}\"}} ");
+        metrics.lines().any(|line| line.starts_with(&series))
+    };
+    assert!(accepted("key") && accepted("loopback"));
+
+    // Somebody who brings a wrong key is not served as the local principal.
+    let wrong = [("authorization", "Bearer mf_worker_x")];
+    rest::request(server, "GET", "/jobs", &wrong, b"").problem(401, "unauthenticated");
+
+    // The commands that dev suggests can be typed.
+    let log = dev.log();
+    let suggested = log.lines().find(|line| line.contains(" jobs list ")).expect("a command");
+    let listed = Command::new("sh").args(["-c", suggested]).current_dir(&work).output();
+    let listed = listed.expect("the command");
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("succeeded"), "{listed:?}");
+
+    dev.signal(Signal::SIGINT);
+    assert!(dev.wait(DEADLINE).success(), "{}", dev.log());
+
+    let mut again = start(&directory, &work);
+    assert_eq!(read(), made, "a second start");
+    again.signal(Signal::SIGINT);
+    assert!(again.wait(DEADLINE).success(), "{}", again.log());
+}
+
+#[test]
 fn no_process_outlives_a_killed_dev() {
     let directory = bins::scratch("killed-dev");
     process::remove_at_exit(&directory);
@@ -117,6 +186,13 @@ fn start(directory: &Path, work: &Path) -> Process {
     let mut dev = Process::start("dev", directory, command);
     dev.says("Press Ctrl-C to stop everything", DEADLINE);
     dev
+}
+
+/// The address of the server.
+fn server(dev: &Process) -> SocketAddr {
+    let url = word_after(dev, "mcp-server ");
+    let address = url.trim_start_matches("http://").trim_end_matches("/mcp");
+    address.parse().unwrap_or_else(|error| panic!("{url}: {error}"))
 }
 
 /// The word after the last `start` in the output of dev.

@@ -7,7 +7,7 @@ use fleet_job::time::Timestamp;
 use crate::{
     certificates::CertificateRules,
     keys::KeyTable,
-    presented::Presented,
+    presented::{ClientCertificate, Presented},
     principal::Principal,
     refusal::{AuthRefusal, Fault},
     tokens::{Authentication, Tokens},
@@ -22,6 +22,9 @@ pub enum WithoutCredentials {
     /// The local principal, if it comes from this machine. For servers that listen on loopback and
     /// have nothing configured.
     LocalIfLoopback,
+    /// The same, although credentials are configured: whoever brings some is who they say. For
+    /// servers that listen on loopback.
+    LocalBesideCredentials,
     /// The anonymous principal, from wherever it comes.
     Anonymous,
 }
@@ -59,10 +62,9 @@ impl Authenticator {
         }
     }
 
-    /// Returns whether neither keys nor issuers are configured, so that nobody could be told from
-    /// anybody else. Such a server must not listen beyond loopback unless it was told to.
-    ///
-    /// Certificates don't count: no server terminates TLS yet, so nobody could present one.
+    /// Returns whether neither keys nor issuers are configured. A server that does not verify
+    /// client certificates either can't tell anybody from anybody else, and must not listen beyond
+    /// loopback unless it was told to.
     pub fn is_unconfigured(&self) -> bool {
         self.keys.is_empty() && self.tokens.is_empty()
     }
@@ -94,16 +96,19 @@ impl Authenticator {
             Err(refusal) => Authentication::Refused(refusal),
             Ok(Some(token)) => self.check_token(token, now),
             Ok(None) => match presented.certificate {
-                Some(certificate) if self.has_certificates() => {
-                    match self.certificates.principal(certificate) {
-                        Some(principal) => Authentication::Verified(Arc::new(principal)),
-                        None => Authentication::Refused(AuthRefusal::rejected(
-                            Fault::UnknownCertificate,
-                        )),
-                    }
-                }
+                Some(certificate) if self.has_certificates() => self.check_certificate(certificate),
                 _ => self.without_credentials(presented),
             },
+        }
+    }
+
+    fn check_certificate(&self, certificate: &ClientCertificate) -> Authentication {
+        if certificate.is_withdrawn {
+            return Authentication::Refused(AuthRefusal::rejected(Fault::WithdrawnCertificate));
+        }
+        match self.certificates.principal(certificate) {
+            Some(principal) => Authentication::Verified(Arc::new(principal)),
+            None => Authentication::Refused(AuthRefusal::rejected(Fault::UnknownCertificate)),
         }
     }
 
@@ -127,7 +132,12 @@ impl Authenticator {
             {
                 Authentication::Verified(Arc::clone(&self.local))
             }
-            WithoutCredentials::LocalIfLoopback | WithoutCredentials::Refused => {
+            WithoutCredentials::LocalBesideCredentials if presented.from_loopback => {
+                Authentication::Verified(Arc::clone(&self.local))
+            }
+            WithoutCredentials::LocalIfLoopback
+            | WithoutCredentials::LocalBesideCredentials
+            | WithoutCredentials::Refused => {
                 Authentication::Refused(AuthRefusal::rejected(Fault::Missing))
             }
         }

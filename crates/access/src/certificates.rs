@@ -153,6 +153,7 @@ mod tests {
             let certificate = ClientCertificate {
                 uris: uris.iter().map(|&uri| uri.to_owned()).collect(),
                 dns_names: names.iter().map(|&name| name.to_owned()).collect(),
+                is_withdrawn: false,
             };
             let principal = rules.principal(&certificate);
             let found = principal.as_ref().map(|own| (own.subject.as_str(), own.kind));

@@ -23,6 +23,7 @@ mod authenticator;
 mod certificates;
 mod challenge;
 mod file;
+mod fleet_role;
 mod hex;
 mod keys;
 mod limits;
@@ -46,6 +47,7 @@ pub use authenticator::{Authenticator, WithoutCredentials};
 pub use certificates::CertificateTableError;
 pub use challenge::{Challenge, ChallengeError, RequiredScopes};
 pub use file::{AccessPolicy, AccessPolicyError};
+pub use fleet_role::FleetRole;
 pub use keys::{KeyEntry, KeyIdError, KeysFile, KeysFileError, Pepper, check_key_id};
 pub use limits::{
     AdmittedCall, LimitKey, LimitReached, LimitTableError, LimitedCall, Limiter, Limits, Rate,

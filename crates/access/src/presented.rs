@@ -25,6 +25,8 @@ pub struct ClientCertificate {
     pub uris: Vec<String>,
     /// The DNS names among its alternative names.
     pub dns_names: Vec<String>,
+    /// Whether it has expired, was revoked or has lost its authority since the connection began.
+    pub is_withdrawn: bool,
 }
 
 impl<'a> Presented<'a> {

@@ -70,6 +70,9 @@ pub enum Fault {
     BoundToken,
     /// No `[[certificate]]` covers a name of the client certificate.
     UnknownCertificate,
+    /// The client certificate has expired, was revoked or has lost its authority since the
+    /// connection began.
+    WithdrawnCertificate,
     /// The issuer's keys have never been read.
     NoIssuerKeys,
 }
@@ -170,6 +173,7 @@ impl Fault {
             Self::Subject => "subject",
             Self::BoundToken => "bound-token",
             Self::UnknownCertificate => "unknown-certificate",
+            Self::WithdrawnCertificate => "withdrawn-certificate",
             Self::NoIssuerKeys => "no-issuer-keys",
         }
     }
@@ -179,7 +183,8 @@ impl Fault {
         match self {
             Self::Missing => {
                 "the request carries no credentials; send an API key or an access token as \
-                 `Authorization: Bearer ...`"
+                 `Authorization: Bearer ...`, or connect with a client certificate if the server \
+                 accepts them"
             }
             Self::SeveralHeaders => {
                 "the request has more than one Authorization header; send exactly one"
@@ -216,6 +221,10 @@ impl Fault {
             }
             Self::UnknownCertificate => {
                 "no [[certificate]] covers a name of the client certificate"
+            }
+            Self::WithdrawnCertificate => {
+                "the client certificate has expired, was revoked, or is of an authority that this \
+                 server no longer trusts; connect again with another one"
             }
             Self::NoIssuerKeys => {
                 "the keys of the token's issuer could not be read yet, so the token cannot be checked"

@@ -13,6 +13,7 @@
 //!   where it has `trust_annotations = true`), and see, answer and cancel its own jobs.
 //!   `[access] default = "deny"` leaves only the handshake, lists (which show what rules allow) and
 //!   a principal's own jobs.
+//! - The keys of a fleet itself, which have a [`FleetRole`], may do what that role is for.
 //! - The local principal and the anonymous one may do everything that no rule denies, except with
 //!   jobs that were submitted with credentials, which a proxy may send.
 
@@ -37,6 +38,7 @@ pub(crate) use table::{AccessTable, DefaultAccess, RuleTable};
 
 use crate::{
     action::Action,
+    fleet_role::FleetRole,
     pattern::Pattern,
     principal::Principal,
     resource::{Context, Resource},
@@ -128,6 +130,7 @@ impl Rules {
         let whole = Resource { server, ..Resource::default() };
         let is_allowed = about().any(|rule| rule.effect != RuleEffect::Deny)
             || !principal.is_verified()
+            || FleetRole::that_allows(principal, action).is_some()
             || (self.trusts_annotations(&whole)
                 && builtin::allow_ever(principal, action, self.default));
         is_allowed && !is_denied

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fleet_codes as codes;
+use fleet_ops::tls::TlsError;
 use fleet_retry::{Backoff, Retry};
 use reqwest::StatusCode;
 use serde::Deserialize;
@@ -32,6 +33,9 @@ pub(crate) enum ApiError {
     /// The HTTP client could not be created.
     #[error("could not set up the HTTP client")]
     Client(#[source] reqwest::Error),
+    /// TLS can't be set up.
+    #[error(transparent)]
+    Tls(TlsError),
     /// The request itself is invalid.
     #[error("{0}")]
     Usage(String),
@@ -91,7 +95,7 @@ impl ApiError {
 
         let detail = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                format!("{detail} ({status}; set --token or MCP_SERVER_TOKEN)")
+                format!("{detail} ({status}; set --token-file, --token or MCP_SERVER_TOKEN)")
             }
             _ => detail,
         };
@@ -133,7 +137,7 @@ impl ApiError {
                         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
                     )
             }
-            Self::Unreadable { .. } | Self::Client(_) | Self::Usage(_) => false,
+            Self::Unreadable { .. } | Self::Client(_) | Self::Tls(_) | Self::Usage(_) => false,
         }
     }
 
@@ -193,7 +197,11 @@ mod tests {
         check(502, "", "http://a:1 responded with 502");
         check(502, "{}", "http://a:1 responded with 502");
         check(502, "<html>\u{1b}[2Jbad gateway", "<html> [2Jbad gateway");
-        check(401, r#"{"detail":"who are you"}"#, "who are you (401 Unauthorized; set --token");
+        check(
+            401,
+            r#"{"detail":"who are you"}"#,
+            "who are you (401 Unauthorized; set --token-file",
+        );
     }
 
     #[test]

@@ -103,6 +103,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
             broker_port: 0,
             server_port: 0,
             run_dir: run_dir.path().to_owned(),
+            keys_dir: run_dir.path().join("access"),
             root: root.clone(),
             group: format!("{topic}-workers"),
             topic,

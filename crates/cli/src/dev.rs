@@ -35,7 +35,7 @@ pub(crate) struct Args {
     )]
     workers: u16,
 
-    /// Keep topics, offsets and logs in this directory; by default, they are deleted at exit
+    /// Keep topics, offsets, keys and logs in this directory; by default, they are deleted at exit
     #[arg(help_heading = "Fleet", long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
@@ -84,13 +84,15 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
 
     let run_dir =
         args.data_dir.as_ref().map_or_else(|| temporary.path().to_owned(), |dir| dir.join("run"));
-    let broker_dir = args.data_dir.as_deref().unwrap_or(temporary.path()).join("broker");
+    let data_dir = args.data_dir.as_deref().unwrap_or(temporary.path());
+    let (broker_dir, keys_dir) = (data_dir.join("broker"), data_dir.join("access"));
 
     let config = StackConfig {
         brokers: args.brokers,
         broker_port: args.broker_port,
         server_port: args.server_port,
         run_dir,
+        keys_dir,
         root,
         topic: args.topic,
         group: "mcp-workers".to_owned(),

@@ -11,6 +11,10 @@ pub(crate) enum CliError {
     Kafka(#[from] KafkaError),
     #[error("could not use the keys file")]
     Keys(#[from] fleet_access::KeysFileError),
+    #[error(transparent)]
+    Cluster(#[from] crate::keys::ClusterError),
+    #[error(transparent)]
+    Secret(#[from] fleet_ops::config::SecretFileError),
     #[error("invalid configuration")]
     Config(#[from] fleet_ops::config::ConfigError),
     #[cfg(feature = "fleet")]

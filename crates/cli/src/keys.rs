@@ -12,12 +12,18 @@ use serde_json::{Value, json};
 
 use crate::{error::CliError, output};
 
+mod init;
 mod store;
 
-use store::Store;
+pub(crate) use init::ClusterError;
+#[cfg(feature = "fleet")]
+pub(crate) use init::make_first_keys;
+use store::{PRIVATE, Store};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
+    /// Make the keys that a fleet needs at its first start, each in a file of its own
+    Init(init::Init),
     /// Make a key, and print it this one time
     Create(Create),
     /// List the keys, without their secrets
@@ -60,6 +66,9 @@ const CREATE_EXAMPLES: &str = "Examples:
   first one once nobody uses it:
     mcp-fleet keys create ci-2 --subject ci
     mcp-fleet keys revoke ci
+
+  The same where the key is in a file, which workers read again when it changes:
+    mcp-fleet keys create worker-2 --subject worker --role fleet-worker --out access/worker.key
 
   Serve callers with these keys:
     mcp-server --access-keys keys.toml";
@@ -110,7 +119,11 @@ pub(crate) struct Create {
     #[arg(long, value_name = "WHEN", value_parser = Expiry::parse)]
     expires: Option<Expiry>,
 
-    /// Print one JSON object, with the key in it
+    /// Write the key to this file, in place of what it holds, and don't print it
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
+    out: Option<PathBuf>,
+
+    /// Print one JSON object, with the key in it unless it is in a file
     #[arg(help_heading = "Output", long)]
     json: bool,
 }
@@ -209,8 +222,9 @@ fn parse_kind(text: &str) -> Result<PrincipalKind, String> {
     kind.ok_or_else(|| "expected person, service or node".to_owned())
 }
 
-pub(crate) fn run(command: Command) -> Result<ExitCode, CliError> {
+pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     match command {
+        Command::Init(args) => init::run(&args).await,
         Command::Create(args) => create(args),
         Command::List(args) => list(&args),
         Command::Revoke(args) => revoke(&args),
@@ -249,18 +263,33 @@ fn create(args: Create) -> Result<ExitCode, CliError> {
         ..entry
     };
     store.file.keys.push(entry.clone());
+    // A server must know the key before anybody finds it in its file.
     store.save()?;
+    if let Some(path) = &args.out {
+        store::write_atomically(path, key.as_bytes(), PRIVATE).map_err(|error| {
+            store::failed("revoke the new key: could not write its secret to", path, error)
+        })?;
+    }
 
-    if args.json {
-        let mut object = describe(&entry, now);
-        object["key"] = key.into();
-        output::json(&object);
-    } else {
-        output::line(&key);
-        output::note(&format!(
-            "The key is shown only now. Its digest is in {}; a server reads it with --access-keys.",
-            store.path.display()
-        ));
+    match (args.json, &args.out) {
+        (true, out) => {
+            let mut object = describe(&entry, now);
+            if out.is_none() {
+                object["key"] = key.into();
+            }
+            output::json(&object);
+        }
+        (false, Some(path)) => {
+            output::line(&format!("made key {}; its secret is in {}", entry.id, path.display()));
+        }
+        (false, None) => {
+            output::line(&key);
+            output::note(&format!(
+                "The key is shown only now. Its digest is in {}; a server reads it with \
+                 --access-keys.",
+                store.path.display()
+            ));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -170,7 +170,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
         Command::Audit(args) => audit::run(args).await,
-        Command::Keys { command } => keys::run(command),
+        Command::Keys { command } => keys::run(command).await,
         #[cfg(feature = "fleet")]
         Command::Broker(args) => broker::exec(args),
         #[cfg(feature = "fleet")]

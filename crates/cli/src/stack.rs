@@ -18,6 +18,7 @@ use crate::{
     broker::RunningBroker,
     connection,
     error::CliError,
+    keys,
     supervise::{Process, own_program},
     wait_notice::WaitNotice,
 };
@@ -42,6 +43,8 @@ pub(crate) struct StackConfig {
     pub(crate) server_port: u16,
     /// The directory for logs, the policy file, and the data of a broker that is not to outlive us.
     pub(crate) run_dir: PathBuf,
+    /// The directory for API keys, which outlive the fleet if the user keeps its data.
+    pub(crate) keys_dir: PathBuf,
     /// The directory whose files are hosted.
     pub(crate) root: PathBuf,
     pub(crate) topic: String,
@@ -50,6 +53,28 @@ pub(crate) struct StackConfig {
     pub(crate) workers: usize,
     /// Whether the server accepts jobs and reports on them, which needs the broker.
     pub(crate) jobs: bool,
+}
+
+impl StackConfig {
+    /// The file that the server reads the digests of keys from.
+    fn keys_file(&self) -> PathBuf {
+        self.keys_dir.join("keys.toml")
+    }
+
+    /// The file of the pepper of the digests.
+    fn pepper_file(&self) -> PathBuf {
+        self.keys_dir.join("keys.toml.pepper")
+    }
+
+    /// The file of the key with which people operate the fleet.
+    pub(crate) fn operator_key(&self) -> PathBuf {
+        self.keys_dir.join("operator.key")
+    }
+
+    /// Makes the keys of the fleet, unless they were made before.
+    pub(crate) fn make_keys(&self) -> Result<(), CliError> {
+        keys::make_first_keys(&self.keys_file(), &self.keys_dir)
+    }
 }
 
 /// A running fleet.
@@ -98,6 +123,7 @@ impl Stack {
         .await?;
         drop(notice);
 
+        config.make_keys()?;
         let policy = write_policy(&config)?;
         let mut server = start_server(&config, &brokers, &policy, config.server_port)?;
         let address = server.ready(READY).await?;
@@ -167,6 +193,19 @@ impl Stack {
     }
 }
 
+/// Variables of a fleet elsewhere that must not reach the one on this machine, whose parts speak
+/// plain HTTP on loopback.
+const WITHOUT_TLS: [(&str, &str); 8] = [
+    ("MCP_TLS_CERTIFICATE_FILE", ""),
+    ("MCP_TLS_KEY_FILE", ""),
+    ("MCP_TLS_CLIENT_CA_FILE", ""),
+    ("MCP_TLS_CRL_FILE", ""),
+    ("MCP_TLS_CLIENT_AUTH", "optional"),
+    ("MCP_SERVER_CA_FILE", ""),
+    ("MCP_SERVER_CLIENT_CERTIFICATE_FILE", ""),
+    ("MCP_SERVER_CLIENT_KEY_FILE", ""),
+];
+
 /// Waits until all workers have joined the group, so that each gets its share of the first jobs. A
 /// timeout is not an error: the workers that have joined do the work.
 pub(crate) async fn wait_for_group(settings: &Settings, group: &str, members: usize) {
@@ -217,6 +256,7 @@ pub(crate) fn start_worker(
         format!("--topic={}", config.topic),
         format!("--group={}", config.group),
         format!("--server-url={server_url}"),
+        format!("--server-token-file={}", config.keys_dir.join("worker.key").display()),
         format!("--worker-id={name}"),
     ];
 
@@ -226,8 +266,9 @@ pub(crate) fn start_worker(
         ("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "6000"),
         ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS", "1500"),
     ];
-    let env: Vec<_> =
-        quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
+    let quick = quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none());
+    // A token that the user sets is for another server.
+    let env: Vec<_> = quick.chain(WITHOUT_TLS).chain([("MCP_SERVER_TOKEN", "")]).collect();
     Process::start(&own_program()?, &name, &config.run_dir, &args, &env)
 }
 
@@ -243,6 +284,10 @@ pub(crate) fn start_server(
         "--host=127.0.0.1".to_owned(),
         format!("--port={port}"),
         format!("--policy={}", policy.display()),
+        // Whoever brings a key is known by it, and curl needs none.
+        "--access=local".to_owned(),
+        format!("--access-keys={}", config.keys_file().display()),
+        format!("--access-pepper-file={}", config.pepper_file().display()),
     ];
 
     if config.jobs {
@@ -258,7 +303,7 @@ pub(crate) fn start_server(
         args.push("--kafka-brokers=".to_owned());
     }
 
-    Process::start(&own_program()?, "mcp-server", &config.run_dir, &args, &[])
+    Process::start(&own_program()?, "mcp-server", &config.run_dir, &args, &WITHOUT_TLS)
 }
 
 /// Returns the command and the arguments that host the files of `root`.

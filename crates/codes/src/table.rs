@@ -50,7 +50,7 @@ table! {
         UNAUTHORIZED = "FLEET-UNAUTHORIZED":
             "mcp-server refused the worker's credentials (HTTP 401 or 403).",
             "The token is missing, has expired, or belongs to another server; or a proxy in front of the server refuses the worker.",
-            "Correct `MCP_SERVER_TOKEN` or the configured headers of the workers; the jobs wait meanwhile.";
+            "Correct `MCP_SERVER_TOKEN`, or the file that `MCP_SERVER_TOKEN_FILE` names, of the workers; the jobs wait meanwhile.";
         NO_ACCESS_TOKEN = "FLEET-NO-ACCESS-TOKEN":
             "The worker could not get an access token for mcp-server, or the ones that it gets are refused.",
             "The authorization server is away or refuses the client, mcp-server names no authorization server, or the token is meant for another server.",
@@ -179,15 +179,15 @@ table! {
     "Access" {
         NO_AUTHENTICATOR = "FLEET-NO-AUTHENTICATOR":
             "The server does not start, because nothing is configured that tells callers apart.",
-            "It listens beyond loopback, or `--access required` is set, and it has neither API keys nor `[[issuer]]` tables. `[[certificate]]` tables do not count yet.",
-            "Make a key with `mcp-fleet keys create` and start with `--access-keys FILE`, or add an `[[issuer]]` to the policy file; docs/access.md has both. `MCP_ACCESS=open` serves everybody who can reach the port.";
+            "It listens beyond loopback, or `--access required` is set, and it has neither API keys nor `[[issuer]]` tables, nor `[[certificate]]` tables together with `--tls-client-ca`; or `--access local` is set, which is for loopback.",
+            "Make a key with `mcp-fleet keys create` and start with `--access-keys FILE`, add an `[[issuer]]` to the policy file, or add a `[[certificate]]` and set `--tls-client-ca`; docs/access.md has all three. `MCP_ACCESS=open` serves everybody who can reach the port.";
         UNAUTHENTICATED = "FLEET-UNAUTHENTICATED":
             "The request carries no credentials, and this server serves nobody without them.",
             "No `Authorization` header and no client certificate was sent, or the header has a scheme other than `Bearer`.",
             "Send an API key or an access token as `Authorization: Bearer …`; docs/access.md says how to get one.";
         BAD_CREDENTIALS = "FLEET-BAD-CREDENTIALS":
             "The credentials of the request were refused.",
-            "The key or token is unknown, revoked or expired, was issued for another audience or by another issuer, or its signature is wrong; or no `[[certificate]]` covers the client certificate.",
+            "The key or token is unknown, revoked or expired, was issued for another audience or by another issuer, or its signature is wrong; or no `[[certificate]]` covers the client certificate, or it was withdrawn while its connection was open.",
             "Get new credentials for this server; the message and the server's log say which check failed.";
         MALFORMED_CREDENTIALS = "FLEET-MALFORMED-CREDENTIALS":
             "The credentials of the request could not be read.",
@@ -269,6 +269,10 @@ table! {
             "The address cannot be listened on.",
             "Another process uses the port, or this one has no permission for it.",
             "Choose another port with `--port` or `PORT`, or stop the other process.";
+        TLS_FILES = "FLEET-TLS-FILES":
+            "A certificate, private key, authority or revocation list cannot be used.",
+            "The file that the message names is missing or unreadable, is not PEM, or does not belong to the others: a key must be that of its certificate, and a revocation list that of an authority. While the process runs, a file was changed before the others that belong to it.",
+            "Correct the file. At the start the process ends; later, what was read before stays in force until the files can be used.";
     }
     "A fleet on one machine" {
         BROKER_MISSING = "FLEET-BROKER-MISSING":

@@ -6,6 +6,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use fleet_ops::tls::{ClientTls, ClientTlsFiles, FollowedClient, PairFiles, TlsError};
 use fleet_policy::{Policy, Refusal, current::CurrentPolicy};
 use futures::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -17,13 +18,28 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADERS: usize = 1000;
 
 /// Returns a client for the host of `url`. It connects only to addresses that policy allows at the
-/// time of the connection.
+/// time of the connection, and follows the TLS files that policy names for the host.
 ///
 /// # Errors
 ///
-/// Returns an error if TLS cannot be set up.
-pub fn client(url: &Url, policy: CurrentPolicy) -> Result<reqwest::Client, reqwest::Error> {
-    checked(CheckedResolver { policy, port: port(url), lookup: Arc::new(SystemLookup) })
+/// Returns an error if TLS cannot be set up, or a file of it can't be used.
+pub fn client(url: &Url, policy: CurrentPolicy) -> Result<FollowedClient, TlsError> {
+    let (host, port) = (url.host_str().unwrap_or_default().to_owned(), port(url));
+    let current = policy.clone();
+    let files = move || tls_files(&current.get(), &host, port);
+
+    let resolver = Arc::new(CheckedResolver { policy, port, lookup: Arc::new(SystemLookup) });
+    FollowedClient::new(files, move |tls| build(resolver.clone(), tls))
+}
+
+/// The files that the first rule about a host names.
+fn tls_files(policy: &Policy, host: &str, port: u16) -> ClientTlsFiles {
+    let Ok(rule) = policy.check_remote(host, port) else { return ClientTlsFiles::default() };
+    let pair = rule.tls.pair.clone();
+    ClientTlsFiles {
+        authorities: rule.tls.authorities.clone(),
+        pair: pair.map(|(certificate, key)| PairFiles { certificate, key }),
+    }
 }
 
 /// Resolves the host of `url`. If the host is an address, that address is the result.
@@ -65,9 +81,9 @@ fn port(url: &Url) -> u16 {
 }
 
 /// Builds a client that resolves every name through `resolver`.
-fn checked(resolver: CheckedResolver) -> Result<reqwest::Client, reqwest::Error> {
-    reqwest::Client::builder()
-        .dns_resolver(Arc::new(resolver))
+fn build(resolver: Arc<CheckedResolver>, tls: &ClientTls) -> reqwest::Result<reqwest::Client> {
+    tls.apply(reqwest::Client::builder())
+        .dns_resolver(resolver)
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .connect_timeout(CONNECT_TIMEOUT)
@@ -161,6 +177,22 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn the_first_rule_about_a_host_names_its_files() {
+        let policy = Policy::from_toml(
+            "[[remote]]\nhost = 'a.example'\nca_file = '/ca'\n\
+             client_certificate_file = '/c'\nclient_key_file = '/k'\n\
+             [[remote]]\nhost = '*.example'",
+        )
+        .unwrap();
+        let pair = PairFiles { certificate: "/c".into(), key: "/k".into() };
+        let expected = ClientTlsFiles { authorities: Some("/ca".into()), pair: Some(pair) };
+        assert_eq!(tls_files(&policy, "a.example", 443), expected);
+        for other in ["b.example", "other"] {
+            assert_eq!(tls_files(&policy, other, 443), ClientTlsFiles::default());
+        }
+    }
+
     /// Returns a different address each time, like a malicious name server.
     struct Changing(std::sync::Mutex<Vec<&'static str>>);
 
@@ -187,9 +219,8 @@ mod tests {
         let addresses =
             ["127.0.0.1", "::1", "169.254.169.254", "::ffff:127.0.0.1", "0.0.0.0", "127.0.0.1"];
         let lookup = Arc::new(Changing(std::sync::Mutex::new(addresses.to_vec())));
-        let client =
-            checked(CheckedResolver { policy: current.clone(), port, lookup: lookup.clone() })
-                .unwrap();
+        let resolver = CheckedResolver { policy: current.clone(), port, lookup: lookup.clone() };
+        let client = build(Arc::new(resolver), &ClientTls::default()).unwrap();
 
         let url = format!("http://rebind.example:{port}/mcp");
         for _ in 0..5 {

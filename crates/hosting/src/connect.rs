@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use fleet_ops::errors::chain;
+use fleet_ops::{errors::chain, tls::TlsError};
 use fleet_policy::current::CurrentPolicy;
 use futures::future::BoxFuture;
 use rmcp::{
@@ -75,7 +75,7 @@ impl FailedAttempt {
         Self { error: ConnectError::plain(message), fallback: Fallback::None }
     }
 
-    fn without_client(error: &reqwest::Error) -> Self {
+    fn without_client(error: &TlsError) -> Self {
         Self::without_fallback(chain(error))
     }
 }

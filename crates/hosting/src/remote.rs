@@ -9,6 +9,7 @@ mod session;
 
 use std::time::Duration;
 
+use fleet_ops::tls::TlsError;
 use fleet_policy::current::CurrentPolicy;
 use rmcp::transport::{
     StreamableHttpClientTransport, streamable_http_client::StreamableHttpClientTransportConfig,
@@ -36,7 +37,7 @@ pub(super) fn transport(
     policy: CurrentPolicy,
     limit: Duration,
     news: News,
-) -> Result<(StreamableHttpClientTransport<SessionClient>, CancellationToken), reqwest::Error> {
+) -> Result<(StreamableHttpClientTransport<SessionClient>, CancellationToken), TlsError> {
     let config = StreamableHttpClientTransportConfig::with_uri(spec.url.as_str())
         .custom_headers(spec.headers.iter().cloned().collect())
         .max_concurrent_requests(CONCURRENCY);

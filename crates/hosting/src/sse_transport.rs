@@ -10,6 +10,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use fleet_ops::tls::FollowedClient;
 use fleet_wire::{
     body::{Body, BodyError},
     encoding::DecodeError,
@@ -42,7 +43,7 @@ const POST_TIME: Duration = Duration::from_secs(60);
 
 /// The transport to a remote.
 pub(crate) struct SseTransport {
-    client: Client,
+    client: FollowedClient,
     spec: RemoteSpec,
     endpoint: watch::Receiver<Endpoint>,
     incoming: mpsc::Receiver<Incoming>,
@@ -114,11 +115,11 @@ pub(crate) enum SseError {
 
 impl SseTransport {
     /// Creates a transport over a client that obeys policy, and starts to open the stream.
-    pub(crate) fn new(spec: &RemoteSpec, client: Client) -> Self {
+    pub(crate) fn new(spec: &RemoteSpec, client: FollowedClient) -> Self {
         let (found, endpoint) = watch::channel(Endpoint::Unknown);
         let (queue, incoming) = mpsc::channel(QUEUE);
         let (note_unsent, unsent) = mpsc::unbounded_channel();
-        let reading = (spec.clone(), client.clone());
+        let reading = (spec.clone(), client.current());
         let reader = tokio::spawn(async move {
             let (spec, client) = reading;
             let error = match read_stream(&spec, &client, &found, &queue).await {
@@ -176,7 +177,9 @@ impl Transport<RoleClient> for SseTransport {
                     endpoint.wait_for(|endpoint| !matches!(endpoint, Endpoint::Unknown)).await;
                 let endpoint = known.map_err(|_| SseError::Ended)?.clone();
                 match endpoint {
-                    Endpoint::Known(url) => post_message(&client, url, &headers, &item).await,
+                    Endpoint::Known(url) => {
+                        post_message(&client.current(), url, &headers, &item).await
+                    }
                     Endpoint::Gone(error) => Err(SseError::Gone(error)),
                     Endpoint::Unknown => Err(SseError::Ended),
                 }

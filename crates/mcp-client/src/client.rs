@@ -29,7 +29,7 @@ use crate::{
     balance::Balancer,
     body::Sent,
     classify::{self, Broken},
-    config::{ClientConfig, ConfigError, Era},
+    config::{ClientConfig, ConfigError, Era, Secret},
     endpoint::{Dialect, Endpoint},
     transport::{Answer, Transport},
     wire::{self, Input, News, Request},
@@ -134,6 +134,15 @@ impl McpClient {
             annotations: Annotations::default(),
             next_id: AtomicU64::new(1),
         })))
+    }
+
+    /// Uses another bearer token, or none, from the next request on, in all clones of this client.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if HTTP does not allow the token in a header; the one before stays in use.
+    pub fn replace_bearer_token(&self, token: Option<Secret>) -> Result<(), ConfigError> {
+        self.0.transport.replace_token(token.as_ref())
     }
 
     /// Calls a tool and returns the outcome, which includes every failure.

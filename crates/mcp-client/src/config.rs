@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use fleet_codes as codes;
+use fleet_ops::tls::{ClientTlsFiles, TlsError};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
@@ -22,7 +23,8 @@ pub struct ClientConfig {
     pub handshake_timeout: Duration,
     /// The time limit for calls that do not set their own.
     pub default_timeout: Duration,
-    /// A token that is sent as `Authorization: Bearer …`.
+    /// A token that is sent as `Authorization: Bearer …`. It can be
+    /// [replaced](crate::McpClient::replace_bearer_token) while the client is in use.
     pub bearer_token: Option<Secret>,
     /// Headers for every request. The protocol's own headers cannot be set here.
     pub headers: Vec<(String, Secret)>,
@@ -34,6 +36,9 @@ pub struct ClientConfig {
     /// servers, so that we are the side that closes it: a request on a connection that the other
     /// side has just closed counts as lost.
     pub pool_idle_timeout: Duration,
+    /// The files of private authorities and of a client certificate. They are followed: requests
+    /// that begin after a change use the changed files.
+    pub tls: ClientTlsFiles,
     /// The revisions of the protocol to use.
     pub era: Era,
     /// The name reported to servers, in `User-Agent` and in the protocol's client information.
@@ -130,9 +135,10 @@ pub enum ConfigError {
         /// The name of the header.
         name: String,
     },
-    /// The HTTP client could not be created, for example because no root certificates were found.
-    #[error("could not create the HTTP client")]
-    Http(#[source] reqwest::Error),
+    /// The HTTP client could not be created, for example because no root certificates were found,
+    /// or a file of TLS can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl ClientConfig {
@@ -148,6 +154,7 @@ impl ClientConfig {
             max_response_bytes: 8 << 20,
             pool_max_idle_per_host: 64,
             pool_idle_timeout: Duration::from_secs(30),
+            tls: ClientTlsFiles::default(),
             era: Era::Auto,
             client_name: "mcp-fleet".to_owned(),
             client_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -207,14 +214,14 @@ impl ClientConfig {
             map.insert(header, secret_value(value.expose()).ok_or_else(bad)?);
         }
 
-        if let Some(token) = &self.bearer_token {
-            let value = secret_value(&format!("Bearer {}", token.expose()));
-            let bad = || ConfigError::BadHeader { name: AUTHORIZATION.to_string() };
-            map.insert(AUTHORIZATION, value.ok_or_else(bad)?);
-        }
-
         Ok(map)
     }
+}
+
+/// Returns the value of `Authorization` with this token.
+pub(crate) fn bearer_header(token: &Secret) -> Result<HeaderValue, ConfigError> {
+    let value = secret_value(&format!("Bearer {}", token.expose()));
+    value.ok_or_else(|| ConfigError::BadHeader { name: AUTHORIZATION.to_string() })
 }
 
 fn secret_value(value: &str) -> Option<HeaderValue> {
@@ -247,6 +254,7 @@ impl fmt::Debug for ClientConfig {
             .field("max_response_bytes", &self.max_response_bytes)
             .field("pool_max_idle_per_host", &self.pool_max_idle_per_host)
             .field("pool_idle_timeout", &self.pool_idle_timeout)
+            .field("tls", &self.tls)
             .field("era", &self.era)
             .field("client_name", &self.client_name)
             .field("client_version", &self.client_version)
@@ -311,8 +319,9 @@ mod tests {
         config.headers = vec![("authorization".to_owned(), "x".into())];
         assert!(matches!(config.header_map(), Err(ConfigError::ReservedHeader { .. })));
 
-        config.headers.clear();
-        config.bearer_token = Some("hunter2\r\n".into());
-        assert!(!config.header_map().unwrap_err().to_string().contains("hunter2"));
+        let error = bearer_header(&"hunter2\r\n".into()).unwrap_err();
+        assert!(!format!("{error:?} {error}").contains("hunter2"), "{error}");
+        let header = bearer_header(&"hunter2".into()).unwrap();
+        assert!(!format!("{header:?}").contains("hunter2"), "{header:?}");
     }
 }

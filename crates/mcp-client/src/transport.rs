@@ -4,9 +4,11 @@
 //! connection (HTTP/1.1) or resets the stream (HTTP/2), which cancels a call in the modern era.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fleet_ops::tls::FollowedClient;
 use fleet_wire::body::{BodyError, drain};
 use fleet_wire::encoding::DecodeError;
 use fleet_wire::head::Media;
@@ -17,17 +19,18 @@ use fleet_wire::stream::{self, Odd, Start};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use http::header::{
-    ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
     TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderValue, Version};
+use parking_lot::RwLock;
 use reqwest::Response;
 use serde_json::{Value, json};
 use url::Url;
 
 use crate::body::{Sent, TrackedBody};
 use crate::classify::{Broken, Head};
-use crate::config::{ClientConfig, ConfigError};
+use crate::config::{ClientConfig, ConfigError, Secret, bearer_header};
 use crate::wire::{self, Message, News, RpcError, SESSION_ID};
 
 /// How much of an error page is read, in bytes. Messages quote less.
@@ -45,11 +48,13 @@ type Body = fleet_wire::body::Body<BoxStream<'static, reqwest::Result<Bytes>>>;
 /// The pooled connections and what all requests have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
-    client: reqwest::Client,
+    client: FollowedClient,
     /// The headers of every request.
     headers: HeaderMap,
     /// The headers of every message: those of every request, and the content types.
     message_headers: HeaderMap,
+    /// The value of `Authorization`, in place of what the headers or a URL have.
+    authorization: Arc<RwLock<Option<HeaderValue>>>,
     max_response_bytes: usize,
     /// The `clientInfo` in both eras.
     pub(crate) client_info: Value,
@@ -105,25 +110,31 @@ pub(crate) enum Answer {
 
 impl Transport {
     pub(crate) fn new(config: &ClientConfig) -> Result<Self, ConfigError> {
-        let mut builder = reqwest::Client::builder();
-        if config.endpoints.iter().all(|url| url.scheme() == "http") {
-            // The system's root certificates are not needed, and a slim container may have none, in
-            // which case the client could not be created. Trust no certificate at all then.
-            builder = builder.tls_certs_only([]);
-        }
+        let (files, settings) = (config.tls.clone(), config.clone());
+        let client = FollowedClient::new(
+            move || files.clone(),
+            move |tls| {
+                let mut builder = reqwest::Client::builder();
+                if settings.endpoints.iter().all(|url| url.scheme() == "http") {
+                    // The system's root certificates are not needed, and a slim container may have
+                    // none, in which case the client could not be created. Trust no certificate at all
+                    // then.
+                    builder = builder.tls_certs_only([]);
+                }
 
-        let client = builder
-            .user_agent(format!("{}/{}", config.client_name, config.client_version))
-            .connect_timeout(config.connect_timeout)
-            .pool_max_idle_per_host(config.pool_max_idle_per_host)
-            .pool_idle_timeout(config.pool_idle_timeout)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .http1_max_headers(MAX_HEADERS)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(30))
-            .build()
-            .map_err(ConfigError::Http)?;
+                tls.apply(builder)
+                    .user_agent(format!("{}/{}", settings.client_name, settings.client_version))
+                    .connect_timeout(settings.connect_timeout)
+                    .pool_max_idle_per_host(settings.pool_max_idle_per_host)
+                    .pool_idle_timeout(settings.pool_idle_timeout)
+                    .redirect(reqwest::redirect::Policy::none())
+                    .referer(false)
+                    .http1_max_headers(MAX_HEADERS)
+                    .tcp_nodelay(true)
+                    .tcp_keepalive(Duration::from_secs(30))
+                    .build()
+            },
+        )?;
 
         let headers = config.header_map()?;
         let mut message_headers = headers.clone();
@@ -131,13 +142,23 @@ impl Transport {
             .insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         message_headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
 
+        let authorization = config.bearer_token.as_ref().map(bearer_header).transpose()?;
+
         Ok(Self {
             client,
             headers,
             message_headers,
+            authorization: Arc::new(RwLock::new(authorization)),
             max_response_bytes: config.max_response_bytes,
             client_info: json!({"name": config.client_name, "version": config.client_version}),
         })
+    }
+
+    /// Uses another token, or none, from the next request on.
+    pub(crate) fn replace_token(&self, token: Option<&Secret>) -> Result<(), ConfigError> {
+        let authorization = token.map(bearer_header).transpose()?;
+        *self.authorization.write() = authorization;
+        Ok(())
     }
 
     /// Sends a request and reads its answer.
@@ -242,7 +263,9 @@ impl Transport {
     /// Ends a legacy session.
     pub(crate) async fn delete(&self, url: &Url, headers: &HeaderMap) {
         let send = async |url: &Url| {
-            let request = self.client.delete(url.clone()).headers(self.headers.clone());
+            let mut all = self.headers.clone();
+            self.authorize(&mut all);
+            let request = self.client.current().delete(url.clone()).headers(all);
             request.headers(headers.clone()).timeout(SIDE_TIMEOUT).send().await
         };
 
@@ -260,7 +283,14 @@ impl Transport {
     fn message(&self, url: &Url, headers: &HeaderMap) -> reqwest::RequestBuilder {
         let mut all = self.message_headers.clone();
         all.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        self.client.post(url.clone()).headers(all)
+        self.authorize(&mut all);
+        self.client.current().post(url.clone()).headers(all)
+    }
+
+    fn authorize(&self, headers: &mut HeaderMap) {
+        if let Some(authorization) = self.authorization.read().clone() {
+            headers.insert(AUTHORIZATION, authorization);
+        }
     }
 
     /// Answers a request from the server. A failure is only logged.

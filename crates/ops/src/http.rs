@@ -7,12 +7,10 @@
 
 use std::{
     borrow::Cow,
-    io::{self, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    io::{self, Write as _},
+    net::SocketAddr,
     path::Path,
-    process::ExitCode,
     sync::Arc,
-    time::Duration,
 };
 
 use axum::{
@@ -29,10 +27,12 @@ use tokio::net::TcpListener;
 use crate::metrics::Metrics;
 
 pub mod guard;
+mod health_check;
 mod serve;
 
 use guard::Guard;
-pub use serve::{DEFAULT_GRACE, serve, serve_with_grace};
+pub use health_check::{check_health, health_exit_code};
+pub use serve::{Serving, serve, serve_with};
 
 /// Headers that carry a caller's credentials.
 pub const CREDENTIALS: [HeaderName; 4] = [
@@ -192,68 +192,6 @@ pub async fn bind(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     Ok((listener, bound))
 }
 
-/// How long a process may take to answer a health check.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Checks whether the process that listens at `addr` on this machine is alive. Containers without
-/// curl use this as their health check. If `addr` is unspecified (`0.0.0.0` or `::`), loopback is
-/// used. Returns the response of `/ready`.
-///
-/// # Errors
-///
-/// Returns an error that says what is wrong: nothing listens, nothing answers in time, or the
-/// process is not alive.
-pub fn check_health(addr: SocketAddr) -> io::Result<String> {
-    let (status, body) = fetch_status(addr, "/health")?;
-
-    if status != "200" {
-        let body = if body.is_empty() { "empty response" } else { &body };
-        return Err(io::Error::other(format!("not alive: {body}")));
-    }
-    // A process that is not ready is still alive.
-    Ok(fetch_status(addr, "/ready").map_or_else(|error| error.to_string(), |(_, body)| body))
-}
-
-/// Sends a GET request and returns the status and the last line of the response.
-fn fetch_status(addr: SocketAddr, path: &str) -> io::Result<(String, String)> {
-    let ip = match addr.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-
-    let mut stream =
-        std::net::TcpStream::connect_timeout(&SocketAddr::new(ip, addr.port()), HEALTH_TIMEOUT)?;
-    stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
-    stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
-
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
-
-    let mut answer = String::new();
-    // The response of a probe is short; ignore the rest of anything longer.
-    stream.take(4096).read_to_string(&mut answer)?;
-
-    let status = answer.split(' ').nth(1).unwrap_or_default();
-    Ok((status.to_owned(), answer.lines().last().unwrap_or_default().to_owned()))
-}
-
-/// Runs [`check_health`] and returns the exit code of the process: 0 if alive, 1 if not. The
-/// response of `/ready` goes to standard output, an error to standard error.
-pub fn health_exit_code(addr: SocketAddr) -> ExitCode {
-    // If a stream is closed, the exit code still reports the result.
-    match check_health(addr) {
-        Ok(readiness) => {
-            _ = writeln!(io::stdout(), "{readiness}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            _ = writeln!(io::stderr(), "{addr}: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
 /// Writes `addr` to the file at `path`, so that the program that started this process on port 0
 /// learns the port. The file appears atomically.
 ///
@@ -345,26 +283,6 @@ mod tests {
                 Request::get(path).header(header::HOST, host).body(Body::empty()).unwrap();
             assert_eq!(router.oneshot(request).await.unwrap().status(), code, "{path} for {host}");
         }
-    }
-
-    #[tokio::test]
-    async fn the_health_check_reports_readiness_and_failure() {
-        let health = Health::new();
-        let (listener, addr) = bind(SocketAddr::from(([0, 0, 0, 0], 0))).await.unwrap();
-        let stop = tokio_util::sync::CancellationToken::new();
-        let serving = tokio::spawn(serve(listener, probes(health.clone()), stop.clone()));
-        let ask = async || tokio::task::spawn_blocking(move || check_health(addr)).await.unwrap();
-
-        health.set_not_ready("broker unreachable");
-        assert!(ask().await.unwrap().contains("broker unreachable"));
-
-        health.set_failed("poll thread died");
-        let error = ask().await.unwrap_err().to_string();
-        assert!(error.contains("poll thread died"), "{error}");
-
-        stop.cancel();
-        serving.await.unwrap().unwrap();
-        assert!(ask().await.is_err());
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
-//! The parts that all binaries of the fleet share: configuration, logs, metrics, health endpoints
-//! and graceful shutdown.
+//! The parts that all binaries of the fleet share: configuration, logs, metrics, health endpoints,
+//! TLS and graceful shutdown.
 //!
 //! Nothing here knows jobs, Kafka or MCP. A binary's `main` reads its settings with [`config`],
 //! calls [`telemetry::init`] and [`metrics::install`], serves [`http::router`], and runs until
@@ -17,4 +17,6 @@ pub mod metrics;
 pub mod parent;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;
 pub mod trace;
+pub mod watched;

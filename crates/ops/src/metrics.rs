@@ -60,6 +60,24 @@ pub const HTTP_CONNECTIONS: Metric = Metric {
     help: "Open HTTP connections, including silent ones and probes. Beyond 768, requests other than probes get 503.",
 };
 
+/// TLS handshakes that failed; recorded by [`crate::tls`].
+pub const TLS_HANDSHAKE_FAILURES: Metric = Metric {
+    name: "fleet_tls_handshake_failures_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["reason"],
+    help: "TLS handshakes of clients that failed: client-certificate (missing, expired, revoked, or of another authority), refused-by-client (for example, because it does not trust the certificate), protocol (plain HTTP, or no common version), connection.",
+};
+
+/// Changes of TLS files; recorded by [`crate::tls`].
+pub const TLS_RELOADS: Metric = Metric {
+    name: "fleet_tls_reloads_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["files", "outcome"],
+    help: "Changed TLS files of a listener or of a client's connections that were applied, or invalid; after invalid ones, those before stay in force.",
+};
+
 /// The running program; recorded by [`Metrics::identify`].
 pub const BUILD_INFO: Metric = Metric {
     name: "fleet_build_info",
@@ -80,6 +98,8 @@ pub const TABLE: &[Metric] = &[
     INVARIANT_VIOLATIONS,
     HTTP_BUSY,
     HTTP_CONNECTIONS,
+    TLS_HANDSHAKE_FAILURES,
+    TLS_RELOADS,
     BUILD_INFO,
     process_metric(
         "process_cpu_seconds_total",
@@ -179,7 +199,14 @@ pub fn install() -> Metrics {
             }
 
             // The process metrics are described by their collector.
-            metrics.describe(&[INVARIANT_CHECKS, INVARIANT_VIOLATIONS, HTTP_BUSY, BUILD_INFO]);
+            metrics.describe(&[
+                INVARIANT_CHECKS,
+                INVARIANT_VIOLATIONS,
+                HTTP_BUSY,
+                TLS_HANDSHAKE_FAILURES,
+                TLS_RELOADS,
+                BUILD_INFO,
+            ]);
             Collector::default().describe();
             start_upkeep(metrics.handle.clone());
             metrics

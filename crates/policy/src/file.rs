@@ -17,7 +17,7 @@ use super::{
     confinement::Confinement,
     env::{EnvRule, every_variable},
     limits::{Limits, ProcessLimits, ServerLimits, ServerRule, ServerSettings, ToolRule},
-    remote::RemoteRule,
+    remote::{RemoteRule, RemoteTls},
 };
 
 #[derive(Deserialize)]
@@ -149,6 +149,9 @@ struct RemoteFile {
     port: Option<u16>,
     #[serde(default)]
     expand: BTreeSet<String>,
+    ca_file: Option<PathBuf>,
+    client_certificate_file: Option<PathBuf>,
+    client_key_file: Option<PathBuf>,
 }
 
 impl Policy {
@@ -173,13 +176,8 @@ impl Policy {
             .collect::<Result<_, _>>()?;
 
         let remotes = (file.remote.into_iter())
-            .map(|remote| {
-                let line = line(remote.host.span().start);
-                let rule = RemoteRule::parse(remote.host.get_ref())
-                    .map_err(|error| PolicyError::Remote { line: Some(line), error })?;
-                Ok(rule.with_port(remote.port).expanding(remote.expand).at_line(line))
-            })
-            .collect::<Result<_, PolicyError>>()?;
+            .map(|remote| remote_rule(line(remote.host.span().start), remote))
+            .collect::<Result<_, _>>()?;
 
         let defaults = Limits::default();
         let millis = Duration::from_millis;
@@ -230,6 +228,30 @@ fn command_rule(line: usize, file: CommandFile) -> Result<CommandRule, PolicyErr
         confinement,
         line: Some(line),
     })
+}
+
+fn remote_rule(line: usize, file: RemoteFile) -> Result<RemoteRule, PolicyError> {
+    let rule = RemoteRule::parse(file.host.get_ref())
+        .map_err(|error| PolicyError::Remote { line: Some(line), error })?;
+
+    let paths = [
+        ("ca_file", &file.ca_file),
+        ("client_certificate_file", &file.client_certificate_file),
+        ("client_key_file", &file.client_key_file),
+    ];
+    for (key, path) in paths {
+        if let Some(path) = path.as_ref().filter(|path| path.is_relative()) {
+            return Err(PolicyError::RelativePath { key, path: path.clone(), line: Some(line) });
+        }
+    }
+
+    let pair = match (file.client_certificate_file, file.client_key_file) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => return Err(PolicyError::HalfPair { line }),
+    };
+    let tls = RemoteTls { authorities: file.ca_file, pair };
+    Ok(rule.with_port(file.port).expanding(file.expand).with_tls(tls).at_line(line))
 }
 
 fn server_rule(file: &ServerFile) -> ServerRule {

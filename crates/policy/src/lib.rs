@@ -247,6 +247,16 @@ pub enum PolicyError {
         code = codes::POLICY_FILE
     )]
     ExpandForAll,
+    /// A client certificate without its key, or a key without its certificate.
+    #[error(
+        "the [[remote]] in line {line} of the policy file must have both `client_certificate_file` and \
+         `client_key_file`, or neither [{code}]",
+        code = codes::POLICY_FILE
+    )]
+    HalfPair {
+        /// The rule's line in the policy file.
+        line: usize,
+    },
     /// A remote rule is invalid.
     #[error("invalid remote rule{} [{code}]", in_line(*line), code = codes::POLICY_FILE)]
     Remote {

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
 };
 
 /// One allowed remote host.
@@ -18,6 +19,17 @@ pub struct RemoteRule {
     line: Option<usize>,
     /// Variables of the server's own environment that `${VAR}` may refer to.
     pub expand: BTreeSet<String>,
+    /// The files of TLS connections to the host.
+    pub tls: RemoteTls,
+}
+
+/// The files of TLS connections to a remote. Only the operator names them, in the policy file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RemoteTls {
+    /// The authorities of the remote's certificate, in place of the system's.
+    pub authorities: Option<PathBuf>,
+    /// Our client certificate, and its private key.
+    pub pair: Option<(PathBuf, PathBuf)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +75,7 @@ impl RemoteRule {
                 port: None,
                 line: None,
                 expand: BTreeSet::new(),
+                tls: RemoteTls::default(),
             });
         }
 
@@ -76,6 +89,7 @@ impl RemoteRule {
             port,
             line: None,
             expand: BTreeSet::new(),
+            tls: RemoteTls::default(),
         })
     }
 
@@ -90,6 +104,12 @@ impl RemoteRule {
     #[must_use]
     pub fn expanding(self, expand: BTreeSet<String>) -> Self {
         Self { expand, ..self }
+    }
+
+    /// Gives connections to the host these files.
+    #[must_use]
+    pub(super) fn with_tls(self, tls: RemoteTls) -> Self {
+        Self { tls, ..self }
     }
 
     /// Records the rule's line in the policy file.

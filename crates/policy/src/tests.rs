@@ -146,6 +146,8 @@ fn a_policy_file_is_parsed_strictly() {
         "[limits]\nmax = 1",
         "[[remote]]\nhost = \"a b\"",
         "[[remote]]\nport = 1",
+        "[[remote]]\nhost = 'a'\nca_file = 'relative.pem'",
+        "[[remote]]\nhost = 'a'\nclient_key_file = '/key.pem'",
     ] {
         assert!(Policy::from_toml(bad).is_err(), "{bad}");
     }

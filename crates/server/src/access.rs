@@ -44,8 +44,22 @@ pub enum AccessMode {
     Auto,
     /// Callers with credentials.
     Required,
+    /// Callers with credentials, and everybody on this machine without any; on loopback only.
+    Local,
     /// Everybody who can reach the port.
     Open,
+}
+
+/// How the server's port is secured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PortSecurity {
+    /// Plain HTTP.
+    #[default]
+    Plain,
+    /// TLS.
+    Tls,
+    /// TLS, and clients may prove who they are with a certificate.
+    ClientCertificates,
 }
 
 /// The settings about access, and the files that they name.
@@ -63,6 +77,8 @@ pub struct AccessSource {
     pub policy: Option<PathBuf>,
     /// The URL at which clients reach this server.
     pub public_url: Option<Url>,
+    /// How the port is secured.
+    pub port: PortSecurity,
 }
 
 impl Default for AccessSource {
@@ -74,6 +90,7 @@ impl Default for AccessSource {
             pepper: None,
             policy: None,
             public_url: None,
+            port: PortSecurity::Plain,
         }
     }
 }
@@ -114,17 +131,26 @@ impl AccessControl {
     /// settings don't say that everybody is served.
     pub fn start(source: AccessSource, stop: CancellationToken) -> Result<Self, ServerError> {
         let mut files = files::read_files(&source, WithoutCredentials::Refused)?;
-        let is_unconfigured = files.state.authenticator.is_unconfigured();
         let has_certificates = files.state.authenticator.has_certificates();
-        if has_certificates {
+        let verifies_certificates = source.port == PortSecurity::ClientCertificates;
+        if has_certificates && !verifies_certificates {
             tracing::warn!(
-                "the policy file has [[certificate]] tables, which are checked and not applied yet: \
-                 this server does not terminate TLS, so callers need API keys or access tokens"
+                "the policy file has [[certificate]] tables, which identify nobody without \
+                 --tls-client-ca (MCP_TLS_CLIENT_CA_FILE): callers need API keys or access tokens"
             );
         }
 
+        let is_unconfigured = files.state.authenticator.is_unconfigured()
+            && !(has_certificates && verifies_certificates);
+
         let without = match source.mode {
             AccessMode::Open => WithoutCredentials::Anonymous,
+            // Beyond loopback, a request that seems to come from this machine may be anybody's: that
+            // of a proxy, or of another container of the pod.
+            AccessMode::Local if !source.host.is_loopback() => {
+                return Err(ServerError::LocalBeyondLoopback { host: source.host });
+            }
+            AccessMode::Local => WithoutCredentials::LocalBesideCredentials,
             // A keys file that is still empty says that callers are to be told apart, and so do
             // [[certificate]] tables.
             AccessMode::Auto
@@ -254,11 +280,22 @@ fn log_start(state: &AccessState, rules: usize, without: WithoutCredentials) {
         ),
         WithoutCredentials::LocalIfLoopback => tracing::info!(
             rules,
-            "no keys or issuers are configured: every program on this machine is served as one \
+            "no keys, issuers or certificates are configured: every program on this machine is served as one \
              local principal, which may do whatever no rule denies"
         ),
+        WithoutCredentials::LocalBesideCredentials => tracing::info!(
+            issuers,
+            rules,
+            "MCP_ACCESS=local: callers with API keys or access tokens are served as who they are, and \
+             every other program on this machine as one local principal, which may do whatever no \
+             rule denies"
+        ),
         WithoutCredentials::Refused => {
-            tracing::info!(issuers, rules, "serving callers with API keys or access tokens only");
+            tracing::info!(
+                issuers,
+                rules,
+                "serving callers with API keys, access tokens or client certificates only"
+            );
         }
     }
 }

@@ -3,7 +3,10 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use fleet_kafka::compression::Compression;
-use fleet_ops::config::{parse_bytes, parse_duration};
+use fleet_ops::{
+    config::{parse_bytes, parse_duration},
+    tls::TlsArgs,
+};
 
 use crate::{access::AccessMode, audit::AuditMode};
 
@@ -16,6 +19,9 @@ pub struct Args {
     /// The port to listen on; 0 picks a free port.
     #[arg(help_heading = "Listening", long, env = "PORT", default_value_t = 8080)]
     pub port: u16,
+    /// TLS of the port.
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Write `host:port` to this file once the server listens.
     #[arg(help_heading = "Listening", long, env = "MCP_READY_FILE", value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
@@ -129,8 +135,10 @@ pub struct Args {
     )]
     pub expand_env: Vec<String>,
     /// Whose requests are served. `auto`: on loopback, everybody on this machine if nothing is
-    /// configured; elsewhere, only callers with a key or a token. `required`: only callers with a
-    /// key or a token, on loopback, too. `open`: everybody who can reach the port.
+    /// configured; elsewhere, only callers with a key, a token or a client certificate. `required`:
+    /// only callers with one of these, on loopback, too. `local`, on loopback only: callers with one
+    /// of these as who they are, and everybody else on this machine without. `open`: everybody who
+    /// can reach the port.
     #[arg(help_heading = "Access", long, env = "MCP_ACCESS", value_enum, default_value_t)]
     pub access: AccessMode,
     /// The file of API keys, which `mcp-fleet keys` writes. Changes apply within two

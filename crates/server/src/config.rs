@@ -11,12 +11,12 @@ use fleet_job::glob::Glob;
 use fleet_jobs::{Owners, config::JobsConfig};
 use fleet_kafka::compression::Compression;
 use fleet_ledger::Retention;
-use fleet_ops::http::guard::Origin;
+use fleet_ops::{http::guard::Origin, tls::TlsFiles};
 use fleet_policy::Policy;
 use url::Url;
 
 use crate::{
-    access::AccessSource,
+    access::{AccessSource, PortSecurity},
     args::{Args, non_empty},
     audit::{AuditConfig, AuditTopic},
     error::ServerError,
@@ -29,6 +29,8 @@ use crate::{
 pub struct ServerConfig {
     /// The address to listen on.
     pub listen: SocketAddr,
+    /// The files of the port's TLS; none for plain HTTP.
+    pub tls: Option<TlsFiles>,
     /// The file to which the server writes its address once it listens.
     pub ready_file: Option<PathBuf>,
     /// Whether to speak MCP on standard input and output instead of listening.
@@ -76,6 +78,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
+            tls: None,
             ready_file: None,
             stdio: false,
             conformance: false,
@@ -113,18 +116,21 @@ impl ServerConfig {
         let roots = non_empty_paths(&args.roots);
         let policy_source = policy_source(args);
         let public_url = parse_public_url(args)?;
+        let tls = args.tls.files()?;
+        let access = access_source(args, public_url.as_ref(), tls.as_ref());
 
         // Report unusable roots now rather than at the first call.
         Files::new(&roots, args.files_max_read)?;
 
         Ok(Self {
             listen: SocketAddr::new(args.host, args.port),
+            tls,
             ready_file: args.ready_file.clone(),
             stdio: args.stdio,
             conformance: args.conformance,
             allowed_hosts: non_empty(&args.allowed_hosts).map(str::to_owned).collect(),
             allowed_origins: origins.collect::<Result<_, _>>()?,
-            access: access_source(args, public_url.as_ref()),
+            access,
             public_url,
             legacy_sessions: args.legacy_sessions,
             roots,
@@ -157,7 +163,7 @@ fn policy_source(args: &Args) -> PolicySource {
 }
 
 /// Returns the settings about access. An empty variable is no file.
-fn access_source(args: &Args, public_url: Option<&Url>) -> AccessSource {
+fn access_source(args: &Args, public_url: Option<&Url>, tls: Option<&TlsFiles>) -> AccessSource {
     let named = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
     AccessSource {
         mode: args.access,
@@ -166,6 +172,11 @@ fn access_source(args: &Args, public_url: Option<&Url>) -> AccessSource {
         pepper: named(&args.access_pepper_file),
         policy: named(&args.policy_file),
         public_url: public_url.cloned(),
+        port: match tls.map(|tls| &tls.clients) {
+            None => PortSecurity::Plain,
+            Some(None) => PortSecurity::Tls,
+            Some(Some(_)) => PortSecurity::ClientCertificates,
+        },
     }
 }
 

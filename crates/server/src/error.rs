@@ -8,7 +8,7 @@ use fleet_codes as codes;
 use fleet_hosting::registry::RegistryError;
 use fleet_jobs::JobsError;
 use fleet_kafka::KafkaError;
-use fleet_ops::config::ConfigError;
+use fleet_ops::{config::ConfigError, tls::TlsError};
 use fleet_policy::PolicyError;
 
 use crate::tools::files::RootError;
@@ -54,13 +54,25 @@ pub enum ServerError {
     },
     /// Nothing tells callers apart.
     #[error(
-        "mcp-server has neither API keys nor issuers of tokens, so it can't tell apart who reaches it \
-         at {host}. Make a key with `mcp-fleet keys create` and pass its file with \
-         --access-keys (MCP_ACCESS_KEYS_FILE), add an [[issuer]] to the policy file, or set \
+        "mcp-server has neither API keys nor issuers of tokens nor certificates of clients, so it \
+         can't tell apart who reaches it at {host}. Make a key with `mcp-fleet keys create` and pass \
+         its file with --access-keys (MCP_ACCESS_KEYS_FILE), add an [[issuer]] to the policy file, \
+         add a [[certificate]] and set --tls-client-ca (MCP_TLS_CLIENT_CA_FILE), or set \
          MCP_ACCESS=open to serve everybody; docs/access.md shows how [{code}]",
         code = codes::NO_AUTHENTICATOR
     )]
     NoAuthenticator {
+        /// The address to listen on.
+        host: IpAddr,
+    },
+    /// The mode for one machine, where others reach the server.
+    #[error(
+        "MCP_ACCESS=local serves every program on this machine without credentials, so it is for \
+         loopback and not for {host}; listen on 127.0.0.1, or set MCP_ACCESS=required to serve \
+         callers with keys or tokens only [{code}]",
+        code = codes::NO_AUTHENTICATOR
+    )]
+    LocalBeyondLoopback {
         /// The address to listen on.
         host: IpAddr,
     },
@@ -123,6 +135,9 @@ pub enum ServerError {
     /// An environment variable is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// TLS can't be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The server can't listen on its address.
     #[error("{0}; choose another port with --port or PORT [{code}]", code = codes::LISTEN)]
     Listen(std::io::Error),

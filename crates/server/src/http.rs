@@ -64,8 +64,7 @@ pub fn router(
     stop: CancellationToken,
 ) -> Router {
     // What a client reads before it has credentials.
-    let public =
-        card::router(&gateway, config.public_url.clone()).merge(metadata::router(access.clone()));
+    let public = card::router(&gateway, access.address()).merge(metadata::router(access.clone()));
     let guard = Arc::new(Guard::new(&config.allowed_hosts, config.allowed_origins.clone()));
     let streams = sse::Streams::new(gateway.clone(), stop.clone());
     let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };

@@ -62,7 +62,8 @@ fn main() -> ExitCode {
 
     let cli = Cli::parse();
     if cli.healthcheck {
-        return fleet_ops::http::health_exit_code(SocketAddr::new(cli.args.host, cli.args.port));
+        let address = SocketAddr::new(cli.args.host, cli.args.port);
+        return fleet_ops::http::health_exit_code(address, cli.args.tls.is_on());
     }
 
     fleet_ops::telemetry::init("mcp-server");

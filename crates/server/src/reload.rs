@@ -1,46 +1,20 @@
 //! Applies a changed policy file without a restart.
 //!
-//! The file is polled rather than watched: Kubernetes updates a mounted file by swapping a symbolic
-//! link two directories up, which a watch on the file doesn't see, and network file systems have no
-//! watches. A change is applied once two polls in a row have seen it, because a file that is
-//! written in place is briefly empty or truncated, and an empty policy is valid and allows nothing.
-//! SIGHUP applies the file at once.
+//! The file is polled, for the reasons that [`fleet_ops::watched`] gives. A change is applied once
+//! two polls in a row have seen it, because a file that is written in place is briefly empty or
+//! truncated, and an empty policy is valid and allows nothing. SIGHUP applies the file at once.
 
-use std::{io, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use fleet_hosting::Fleet;
-use fleet_ops::errors::chain;
+use fleet_ops::{
+    errors::chain,
+    watched::{INTERVAL, Version},
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{error::ServerError, metrics::POLICY_RELOADS, policy_source::PolicySource};
-
-/// The time between two polls.
-pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
-
-/// The metadata that distinguishes one version of a file from another. Links are followed, so a
-/// swapped link is a new version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Version {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Version {
-    pub(crate) fn read(path: &Path) -> Result<Self, io::ErrorKind> {
-        let metadata = std::fs::metadata(path).map_err(|error| error.kind())?;
-        Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
-}
 
 /// Follows the policy file, if there is one, until `stop` is cancelled.
 ///
@@ -116,36 +90,5 @@ async fn reload_policy(source: &PolicySource, fleet: &Arc<Fleet>, forced: bool) 
                 "could not read the policy; the previous one stays in force"
             );
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_way_to_change_a_file_makes_a_new_version() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        // Kubernetes mounts a ConfigMap like this: the file is a link through a link that is
-        // swapped.
-        for (version, text) in [("v1", "a"), ("v2", "b")] {
-            std::fs::create_dir(at(version)).unwrap();
-            std::fs::write(at(version).join("policy.toml"), text).unwrap();
-        }
-        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, at(name)).unwrap();
-        link("v1", "..data");
-        link("..data/policy.toml", "policy.toml");
-        let file = at("policy.toml");
-        let first = Version::read(&file).unwrap();
-        assert_eq!(Version::read(&file), Ok(first));
-        link("v2", "..data_tmp");
-        std::fs::rename(at("..data_tmp"), at("..data")).unwrap();
-        let second = Version::read(&file).unwrap();
-        assert_ne!(second, first);
-        std::fs::write(&file, "longer").unwrap();
-        assert_ne!(Version::read(&file), Ok(second));
-        std::fs::remove_file(&file).unwrap();
-        assert_eq!(Version::read(&file), Err(io::ErrorKind::NotFound));
     }
 }

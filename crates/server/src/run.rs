@@ -10,8 +10,9 @@ use fleet_jobs::{Jobs, Tasks};
 use fleet_kafka::{compression::Compression, link::Link, settings::Settings};
 use fleet_ops::{
     config::Env,
-    http::{Health, bind, serve_with_grace, write_ready_file},
+    http::{Health, Serving, bind, serve_with, write_ready_file},
     shutdown::signal_token,
+    tls::Tls,
 };
 use fleet_policy::current::CurrentPolicy;
 use rmcp::transport::stdio_pipes;
@@ -80,7 +81,7 @@ pub async fn run_until(
     let log = audit.as_ref().map(|audit| audit.log.clone()).unwrap_or_default();
 
     if access.is_some() {
-        access::warn_of_readable_secrets(&config.access, &config.roots);
+        access::warn_of_readable_secrets(&config.access, config.tls.as_ref(), &config.roots);
     }
 
     let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
@@ -213,6 +214,7 @@ async fn serve_http(
     crate::metrics::show_gauges();
     metrics.identify("mcp-server", env!("CARGO_PKG_VERSION"));
 
+    let tls = config.tls.clone().map(|files| Tls::start(files, stop.clone())).transpose()?;
     let health = Health::new();
     let streams = CancellationToken::new();
     let router = http::router(
@@ -227,7 +229,7 @@ async fn serve_http(
 
     let (listener, address) = bind(config.listen).await.map_err(ServerError::Listen)?;
     tokio::spawn(report_ready(health.clone(), shared.clone(), jobs, stop.clone()));
-    tracing::info!(%address, "listening");
+    tracing::info!(%address, tls = tls.is_some(), "listening");
     if let Some(path) = &config.ready_file {
         write_ready_file(path, address)
             .map_err(|error| ServerError::ReadyFile { path: path.clone(), error })?;
@@ -239,7 +241,8 @@ async fn serve_http(
         fleet.end_subscriptions();
     });
 
-    let result = serve_with_grace(listener, router, stop, config.drain_timeout).await;
+    let serving = Serving { grace: config.drain_timeout, tls };
+    let result = serve_with(serving, listener, router, stop).await;
     streams.cancel();
     result.map_err(ServerError::Http)
 }

@@ -1,7 +1,12 @@
 //! The worker's settings. Each is a flag and an environment variable, and the table in
 //! docs/configuration.md is generated from them.
 
-use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{
+    net::IpAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::ValueEnum;
 use fleet_job::{
@@ -9,7 +14,10 @@ use fleet_job::{
     topics::{self, DEFAULT_REGISTRY_TOPIC, Topics},
 };
 use fleet_kafka::compression::Compression;
-use fleet_ops::config::{parse_bytes, parse_duration};
+use fleet_ops::{
+    config::{parse_bytes, parse_duration},
+    tls::{ServerTlsArgs, TlsArgs},
+};
 
 use crate::limits::{JobLimits, TenantWeights, ToolLimit};
 
@@ -97,6 +105,19 @@ pub struct Args {
     )]
     pub server_token: Option<String>,
 
+    /// A file with the token, in place of `--server-token`, which goes before it. Changes apply
+    /// within a second.
+    #[arg(
+        long,
+        env = "MCP_SERVER_TOKEN_FILE",
+        value_name = "FILE",
+        help_heading = SERVER
+    )]
+    pub server_token_file: Option<PathBuf>,
+    /// TLS of connections to the MCP server.
+    #[command(flatten)]
+    pub server_tls: ServerTlsArgs,
+
     /// The address on which /health, /ready and /metrics are served.
     #[arg(
         long,
@@ -110,6 +131,10 @@ pub struct Args {
     /// The port of /health, /ready and /metrics; 0 for any free port.
     #[arg(long, env = "PORT", default_value_t = 8081, help_heading = HEALTH)]
     pub port: u16,
+
+    /// TLS of this port.
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Host names that requests for /metrics may use, in addition to addresses and loopback names:
     /// HOST or HOST:PORT; `*` for any.
@@ -391,6 +416,17 @@ impl From<Ordering> for fleet_engine::Ordering {
 }
 
 impl Args {
+    /// The token for the MCP server, if the settings have it. An empty variable counts as unset.
+    pub(crate) fn token(&self) -> Option<&str> {
+        self.server_token.as_deref().filter(|token| !token.is_empty())
+    }
+
+    /// The file of the token, unless the settings have the token itself.
+    pub(crate) fn token_file(&self) -> Option<&Path> {
+        let file = self.server_token_file.as_deref().filter(|file| !file.as_os_str().is_empty());
+        file.filter(|_| self.token().is_none())
+    }
+
     /// The topics that belong to the jobs topic.
     pub(crate) fn topics(&self) -> Topics {
         Topics::of(self.topic.clone())
@@ -447,51 +483,4 @@ impl Args {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: Args,
-    }
-
-    fn args(extra: &[&str]) -> Args {
-        let base = ["kafka-worker", "--brokers", "b:1", "--server-url", "http://s"];
-        Cli::parse_from(base.iter().chain(extra)).args
-    }
-
-    #[test]
-    fn jobs_are_not_sent_round_for_less_than_a_second() {
-        assert_eq!(args(&["--max-park", "1s"]).max_park, Duration::from_secs(1));
-        let base =
-            ["kafka-worker", "--brokers", "b:1", "--server-url", "http://s", "--max-park", "0s"];
-        assert!(Cli::try_parse_from(base).is_err());
-    }
-
-    #[test]
-    fn reply_topics_are_denied_unless_listed() {
-        let default = args(&[]);
-        assert!(default.may_reply_to("mcp-replies.team-a"));
-        for denied in ["orders", "mcp-jobs", "mcp-jobs.dlq"] {
-            assert!(!default.may_reply_to(denied), "{denied}");
-        }
-
-        let ends = args(&["--reply-topics", "*.replies"]);
-        assert!(ends.may_reply_to("team-a.replies") && !ends.may_reply_to("team-a.replies.old"));
-
-        let wide = args(&["--reply-topics", "orders, *"]);
-        assert!(wide.may_reply_to("anything"));
-        for own in ["mcp-jobs.events", "mcp-jobs.pool.x", "mcp-servers", "__consumer_offsets"] {
-            assert!(
-                !wide.may_reply_to(own),
-                "the fleet's own topics are never reply topics: {own}"
-            );
-        }
-
-        let renamed = args(&["--reply-topics", "*", "--registry-topic", "our-servers"]);
-        assert!(!renamed.may_reply_to("our-servers"));
-    }
-}
+mod tests;

@@ -20,6 +20,7 @@ mod report;
 mod required_topics;
 mod run;
 mod shell;
+mod token_file;
 
 pub use config::Args;
 pub use run::{WorkerError, run, runtime};

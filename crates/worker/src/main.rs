@@ -30,7 +30,8 @@ fn main() -> ExitCode {
     fleet_ops::inspection::forbid();
     let cli = Cli::parse();
     if cli.healthcheck {
-        return health_exit_code(SocketAddr::new(cli.args.host, cli.args.port));
+        let address = SocketAddr::new(cli.args.host, cli.args.port);
+        return health_exit_code(address, cli.args.tls.is_on());
     }
 
     fleet_ops::telemetry::init("kafka-worker");

@@ -13,8 +13,9 @@ use fleet_mcp_client::{ClientConfig, McpClient};
 use fleet_ops::{
     config::Env,
     errors,
-    http::{self, guard::Guard},
+    http::{self, Serving, guard::Guard},
     invariant, shutdown,
+    tls::{Tls, TlsError},
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -30,6 +31,7 @@ use crate::{
     report::Reporter,
     required_topics::RequiredTopics,
     shell::{Parts, Shell},
+    token_file,
 };
 
 /// How long reading the control topic may delay the start.
@@ -44,6 +46,9 @@ pub enum WorkerError {
     /// `MCP_SERVER_URL` or a setting that belongs to it is invalid.
     #[error("the MCP server can't be called")]
     Client(#[from] fleet_mcp_client::ConfigError),
+    /// TLS can't be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Kafka refuses the worker, or can't be used.
     #[error(transparent)]
     Kafka(#[from] KafkaError),
@@ -83,6 +88,9 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     let settings = settings.compressed(args.compression);
     settings.check()?;
     let client = McpClient::new(client_config(&args)?)?;
+    if let Some(path) = args.token_file() {
+        token_file::follow(client.clone(), path.to_owned()).await;
+    }
     let producer = Producer::new(&settings)?;
 
     let endpoint = Endpoint::start(&args).await?;
@@ -116,9 +124,12 @@ impl Endpoint {
         }
 
         let stop = CancellationToken::new();
+        let files = args.tls.files()?;
+        let tls = files.map(|files| Tls::start(files, stop.clone())).transpose()?;
         let guard = Arc::new(Guard::new(&args.allowed_hosts, Vec::new()));
         let router = http::router(health.clone(), recorder, guard);
-        let serving = tokio::spawn(http::serve(listener, router, stop.clone()));
+        let serving = Serving { tls, ..Serving::default() };
+        let serving = tokio::spawn(http::serve_with(serving, listener, router, stop.clone()));
         Ok(Self { health, address, stop, serving })
     }
 
@@ -241,11 +252,12 @@ async fn catch_up(
     requests
 }
 
-fn client_config(args: &Args) -> Result<ClientConfig, fleet_mcp_client::ConfigError> {
+fn client_config(args: &Args) -> Result<ClientConfig, WorkerError> {
     let mut config = ClientConfig::new(ClientConfig::parse_urls(&args.server_url)?);
 
     config.default_timeout = args.call_timeout;
     config.max_response_bytes = usize::try_from(args.max_response_bytes).unwrap_or(usize::MAX);
-    config.bearer_token = args.server_token.clone().map(Into::into);
+    config.bearer_token = args.token().map(Into::into);
+    config.tls = args.server_tls.files()?;
     Ok(config)
 }

@@ -152,6 +152,11 @@ impl Project {
         SocketAddr::from(([127, 0, 0, 1], port))
     }
 
+    /// The directory that stands for a volume.
+    pub fn volume(&self, name: &str) -> PathBuf {
+        self.directory.join("volumes").join(name)
+    }
+
     // --- Containers -----------------------------------------------------------------------------
 
     fn names(&self, service: &str) -> Vec<Name> {

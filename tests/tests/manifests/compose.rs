@@ -75,6 +75,7 @@ fn the_services_are_the_documented_ones() {
         ("grafana", vec![Some("monitoring")]),
         ("kafka", vec![]),
         ("kafka-worker", vec![]),
+        ("keys", vec![]),
         ("mcp-fleet", vec![Some("cli")]),
         ("mcp-server", vec![]),
         ("prometheus", vec![Some("monitoring")]),
@@ -89,6 +90,10 @@ fn the_services_are_the_documented_ones() {
         assert_eq!(text(worker, &format!("/depends_on/{dependency}/condition")), condition);
     }
     assert_eq!(text(&project, "/services/topics/depends_on/kafka/condition"), "service_healthy");
+    for name in ["mcp-server", "kafka-worker", "mcp-fleet", "prometheus"] {
+        let condition = text(&project, &format!("/services/{name}/depends_on/keys/condition"));
+        assert_eq!(condition, "service_completed_successfully", "{name}");
+    }
     assert!(project["services"]["kafka"].get("healthcheck").is_some());
 }
 
@@ -178,13 +183,56 @@ fn containers_have_only_the_rights_that_they_need() {
             "an image without a version",
         );
         let started_again = service["restart"] == "unless-stopped";
-        let ends = ["topics", "mcp-fleet", "grafana"].contains(&name.as_str());
+        let ends = ["topics", "keys", "mcp-fleet", "grafana"].contains(&name.as_str());
         must(started_again != ends, "restart");
     }
 
     let password = text(&project, "/services/grafana/environment/GF_SECURITY_ADMIN_PASSWORD");
     assert_eq!(password, "", "a password that everybody knows");
     assert_no_problems(&problems);
+}
+
+/// Whoever has a key may use it, so only those who need one have it, and none is in the file.
+#[test]
+fn keys_are_in_volumes_which_only_their_makers_may_write_to() {
+    let Some(project) = project(&[]) else { return };
+    let mut problems = vec![];
+    for (name, service) in services(&project) {
+        for volume in list(service, "/volumes") {
+            let source = text(volume, "/source");
+            let is_secret = source == "access" || source.ends_with("-key");
+            if is_secret && name != "keys" && volume["read_only"] != true {
+                problems.push(format!("{name} may write to {source}"));
+            }
+        }
+        let variables = service["environment"].as_object().into_iter().flatten();
+        let mut texts = variables.filter_map(|(_, value)| value.as_str());
+        if texts.any(|value| value.starts_with("mf_")) {
+            problems.push(format!("{name} has a key in its environment"));
+        }
+    }
+    assert_no_problems(&problems);
+
+    let keys = &project["services"]["keys"];
+    assert_eq!(keys["network_mode"], "none");
+    let server = &project["services"]["mcp-server"]["environment"];
+    assert_eq!(server["MCP_ACCESS"], "required");
+
+    // The image has the directories, from which empty volumes take their owner.
+    let dockerfile = crate::file("Dockerfile.cli");
+    for volume in list(keys, "/volumes") {
+        let target = text(volume, "/target");
+        assert!(dockerfile.contains(&target), "{target}");
+    }
+    // Prometheus reads its key as a member of the group.
+    assert_eq!(project["services"]["prometheus"]["group_add"], serde_json::json!(["65532"]));
+    assert!(dockerfile.contains("USER 65532:65532"));
+    let path = text(&project, "/services/kafka-worker/environment/MCP_SERVER_TOKEN_FILE");
+    assert!(list(keys, "/command").contains(&path.into()));
+    let scrape = crate::file("monitoring/prometheus/prometheus.yml");
+    let made = list(keys, "/command").iter().filter_map(Value::as_str);
+    let made: Vec<_> = made.filter(|argument| argument.contains("/metrics/")).collect();
+    assert!(scrape.contains(made[0]), "{made:?}");
 }
 
 /// Grafana's default password is publicly known.

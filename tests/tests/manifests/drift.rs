@@ -29,6 +29,7 @@ fn images_have_the_version_of_the_workspace() {
             ("mcp-server", "server"),
             ("kafka-worker", "worker"),
             ("topics", "cli"),
+            ("keys", "cli"),
             ("mcp-fleet", "cli"),
         ] {
             let built = text(&project, &format!("/services/{service}/build/dockerfile"));
@@ -40,6 +41,7 @@ fn images_have_the_version_of_the_workspace() {
             ("Deployment", "mcp-server", "mcp-server"),
             ("Deployment", "kafka-worker", "kafka-worker"),
             ("Job", "mcp-fleet-topics", "mcp-fleet"),
+            ("Job", "mcp-fleet-keys", "mcp-fleet"),
         ] {
             let found = text(&render.get(kind, name).containers()[0], "/image");
             if found != format!("{image}:{version}") {

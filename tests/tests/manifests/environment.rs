@@ -6,8 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{assert_no_problems, compose, file, kubernetes::renders};
 
 /// The variables that `mcp-fleet` reads. It has no table, only the help of its commands.
-const CLI: [&str; 5] =
-    ["KAFKA_BROKERS", "KAFKA_TOPIC", "MCP_CONSUMER_GROUP", "MCP_SERVER_URL", "MCP_SERVER_TOKEN"];
+const CLI: [&str; 7] = [
+    "KAFKA_BROKERS",
+    "KAFKA_TOPIC",
+    "MCP_CONSUMER_GROUP",
+    "MCP_SERVER_URL",
+    "MCP_SERVER_TOKEN",
+    "MCP_SERVER_TOKEN_FILE",
+    "MCP_ACCESS_KEYS_FILE",
+];
 
 /// The variables of one of the tables in docs/configuration.md, with their defaults.
 pub(crate) fn table(name: &str) -> BTreeMap<String, String> {

@@ -106,6 +106,8 @@ fn all_requested_objects_are_rendered() {
             ("Deployment", "kafka-worker"),
             ("Service", "mcp-server"),
             ("Job", "mcp-fleet-topics"),
+            ("Job", "mcp-fleet-keys"),
+            ("Secret", "mcp-fleet-keys"),
             ("PodDisruptionBudget", "mcp-server"),
             ("PodDisruptionBudget", "kafka-worker"),
             ("NetworkPolicy", "mcp-fleet-default-deny"),
@@ -197,7 +199,7 @@ fn validate(python: &Python, objects: &BTreeSet<String>) -> Result<(), String> {
 }
 
 #[test]
-fn the_example_of_the_secrets_has_no_real_ones() {
+fn no_secret_has_data_and_the_example_has_no_real_ones() {
     let mut problems = vec![];
     for secret in documents(&crate::file("k8s/secret.example.yaml")) {
         for (key, value) in secret["stringData"].as_object().expect("stringData") {
@@ -208,10 +210,14 @@ fn the_example_of_the_secrets_has_no_real_ones() {
         }
     }
 
-    for render in renders() {
-        problems.extend(
-            render.of_kind("Secret").map(|secret| format!("{}: {}", render.name, secret.name())),
-        );
+    // Data would be in the repository, and each time that it is applied it would replace the keys of
+    // the cluster.
+    for render in renders().iter().chain(crate::standalone::files()) {
+        for secret in render.of_kind("Secret") {
+            if ["data", "stringData"].iter().any(|field| secret.0.get(field).is_some()) {
+                problems.push(format!("{}: {} has data", render.name, secret.describe()));
+            }
+        }
     }
 
     assert_no_problems(&problems);

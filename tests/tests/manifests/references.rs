@@ -198,7 +198,7 @@ fn network_policies_select_existing_pods() {
         }
         // The policy that denies selects every pod of the fleet.
         let deny = render.get("NetworkPolicy", "mcp-fleet-default-deny");
-        for name in ["mcp-server", "kafka-worker", "mcp-fleet-topics"] {
+        for name in ["mcp-server", "kafka-worker", "mcp-fleet-topics", "mcp-fleet-keys"] {
             let (_, labels) =
                 pods(render).into_iter().find(|(object, _)| object.name() == name).expect("a pod");
             if !is_about(&deny.0["spec"]["podSelector"], labels) {
@@ -273,6 +273,105 @@ fn secrets_configmaps_accounts_and_volumes_exist() {
                 if !in_example(&text(target, "/name"), &text(target, "/key")) {
                     problems.push(format!("{}: {target}", authentication.describe()));
                 }
+            }
+        }
+        problems
+    });
+}
+
+/// The Secret of keys as `mcp-fleet keys init --kubernetes-secret` fills it.
+const KEYS: &str = "mcp-fleet-keys";
+const KEY_FIELDS: [&str; 5] =
+    ["keys.toml", "keys.toml.pepper", "worker.key", "operator.key", "metrics.key"];
+
+#[test]
+fn every_pod_has_only_its_own_part_of_the_keys() {
+    let code = file("crates/cli/src/keys/init.rs") + &file("crates/cli/src/keys/init/cluster.rs");
+    for field in KEY_FIELDS {
+        let id = field.strip_suffix(".key").unwrap_or(field);
+        assert!(code.contains(&format!("\"{id}\"")), "the program knows no {field}");
+    }
+
+    let mounted = |object: &Object| -> Vec<String> {
+        let volumes = object.pod().map_or(&[][..], |pod| list(pod, "/spec/volumes"));
+        let secrets = volumes.iter().filter(|volume| volume.get("secret").is_some());
+        secrets
+            .flat_map(|volume| {
+                assert_eq!(volume["secret"]["secretName"], KEYS, "{}", object.describe());
+                let items = list(volume, "/secret/items");
+                assert!(!items.is_empty(), "{} has all keys", object.describe());
+                items.iter().map(|item| text(item, "/key"))
+            })
+            .collect()
+    };
+    check_everywhere(|render| {
+        let mut problems = vec![];
+        for object in render.objects.iter().filter(|object| object.pod().is_some()) {
+            let expected: &[&str] = match object.name() {
+                "mcp-server" => &["keys.toml", "keys.toml.pepper"],
+                "kafka-worker" => &["worker.key"],
+                _ => &[],
+            };
+            if mounted(object) != expected {
+                problems.push(format!("{} mounts {:?}", object.describe(), mounted(object)));
+            }
+        }
+        for (name, variable, path) in [
+            ("mcp-server", "MCP_ACCESS_KEYS_FILE", "keys.toml"),
+            ("kafka-worker", "MCP_SERVER_TOKEN_FILE", "key"),
+        ] {
+            let Some(deployment) = render.find("Deployment", name) else { continue };
+            let set = deployment.variable(render, variable).unwrap_or_default();
+            let mounts = list(&deployment.containers()[0], "/volumeMounts");
+            if !mounts.iter().any(|mount| format!("{}/{path}", text(mount, "/mountPath")) == set) {
+                problems.push(format!("{name}: {variable} is {set}, where nothing is mounted"));
+            }
+        }
+        for monitor in render.of_kind("ServiceMonitor") {
+            let credentials = &monitor.0["spec"]["endpoints"][0]["authorization"]["credentials"];
+            if *credentials != serde_json::json!({"name": KEYS, "key": "metrics.key"}) {
+                problems.push(format!("{} has no key", monitor.describe()));
+            }
+        }
+        problems
+    });
+}
+
+#[test]
+fn one_pod_may_do_one_thing_with_the_api_of_the_cluster() {
+    check_everywhere(|render| {
+        let mut problems = vec![];
+        for object in render.objects.iter().filter(|object| object.pod().is_some()) {
+            let has_token = object.0.to_string().contains("serviceAccountToken\":{");
+            if has_token != (object.name() == KEYS) {
+                problems.push(format!("{} has a token, or lacks it", object.describe()));
+            }
+        }
+        for role in render.of_kind("Role") {
+            let expected = serde_json::json!([{
+                "apiGroups": [""], "resources": ["secrets"], "resourceNames": [KEYS],
+                "verbs": ["get", "patch"],
+            }]);
+            if role.0["rules"] != expected {
+                problems.push(format!("{}: {}", role.describe(), role.0["rules"]));
+            }
+        }
+        for binding in render.of_kind("RoleBinding") {
+            let (role, subject) = (&binding.0["roleRef"], &binding.0["subjects"][0]);
+            let exists = render.find("Role", &text(role, "/name")).is_some()
+                && render.find("ServiceAccount", &text(subject, "/name")).is_some();
+            if !exists || list(&binding.0, "/subjects").len() != 1 {
+                problems.push(format!("{} binds something else", binding.describe()));
+            }
+        }
+        problems.extend(render.of_kind("ClusterRole").map(Object::describe));
+        problems.extend(render.of_kind("ClusterRoleBinding").map(Object::describe));
+
+        if let Some(job) = render.find("Job", KEYS) {
+            let args = list(&job.containers()[0], "/args");
+            let secret = args.iter().position(|arg| arg == "--kubernetes-secret");
+            if secret.map(|at| &args[at + 1]) != Some(&KEYS.into()) {
+                problems.push(format!("{} fills another Secret: {args:?}", job.describe()));
             }
         }
         problems

@@ -106,7 +106,7 @@ fn a_token_goes_before_a_certificate() {
 }
 
 #[test]
-fn certificates_alone_identify_nobody_and_open_nothing() {
+fn certificate_tables_alone_open_nothing() {
     let certificates = |without| {
         let policy = AccessPolicy::parse("[[certificate]]\nuri = 'spiffe://d/*'", None).unwrap();
         policy.authenticator(&KeysFile::default(), None, without).unwrap()
@@ -117,6 +117,24 @@ fn certificates_alone_identify_nobody_and_open_nothing() {
     let local = Presented { from_loopback: true, ..Presented::default() };
     check(&authenticator, &local, Err(Fault::Missing));
     check(&unconfigured(WithoutCredentials::LocalIfLoopback), &local, Ok("local"));
+}
+
+#[test]
+fn a_withdrawn_certificate_is_refused_unless_a_token_goes_before_it() {
+    let (authenticator, key) = configured(WithoutCredentials::Anonymous);
+    let certificate = ClientCertificate {
+        uris: vec!["spiffe://d/worker".to_owned()],
+        is_withdrawn: true,
+        ..ClientCertificate::default()
+    };
+    let header = format!("Bearer {key}");
+    let check = |values: &[&[u8]], expected| {
+        let presented = Presented { certificate: Some(&certificate), ..headers(values) };
+        check(&authenticator, &presented, expected);
+    };
+
+    check(&[], Err(Fault::WithdrawnCertificate));
+    check(&[header.as_bytes()], Ok("ci"));
 }
 
 #[test]
@@ -132,7 +150,7 @@ fn certificates_that_nobody_configured_are_refused() {
 
 #[test]
 fn requests_without_credentials_get_what_is_configured() {
-    use WithoutCredentials::{Anonymous, LocalIfLoopback, Refused};
+    use WithoutCredentials::{Anonymous, LocalBesideCredentials, LocalIfLoopback, Refused};
 
     let check = |authenticator: &Authenticator, from_loopback, expected| {
         let presented = Presented { from_loopback, ..Presented::default() };
@@ -149,6 +167,24 @@ fn requests_without_credentials_get_what_is_configured() {
     check(&configured(LocalIfLoopback).0, true, missing);
     check(&configured(Refused).0, true, missing);
     check(&configured(Anonymous).0, true, Ok("anonymous"));
+
+    for beside in [unconfigured(LocalBesideCredentials), configured(LocalBesideCredentials).0] {
+        check(&beside, true, Ok("local"));
+        check(&beside, false, missing);
+    }
+}
+
+#[test]
+fn who_brings_credentials_is_not_served_as_the_local_principal() {
+    let (authenticator, key) = configured(WithoutCredentials::LocalBesideCredentials);
+    let header = format!("Bearer {key}");
+    let check = |header: &str, expected| {
+        let values = [header.as_bytes()];
+        let presented = Presented { from_loopback: true, ..headers(&values) };
+        check(&authenticator, &presented, expected);
+    };
+    check(&header, Ok("ci"));
+    check(&header[..header.len() - 1], Err(Fault::UnknownKey));
 }
 
 #[test]

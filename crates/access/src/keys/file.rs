@@ -6,7 +6,7 @@ use fleet_codes as codes;
 use fleet_job::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::format::{KeyIdError, KeyMac, Pepper, check_key_id, digest_key, write_key};
+use super::format::{KeyIdError, KeyMac, Pepper, check_key, check_key_id, digest_key, write_key};
 use crate::{hex, principal::PrincipalKind};
 
 /// Text of this length without a break may be a secret. Peppers and the secrets of keys are longer.
@@ -198,10 +198,20 @@ impl KeyEntry {
     ) -> Result<(String, Self), KeyIdError> {
         check_key_id(id)?;
         let text = write_key(id, random);
+        let entry = Self::new(id, &text, pepper, now);
+        Ok((text, entry))
+    }
 
-        let entry = Self {
+    /// Makes the entry of a key that was made before, from its text; `None` if the text is not a
+    /// key. The entry stands for the id itself until the caller changes it.
+    pub fn of_key(text: &str, pepper: &Pepper, now: Timestamp) -> Option<Self> {
+        check_key(text).map(|id| Self::new(id, text, pepper, now))
+    }
+
+    fn new(id: &str, text: &str, pepper: &Pepper, now: Timestamp) -> Self {
+        Self {
             id: id.to_owned(),
-            mac: hex::encode(&digest_key(pepper.start_mac(), &text)),
+            mac: hex::encode(&digest_key(pepper.start_mac(), text)),
             subject: None,
             kind: PrincipalKind::Service,
             name: None,
@@ -211,8 +221,7 @@ impl KeyEntry {
             created: Some(now),
             expires: None,
             revoked: None,
-        };
-        Ok((text, entry))
+        }
     }
 
     pub(super) fn parsed_mac(&self) -> Result<KeyMac, KeysFileError> {
@@ -298,6 +307,14 @@ mod tests {
         let text = format!("[[key]]\nid='{key}'\nmac='{mac}'");
         let error = KeysFile::parse(&text).unwrap_err().to_string();
         assert!(error.contains("must have 1 to 40") && !error.contains(&secret), "{error}");
+    }
+
+    #[test]
+    fn the_entry_of_a_key_can_be_made_from_its_text() {
+        let pepper = Pepper::new([2; 32]);
+        let (key, entry) = KeyEntry::create("a", &[1; 32], &pepper, NOW).unwrap();
+        assert_eq!(KeyEntry::of_key(&key, &pepper, NOW), Some(entry));
+        assert_eq!(KeyEntry::of_key("mf_a_short", &pepper, NOW), None);
     }
 
     #[test]

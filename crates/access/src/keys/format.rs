@@ -50,6 +50,13 @@ pub(super) fn key_id(token: &str) -> Option<&str> {
     token.strip_prefix(PREFIX)?.split_once('_').map(|(id, _)| id)
 }
 
+/// Returns the id of a key if the text is one: an id and 32 bytes in base64url.
+pub(super) fn check_key(text: &str) -> Option<&str> {
+    let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
+    let is_secret = BASE64_URL_SAFE_NO_PAD.decode(secret).is_ok_and(|bytes| bytes.len() == 32);
+    (is_secret && check_key_id(id).is_ok()).then_some(id)
+}
+
 impl Pepper {
     /// A pepper of these random bytes.
     pub fn new(random: [u8; 32]) -> Self {
@@ -99,6 +106,11 @@ mod tests {
         assert_eq!(key_id(&key), Some("ci-1"));
         assert_eq!(key_id("mf_x"), None);
         assert_eq!(key_id("eyJhbGciOi"), None);
+
+        assert_eq!(check_key(&key), Some("ci-1"));
+        for other in [&key[1..], &key[..key.len() - 1], &key.to_uppercase(), "mf_ci-1_", ""] {
+            assert_eq!(check_key(other), None, "{other}");
+        }
     }
 
     #[test]

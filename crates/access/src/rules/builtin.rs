@@ -3,6 +3,7 @@
 use super::{facts::Facts, table::DefaultAccess};
 use crate::{
     action::Action,
+    fleet_role::FleetRole,
     principal::{Principal, Via},
     resource::Resource,
 };
@@ -16,6 +17,8 @@ pub(super) enum Builtin {
     Local,
     /// On an open server, everybody may do the same.
     Open,
+    /// The holders of the fleet's own keys may do what their role is for.
+    Role(FleetRole),
     /// Everybody may take part in the protocol and read what is there.
     Read,
     /// Everybody may call tools that change nothing.
@@ -34,6 +37,7 @@ impl Builtin {
             Self::UnknownOperation => "default:unknown-operation",
             Self::Local => "default:local",
             Self::Open => "default:open",
+            Self::Role(role) => role.rule_name(),
             Self::Read => "default:read",
             Self::ReadOnlyTool => "default:read-only-tool",
             Self::OwnJob => "default:own-job",
@@ -59,6 +63,10 @@ pub(super) fn allow(
         _ => {}
     }
 
+    if let Some(role) = FleetRole::that_allows(principal, action) {
+        return Some(Builtin::Role(role));
+    }
+
     let reads = default == DefaultAccess::ReadOnly;
     match Reach::of(action) {
         Reach::Always => Some(Builtin::Read),
@@ -76,6 +84,9 @@ pub(super) fn allow(
 pub(super) fn allow_ever(principal: &Principal, action: Action, default: DefaultAccess) -> bool {
     if matches!(principal.via, Via::Loopback | Via::Open) {
         return action != Action::Unknown;
+    }
+    if FleetRole::that_allows(principal, action).is_some() {
+        return true;
     }
     match Reach::of(action) {
         Reach::Always | Reach::OwnJobs => true,

@@ -316,6 +316,73 @@ fn who_could_call_a_tool_is_known_before_the_tool_is() {
     assert!(rules.could_call(&agent(), None, Some("file_read")));
 }
 
+/// A principal with this role, named by a key or by a token.
+fn with_role(role: FleetRole, via: Via) -> Principal {
+    let mut principal = Principal::new("keys", "k", PrincipalKind::Service, via);
+    principal.add_roles([role.as_str().to_owned()]);
+    principal
+}
+
+#[test]
+fn the_keys_of_a_fleet_need_no_rule() {
+    let keyed = |role| with_role(role, Via::Key { id: "k".to_owned() });
+    let changes = Resource::tool(Some("db"), "drop", Annotations::default());
+    let job = Resource::job(Some("somebody"), Some("b"));
+    let check = |text: &str, role, action, resource: &Resource<'_>, expected| {
+        let rules = rules(text);
+        let decision = decide(&rules, &keyed(role), action, resource);
+        assert_eq!((decision.verdict, decision.rule.as_str()), expected, "{text} {action:?}");
+    };
+
+    // Nor does a stricter default take anything from them.
+    for text in ["", "[access]\ndefault = 'deny'"] {
+        let operator = (Allow, "default:fleet-operator");
+        for action in Action::ALL {
+            check(text, FleetRole::Operator, *action, &job, operator);
+        }
+
+        let worker = (Allow, "default:fleet-worker");
+        check(text, FleetRole::Worker, Action::CallTool, &changes, worker);
+        check(text, FleetRole::Worker, Action::AdministerServers, &changes, worker);
+        check(text, FleetRole::Worker, Action::SubmitJob, &job, worker);
+        check(
+            text,
+            FleetRole::Metrics,
+            Action::ReadMetrics,
+            &job,
+            (Allow, "default:fleet-metrics"),
+        );
+
+        let no_rule = (Deny, "default:no-rule");
+        for action in [Action::ReadMetrics, Action::ReadJob, Action::ActAs, Action::ReadAudit] {
+            check(text, FleetRole::Worker, action, &job, no_rule);
+        }
+        for action in [Action::CallTool, Action::ReadJob, Action::SubmitJob] {
+            check(text, FleetRole::Metrics, action, &changes, no_rule);
+        }
+    }
+
+    let frozen = "[[rule]]\nname='frozen'\neffect='deny'\nprincipals=['anyone']\nactions=['*']";
+    check(frozen, FleetRole::Operator, Action::CallTool, &changes, (Deny, "frozen"));
+    assert!(!rules(frozen).could_call(&keyed(FleetRole::Worker), Some("db"), Some("drop")));
+    assert!(rules("").could_call(&keyed(FleetRole::Worker), Some("db"), Some("drop")));
+    assert!(!rules("").could_call(&keyed(FleetRole::Metrics), Some("db"), Some("drop")));
+    assert!(rules("").may_ever(&keyed(FleetRole::Worker), Action::AdministerServers));
+    assert!(!rules("").may_ever(&keyed(FleetRole::Worker), Action::ReadMetrics));
+}
+
+#[test]
+fn roles_that_an_issuer_gives_are_not_those_of_the_fleet() {
+    for via in [Via::Token, Via::Certificate] {
+        for role in FleetRole::ALL {
+            let principal = with_role(role, via.clone());
+            let decision =
+                decide(&rules(""), &principal, Action::ReadMetrics, &Resource::default());
+            assert_eq!(decision.verdict, Deny, "{principal:?}");
+        }
+    }
+}
+
 #[test]
 fn nobody_may_do_what_is_not_known() {
     let all = "[[rule]]\nname='all'\neffect='allow'\nprincipals=['anyone']\nactions=['*']";

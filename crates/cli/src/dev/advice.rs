@@ -1,18 +1,19 @@
 //! Suggests what to type next, once `dev` is up.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, path::Path};
 
 use fleet_job::topics::DEFAULT_JOBS_TOPIC;
 
 use crate::{output, stack::FILES};
 
 /// Prints what to type next.
-pub(super) fn print(brokers: &str, server_url: &str, topic: &str) {
+pub(super) fn print(brokers: &str, server_url: &str, operator_key: &Path, topic: &str) {
     // Use the program name as it was typed, so that the lines can be copied.
     let program = std::env::args().next().unwrap_or_else(|| "mcp-fleet".to_owned());
 
     output::line("\nIn another terminal, in this directory:");
-    for command in commands(&program, brokers, server_url, topic) {
+    let operator_key = operator_key.display().to_string();
+    for command in commands(&program, brokers, server_url, &operator_key, topic) {
         let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
         output::line(&format!("  {}", words.join(" ")));
     }
@@ -25,6 +26,7 @@ fn commands<'a>(
     program: &'a str,
     brokers: &'a str,
     server_url: &'a str,
+    operator_key: &'a str,
     topic: &'a str,
 ) -> [Vec<&'a str>; 4] {
     let mut kafka = vec!["--brokers", brokers];
@@ -34,7 +36,7 @@ fn commands<'a>(
 
     let call =
         ["--server", FILES, "--tool", "file_list", "--arguments", r#"{"path":"."}"#, "--wait"];
-    let server = ["--server", server_url];
+    let server = ["--server", server_url, "--token-file", operator_key];
 
     [
         [&[program, "events"][..], &kafka].concat(),
@@ -65,7 +67,8 @@ mod tests {
     fn every_command_can_be_typed() {
         for (program, topic) in [("./my fleet", DEFAULT_JOBS_TOPIC), ("./it's mine", "other.jobs")]
         {
-            for words in commands(program, "127.0.0.1:1", "http://127.0.0.1:2", topic) {
+            let key = "my fleet/access/operator.key";
+            for words in commands(program, "127.0.0.1:1", "http://127.0.0.1:2", key, topic) {
                 crate::Cli::try_parse_from(&words)
                     .unwrap_or_else(|error| panic!("{words:?}: {error}"));
 

@@ -123,6 +123,7 @@ impl Fleet {
         std::fs::create_dir_all(&config.run_dir).map_err(|source| {
             file("could not create the directory", config.run_dir.clone(), source)
         })?;
+        config.make_keys()?;
         let policy = stack::write_policy(&config)?;
 
         let broker = config.brokers.is_none().then_some(Duty::Broker);
@@ -413,11 +414,13 @@ impl Fleet {
         }
 
         output::line(&format!("jobs        {url}/jobs"));
+        output::line(&format!("keys        {}", self.config.keys_dir.display()));
         output::line(&format!("logs        {}", self.config.run_dir.display()));
         output::line(
             "Each process serves /ready (whether it can work, or why not) and /metrics at its address.",
         );
-        super::advice::print(&self.brokers, &url, &self.config.topic);
+        let operator_key = self.config.operator_key();
+        super::advice::print(&self.brokers, &url, &operator_key, &self.config.topic);
     }
 }
 

@@ -1,12 +1,16 @@
 //! A client of the server's REST interface for jobs.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use fleet_job::{
     filter::JobFilter,
     view::{CancelOutcome, Cancellation, JobList, JobView},
 };
 use fleet_mcp_client::ClientConfig;
+use fleet_ops::{
+    config::read_secret_file,
+    tls::{ClientTls, ServerTlsArgs},
+};
 use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
@@ -52,6 +56,13 @@ pub(crate) struct ServerArgs {
         value_name = "TOKEN"
     )]
     token: Option<String>,
+
+    /// A file with the token, in place of --token, which goes before it
+    #[arg(help_heading = "Server", long, env = "MCP_SERVER_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    tls: ServerTlsArgs,
 }
 
 /// A client of one server. Clones share its connections.
@@ -63,9 +74,19 @@ pub(super) struct Api {
 
 impl ServerArgs {
     pub(super) fn api(&self) -> Result<Api, CliError> {
-        // An empty variable counts as unset.
-        let token = self.token.as_deref().filter(|token| !token.is_empty());
-        Ok(Api::new(base_url(&self.server)?, token)?)
+        let token = self.read_token()?;
+        let tls = self.tls.files().and_then(|files| files.read()).map_err(ApiError::Tls)?;
+        Ok(Api::new(base_url(&self.server)?, token.as_deref(), &tls)?)
+    }
+
+    /// Returns the token. An empty variable counts as unset.
+    fn read_token(&self) -> Result<Option<String>, CliError> {
+        let given = self.token.clone().filter(|token| !token.is_empty());
+        let file = self.token_file.as_ref().filter(|path| !path.as_os_str().is_empty());
+        match (given, file) {
+            (None, Some(path)) => Ok(Some(read_secret_file(path)?)),
+            (given, _) => Ok(given),
+        }
     }
 }
 
@@ -79,7 +100,7 @@ fn base_url(urls: &str) -> Result<Url, CliError> {
 }
 
 impl Api {
-    pub(super) fn new(base: Url, token: Option<&str>) -> Result<Self, ApiError> {
+    pub(super) fn new(base: Url, token: Option<&str>, tls: &ClientTls) -> Result<Self, ApiError> {
         let mut headers = HeaderMap::new();
         if let Some(token) = token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
@@ -98,7 +119,8 @@ impl Api {
             builder = builder.tls_certs_only([]);
         }
 
-        let http = builder
+        let http = tls
+            .apply(builder)
             .user_agent(concat!("mcp-fleet/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
             .connect_timeout(CONNECT)
@@ -320,6 +342,10 @@ fn innermost(error: &dyn std::error::Error) -> &dyn std::error::Error {
 mod tests {
     use super::*;
 
+    fn api(urls: &str, token: Option<&str>) -> Result<Api, ApiError> {
+        Api::new(base_url(urls).unwrap(), token, &ClientTls::default())
+    }
+
     #[test]
     fn only_scheme_host_and_port_of_the_servers_url_count() {
         for (urls, expected) in [
@@ -327,17 +353,35 @@ mod tests {
             ("https://u:hunter2@a/x?y=1,http://b", "https://a"),
             ("http://[::1]:1,http://b", "http://[::1]:1"),
         ] {
-            assert_eq!(Api::new(base_url(urls).unwrap(), None).unwrap().name(), expected, "{urls}");
+            assert_eq!(api(urls, None).unwrap().name(), expected, "{urls}");
         }
         assert!(base_url("a:b").is_err() && base_url("").is_err());
     }
 
     #[test]
+    fn a_token_goes_before_its_file_and_what_is_empty_is_unset() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("operator.key");
+        std::fs::write(&path, "from-file\n").unwrap();
+        let read = |token: &str, file: &std::path::Path| {
+            let (token, token_file) = (Some(token.to_owned()), Some(file.to_owned()));
+            let (server, tls) = ("http://a".to_owned(), ServerTlsArgs::default());
+            ServerArgs { server, token, token_file, tls }.read_token()
+        };
+
+        assert_eq!(read("", &path).unwrap().as_deref(), Some("from-file"));
+        assert_eq!(read("given", &path).unwrap().as_deref(), Some("given"));
+        assert_eq!(read("", "".as_ref()).unwrap(), None);
+        let error = read("", &directory.path().join("other")).unwrap_err().to_string();
+        assert!(error.contains("other"), "{error}");
+    }
+
+    #[test]
     fn ids_of_any_characters_are_one_segment() {
-        let api = Api::new(base_url("http://a").unwrap(), Some("t")).unwrap();
-        let url = api.events_of("a/b c?d#e%").unwrap();
+        let server = api("http://a", Some("t")).unwrap();
+        let url = server.events_of("a/b c?d#e%").unwrap();
         assert_eq!(url.as_str(), "http://a/jobs/a%2Fb%20c%3Fd%23e%25/events");
-        assert!(api.events_of("..").is_err());
-        assert!(Api::new(base_url("http://a").unwrap(), Some("a\nb")).is_err());
+        assert!(server.events_of("..").is_err());
+        assert!(api("http://a", Some("a\nb")).is_err());
     }
 }

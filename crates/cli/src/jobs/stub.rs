@@ -18,6 +18,7 @@ use fleet_job::{
     filter::JobFilter,
     view::{CancelOutcome, JobView},
 };
+use fleet_ops::tls::ClientTls;
 use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, time::Instant};
@@ -83,7 +84,7 @@ impl Stub {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = Router::new().fallback(answer).with_state(stub.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
-        (Api::new(url.parse().unwrap(), Some("secret")).unwrap(), stub)
+        (Api::new(url.parse().unwrap(), Some("secret"), &ClientTls::default()).unwrap(), stub)
     }
 
     fn asked(&self) -> Vec<String> {
@@ -163,7 +164,8 @@ async fn requests_are_retried_while_the_server_reads_its_ledger() {
 async fn an_unreachable_server_is_named() {
     // The port was bound and released, so nothing listens on it.
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let api = Api::new(format!("http://127.0.0.1:{port}").parse().unwrap(), None).unwrap();
+    let url = format!("http://127.0.0.1:{port}").parse().unwrap();
+    let api = Api::new(url, None, &ClientTls::default()).unwrap();
     let error = api.get("x").await.unwrap_err().to_string();
     assert!(
         error.starts_with(&format!("no mcp-server responds at http://127.0.0.1:{port}: ")),

@@ -12,8 +12,8 @@ use fleet_access::{KeysFile, Pepper};
 use super::Files;
 use crate::error::CliError;
 
-/// The mode of new files: only the owner reads and writes.
-const PRIVATE: u32 = 0o600;
+/// The mode of private files: only the owner reads and writes.
+pub(super) const PRIVATE: u32 = 0o600;
 
 /// A keys file that is being changed. Two commands can't change the same one at once.
 #[derive(Debug)]
@@ -70,14 +70,14 @@ impl Store {
     fn make_pepper(&self) -> Result<Pepper, CliError> {
         let pepper = Pepper::new(rand::random());
         let text = format!("{}\n", pepper.reveal());
-        write_atomically(&self.pepper, text.as_bytes())
+        write_atomically(&self.pepper, text.as_bytes(), PRIVATE)
             .map_err(|error| failed("could not write the pepper", &self.pepper, error))?;
         Ok(pepper)
     }
 
     /// Writes the keys file. A file that exists keeps its owner and its permissions.
     pub(super) fn save(&self) -> Result<(), CliError> {
-        write_atomically(&self.path, self.file.to_toml().as_bytes())
+        write_atomically(&self.path, self.file.to_toml().as_bytes(), PRIVATE)
             .map_err(|error| failed("could not write the keys file", &self.path, error))
     }
 }
@@ -100,15 +100,16 @@ fn pepper_beside(keys: &Path) -> PathBuf {
     name.into()
 }
 
-fn directory_of(path: &Path) -> &Path {
+pub(super) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Writes a file beside its place and moves it there once it is on the disk.
+/// Writes a file beside its place and moves it there once it is on the disk. `mode` is that of a
+/// new file. The caller holds the lock.
 ///
 /// Root changes files that a server reads as another user. The replacement therefore keeps the owner
 /// and the mode of the file, and a new file belongs to the owner of its directory.
-fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let replaced = match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         found => Some(found?),
@@ -118,13 +119,18 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = PathBuf::from(temporary);
 
     let write = || {
+        // One that was killed may have left it, and in a container it has always the same id.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(&temporary)?;
         match &replaced {
             Some(replaced) => keep_owner(&file, replaced)?,
             None => take_owner_of_directory(&file, path)?,
         }
-        let mode = replaced.as_ref().map_or(PRIVATE, |found| found.permissions().mode() & 0o777);
+        let mode = replaced.as_ref().map_or(mode, |found| found.permissions().mode() & 0o777);
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -165,6 +171,6 @@ fn take_owner_of_directory(file: &File, path: &Path) -> io::Result<()> {
     }
 }
 
-fn failed(what: &'static str, path: &Path, source: io::Error) -> CliError {
+pub(super) fn failed(what: &'static str, path: &Path, source: io::Error) -> CliError {
     CliError::File { what, path: path.to_owned(), source }
 }

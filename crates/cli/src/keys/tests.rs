@@ -19,7 +19,8 @@ fn files(dir: &Path) -> Files {
 fn keys(dir: &Path, args: &[&str]) -> Result<ExitCode, CliError> {
     let path = dir.join("keys.toml");
     let line = ["keys"].iter().chain(args).copied().chain(["--keys", path.to_str().unwrap()]);
-    run(Line::try_parse_from(line).unwrap().command)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(run(Line::try_parse_from(line).unwrap().command))
 }
 
 fn mode(path: &Path) -> u32 {
@@ -101,6 +102,30 @@ fn a_keys_file_keeps_its_permissions_and_links_to_it_stay() {
 }
 
 #[test]
+fn a_key_can_replace_the_one_in_a_file() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("worker.key");
+    let create = |id: &str| {
+        let out = secret.to_str().unwrap();
+        keys(dir.path(), &["create", id, "--subject", "worker", "--out", out]).unwrap();
+        std::fs::read_to_string(&secret).unwrap()
+    };
+
+    let first = create("worker");
+    assert!(first.starts_with("mf_worker_") && first.trim() == first, "{first}");
+    assert_eq!(mode(&secret), 0o600);
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(create("worker-2").starts_with("mf_worker-2_"));
+    assert_eq!(mode(&secret), 0o640, "whoever could read the file still can");
+
+    let missing = dir.path().join("missing/worker.key");
+    let error = keys(dir.path(), &["create", "x", "--out", missing.to_str().unwrap()]).unwrap_err();
+    assert!(error.to_string().contains("revoke the new key"), "{error}");
+}
+
+#[test]
 fn files_that_root_changes_stay_readable_to_their_server() {
     use std::os::unix::fs::{MetadataExt as _, chown};
 
@@ -128,7 +153,7 @@ fn files_that_root_changes_stay_readable_to_their_server() {
 #[test]
 fn the_examples_are_valid_command_lines() {
     let mut checked = 0;
-    for examples in [CREATE_EXAMPLES, LIST_EXAMPLES, REVOKE_EXAMPLES] {
+    for examples in [CREATE_EXAMPLES, LIST_EXAMPLES, REVOKE_EXAMPLES, init::EXAMPLES] {
         for line in examples.lines() {
             let Some((_, line)) = line.split_once("mcp-fleet keys ") else { continue };
             let words = line.trim_end_matches(')').split(' ');
@@ -137,5 +162,5 @@ fn the_examples_are_valid_command_lines() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 8);
+    assert_eq!(checked, 11);
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fleet_ops::{clock, errors::chain};
+use fleet_ops::{clock, errors::chain, tls::FollowedClient};
 use fleet_wire::{
     Answer as Found, Message, Reply, RpcError, answer_in,
     body::{BodyError, drain},
@@ -207,7 +207,7 @@ pub(crate) async fn discard_body(response: Response) {
 
 /// The HTTP connection to one remote.
 pub(super) struct RemoteLink {
-    client: reqwest::Client,
+    client: FollowedClient,
     url: Url,
     /// What the log must not show.
     secrets: Secrets,
@@ -217,7 +217,7 @@ pub(super) struct RemoteLink {
 }
 
 impl RemoteLink {
-    pub(super) fn new(client: reqwest::Client, url: Url, secrets: Secrets) -> Self {
+    pub(super) fn new(client: FollowedClient, url: Url, secrets: Secrets) -> Self {
         Self { client, url, secrets, reuses_none_until: AtomicU64::new(0) }
     }
 
@@ -229,7 +229,7 @@ impl RemoteLink {
     ) -> Result<Answer, HttpFailure> {
         const BOTH: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
         headers.insert(header::ACCEPT, BOTH);
-        let request = |url| self.client.post(url).headers(headers.clone()).json(message);
+        let request = |url| self.client.current().post(url).headers(headers.clone()).json(message);
         let may_be_reused = self.reuses_connections();
         let response = match self.send(request).await {
             Err(HttpFailure::Connection(error))
@@ -271,7 +271,8 @@ impl RemoteLink {
         if let Some(Ok(last_event)) = last_event.map(HeaderValue::try_from) {
             headers.insert(LAST_EVENT_ID, last_event);
         }
-        let response = self.send(|url| self.client.get(url).headers(headers.clone())).await?;
+        let request = |url| self.client.current().get(url).headers(headers.clone());
+        let response = self.send(request).await?;
 
         if !response.status().is_success() {
             return match read_rejection(response, None, &self.secrets).await {
@@ -287,7 +288,8 @@ impl RemoteLink {
 
     /// Deletes a session.
     pub(super) async fn delete(&self, headers: HeaderMap) -> Result<(), HttpFailure> {
-        self.send(|url| self.client.delete(url).headers(headers.clone())).await.map(drop)
+        let request = |url| self.client.current().delete(url).headers(headers.clone());
+        self.send(request).await.map(drop)
     }
 
     /// Whether requests share connections now.

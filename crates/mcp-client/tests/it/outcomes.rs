@@ -399,6 +399,25 @@ async fn credentials_in_a_url_are_sent_but_a_token_takes_precedence() {
 }
 
 #[tokio::test]
+async fn a_token_can_be_replaced_while_the_client_is_in_use() {
+    let server = modern(|seen| Json(result(seen.id(), text("ok"))).into_response()).await;
+    let client = client([&server.url], |config| config.bearer_token = Some("first".into()));
+    let sent = async || {
+        succeeds(&client).await;
+        let seen = server.seen().pop().unwrap();
+        seen.headers.get("authorization").map(|value| value.to_str().unwrap().to_owned())
+    };
+
+    assert_eq!(sent().await.as_deref(), Some("Bearer first"));
+    client.clone().replace_bearer_token(Some("second".into())).unwrap();
+    assert_eq!(sent().await.as_deref(), Some("Bearer second"));
+    client.replace_bearer_token(Some("two\nlines".into())).unwrap_err();
+    assert_eq!(sent().await.as_deref(), Some("Bearer second"));
+    client.replace_bearer_token(None).unwrap();
+    assert_eq!(sent().await, None);
+}
+
+#[tokio::test]
 async fn a_probe_succeeds_if_an_endpoint_answers() {
     let server = modern(|seen| Json(result(seen.id(), text("ok"))).into_response()).await;
     let probed = client(&[crate::support::nobody().await, server.url.clone()], |_| {});

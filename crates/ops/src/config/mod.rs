@@ -6,11 +6,13 @@
 mod env;
 mod kafka;
 mod redact;
+mod secret;
 mod units;
 mod vars;
 
 pub use env::{ConfigError, Env};
 pub use kafka::KAFKA_PREFIX;
 pub use redact::{is_secret, redact};
+pub use secret::{SecretFileError, read_secret_file};
 pub use units::{UnitError, parse_bytes, parse_duration};
 pub use vars::{Var, effective, markdown};

@@ -3,7 +3,8 @@
 //! `axum::serve` accepts any number of connections and waits indefinitely for a request's header,
 //! so a client could exhaust the process with silent connections. [`seats`] decides which
 //! connections may stay open. The protocol is HTTP/1.1, which the fleet's own clients and all
-//! proxies speak.
+//! proxies speak, over TLS if the listener has a certificate. A handshake is part of the wait for
+//! the first request: it has the same time, and its connection can be evicted like any silent one.
 
 use std::convert::Infallible;
 use std::io;
@@ -21,12 +22,15 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::metrics::{Counted, HTTP_BUSY, HTTP_CONNECTIONS};
+use crate::tls::{PeerCertificate, Secured, Tls};
 
 mod seats;
 
@@ -34,7 +38,7 @@ use seats::{Guest, Seat, Seats, WaitingRoom};
 
 /// How long open requests may take to finish after the shutdown signal, unless the caller chooses a
 /// time.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 
 /// Paths that are served even without a seat: a crowded process is neither dead nor in need of a
 /// restart.
@@ -55,7 +59,8 @@ struct ConnectionLimits {
     /// The number of further connections that may be open, either before their first request or
     /// without a seat. When the room is full, the oldest silent connection is closed.
     waiting: usize,
-    /// How long a new connection may take to send the header of its first request.
+    /// How long a new connection may take to send the header of its first request, including the
+    /// TLS handshake.
     first_header: Duration,
     /// How long a connection may be idle between requests, including the time to send the next
     /// header.
@@ -76,8 +81,23 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     next_header: Duration::from_secs(120),
 };
 
-/// Serves `router` until `shutdown` is cancelled and then until open requests have finished, but no
-/// longer than [`DEFAULT_GRACE`].
+/// How to serve a listener.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    /// How long open requests may take to finish after the shutdown signal.
+    pub grace: Duration,
+    /// The listener's TLS; none by default.
+    pub tls: Option<Tls>,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        Self { grace: DEFAULT_GRACE, tls: None }
+    }
+}
+
+/// Serves `router` over plain HTTP until `shutdown` is cancelled and then until open requests have
+/// finished, but no longer than ten seconds.
 ///
 /// # Errors
 ///
@@ -87,35 +107,37 @@ pub async fn serve(
     router: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    serve_with_grace(listener, router, shutdown, DEFAULT_GRACE).await
+    serve_with(Serving::default(), listener, router, shutdown).await
 }
 
-/// Like [`serve`], with the caller's grace period: requests still open `grace` after the signal are
-/// abandoned and end with the runtime. Without a limit, a client that holds a stream open would
-/// keep the process from ending.
+/// Like [`serve`], with the caller's settings: requests still open when the grace period has passed
+/// after the signal are abandoned and end with the runtime. Without a limit, a client that holds a
+/// stream open would keep the process from ending.
 ///
 /// # Errors
 ///
 /// The same as [`serve`].
-pub async fn serve_with_grace(
+pub async fn serve_with(
+    serving: Serving,
     listener: TcpListener,
     router: Router,
     shutdown: CancellationToken,
-    grace: Duration,
 ) -> io::Result<()> {
-    serve_within(LIMITS, listener, router, shutdown, grace).await;
+    serve_within(LIMITS, serving, listener, router, shutdown).await;
     Ok(())
 }
 
 async fn serve_within(
     limits: ConnectionLimits,
+    serving: Serving,
     listener: TcpListener,
     router: Router,
     shutdown: CancellationToken,
-    grace: Duration,
 ) {
+    let Serving { grace, tls } = serving;
     let shared = Arc::new(Connections {
         limits,
+        tls,
         router,
         seats: Arc::new(Seats::new(limits.connections, limits.per_peer)),
         room: WaitingRoom::new(limits.waiting),
@@ -164,10 +186,17 @@ async fn serve_within(
 /// The state that all connections of a listener share.
 struct Connections {
     limits: ConnectionLimits,
+    tls: Option<Tls>,
     router: Router,
     seats: Arc<Seats>,
     room: WaitingRoom,
     shutdown: CancellationToken,
+}
+
+/// What is known of a connection's client.
+struct Client {
+    address: SocketAddr,
+    certificate: Option<PeerCertificate>,
 }
 
 impl Connections {
@@ -178,20 +207,59 @@ impl Connections {
         peer: SocketAddr,
         guest: Arc<Guest>,
     ) {
-        self.serve_requests(stream, peer, &guest).await;
+        let deadline = Instant::now() + self.limits.first_header;
+        match &self.tls {
+            None => {
+                let client = Client { address: peer, certificate: None };
+                self.serve_requests(stream, client, &guest, deadline).await;
+            }
+            Some(tls) => {
+                if let Some(secured) = self.shake_hands(tls, stream, &guest, deadline).await {
+                    let Secured { stream, certificate } = secured;
+                    let client = Client { address: peer, certificate };
+                    self.serve_requests(stream, client, &guest, deadline).await;
+                }
+            }
+        }
         self.room.remove(&guest);
     }
 
+    /// Performs the TLS handshake of a connection; `None` if it fails, takes too long, or the
+    /// connection has to go.
+    async fn shake_hands(
+        &self,
+        tls: &Tls,
+        stream: TcpStream,
+        guest: &Guest,
+        deadline: Instant,
+    ) -> Option<Secured> {
+        tokio::select! {
+            accepted = tls.accept(stream) => match accepted {
+                Ok(secured) => Some(secured),
+                Err(error) => {
+                    tracing::debug!(%error, "a TLS handshake failed");
+                    None
+                }
+            },
+            () = guest.evicted() => None,
+            () = sleep_until(deadline) => None,
+            () = self.shutdown.cancelled() => None,
+        }
+    }
+
+    /// Serves the requests of a connection, the first of which must begin before `deadline`.
     async fn serve_requests(
         self: &Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin,
+        client: Client,
         guest: &Arc<Guest>,
+        deadline: Instant,
     ) {
+        let Client { address, certificate } = client;
         let seat: Arc<OnceLock<Seat>> = Arc::default();
         let service = service_fn(|request: Request<Incoming>| {
             if guest.mark_asked()
-                && let Some(taken) = self.seats.take(peer.ip())
+                && let Some(taken) = self.seats.take(address.ip())
             {
                 self.room.remove(guest);
                 _ = seat.set(taken);
@@ -199,14 +267,25 @@ impl Connections {
 
             let (router, is_seated) = (self.router.clone(), seat.get().is_some());
             let mut request = request.map(Body::new);
-            request.extensions_mut().insert(ConnectInfo(peer));
-            async move { Ok::<_, Infallible>(respond(router, request, is_seated).await) }
+            request.extensions_mut().insert(ConnectInfo(address));
+            let certificate = certificate.clone();
+            if let Some(certificate) = &certificate {
+                request.extensions_mut().insert(certificate.clone());
+            }
+            async move {
+                let mut response = respond(router, request, is_seated).await;
+                // A client that has a newer certificate shows it on another connection.
+                if certificate.is_some_and(|certificate| !certificate.is_accepted()) {
+                    close_after(&mut response);
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
 
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.limits.next_header);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let mut first_header = pin!(tokio::time::sleep(self.limits.first_header));
+        let mut first_header = pin!(sleep_until(deadline));
         let (mut is_new, mut is_open) = (true, true);
         loop {
             tokio::select! {
@@ -246,9 +325,14 @@ async fn respond(router: Router, request: Request<Body>, is_seated: bool) -> Res
 
     let mut response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
     if !is_seated {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        close_after(&mut response);
     }
     response
+}
+
+/// Makes a response the last one of its connection.
+fn close_after(response: &mut Response) {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
 fn busy_response() -> Response {
@@ -258,235 +342,4 @@ fn busy_response() -> Response {
 }
 
 #[cfg(test)]
-mod tests {
-    use axum::routing::get;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::task::JoinHandle;
-
-    use super::*;
-    use crate::http::bind;
-
-    const PATIENCE: Duration = Duration::from_secs(30);
-    const SHORT: Duration = Duration::from_millis(30);
-    /// Long enough for a request on a busy machine.
-    const MODEST: Duration = Duration::from_millis(500);
-
-    async fn start(limits: ConnectionLimits) -> (SocketAddr, JoinHandle<()>) {
-        let (listener, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-        let router = Router::new()
-            .route("/health", get(async || "fine"))
-            .route("/work", get(async || "done"));
-        let server =
-            tokio::spawn(serve_within(limits, listener, router, CancellationToken::new(), SHORT));
-        (addr, server)
-    }
-
-    async fn send(client: &mut TcpStream, text: &str) {
-        client.write_all(text.as_bytes()).await.unwrap();
-    }
-
-    /// Reads until the server closes the connection.
-    async fn read_until_closed(client: &mut TcpStream) -> String {
-        let mut answer = Vec::new();
-        // A reset also counts as closing.
-        _ = tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer))
-            .await
-            .expect("never closed");
-        String::from_utf8(answer).unwrap()
-    }
-
-    async fn read_until(client: &mut TcpStream, expected: &str) {
-        let mut answer = Vec::new();
-        while !String::from_utf8_lossy(&answer).contains(expected) {
-            let mut chunk = [0; 1024];
-            let read =
-                tokio::time::timeout(PATIENCE, client.read(&mut chunk)).await.unwrap().unwrap();
-            assert_ne!(
-                read,
-                0,
-                "closed before {expected:?}: {:?}",
-                String::from_utf8_lossy(&answer)
-            );
-            answer.extend_from_slice(&chunk[..read]);
-        }
-    }
-
-    const WORK: &str = "GET /work HTTP/1.1\r\nhost: x\r\n\r\n";
-
-    #[tokio::test]
-    async fn slow_headers_end_a_connection() {
-        let (addr, ..) = start(ConnectionLimits { first_header: SHORT, ..LIMITS }).await;
-        for text in ["", "GET / HT", "GET / HTTP/1.1\r\nhost: x\r\nslow: "] {
-            let mut client = TcpStream::connect(addr).await.unwrap();
-            send(&mut client, text).await;
-            assert_eq!(read_until_closed(&mut client).await, "", "{text:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn later_headers_have_more_time() {
-        let (addr, ..) = start(ConnectionLimits { first_header: MODEST, ..LIMITS }).await;
-        let mut client = TcpStream::connect(addr).await.unwrap();
-        for _ in 0..2 {
-            send(&mut client, WORK).await;
-            read_until(&mut client, "done").await;
-            // Let the limit for the first header pass; nothing observable happens then, so there is
-            // no condition to poll.
-            tokio::time::sleep(MODEST + SHORT).await;
-        }
-        let (addr, ..) = start(ConnectionLimits { next_header: MODEST, ..LIMITS }).await;
-        let mut client = TcpStream::connect(addr).await.unwrap();
-        send(&mut client, WORK).await;
-        read_until(&mut client, "done").await;
-        send(&mut client, "GET /work HTTP/1.1\r\nslow: ").await;
-        read_until_closed(&mut client).await;
-    }
-
-    const HEALTH: &str = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
-
-    /// Opens a connection that holds a seat.
-    async fn seated(addr: SocketAddr) -> TcpStream {
-        let mut client = TcpStream::connect(addr).await.unwrap();
-        send(&mut client, WORK).await;
-        read_until(&mut client, "done").await;
-        client
-    }
-
-    #[tokio::test]
-    async fn the_number_of_connections_is_limited() {
-        let (addr, ..) = start(ConnectionLimits { connections: 1, ..LIMITS }).await;
-        let mut first = seated(addr).await;
-
-        let mut second = TcpStream::connect(addr).await.unwrap();
-        send(&mut second, WORK).await;
-        let answer = read_until_closed(&mut second).await;
-        assert!(
-            answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"),
-            "{answer}"
-        );
-
-        let mut third = TcpStream::connect(addr).await.unwrap();
-        send(&mut third, HEALTH).await;
-        let answer = read_until_closed(&mut third).await;
-        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("fine"), "{answer}");
-
-        send(&mut first, WORK).await;
-        read_until(&mut first, "done").await;
-        drop(first);
-
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            let mut client = TcpStream::connect(addr).await.unwrap();
-            send(&mut client, "GET /work HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
-            if read_until_closed(&mut client).await.contains("done") {
-                break;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "the seat was not freed");
-        }
-    }
-
-    #[tokio::test]
-    async fn silent_connections_do_not_block_others() {
-        let patient =
-            ConnectionLimits { first_header: 10 * PATIENCE, next_header: 10 * PATIENCE, ..LIMITS };
-        let (addr, ..) = start(ConnectionLimits { connections: 4, waiting: 3, ..patient }).await;
-
-        let mut silent = Vec::new();
-        for n in 0..30 {
-            let mut client = TcpStream::connect(addr).await.unwrap();
-            send(&mut client, if n % 2 == 0 { "" } else { "GET /health HTTP/1.1\r\nslow: " }).await;
-            silent.push(client);
-        }
-
-        for request in [HEALTH, WORK] {
-            let mut client = TcpStream::connect(addr).await.unwrap();
-            send(&mut client, request).await;
-            read_until(&mut client, "HTTP/1.1 200").await;
-        }
-        assert_eq!(read_until_closed(&mut silent[0]).await, "");
-    }
-
-    #[tokio::test]
-    async fn open_connections_are_counted() {
-        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-        let (handle, _local) =
-            (recorder.handle(), ::metrics::set_default_local_recorder(&recorder));
-        let open = async |expected: &str| {
-            let line = format!("{} {expected}\n", HTTP_CONNECTIONS.name);
-            let counted = async {
-                while !handle.render().contains(&line) {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            tokio::time::timeout(PATIENCE, counted)
-                .await
-                .unwrap_or_else(|_| panic!("{line}{}", handle.render()));
-        };
-
-        let (addr, ..) = start(LIMITS).await;
-        let (first, silent) = (seated(addr).await, TcpStream::connect(addr).await.unwrap());
-        open("2").await;
-        drop(first);
-        open("1").await;
-        drop(silent);
-        open("0").await;
-    }
-
-    #[tokio::test]
-    async fn one_address_does_not_take_all_seats() {
-        let (addr, ..) = start(ConnectionLimits { connections: 2, per_peer: 1, ..LIMITS }).await;
-        let _first = seated(addr).await;
-
-        let mut second = TcpStream::connect(addr).await.unwrap();
-        send(&mut second, WORK).await;
-        assert!(read_until_closed(&mut second).await.starts_with("HTTP/1.1 503"));
-
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
-        let mut other = socket.connect(addr).await.unwrap();
-        send(&mut other, WORK).await;
-        read_until(&mut other, "done").await;
-    }
-
-    #[tokio::test]
-    async fn an_endless_stream_does_not_block_shutdown() {
-        let (listener, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-        let (stop, reached) = (CancellationToken::new(), CancellationToken::new());
-        let handler = reached.clone();
-        let hang = async move || {
-            handler.cancel();
-            std::future::pending::<()>().await;
-        };
-        let router = Router::new().route("/hang", get(hang));
-        let server = tokio::spawn(serve_with_grace(listener, router, stop.clone(), SHORT));
-
-        let mut client = TcpStream::connect(addr).await.unwrap();
-        send(&mut client, "GET /hang HTTP/1.1\r\nhost: x\r\n\r\n").await;
-        reached.cancelled().await;
-
-        stop.cancel();
-        tokio::time::timeout(PATIENCE, server).await.unwrap().unwrap().unwrap();
-    }
-
-    #[tokio::test]
-    async fn shutdown_does_not_wait_for_silent_connections() {
-        let (listener, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-        let stop = CancellationToken::new();
-        let router = Router::new().route("/work", get(async || "done"));
-        let server =
-            tokio::spawn(serve_within(LIMITS, listener, router, stop.clone(), 10 * PATIENCE));
-
-        let mut silent = TcpStream::connect(addr).await.unwrap();
-        let mut idle = TcpStream::connect(addr).await.unwrap();
-        send(&mut idle, WORK).await;
-        read_until(&mut idle, "done").await;
-
-        stop.cancel();
-        tokio::time::timeout(PATIENCE, server)
-            .await
-            .expect("it waited for the whole grace period")
-            .unwrap();
-        assert_eq!(read_until_closed(&mut silent).await, "");
-        assert_eq!(read_until_closed(&mut idle).await, "");
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! The files about access: API keys, their pepper, and the policy file. They are read at the start
 //! and whenever one of them changes.
 //!
-//! They are polled like the policy of hosted servers, for the reasons that [`reload`](crate::reload)
+//! They are polled like the policy of hosted servers, for the reasons that [`fleet_ops::watched`]
 //! gives. A revoked key is refused after two polls, within two seconds.
 
 use std::{
@@ -11,7 +11,11 @@ use std::{
 };
 
 use fleet_access::{AccessPolicy, KeysFile, Pepper, Rights, WithoutCredentials};
-use fleet_ops::errors::chain;
+use fleet_ops::{
+    errors::chain,
+    tls::TlsFiles,
+    watched::{INTERVAL, Outcome, Watched, versions},
+};
 use fleet_policy::PolicyError;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -20,11 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{AccessControl, AccessSource, AccessState, metadata};
-use crate::{
-    error::ServerError,
-    metrics::ACCESS_RELOADS,
-    reload::{INTERVAL, Version},
-};
+use crate::{error::ServerError, metrics::ACCESS_RELOADS};
 
 impl AccessSource {
     /// The files that are read.
@@ -46,25 +46,36 @@ fn default_pepper_file(keys: &Path) -> PathBuf {
     name.into()
 }
 
-/// Warns of files about access that the `file_*` tools let every caller read.
-pub(crate) fn warn_of_readable_secrets(source: &AccessSource, roots: &[PathBuf]) {
-    for file in readable_secrets(source, roots) {
+/// Warns of secret files that the `file_*` tools let every caller read: those about access, and the
+/// private key of the port.
+pub(crate) fn warn_of_readable_secrets(
+    source: &AccessSource,
+    tls: Option<&TlsFiles>,
+    roots: &[PathBuf],
+) {
+    for file in readable_secrets(source, tls, roots) {
         tracing::warn!(
             file = %file.display(),
-            "a --root contains a file of the API keys, so that every caller can read it with \
-             file_read; keep it outside of all roots, and make the keys and their pepper anew"
+            "a --root contains a file of the API keys or the private key of TLS, so that every \
+             caller can read it with file_read; keep it outside of all roots, and replace the keys \
+             and their pepper, or the certificate and its key"
         );
     }
 }
 
-/// The keys file and its pepper, as far as they are below a root.
-fn readable_secrets(source: &AccessSource, roots: &[PathBuf]) -> Vec<PathBuf> {
+/// The keys file, its pepper and the private key of the port, as far as they are below a root.
+fn readable_secrets(
+    source: &AccessSource,
+    tls: Option<&TlsFiles>,
+    roots: &[PathBuf],
+) -> Vec<PathBuf> {
     let roots: Vec<_> = roots.iter().filter_map(|root| root.canonicalize().ok()).collect();
     let is_readable = |path: &PathBuf| {
         path.canonicalize().is_ok_and(|path| roots.iter().any(|root| path.starts_with(root)))
     };
 
-    let secrets = [source.keys.clone(), source.pepper_file()].into_iter().flatten();
+    let tls_key = tls.map(|tls| tls.pair.key.clone());
+    let secrets = [source.keys.clone(), source.pepper_file(), tls_key].into_iter().flatten();
     secrets.filter(is_readable).collect()
 }
 
@@ -160,8 +171,7 @@ pub(super) fn follow(control: &AccessControl, stop: CancellationToken) -> Result
 }
 
 async fn watch_files(control: &AccessControl, files: &[PathBuf], mut hangup: Signal) {
-    let read_versions = || files.iter().map(|path| Version::read(path)).collect::<Versions>();
-    let mut watched = Watched::new(read_versions());
+    let mut watched = Watched::new(versions(files));
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
@@ -171,84 +181,23 @@ async fn watch_files(control: &AccessControl, files: &[PathBuf], mut hangup: Sig
             _ = ticks.tick() => false,
         };
 
-        let seen = read_versions();
+        let seen = versions(files);
         if watched.is_due(&seen, forced) {
             let result = reload(control);
-            if watched.record(seen, Outcome::of(&result), forced) {
+            if watched.record(seen, outcome_of(&result), forced) {
                 report(&result);
             }
         }
     }
 }
 
-/// One version of each file.
-type Versions = Vec<Result<Version, io::ErrorKind>>;
-
-/// Which versions of the files were read, and with which outcome. Decides without IO when to read
-/// them: call [`is_due`](Self::is_due) with every look at the files, and [`record`](Self::record)
-/// after every reading.
-#[derive(Debug)]
-struct Watched {
-    last: Versions,
-    /// The versions that were read, and the outcome; nothing before the first reading.
-    read: Option<(Versions, Outcome)>,
-}
-
-/// What became of reading the files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Applied,
-    /// What the files say can't be used. Reading them once more would not change that.
-    Invalid,
-    /// A file could not be read. That may pass without another version of it, as after too many
-    /// open files.
-    Unread,
-}
-
-impl Outcome {
-    fn of(result: &Result<usize, ServerError>) -> Self {
-        match result {
-            Ok(_) => Self::Applied,
-            Err(ServerError::AccessFile { .. } | ServerError::Policy(PolicyError::Read { .. })) => {
-                Self::Unread
-            }
-            Err(_) => Self::Invalid,
+fn outcome_of(result: &Result<usize, ServerError>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Applied,
+        Err(ServerError::AccessFile { .. } | ServerError::Policy(PolicyError::Read { .. })) => {
+            Outcome::Unread
         }
-    }
-}
-
-impl Watched {
-    fn new(last: Versions) -> Self {
-        Self { last, read: None }
-    }
-
-    /// Returns whether the files are to be read now.
-    #[must_use]
-    fn is_due(&mut self, seen: &Versions, forced: bool) -> bool {
-        // A file that is written in place is briefly incomplete.
-        let is_settled = *seen == self.last;
-        self.last.clone_from(seen);
-
-        let is_done = match &self.read {
-            // The files may have changed since they were read at the start.
-            None | Some((_, Outcome::Unread)) => false,
-            Some((read, Outcome::Applied | Outcome::Invalid)) => read == seen,
-        };
-        forced || (is_settled && !is_done)
-    }
-
-    /// Takes in what became of reading these versions. Returns whether to report it: the first
-    /// reading applies what the start has applied, and files that still can't be read were reported
-    /// before.
-    #[must_use]
-    fn record(&mut self, seen: Versions, outcome: Outcome, forced: bool) -> bool {
-        let is_new = match (&self.read, outcome) {
-            (None, Outcome::Applied) => false,
-            (Some((read, Outcome::Unread)), Outcome::Unread) => forced || *read != seen,
-            _ => true,
-        };
-        self.read = Some((seen, outcome));
-        is_new
+        Err(_) => Outcome::Invalid,
     }
 }
 
@@ -285,6 +234,8 @@ fn report(result: &Result<usize, ServerError>) {
 
 #[cfg(test)]
 mod tests {
+    use fleet_ops::tls::PairFiles;
+
     use super::*;
 
     #[test]
@@ -312,7 +263,7 @@ mod tests {
         let pepper = write(apart.join("keys.toml.pepper"));
         let source = AccessSource { keys: Some(keys.clone()), ..AccessSource::default() };
         let check = |source: &AccessSource, root: &Path, expected: &[&PathBuf]| {
-            let found = readable_secrets(source, &[root.to_owned()]);
+            let found = readable_secrets(source, None, &[root.to_owned()]);
             assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{}", root.display());
         };
         check(&source, &root, &[]);
@@ -323,43 +274,10 @@ mod tests {
         let (link, real) = (apart.join("link"), write(root.join("pepper")));
         std::os::unix::fs::symlink(real, &link).unwrap();
         check(&AccessSource { pepper: Some(link.clone()), ..source }, &root, &[&link]);
-    }
 
-    #[test]
-    fn files_that_could_not_be_read_are_tried_again_and_reported_once() {
-        use Outcome::{Applied, Invalid, Unread};
-
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let present = vec![Version::read(file.path())];
-        let missing = vec![Err(io::ErrorKind::NotFound)];
-        let mut watched = Watched::new(present.clone());
-        // A look at the files that are there; if it leads to a reading, its outcome and whether that
-        // is reported.
-        let mut look = |seen: &Versions, forced, read: Option<(Outcome, bool)>| {
-            assert_eq!(watched.is_due(seen, forced), read.is_some(), "{seen:?} {read:?}");
-            if let Some((outcome, is_reported)) = read {
-                assert_eq!(watched.record(seen.clone(), outcome, forced), is_reported, "{read:?}");
-            }
-        };
-
-        look(&present, false, Some((Applied, false)));
-        look(&present, false, None);
-        look(&present, true, Some((Applied, true)));
-
-        look(&missing, false, None);
-        look(&missing, false, Some((Unread, true)));
-        look(&missing, false, Some((Unread, false)));
-        look(&missing, true, Some((Unread, true)));
-
-        // The metadata can be read, and the file can't.
-        look(&present, false, None);
-        look(&present, false, Some((Unread, true)));
-        look(&present, false, Some((Unread, false)));
-        look(&present, false, Some((Applied, true)));
-        look(&present, false, None);
-
-        look(&present, true, Some((Unread, true)));
-        look(&present, false, Some((Invalid, true)));
-        look(&present, false, None);
+        let pair = PairFiles { certificate: keys, key: link.clone() };
+        let tls = TlsFiles { pair, clients: None };
+        let found = readable_secrets(&AccessSource::default(), Some(&tls), &[root]);
+        assert_eq!(found, [link], "a certificate is no secret");
     }
 }

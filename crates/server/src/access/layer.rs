@@ -14,10 +14,11 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use fleet_access::{
-    Action, Asker, AuditRecord, AuthRefusal, AuthStatus, Context, Origin, Presented, Principal,
-    Resource,
+    Action, Asker, AuditRecord, AuthRefusal, AuthStatus, ClientCertificate, Context, Origin,
+    Presented, Principal, Resource,
 };
 use fleet_job::trace::TraceContext;
+use fleet_ops::tls::PeerCertificate;
 use serde_json::json;
 
 use super::{AccessControl, RefusalNote, metadata, streams::StreamCredentials};
@@ -47,8 +48,7 @@ pub(crate) async fn authenticate(
             metrics::counter!(ACCEPTED_REQUESTS.name, "via" => via).increment(1);
             let credentials = StreamCredentials::of(&access, &request, from_loopback, &principal);
             let (uri, headers) = (request.uri(), request.headers());
-            let metadata_url =
-                metadata::url_for(&access.current(), access.public_url(), uri, headers);
+            let metadata_url = metadata::url_for(&access, uri, headers);
 
             let note = RefusalNote::default();
             request.extensions_mut().insert(note.clone());
@@ -99,6 +99,7 @@ pub(crate) async fn check_metrics(request: Request, next: Next) -> Response {
 struct RequestFacts<'a> {
     uri: &'a Uri,
     headers: &'a HeaderMap,
+    certificate: Option<ClientCertificate>,
     /// The address at the other end of the connection.
     peer: Option<IpAddr>,
 }
@@ -112,12 +113,22 @@ impl RequestFacts<'_> {
 fn request_facts(request: &Request) -> RequestFacts<'_> {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let peer = peer.map(|peer| peer.0.ip().to_canonical());
-    RequestFacts { uri: request.uri(), headers: request.headers(), peer }
+    let certificate = request.extensions().get::<PeerCertificate>().map(present_certificate);
+    RequestFacts { uri: request.uri(), headers: request.headers(), certificate, peer }
 }
 
 fn origin_of(peer: Option<IpAddr>, headers: &HeaderMap) -> Origin {
     let trace = TraceContext::find(|name| headers.get(name)?.to_str().ok());
     Origin { peer, job_id: None, trace_id: trace.trace_id().map(str::to_owned) }
+}
+
+/// What a connection's client certificate says now.
+pub(super) fn present_certificate(peer: &PeerCertificate) -> ClientCertificate {
+    ClientCertificate {
+        uris: peer.uris().to_vec(),
+        dns_names: peer.dns_names().to_vec(),
+        is_withdrawn: !peer.is_accepted(),
+    }
 }
 
 async fn identify(
@@ -132,7 +143,7 @@ async fn identify(
     let authorization: Vec<&[u8]> = values.iter().map(HeaderValue::as_bytes).collect();
     let presented = Presented {
         authorization: &authorization,
-        certificate: None,
+        certificate: facts.certificate.as_ref(),
         from_loopback: facts.from_loopback(),
     };
     access.identify(&presented).await
@@ -179,7 +190,7 @@ fn refuse(
     });
     let mut response = (status, Json(problem)).into_response();
 
-    let metadata_url = metadata::url_for(&state, access.public_url(), uri, headers);
+    let metadata_url = metadata::url_for(access, uri, headers);
     let challenge = refusal.challenge(metadata_url.as_deref(), &state.scopes);
     let challenge = challenge.and_then(|text| HeaderValue::try_from(text.to_string()).ok());
 

@@ -11,10 +11,9 @@ use axum::{
     routing::get,
 };
 use serde_json::{Value, json};
-use url::Url;
 
-use super::{AccessControl, AccessState};
-use crate::http::card::{base_url, with_public_headers};
+use super::{AccessControl, AccessState, PortSecurity};
+use crate::http::card::{PublicAddress, with_public_headers};
 
 /// The path of the metadata of `<url>/mcp`.
 pub(crate) const METADATA: &str = "/.well-known/oauth-protected-resource/mcp";
@@ -22,9 +21,10 @@ pub(crate) const METADATA: &str = "/.well-known/oauth-protected-resource/mcp";
 pub(crate) const ROOT_METADATA: &str = "/.well-known/oauth-protected-resource";
 
 impl AccessControl {
-    /// The URL at which clients reach this server, if it is configured.
-    pub(super) fn public_url(&self) -> Option<&Url> {
-        self.inner.source.public_url.as_ref()
+    /// How clients reach this server.
+    pub(crate) fn address(&self) -> PublicAddress {
+        let source = &self.inner.source;
+        PublicAddress { url: source.public_url.clone(), is_tls: source.port != PortSecurity::Plain }
     }
 }
 
@@ -43,14 +43,9 @@ pub(crate) fn router(access: AccessControl) -> Router {
 }
 
 /// The URL of the metadata, for challenges; `None` if there is none.
-pub(super) fn url_for(
-    state: &AccessState,
-    public_url: Option<&Url>,
-    uri: &Uri,
-    headers: &HeaderMap,
-) -> Option<String> {
-    let has_issuers = !state.authenticator.tokens().is_empty();
-    has_issuers.then(|| format!("{}{METADATA}", base_url(public_url, uri, headers)))
+pub(super) fn url_for(access: &AccessControl, uri: &Uri, headers: &HeaderMap) -> Option<String> {
+    let has_issuers = !access.current().authenticator.tokens().is_empty();
+    has_issuers.then(|| format!("{}{METADATA}", access.address().base_url(uri, headers)))
 }
 
 async fn serve_metadata(State(access): State<AccessControl>, request: Request) -> Response {
@@ -59,7 +54,7 @@ async fn serve_metadata(State(access): State<AccessControl>, request: Request) -
         return (StatusCode::NOT_FOUND, "this server takes no access tokens\n").into_response();
     }
 
-    let base = base_url(access.public_url(), request.uri(), request.headers());
+    let base = access.address().base_url(request.uri(), request.headers());
     let mut response = Json(document(&state, &base)).into_response();
     response
         .headers_mut()

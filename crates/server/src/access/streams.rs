@@ -17,10 +17,11 @@ use axum::{
     response::Response,
 };
 use fleet_access::{AuthRefusal, AuthStatus, Fault, Presented, Principal, PrincipalId};
+use fleet_ops::tls::PeerCertificate;
 use futures::StreamExt as _;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::AccessControl;
+use super::{AccessControl, layer::present_certificate};
 
 /// How often the credentials of a stream are authenticated again.
 const RECHECK: Duration = Duration::from_secs(10);
@@ -32,6 +33,7 @@ const LISTEN: &[u8] = b"subscriptions/listen";
 pub(super) struct StreamCredentials {
     access: AccessControl,
     authorization: Vec<HeaderValue>,
+    certificate: Option<PeerCertificate>,
     from_loopback: bool,
     owner: PrincipalId,
     is_answer: bool,
@@ -54,6 +56,7 @@ impl StreamCredentials {
         Some(Self {
             access: access.clone(),
             authorization: headers.get_all(header::AUTHORIZATION).iter().cloned().collect(),
+            certificate: request.extensions().get().cloned(),
             from_loopback,
             owner: principal.id(),
             is_answer: request.method() == Method::POST && !listens,
@@ -84,7 +87,9 @@ impl StreamCredentials {
             match self.identify().await {
                 Ok(principal) if principal.id() == self.owner => {}
                 Ok(_) => {
-                    tracing::info!("ended an event stream, whose key now has another subject");
+                    tracing::info!(
+                        "ended an event stream, whose credentials now have another subject"
+                    );
                     return;
                 }
                 Err(refusal) if ends_stream(refusal.status(), refusal.fault(), self.is_answer) => {
@@ -100,9 +105,10 @@ impl StreamCredentials {
     async fn identify(&self) -> Result<Arc<Principal>, AuthRefusal> {
         let authorization: Vec<&[u8]> =
             self.authorization.iter().map(HeaderValue::as_bytes).collect();
+        let certificate = self.certificate.as_ref().map(present_certificate);
         let presented = Presented {
             authorization: &authorization,
-            certificate: None,
+            certificate: certificate.as_ref(),
             from_loopback: self.from_loopback,
         };
         self.access.identify(&presented).await
@@ -129,6 +135,7 @@ mod tests {
         for (status, fault, ends, ends_answer) in [
             (AuthStatus::Unauthorized, Fault::RevokedKey, true, true),
             (AuthStatus::Unauthorized, Fault::UnknownKey, true, true),
+            (AuthStatus::Unauthorized, Fault::WithdrawnCertificate, true, true),
             (AuthStatus::Unauthorized, Fault::UnknownIssuer, true, true),
             (AuthStatus::Unauthorized, Fault::UnknownSigningKey, true, true),
             (AuthStatus::Unauthorized, Fault::Expired, true, false),

@@ -44,27 +44,26 @@ const PUBLIC_HEADERS: [(HeaderName, &str); 4] = [
 
 /// The data from which the documents are made.
 struct CardSource {
-    public_url: Option<Url>,
+    address: PublicAddress,
     versions: Vec<ProtocolVersion>,
 }
 
-/// The routes of both documents. The documents name `public_url` or, if there is none, the host of
-/// the request.
-pub(super) fn router(gateway: &Gateway, public_url: Option<Url>) -> Router {
+/// The routes of both documents, which name `address`.
+pub(super) fn router(gateway: &Gateway, address: PublicAddress) -> Router {
     let versions = gateway.supported_protocol_versions().into_owned();
     Router::new()
         .route(CARD, get(serve_card).options(answer_preflight))
         .route(CATALOG, get(serve_catalog).options(answer_preflight))
-        .with_state(Arc::new(CardSource { public_url, versions }))
+        .with_state(Arc::new(CardSource { address, versions }))
 }
 
 async fn serve_card(State(source): State<Arc<CardSource>>, request: Request) -> Response {
-    let base = base_url(source.public_url.as_ref(), request.uri(), request.headers());
+    let base = source.address.base_url(request.uri(), request.headers());
     respond_with(CARD_TYPE, &card(&base, &source.versions), request.headers())
 }
 
 async fn serve_catalog(State(source): State<Arc<CardSource>>, request: Request) -> Response {
-    let base = base_url(source.public_url.as_ref(), request.uri(), request.headers());
+    let base = source.address.base_url(request.uri(), request.headers());
     respond_with(CATALOG_TYPE, &catalog(&base), request.headers())
 }
 
@@ -73,14 +72,26 @@ async fn answer_preflight() -> Response {
     with_public_headers(StatusCode::NO_CONTENT.into_response())
 }
 
-/// The URL at which clients reach this server, without a trailing slash. The guard has already
-/// checked the host of the request.
-pub(crate) fn base_url(public_url: Option<&Url>, uri: &Uri, headers: &HeaderMap) -> String {
-    if let Some(url) = public_url {
-        return url.as_str().trim_end_matches('/').to_owned();
+/// How clients reach this server, for documents and challenges.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PublicAddress {
+    /// The configured URL; without one, the host of a request names the server.
+    pub(crate) url: Option<Url>,
+    /// Whether the port speaks TLS.
+    pub(crate) is_tls: bool,
+}
+
+impl PublicAddress {
+    /// The URL of the server for the client of a request, without a trailing slash. The guard has
+    /// already checked the host of the request.
+    pub(crate) fn base_url(&self, uri: &Uri, headers: &HeaderMap) -> String {
+        if let Some(url) = &self.url {
+            return url.as_str().trim_end_matches('/').to_owned();
+        }
+        let scheme = if self.is_tls { "https" } else { "http" };
+        let host = guard::requested_host(uri, headers).unwrap_or("localhost");
+        format!("{scheme}://{host}")
     }
-    let host = guard::requested_host(uri, headers).unwrap_or("localhost");
-    format!("http://{host}")
 }
 
 fn card(base: &str, versions: &[ProtocolVersion]) -> Value {
@@ -162,7 +173,8 @@ mod tests {
         let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
         let gateway = Gateway::new(Vec::new(), fleet, std::time::Duration::ZERO, 0, None);
         let guard = Arc::new(Guard::new(&[], Vec::new()));
-        router(&gateway, public_url.map(|url| Url::parse(url).unwrap()))
+        let url = public_url.map(|url| Url::parse(url).unwrap());
+        router(&gateway, PublicAddress { url, is_tls: false })
             .layer(from_fn_with_state(guard, guard::check_host))
     }
 
@@ -196,6 +208,15 @@ mod tests {
         {
             let identifier = format!("urn:air:{publisher}:mcp:mcp-fleet");
             assert_eq!(catalog(base)["entries"][0]["identifier"], identifier);
+        }
+    }
+
+    #[test]
+    fn a_port_with_tls_is_named_as_such() {
+        let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("a:8443"))]);
+        for (is_tls, expected) in [(true, "https://a:8443"), (false, "http://a:8443")] {
+            let address = PublicAddress { url: None, is_tls };
+            assert_eq!(address.base_url(&Uri::from_static("/mcp"), &headers), expected);
         }
     }
 

@@ -315,7 +315,7 @@ async fn a_server_that_others_reach_does_not_start_without_an_authenticator() {
     let log = refused_start(&["--access-keys", empty.path().to_str().unwrap()]).await;
     assert!(log.contains("FLEET-NO-AUTHENTICATOR"), "{log}");
 
-    // Nobody can present a certificate yet, so these tables tell nobody apart.
+    // Nobody can present a certificate to a port without TLS, so these tables tell nobody apart.
     let policy = empty.dir.path().join("policy.toml");
     std::fs::write(&policy, "[[certificate]]\nuri = 'spiffe://d/*'").unwrap();
     for host in ["127.0.0.1", "0.0.0.0"] {
@@ -345,6 +345,40 @@ async fn an_open_server_serves_everybody_and_counts_every_request() {
     assert_eq!(list_tools(&server, &["Bearer whatever"]).await.status(), StatusCode::OK);
     let count = server.metric("mcp_server_accepted_requests_total{via=\"open\"}").await;
     assert_eq!(count, Some(3.0), "the request for metrics is one, too");
+}
+
+#[tokio::test]
+async fn a_local_server_knows_who_brings_a_key_and_serves_this_machine_without() {
+    let mut keys = Keys::new();
+    let key = format!("Bearer {}", keys.add("ci", "ci"));
+    let server = keys.start_server_with(&["--access", "local"]).await;
+
+    assert_eq!(list_tools(&server, &[]).await.status(), StatusCode::OK);
+    assert_eq!(list_tools(&server, &[&key]).await.status(), StatusCode::OK);
+    for via in ["loopback", "key"] {
+        let series = format!("mcp_server_accepted_requests_total{{via=\"{via}\"}}");
+        assert!(server.metric(&series).await >= Some(1.0), "{via}");
+    }
+
+    // Bad credentials are not passed over.
+    assert_eq!(list_tools(&server, &["Bearer mf_ci_x"]).await.status(), StatusCode::UNAUTHORIZED);
+    keys.revoke("ci");
+    eventually("the revoked key to be refused", async || {
+        let status = list_tools(&server, &[&key]).await.status();
+        (status == StatusCode::UNAUTHORIZED).then_some(())
+    })
+    .await;
+    assert_eq!(list_tools(&server, &[]).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_local_server_does_not_start_where_others_reach_it() {
+    let mut keys = Keys::new();
+    keys.add("ci", "ci");
+    let path = keys.path();
+    let args = ["--access", "local", "--access-keys", path.to_str().unwrap(), "--host", "0.0.0.0"];
+    let log = refused_start(&args).await;
+    assert!(log.contains("FLEET-NO-AUTHENTICATOR") && log.contains("127.0.0.1"), "{log}");
 }
 
 #[tokio::test]

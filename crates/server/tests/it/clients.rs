@@ -16,11 +16,11 @@ use rmcp::{
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-fn legacy() -> ClientLifecycleMode {
+pub(crate) fn legacy() -> ClientLifecycleMode {
     ClientLifecycleMode::Initialize
 }
 
-fn modern() -> ClientLifecycleMode {
+pub(crate) fn modern() -> ClientLifecycleMode {
     ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] }
 }
 
@@ -28,7 +28,7 @@ fn arguments(value: Value) -> JsonObject {
     value.as_object().unwrap().clone()
 }
 
-async fn exercise<H: rmcp::service::Service<RoleClient>>(
+pub(crate) async fn exercise<H: rmcp::service::Service<RoleClient>>(
     client: RunningService<RoleClient, H>,
     version: ProtocolVersion,
 ) {

@@ -62,4 +62,6 @@ mod starts;
 #[cfg(test)]
 mod supervision;
 #[cfg(test)]
+mod tls;
+#[cfg(test)]
 mod variables;

@@ -1,0 +1,62 @@
+//! The roles of a fleet's own keys, which have rights without a rule.
+
+use crate::{
+    action::Action,
+    principal::{Principal, Via},
+};
+
+/// A role that has rights without a rule: those of the keys that `mcp-fleet keys init` makes.
+///
+/// Rules that deny go before these rights. Only API keys have them: the roles of a token are made by
+/// its issuer, who may mean something else by the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FleetRole {
+    /// Who operates the fleet. May do everything.
+    Operator,
+    /// The workers. May do what jobs do: call tools, host servers, and submit more jobs.
+    Worker,
+    /// Who collects the metrics. May read them, and nothing else that needs a right.
+    Metrics,
+}
+
+impl FleetRole {
+    /// Every role of a fleet.
+    pub const ALL: [Self; 3] = [Self::Operator, Self::Worker, Self::Metrics];
+
+    /// The role as it is written in the keys file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Operator => "fleet-operator",
+            Self::Worker => "fleet-worker",
+            Self::Metrics => "fleet-metrics",
+        }
+    }
+
+    /// The name of the built-in rule about this role.
+    pub(crate) fn rule_name(self) -> &'static str {
+        match self {
+            Self::Operator => "default:fleet-operator",
+            Self::Worker => "default:fleet-worker",
+            Self::Metrics => "default:fleet-metrics",
+        }
+    }
+
+    /// The role by which a principal may do something without a rule; `None` if it has no such role.
+    pub(crate) fn that_allows(principal: &Principal, action: Action) -> Option<Self> {
+        if !matches!(principal.via, Via::Key { .. }) {
+            return None;
+        }
+        let mut roles = Self::ALL.into_iter();
+        roles.find(|role| role.allows(action) && principal.has_role(role.as_str()))
+    }
+
+    fn allows(self, action: Action) -> bool {
+        match self {
+            Self::Operator => action != Action::Unknown,
+            Self::Worker => {
+                matches!(action, Action::CallTool | Action::AdministerServers | Action::SubmitJob)
+            }
+            Self::Metrics => action == Action::ReadMetrics,
+        }
+    }
+}
