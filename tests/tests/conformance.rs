@@ -84,7 +84,7 @@ fn tasks_pass_their_scenarios() {
 
 /// The scenarios that apply to a worker, which calls tools. It doesn't answer questions, authorize
 /// itself in a browser or resume a broken stream.
-const CLIENT_SCENARIOS: [(&str, &str); 8] = [
+const CLIENT_SCENARIOS: [(&str, &str); 10] = [
     ("2025-11-25", "initialize"),
     ("2025-11-25", "tools_call"),
     ("2026-07-28", "tools_call"),
@@ -93,6 +93,8 @@ const CLIENT_SCENARIOS: [(&str, &str); 8] = [
     ("2026-07-28", "http-custom-headers"),
     ("2026-07-28", "http-invalid-tool-headers"),
     ("2026-07-28", "json-schema-ref-no-deref"),
+    ("2025-11-25", "auth/client-credentials-basic"),
+    ("2025-11-25", "auth/client-credentials-jwt"),
 ];
 
 #[test]

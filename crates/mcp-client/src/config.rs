@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use fleet_codes as codes;
+use fleet_oauth::CredentialsReader;
 use fleet_ops::tls::{ClientTlsFiles, TlsError};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -26,6 +27,8 @@ pub struct ClientConfig {
     /// A token that is sent as `Authorization: Bearer …`. It can be
     /// [replaced](crate::McpClient::replace_bearer_token) while the client is in use.
     pub bearer_token: Option<Secret>,
+    /// The OAuth client as which access tokens are fetched, if there is no bearer token.
+    pub oauth: Option<CredentialsReader>,
     /// Headers for every request. The protocol's own headers cannot be set here.
     pub headers: Vec<(String, Secret)>,
     /// The size limit for an answer: a JSON body, or one event of a stream.
@@ -150,6 +153,7 @@ impl ClientConfig {
             handshake_timeout: Duration::from_secs(10),
             default_timeout: Duration::from_secs(60),
             bearer_token: None,
+            oauth: None,
             headers: Vec::new(),
             max_response_bytes: 8 << 20,
             pool_max_idle_per_host: 64,
@@ -205,7 +209,8 @@ impl ClientConfig {
             let reserved = [ACCEPT, CONTENT_TYPE, CONTENT_LENGTH, TRANSFER_ENCODING, HOST]
                 .contains(&header)
                 || header.as_str().starts_with("mcp-")
-                || (header == AUTHORIZATION && self.bearer_token.is_some());
+                || (header == AUTHORIZATION
+                    && (self.bearer_token.is_some() || self.oauth.is_some()));
 
             if reserved {
                 return Err(ConfigError::ReservedHeader { name: name.clone() });

@@ -26,4 +26,5 @@ mod wire;
 
 pub use client::{McpClient, ToolCall};
 pub use config::{ClientConfig, ConfigError, Era, Secret};
+pub use fleet_oauth as oauth;
 pub use wire::{Input, News, Progress};

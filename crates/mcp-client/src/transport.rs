@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fleet_oauth::{BoundedClient, TokenSource};
 use fleet_ops::tls::FollowedClient;
 use fleet_wire::body::{BodyError, drain};
 use fleet_wire::encoding::DecodeError;
@@ -22,7 +23,7 @@ use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
     TRANSFER_ENCODING,
 };
-use http::{HeaderMap, HeaderValue, Version};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use parking_lot::RwLock;
 use reqwest::Response;
 use serde_json::{Value, json};
@@ -55,6 +56,8 @@ pub(crate) struct Transport {
     message_headers: HeaderMap,
     /// The value of `Authorization`, in place of what the headers or a URL have.
     authorization: Arc<RwLock<Option<HeaderValue>>>,
+    /// Where access tokens come from, if they are fetched.
+    tokens: Option<Arc<TokenSource>>,
     max_response_bytes: usize,
     /// The `clientInfo` in both eras.
     pub(crate) client_info: Value,
@@ -115,7 +118,8 @@ impl Transport {
             move || files.clone(),
             move |tls| {
                 let mut builder = reqwest::Client::builder();
-                if settings.endpoints.iter().all(|url| url.scheme() == "http") {
+                let is_plain = settings.endpoints.iter().all(|url| url.scheme() == "http");
+                if is_plain && settings.oauth.is_none() {
                     // The system's root certificates are not needed, and a slim container may have
                     // none, in which case the client could not be created. Trust no certificate at all
                     // then.
@@ -143,12 +147,14 @@ impl Transport {
         message_headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
 
         let authorization = config.bearer_token.as_ref().map(bearer_header).transpose()?;
+        let tokens = token_source(config, &client);
 
         Ok(Self {
             client,
             headers,
             message_headers,
             authorization: Arc::new(RwLock::new(authorization)),
+            tokens,
             max_response_bytes: config.max_response_bytes,
             client_info: json!({"name": config.client_name, "version": config.client_version}),
         })
@@ -217,7 +223,41 @@ impl Transport {
         Ok(Reply { head, session, answer, streamed })
     }
 
+    /// Sends a request. One that is refused for its access token was not carried out, and is sent
+    /// again with another.
     async fn send(&self, url: &Url, post: &Post<'_>, body: Bytes) -> Result<Response, Broken> {
+        let Some(tokens) = &self.tokens else { return self.send_once(url, post, body).await };
+
+        let token = tokens.token().await;
+        let token = token.map_err(|error| Broken::NotSent(error.to_string()))?;
+        self.use_token(&token)?;
+        let response = self.send_once(url, post, body.clone()).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+
+        match tokens.token_after_refusal(&token).await {
+            Ok(other) => {
+                self.use_token(&other)?;
+                post.sent.reset();
+                self.send_once(url, post, body).await
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the server refuses our access token");
+                Ok(response)
+            }
+        }
+    }
+
+    /// Sends this access token from the next request on.
+    fn use_token(&self, token: &str) -> Result<(), Broken> {
+        let header = bearer_header(&token.into());
+        let header = header.map_err(|error| Broken::NotSent(error.to_string()))?;
+        *self.authorization.write() = Some(header);
+        Ok(())
+    }
+
+    async fn send_once(&self, url: &Url, post: &Post<'_>, body: Bytes) -> Result<Response, Broken> {
         let body = reqwest::Body::wrap(TrackedBody::new(body, post.sent.clone()));
         let request = self.message(url, &post.headers).body(body);
         request.send().await.map_err(|error| {
@@ -510,6 +550,16 @@ fn head(response: &Response) -> Head {
         location: text(LOCATION),
         text: String::new(),
     }
+}
+
+/// The source of access tokens for the server. All endpoints are replicas of one server, so the
+/// first one stands for it.
+fn token_source(config: &ClientConfig, client: &FollowedClient) -> Option<Arc<TokenSource>> {
+    let credentials = config.oauth.clone().filter(|_| config.bearer_token.is_none())?;
+    let resource = config.endpoints.first()?.clone();
+    let client = client.clone();
+    let http = Arc::new(BoundedClient::new(move || client.current()));
+    Some(Arc::new(TokenSource::new(resource, credentials, http)))
 }
 
 /// Returns the URL to which the request must be sent again, if the server redirects within its

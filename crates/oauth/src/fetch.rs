@@ -1,6 +1,6 @@
 //! The requests to authorization servers.
 
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::{StatusCode, header::LOCATION};
 use rmcp::transport::auth::{
@@ -18,13 +18,21 @@ const MAX_REDIRECTS: usize = 3;
 
 /// Sends requests to authorization servers through a client of the caller's, whose trust and
 /// addresses are the caller's too. The client must not follow redirects by itself.
-#[derive(Debug, Clone)]
-pub struct BoundedClient(reqwest::Client);
+#[derive(Clone)]
+pub struct BoundedClient(Arc<CurrentClient>);
+
+type CurrentClient = dyn Fn() -> reqwest::Client + Send + Sync;
+
+impl fmt::Debug for BoundedClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BoundedClient")
+    }
+}
 
 impl BoundedClient {
-    /// Sends requests through this client.
-    pub fn new(client: reqwest::Client) -> Self {
-        Self(client)
+    /// Sends each request through the client that `current` returns then.
+    pub fn new(current: impl Fn() -> reqwest::Client + Send + Sync + 'static) -> Self {
+        Self(Arc::new(current))
     }
 
     async fn send(
@@ -38,7 +46,7 @@ impl BoundedClient {
         for _ in 0..=MAX_REDIRECTS {
             let again = request.try_clone();
             let url = request.url().clone();
-            let mut response = self.0.execute(request).await?;
+            let mut response = (self.0)().execute(request).await?;
             if follows
                 && let Some(next) = redirect_target(&response, &url)
                 && let Some(mut again) = again

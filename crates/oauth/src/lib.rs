@@ -16,7 +16,8 @@ use rmcp::transport::{
     JwtSigningAlgorithm,
     auth::{AuthError, ClientCredentialsConfig, OAuthHttpClient, OAuthState},
 };
-use tokio::sync::Mutex;
+use serde_json::Value;
+use tokio::{runtime::Handle, sync::Mutex};
 use url::Url;
 
 pub use fetch::BoundedClient;
@@ -77,6 +78,28 @@ pub struct ClientCredentials {
     pub scopes: Vec<String>,
 }
 
+/// Reads a client's credentials. It is asked whenever a token is fetched, so that replaced ones
+/// count without a restart.
+#[derive(Clone)]
+pub struct CredentialsReader(Arc<ReadCredentials>);
+
+type ReadCredentials = dyn Fn() -> Result<ClientCredentials, String> + Send + Sync;
+
+impl CredentialsReader {
+    /// Reads credentials with this function, whose error is a text for people.
+    pub fn new(
+        read: impl Fn() -> Result<ClientCredentials, String> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(read))
+    }
+}
+
+impl fmt::Debug for CredentialsReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CredentialsReader")
+    }
+}
+
 /// There is no access token.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TokenError {
@@ -102,7 +125,7 @@ pub enum TokenError {
 /// Gets and keeps the access tokens for one MCP server.
 pub struct TokenSource {
     resource: Url,
-    credentials: ClientCredentials,
+    credentials: CredentialsReader,
     http: Arc<dyn OAuthHttpClient>,
     /// Locked while a token is fetched, so that all calls wait for the same one.
     held: Mutex<Held>,
@@ -112,7 +135,6 @@ impl fmt::Debug for TokenSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TokenSource")
             .field("resource", &self.resource.as_str())
-            .field("credentials", &self.credentials)
             .finish_non_exhaustive()
     }
 }
@@ -121,7 +143,7 @@ impl TokenSource {
     /// A source of tokens for the MCP endpoint `resource`, with requests through `http`.
     pub fn new(
         resource: Url,
-        credentials: ClientCredentials,
+        credentials: CredentialsReader,
         http: Arc<dyn OAuthHttpClient>,
     ) -> Self {
         Self { resource, credentials, http, held: Mutex::default() }
@@ -155,51 +177,66 @@ impl TokenSource {
             Next::Fetch => {}
         }
 
-        let fetched = self.fetch().await;
+        let fetched = match (self.credentials.0)() {
+            Ok(credentials) => {
+                fetch(self.resource.clone(), credentials, Arc::clone(&self.http)).await
+            }
+            Err(error) => Err(error),
+        };
         // Later than before the request, so a token is never used beyond its end by this.
         let now = Instant::now();
         match fetched {
-            Ok(response) => {
-                let response = serde_json::to_value(&response).unwrap_or_default();
-                held.take(&response, now).map_err(|reason| self.no_token(reason))
-            }
-            Err(error) => Err(self.no_token(held.fail(&describe(&error), now))),
-        }
-    }
-
-    async fn fetch(&self) -> Result<impl serde::Serialize + use<>, AuthError> {
-        let http = Arc::clone(&self.http);
-        let mut state =
-            OAuthState::new_with_oauth_http_client(self.resource.as_str(), http).await?;
-        state.authenticate_client_credentials(self.config()).await?;
-        let (_, response) = state.get_credentials().await?;
-        response.ok_or(AuthError::AuthorizationRequired)
-    }
-
-    fn config(&self) -> ClientCredentialsConfig {
-        let ClientCredentials { client_id, proof, scopes } = self.credentials.clone();
-        let resource = Some(self.resource.to_string());
-        match proof {
-            Proof::Secret(client_secret) => {
-                ClientCredentialsConfig::ClientSecret { client_id, client_secret, scopes, resource }
-            }
-            Proof::PrivateKey { pem, algorithm } => ClientCredentialsConfig::PrivateKeyJwt {
-                client_id,
-                signing_key: pem.into_bytes(),
-                signing_algorithm: match algorithm {
-                    Algorithm::Es256 => JwtSigningAlgorithm::ES256,
-                    Algorithm::Es384 => JwtSigningAlgorithm::ES384,
-                    Algorithm::Rs256 => JwtSigningAlgorithm::RS256,
-                },
-                token_endpoint_audience: None,
-                scopes,
-                resource,
-            },
+            Ok(response) => held.take(&response, now).map_err(|reason| self.no_token(reason)),
+            Err(error) => Err(self.no_token(held.fail(&error, now))),
         }
     }
 
     fn no_token(&self, reason: Arc<str>) -> TokenError {
         TokenError::NoToken { resource: self.resource.clone(), reason }
+    }
+}
+
+/// Fetches a token, and returns the response of the authorization server.
+async fn fetch(
+    resource: Url,
+    credentials: ClientCredentials,
+    http: Arc<dyn OAuthHttpClient>,
+) -> Result<Value, String> {
+    let runtime = Handle::current();
+    // rmcp's future can't move between threads, so one thread makes it and runs it to its end.
+    let fetched = tokio::task::spawn_blocking(move || {
+        runtime.block_on(async move {
+            let config = config(&resource, credentials);
+            let state = OAuthState::new_with_oauth_http_client(resource.as_str(), http).await;
+            let mut state = state.map_err(|error| describe(&error))?;
+            let authenticated = state.authenticate_client_credentials(config).await;
+            authenticated.map_err(|error| describe(&error))?;
+            let (_, response) = state.get_credentials().await.map_err(|error| describe(&error))?;
+            serde_json::to_value(&response).map_err(|error| error.to_string())
+        })
+    });
+    fetched.await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+fn config(resource: &Url, credentials: ClientCredentials) -> ClientCredentialsConfig {
+    let ClientCredentials { client_id, proof, scopes } = credentials;
+    let resource = Some(resource.to_string());
+    match proof {
+        Proof::Secret(client_secret) => {
+            ClientCredentialsConfig::ClientSecret { client_id, client_secret, scopes, resource }
+        }
+        Proof::PrivateKey { pem, algorithm } => ClientCredentialsConfig::PrivateKeyJwt {
+            client_id,
+            signing_key: pem.into_bytes(),
+            signing_algorithm: match algorithm {
+                Algorithm::Es256 => JwtSigningAlgorithm::ES256,
+                Algorithm::Es384 => JwtSigningAlgorithm::ES384,
+                Algorithm::Rs256 => JwtSigningAlgorithm::RS256,
+            },
+            token_endpoint_audience: None,
+            scopes,
+            resource,
+        },
     }
 }
 

@@ -19,7 +19,10 @@ use fleet_ops::{
     tls::{ServerTlsArgs, TlsArgs},
 };
 
-use crate::limits::{JobLimits, TenantWeights, ToolLimit};
+use crate::{
+    limits::{JobLimits, TenantWeights, ToolLimit},
+    oauth::OAuthArgs,
+};
 
 // The groups of `--help`.
 const KAFKA: &str = "Kafka";
@@ -114,6 +117,11 @@ pub struct Args {
         help_heading = SERVER
     )]
     pub server_token_file: Option<PathBuf>,
+
+    /// The worker as an OAuth client.
+    #[command(flatten)]
+    pub oauth: OAuthArgs,
+
     /// TLS of connections to the MCP server.
     #[command(flatten)]
     pub server_tls: ServerTlsArgs,

@@ -13,6 +13,7 @@ mod delay_tiers;
 mod execute;
 mod limits;
 pub mod metrics;
+mod oauth;
 mod outages;
 mod progress_pace;
 mod readiness;

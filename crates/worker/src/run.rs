@@ -28,6 +28,7 @@ use crate::{
     config::Args,
     delay_tiers::Tiers,
     metrics,
+    oauth::OAuthError,
     report::Reporter,
     required_topics::RequiredTopics,
     shell::{Parts, Shell},
@@ -46,6 +47,9 @@ pub enum WorkerError {
     /// `MCP_SERVER_URL` or a setting that belongs to it is invalid.
     #[error("the MCP server can't be called")]
     Client(#[from] fleet_mcp_client::ConfigError),
+    /// The worker can't be an OAuth client.
+    #[error(transparent)]
+    OAuth(#[from] OAuthError),
     /// TLS can't be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -258,6 +262,7 @@ fn client_config(args: &Args) -> Result<ClientConfig, WorkerError> {
     config.default_timeout = args.call_timeout;
     config.max_response_bytes = usize::try_from(args.max_response_bytes).unwrap_or(usize::MAX);
     config.bearer_token = args.token().map(Into::into);
+    config.oauth = args.oauth.reader()?;
     config.tls = args.server_tls.files()?;
     Ok(config)
 }

@@ -6,14 +6,18 @@
 
 use std::env;
 
-use fleet_mcp_client::{ClientConfig, McpClient, ToolCall};
+use fleet_mcp_client::{
+    ClientConfig, McpClient, ToolCall,
+    oauth::{Algorithm, ClientCredentials, CredentialsReader, Proof},
+};
 use serde_json::{Map, Value, json};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let url = env::args().next_back().expect("the URL of a server");
     let endpoints = ClientConfig::parse_urls(&url).expect("a URL");
-    let client = McpClient::new(ClientConfig::new(endpoints)).expect("a client");
+    let config = ClientConfig { oauth: oauth_client(), ..ClientConfig::new(endpoints) };
+    let client = McpClient::new(config).expect("a client");
     let tools = client.list_tools().await.expect("the tools of the server");
     for (name, arguments) in calls(&tools) {
         // The suite judges the outcome.
@@ -22,11 +26,32 @@ async fn main() {
     client.close().await;
 }
 
+/// What the scenario says.
+fn context() -> Value {
+    let context = env::var("MCP_CONFORMANCE_CONTEXT").ok();
+    context.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+}
+
+/// The OAuth client that the scenario has registered, if it has one.
+fn oauth_client() -> Option<CredentialsReader> {
+    let context = context();
+    let text = |name: &str| context[name].as_str().map(str::to_owned);
+    let proof = match (text("client_secret"), text("private_key_pem")) {
+        (Some(secret), _) => Proof::Secret(secret),
+        (None, Some(pem)) => {
+            let algorithm = text("signing_algorithm").expect("an algorithm");
+            let algorithm = Algorithm::parse(&algorithm).expect("a known algorithm");
+            Proof::PrivateKey { pem, algorithm }
+        }
+        (None, None) => return None,
+    };
+    let client = ClientCredentials { client_id: text("client_id")?, proof, scopes: Vec::new() };
+    Some(CredentialsReader::new(move || Ok(client.clone())))
+}
+
 /// The calls that the scenario requires, or else one of each tool.
 fn calls(tools: &[Value]) -> Vec<(String, Map<String, Value>)> {
-    let context = env::var("MCP_CONFORMANCE_CONTEXT").ok();
-    let context: Value =
-        context.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let context = context();
     let own = tools
         .iter()
         .map(|tool| json!({"name": tool["name"], "arguments": arguments(tool)}))
