@@ -250,10 +250,8 @@ async fn a_revoked_certificate_is_refused_on_open_connections_and_ends_their_str
     let files = Files::new();
     let server = Server::start(&files.args()).await;
     let pair = files.authority.issue("admin", "URI:spiffe://d/admin/a");
-    let (old, kept) = (client(&files.client(Some(&pair))), {
-        let kept = files.authority.issue("kept", "URI:spiffe://d/admin/a");
-        client(&files.client(Some(&kept)))
-    });
+    let other = files.authority.issue("kept", "URI:spiffe://d/admin/a");
+    let [old, kept] = [&pair, &other].map(|pair| client(&files.client(Some(pair))));
     assert_eq!(status(&old, &server).await, Some(200));
     let mut stream = old.get(url(&server, "/sse")).send().await.unwrap();
     assert_eq!(stream.status(), 200);
