@@ -126,8 +126,15 @@ impl FirstKey {
         format!("{}.key", self.id)
     }
 
+    /// Whether the keys file has the key, or one that has replaced it.
     fn is_in(&self, file: &KeysFile) -> bool {
-        file.keys.iter().any(|entry| entry.id == self.id)
+        let mut entries = file.keys.iter();
+        entries.any(|entry| entry.subject.as_deref().unwrap_or(&entry.id) == self.id)
+    }
+
+    /// Whether a key with this id may be this one, or one that has replaced it, such as `worker-2`.
+    fn may_have_id(&self, id: &str) -> bool {
+        id.strip_prefix(self.id).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     }
 
     /// What is done about a key that the keys file has.
@@ -146,11 +153,11 @@ impl FirstKey {
     ) -> Result<(KeyEntry, Step, Option<String>), CliError> {
         let (entry, step, text) = match secret {
             Some(text) => {
-                let entry = KeyEntry::of_key(text, pepper, now).filter(|entry| entry.id == self.id);
-                let entry = entry.ok_or_else(|| {
+                let entry = KeyEntry::of_key(text, pepper, now);
+                let entry = entry.filter(|entry| self.may_have_id(&entry.id)).ok_or_else(|| {
                     CliError::Usage(format!(
-                        "{place} holds something else than a key with the id `{}`, which the keys \
-                         file does not know either; move it away to have a new key made",
+                        "{place} holds something else than the key `{}`, which the keys file does \
+                         not know either; move it away to have a new key made",
                         self.id
                     ))
                 })?;
@@ -164,6 +171,7 @@ impl FirstKey {
         };
 
         let entry = KeyEntry {
+            subject: (entry.id != self.id).then(|| self.id.to_owned()),
             kind: self.kind,
             name: Some(self.name.to_owned()),
             roles: vec![self.role.as_str().to_owned()],

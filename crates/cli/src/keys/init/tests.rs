@@ -107,6 +107,29 @@ fn a_run_that_was_killed_is_finished_by_the_next() {
 }
 
 #[test]
+fn a_key_that_was_replaced_is_still_the_same_subjects() {
+    let place = Place::new();
+    place.init().unwrap();
+    let files = Files { keys: place.path("keys.toml"), pepper: None };
+    let mut store = Store::open(&files).unwrap();
+    let pepper = store.pepper_for_new_key().unwrap();
+    let (text, _) =
+        KeyEntry::create("worker-2", &[1; 32], &pepper, fleet_ops::clock::now()).unwrap();
+    store.file.keys.clear();
+    store.save().unwrap();
+    drop(store);
+    std::fs::write(place.path("worker.key"), &text).unwrap();
+
+    // The keys file was lost after the worker's key had been replaced.
+    assert_eq!(place.init().unwrap(), [Step::Finished; 3]);
+    let file = store::read(&files).unwrap();
+    let worker = &file.keys[0];
+    assert_eq!((worker.id.as_str(), worker.subject.as_deref()), ("worker-2", Some("worker")));
+    assert_eq!(file.keys[1].subject, None);
+    assert_eq!(place.init().unwrap(), [Step::Kept; 3]);
+}
+
+#[test]
 fn a_temporary_file_of_a_killed_run_is_in_nobodys_way() {
     let place = Place::new();
     std::fs::create_dir(place.path("")).unwrap();
