@@ -38,6 +38,11 @@ impl Python {
         Self::with("requirements-kafka.txt")
     }
 
+    /// The environment with mcp-authlab, which grades what a server does about authorization.
+    pub fn authlab() -> Option<Self> {
+        Self::with("requirements-authlab.txt")
+    }
+
     /// The environment with kubernetes-validate and hadolint.
     pub fn manifests() -> Option<Self> {
         Self::with("requirements-manifests.txt")
