@@ -169,8 +169,10 @@ async fn clients_of_both_eras_are_served_over_tls() {
     let other = Authority::new(files.dir.path(), "other");
     let trusting = ClientTlsFiles { authorities: Some(other.certificate()), pair: None };
     assert_eq!(status(&build(&trusting.read().unwrap()).unwrap(), &server).await, None);
-    let unnamed = format!("https://127.0.0.2:{}/health", server.address.port());
-    assert!(client.get(unnamed).send().await.is_err());
+    let builder = Client::builder().no_proxy().resolve("other.example", server.address);
+    let unnamed = files.client(None).read().unwrap().apply(builder).build().unwrap();
+    let health = format!("https://other.example:{}/health", server.address.port());
+    assert!(chain(&unnamed.get(health).send().await.unwrap_err()).contains("not valid for name"));
     assert!(server.http.get(server.url("/health")).send().await.is_err());
 }
 
