@@ -191,6 +191,7 @@ fn a_worker_gets_tokens_of_its_own() {
     let secret = fleet.directory.join("secret");
     fs::write(&secret, "another-secret\n").expect("a file");
     fleet.worker_env("MCP_OAUTH_CLIENT_ID", WORKER[0]);
+    fleet.worker_env("MCP_OAUTH_ISSUER", &issuer.url);
     fleet.worker_env("MCP_OAUTH_CLIENT_SECRET_FILE", secret.to_str().expect("a path"));
     for number in 0..20 {
         fleet.submit_job(&json!({"jobID": format!("list-{number}"), "jobType": "tool-call",

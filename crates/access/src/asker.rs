@@ -10,7 +10,7 @@ use fleet_job::time::Timestamp;
 
 use crate::{
     action::Action,
-    audit::{AuditGap, AuditLog, AuditRecord, AuditedValues, OpenRecord},
+    audit::{self, AuditGap, AuditLog, AuditRecord, AuditedValues, OpenRecord},
     limits::{AdmittedCall, LimitReached, LimitedCall, Limits},
     principal::Principal,
     resource::{Arguments, Context, Resource},
@@ -100,6 +100,12 @@ impl Asker {
         Self::new(Arc::new(Principal::local()), CurrentRights::default())
     }
 
+    /// Where what is done and refused is recorded.
+    #[cfg(test)]
+    pub(crate) fn log(&self) -> &AuditLog {
+        &self.log
+    }
+
     /// Returns whether what is done and refused is recorded.
     pub fn is_audited(&self) -> bool {
         self.log.is_on()
@@ -148,7 +154,7 @@ impl Asker {
         decision: &Decision,
         arguments: Arguments<'_>,
     ) {
-        self.log.record(|time| self.describe(time, action, resource, decision, arguments));
+        self.log.record_refusal(|time| self.describe(time, action, resource, decision, arguments));
     }
 
     /// Decides as [`Rules::may_ever`] does.
@@ -182,7 +188,7 @@ impl Asker {
             bytes,
         };
         self.rights.get().limits.admit(&call, now).inspect_err(|reached| {
-            self.log.record(|time| {
+            self.log.record_refusal(|time| {
                 // The limit is what decided.
                 let rule = RuleName::File(Arc::clone(&reached.limit));
                 let decision = Decision { verdict: RuleEffect::Deny, rule, scopes: Vec::new() };
@@ -227,12 +233,12 @@ impl Asker {
             AuditRecord::of_decision(time, &self.principal, action, resource, decision);
         if let Arguments::Known(arguments) = arguments {
             let rights = self.rights.get();
-            record.add_arguments(arguments, rights.audited.redaction(resource));
+            record.add_arguments(arguments, rights.audited.redaction(action, resource));
         }
 
         let Origin { peer, job_id, trace_id } = &self.origin;
         record.peer = peer.map(|peer| peer.to_canonical().to_string());
-        record.job_id.clone_from(job_id);
+        record.job_id = job_id.as_deref().map(audit::cut);
         record.trace_id.clone_from(trace_id);
         record
     }

@@ -5,6 +5,7 @@
 
 mod canonical;
 mod log;
+mod pace;
 mod redaction;
 mod values;
 
@@ -40,7 +41,7 @@ const AUTHENTICATE: &str = "authenticate";
 #[serde(rename_all = "camelCase")]
 #[schemars(title = "mcp-fleet audit record")]
 pub struct AuditRecord {
-    /// When it was decided.
+    /// When it ended; of the outcome `started`, when it began.
     pub time: Timestamp,
     /// Who asked; missing if nobody was authenticated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,12 +73,15 @@ pub struct AuditRecord {
     /// The arguments, redacted; only where configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arguments: Option<Map<String, Value>>,
-    /// The job that the call belongs to.
+    /// The job that the call belongs to, according to the caller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_id: Option<String>,
-    /// The trace that the request belongs to.
+    /// The trace that the request belongs to, according to the caller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
+    /// How many records of refusals were left out before this one, since there were very many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<u64>,
 }
 
 /// Who asked.
@@ -124,6 +128,9 @@ pub struct AuditResource {
     /// The URI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
+    /// The method of an extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
     /// The tenant of the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
@@ -190,6 +197,7 @@ impl AuditRecord {
             arguments: None,
             job_id: None,
             trace_id: None,
+            left_out: None,
         }
     }
 
@@ -210,6 +218,7 @@ impl AuditRecord {
             arguments: None,
             job_id: None,
             trace_id: None,
+            left_out: None,
         }
     }
 
@@ -257,6 +266,7 @@ impl AuditResource {
             tool: resource.tool.map(cut),
             prompt: resource.prompt.map(cut),
             uri: resource.uri.map(cut),
+            method: resource.method.map(cut),
             tenant: tenant.map(cut),
         }
     }
@@ -267,7 +277,7 @@ impl AuditResource {
 }
 
 /// Cuts a text that somebody else chose.
-fn cut(text: &str) -> String {
+pub(crate) fn cut(text: &str) -> String {
     match text.char_indices().nth(MAX_TEXT_CHARS) {
         None => text.to_owned(),
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -15,6 +15,8 @@ pub struct Resource<'a> {
     pub prompt: Option<&'a str>,
     /// The URI of the resource that is read.
     pub uri: Option<&'a str>,
+    /// The method of an extension that is called.
+    pub method: Option<&'a str>,
     /// The job that is read or cancelled. A list of jobs is decided job by job.
     pub job: Option<JobOwner<'a>>,
     /// The tenant of the job that is submitted; the principal's own if there is none.

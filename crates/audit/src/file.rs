@@ -6,7 +6,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -128,7 +128,8 @@ struct Writer {
 
 impl Writer {
     fn open(path: &Path, state: Arc<SinkState>) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: open(path)?, is_torn: false, state })
+        let (file, is_torn) = open(path)?;
+        Ok(Self { path: path.to_owned(), file, is_torn, state })
     }
 
     /// Writes what is received until the sink is dropped.
@@ -184,15 +185,28 @@ impl Writer {
         {
             return Ok(());
         }
-        self.file = open(&self.path)?;
-        self.is_torn = false;
+        match open(&self.path) {
+            Ok((file, is_torn)) => (self.file, self.is_torn) = (file, is_torn),
+            // The file that is open is better than none.
+            Err(error) => tracing::debug!(%error, "could not open the rotated audit log anew"),
+        }
         Ok(())
     }
 }
 
-/// Opens a file to append to it. A new one can be read by its owner only.
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+/// Opens a file to append to it, and returns whether its last line is incomplete, as after a power
+/// failure. A new one can be read by its owner only.
+fn open(path: &Path) -> io::Result<(File, bool)> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() == 0 {
+        return Ok((file, false));
+    }
+
+    // Whoever may write a log need not be allowed to read it.
+    let mut last = [0];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut last, metadata.len() - 1));
+    Ok((file, read.is_ok() && last != *b"\n"))
 }
 
 #[cfg(test)]
@@ -263,6 +277,12 @@ mod tests {
         writer.is_torn = true;
         writer.append(&[line(2)], false).unwrap();
         assert_eq!(read(&path), [record(2)]);
+
+        // Another process has been killed while it wrote.
+        writer.file.write_all(b"{\"time\":\"20").unwrap();
+        let mut another = self::writer(&path);
+        another.append(&[line(3)], false).unwrap();
+        assert_eq!(read(&path), [record(2), record(3)]);
     }
 
     #[tokio::test]

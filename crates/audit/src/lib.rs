@@ -66,15 +66,18 @@ impl Destinations {
         self.file.is_none() && self.topic.is_none()
     }
 
-    /// Opens the destinations. Must be called within a tokio runtime.
+    /// Opens the destinations.
     ///
     /// # Errors
     ///
     /// Returns an error if the file can't be opened, or a setting of Kafka is invalid. Brokers that
     /// are away are no error.
-    pub fn open(self) -> Result<Recorder, AuditError> {
+    pub async fn open(self) -> Result<Recorder, AuditError> {
         let file = self.file.as_deref().map(FileSink::open).transpose()?;
-        let topic = self.topic.map(|(link, spec)| TopicSink::open(&link, spec)).transpose()?;
+        let topic = match self.topic {
+            Some((link, spec)) => Some(TopicSink::open(&link, spec).await?),
+            None => None,
+        };
         Ok(Recorder(Arc::new(Sinks { file, topic })))
     }
 }
@@ -106,6 +109,10 @@ impl AuditSink for Recorder {
         if let Some(file) = &self.0.file {
             file.record(&record);
         }
+    }
+
+    fn leave_out(&self) {
+        ::metrics::counter!(metrics::AUDIT_LEFT_OUT.name).increment(1);
     }
 
     fn keep(&self, record: AuditRecord) -> Keeping<'_> {

@@ -15,6 +15,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::{AuditError, KEEP_LIMIT, state::SinkState};
 
+/// How long the start waits for the topic.
+const CREATE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long to wait before the topic is created again after that failed.
 const CREATE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -27,10 +29,14 @@ pub(crate) struct TopicSink {
 }
 
 impl TopicSink {
-    pub(crate) fn open(link: &Link, spec: TopicSpec) -> Result<Self, AuditError> {
+    /// Waits briefly for the topic, since one that the broker makes by itself for the first record
+    /// has another retention.
+    pub(crate) async fn open(link: &Link, spec: TopicSpec) -> Result<Self, AuditError> {
         let producer = Arc::new(link.producer.sibling()?);
         let topic = spec.name.clone();
-        tokio::spawn(create_topic(link.follower.settings().clone(), spec));
+        let created = tokio::spawn(create_topic(link.follower.settings().clone(), spec));
+        // It goes on when this is dropped.
+        _ = timeout(CREATE_PATIENCE, created).await;
         Ok(Self { producer, topic, state: Arc::new(SinkState::new("topic")) })
     }
 

@@ -118,8 +118,8 @@ pub(crate) fn check_submission(
             let mut bytes = size::json_bytes(config);
             return check_all(servers.servers.keys().map(|name| {
                 let server = Resource { server: Some(name), tenant, ..Resource::default() };
-                check(caller, Action::SubmitJob, &server, Arguments::None)?;
-                let decision = check(caller, Action::AdministerServers, &server, Arguments::None)?;
+                let decision = check(caller, Action::SubmitJob, &server, Arguments::None)?;
+                check(caller, Action::AdministerServers, &server, Arguments::None)?;
                 admit(caller, &server, std::mem::take(&mut bytes))?;
                 Ok(AllowedJob { decision, server: Some(name.clone()), tool: None })
             }));

@@ -29,7 +29,7 @@ use fleet_ops::{
     blocking::run_blocking,
     trace::{Span, SpanKind},
 };
-use futures::future::try_join_all;
+use futures::future::join_all;
 
 use super::{
     Caller, JobRequest, Jobs, JobsError,
@@ -104,7 +104,9 @@ impl Jobs {
 
         let records = allowed.iter().zip(&jobs);
         let records = records.map(|(allowed, job)| allowed.begin_record(caller, &job.envelope));
-        let records = try_join_all(records).await?;
+        // If one of them must not be submitted, none is.
+        let records = join_all(records).await.into_iter().collect::<Result<Vec<_>, _>>();
+        let records = records?;
         let submitted = self.submit_allowed(jobs, caller, trace).await;
         let outcome = outcome_of(&submitted);
         records.into_iter().for_each(|record| record.end(outcome, None));

@@ -178,15 +178,22 @@ impl Tasks {
         responses: InputResponses,
         caller: &Caller,
     ) -> Result<(), JobsError> {
-        let _answering = self.answering.lock().await;
         let known = self.find_task(task_id, caller).await?;
         let record = caller.begin_with(Action::AnswerJob, &known.event).await?;
-        let answered = self.answer(known, responses).await;
+        let answered = self.answer(task_id, caller, responses).await;
         record.end(outcome_of(&answered), None);
         answered
     }
 
-    async fn answer(&self, known: Known, responses: InputResponses) -> Result<(), JobsError> {
+    async fn answer(
+        &self,
+        task_id: &str,
+        caller: &Caller,
+        responses: InputResponses,
+    ) -> Result<(), JobsError> {
+        let _answering = self.answering.lock().await;
+        // Another answer may have come before this one.
+        let known = self.find_task(task_id, caller).await?;
         let Some(event) = apply_answers(&known.event, responses) else { return Ok(()) };
 
         let is_complete = open_requests(&event).is_some_and(|requests| requests.is_empty());

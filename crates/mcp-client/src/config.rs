@@ -1,6 +1,7 @@
 //! The client's settings: endpoints, authentication and limits.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use fleet_codes as codes;
@@ -28,7 +29,7 @@ pub struct ClientConfig {
     /// [replaced](crate::McpClient::replace_bearer_token) while the client is in use.
     pub bearer_token: Option<Secret>,
     /// The OAuth client as which access tokens are fetched, if there is no bearer token.
-    pub oauth: Option<CredentialsReader>,
+    pub oauth: Option<OAuthClient>,
     /// Headers for every request. The protocol's own headers cannot be set here.
     pub headers: Vec<(String, Secret)>,
     /// The size limit for an answer: a JSON body, or one event of a stream.
@@ -48,6 +49,17 @@ pub struct ClientConfig {
     pub client_name: String,
     /// The version reported to servers.
     pub client_version: String,
+}
+
+/// A client of the authorization server of an MCP server.
+#[derive(Debug, Clone)]
+pub struct OAuthClient {
+    /// The client's id and what proves it.
+    pub credentials: CredentialsReader,
+    /// The authorization server. Without it, the MCP server decides who is given the credentials.
+    pub issuer: Option<Url>,
+    /// The authorities of the authorization server's certificate (PEM), in place of the system's.
+    pub ca: Option<PathBuf>,
 }
 
 /// The two families of MCP revisions.
@@ -120,6 +132,16 @@ pub enum ConfigError {
         code = codes::SERVER_URL
     )]
     NotHttp {
+        /// The URL without user name and password.
+        url: String,
+    },
+    /// TLS is configured for a server that is called without it.
+    #[error(
+        "{url} is called in clear text, so MCP_SERVER_CA_FILE and the client certificate would have \
+         no effect; use https://, or remove them [{code}]",
+        code = codes::SERVER_URL
+    )]
+    TlsWithoutHttps {
         /// The URL without user name and password.
         url: String,
     },

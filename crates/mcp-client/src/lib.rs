@@ -25,6 +25,6 @@ mod transport;
 mod wire;
 
 pub use client::{McpClient, ToolCall};
-pub use config::{ClientConfig, ConfigError, Era, Secret};
+pub use config::{ClientConfig, ConfigError, Era, OAuthClient, Secret};
 pub use fleet_oauth as oauth;
 pub use wire::{Input, News, Progress};

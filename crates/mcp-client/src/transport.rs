@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fleet_oauth::{BoundedClient, TokenSource};
-use fleet_ops::tls::FollowedClient;
+use fleet_oauth::{BoundedClient, TokenError, TokenSource};
+use fleet_ops::tls::{ClientTlsFiles, FollowedClient};
 use fleet_wire::body::{BodyError, drain};
 use fleet_wire::encoding::DecodeError;
 use fleet_wire::head::Media;
@@ -21,7 +21,7 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
-    TRANSFER_ENCODING,
+    TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use parking_lot::RwLock;
@@ -31,7 +31,7 @@ use url::Url;
 
 use crate::body::{Sent, TrackedBody};
 use crate::classify::{Broken, Head};
-use crate::config::{ClientConfig, ConfigError, Secret, bearer_header};
+use crate::config::{ClientConfig, ConfigError, OAuthClient, Secret, bearer_header, label};
 use crate::wire::{self, Message, News, RpcError, SESSION_ID};
 
 /// How much of an error page is read, in bytes. Messages quote less.
@@ -57,7 +57,7 @@ pub(crate) struct Transport {
     /// The value of `Authorization`, in place of what the headers or a URL have.
     authorization: Arc<RwLock<Option<HeaderValue>>>,
     /// Where access tokens come from, if they are fetched.
-    tokens: Option<Arc<TokenSource>>,
+    tokens: Option<TokenSource>,
     max_response_bytes: usize,
     /// The `clientInfo` in both eras.
     pub(crate) client_info: Value,
@@ -113,13 +113,13 @@ pub(crate) enum Answer {
 
 impl Transport {
     pub(crate) fn new(config: &ClientConfig) -> Result<Self, ConfigError> {
+        check_tls(config)?;
         let (files, settings) = (config.tls.clone(), config.clone());
         let client = FollowedClient::new(
             move || files.clone(),
             move |tls| {
                 let mut builder = reqwest::Client::builder();
-                let is_plain = settings.endpoints.iter().all(|url| url.scheme() == "http");
-                if is_plain && settings.oauth.is_none() {
+                if settings.endpoints.iter().all(|url| url.scheme() == "http") {
                     // The system's root certificates are not needed, and a slim container may have
                     // none, in which case the client could not be created. Trust no certificate at all
                     // then.
@@ -147,7 +147,7 @@ impl Transport {
         message_headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
 
         let authorization = config.bearer_token.as_ref().map(bearer_header).transpose()?;
-        let tokens = token_source(config, &client);
+        let tokens = token_source(config)?;
 
         Ok(Self {
             client,
@@ -226,40 +226,46 @@ impl Transport {
     /// Sends a request. One that is refused for its access token was not carried out, and is sent
     /// again with another.
     async fn send(&self, url: &Url, post: &Post<'_>, body: Bytes) -> Result<Response, Broken> {
-        let Some(tokens) = &self.tokens else { return self.send_once(url, post, body).await };
+        let Some(tokens) = &self.tokens else {
+            let own = self.authorization.read().clone();
+            return self.send_once(url, post, body, own).await;
+        };
 
-        let token = tokens.token().await;
-        let token = token.map_err(|error| Broken::NotSent(error.to_string()))?;
-        self.use_token(&token)?;
-        let response = self.send_once(url, post, body.clone()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        let not_sent = |error: TokenError| Broken::NotSent(error.to_string());
+        let token = tokens.token().await.map_err(not_sent)?;
+        let response = self.send_once(url, post, body.clone(), Some(token_header(&token)?)).await?;
+        if !is_challenge(&response) {
             return Ok(response);
         }
 
+        // Until another request is sent, nothing is on its way.
+        post.sent.reset();
         match tokens.token_after_refusal(&token).await {
-            Ok(other) => {
-                self.use_token(&other)?;
-                post.sent.reset();
-                self.send_once(url, post, body).await
-            }
+            Ok(other) => self.send_once(url, post, body, Some(token_header(&other)?)).await,
             Err(error) => {
-                tracing::warn!(%error, "the server refuses our access token");
+                tracing::debug!(%error, "the server refuses our access token");
                 Ok(response)
             }
         }
     }
 
-    /// Sends this access token from the next request on.
-    fn use_token(&self, token: &str) -> Result<(), Broken> {
-        let header = bearer_header(&token.into());
-        let header = header.map_err(|error| Broken::NotSent(error.to_string()))?;
-        *self.authorization.write() = Some(header);
-        Ok(())
+    /// The value of `Authorization` for a message beside the calls; `None` if there is none now.
+    async fn side_authorization(&self) -> Option<HeaderValue> {
+        match &self.tokens {
+            None => self.authorization.read().clone(),
+            Some(tokens) => token_header(&*tokens.token().await.ok()?).ok(),
+        }
     }
 
-    async fn send_once(&self, url: &Url, post: &Post<'_>, body: Bytes) -> Result<Response, Broken> {
+    async fn send_once(
+        &self,
+        url: &Url,
+        post: &Post<'_>,
+        body: Bytes,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Response, Broken> {
         let body = reqwest::Body::wrap(TrackedBody::new(body, post.sent.clone()));
-        let request = self.message(url, &post.headers).body(body);
+        let request = self.message(url, &post.headers, authorization).body(body);
         request.send().await.map_err(|error| {
             let not_sent = error.is_connect() || !post.sent.get();
             let is_answered = has_too_large_head(&error);
@@ -279,8 +285,10 @@ impl Transport {
         headers: &HeaderMap,
         body: Vec<u8>,
     ) -> Result<Head, Broken> {
+        let authorization = self.side_authorization().await;
         let send = async |url: &Url, body: Vec<u8>| {
-            let sent = self.message(url, headers).body(body).timeout(SIDE_TIMEOUT).send().await;
+            let message = self.message(url, headers, authorization.clone());
+            let sent = message.body(body).timeout(SIDE_TIMEOUT).send().await;
             sent.map_err(|error| {
                 if error.is_connect() {
                     Broken::NotSent(causes(error))
@@ -302,9 +310,10 @@ impl Transport {
 
     /// Ends a legacy session.
     pub(crate) async fn delete(&self, url: &Url, headers: &HeaderMap) {
+        let authorization = self.side_authorization().await;
         let send = async |url: &Url| {
             let mut all = self.headers.clone();
-            self.authorize(&mut all);
+            all.extend(authorization.clone().map(|value| (AUTHORIZATION, value)));
             let request = self.client.current().delete(url.clone()).headers(all);
             request.headers(headers.clone()).timeout(SIDE_TIMEOUT).send().await
         };
@@ -320,17 +329,16 @@ impl Transport {
 
     /// Starts a message to the server with the common headers and these. (The builder handles
     /// credentials in a URL.)
-    fn message(&self, url: &Url, headers: &HeaderMap) -> reqwest::RequestBuilder {
+    fn message(
+        &self,
+        url: &Url,
+        headers: &HeaderMap,
+        authorization: Option<HeaderValue>,
+    ) -> reqwest::RequestBuilder {
         let mut all = self.message_headers.clone();
         all.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        self.authorize(&mut all);
+        all.extend(authorization.map(|value| (AUTHORIZATION, value)));
         self.client.current().post(url.clone()).headers(all)
-    }
-
-    fn authorize(&self, headers: &mut HeaderMap) {
-        if let Some(authorization) = self.authorization.read().clone() {
-            headers.insert(AUTHORIZATION, authorization);
-        }
     }
 
     /// Answers a request from the server. A failure is only logged.
@@ -554,12 +562,51 @@ fn head(response: &Response) -> Head {
 
 /// The source of access tokens for the server. All endpoints are replicas of one server, so the
 /// first one stands for it.
-fn token_source(config: &ClientConfig, client: &FollowedClient) -> Option<Arc<TokenSource>> {
-    let credentials = config.oauth.clone().filter(|_| config.bearer_token.is_none())?;
-    let resource = config.endpoints.first()?.clone();
-    let client = client.clone();
-    let http = Arc::new(BoundedClient::new(move || client.current()));
-    Some(Arc::new(TokenSource::new(resource, credentials, http)))
+fn token_source(config: &ClientConfig) -> Result<Option<TokenSource>, ConfigError> {
+    let client = config.oauth.clone().filter(|_| config.bearer_token.is_none());
+    let (Some(client), Some(resource)) = (client, config.endpoints.first().cloned()) else {
+        return Ok(None);
+    };
+
+    let OAuthClient { credentials, issuer, ca } = client;
+    let files = ClientTlsFiles { authorities: ca, pair: None };
+    let limit = config.connect_timeout;
+    // The certificate that proves the worker to the MCP server is not for the authorization server.
+    let http = FollowedClient::new(
+        move || files.clone(),
+        move |tls| {
+            let builder = tls.apply(reqwest::Client::builder()).connect_timeout(limit);
+            builder.redirect(reqwest::redirect::Policy::none()).referer(false).build()
+        },
+    )?;
+
+    let origins: Vec<_> =
+        issuer.iter().flat_map(|issuer| [issuer.clone(), resource.clone()]).collect();
+    let http = Arc::new(BoundedClient::new(move || http.current(), &origins));
+    Ok(Some(TokenSource::new(resource, issuer, credentials, http)))
+}
+
+/// Refuses settings of TLS that would have no effect.
+fn check_tls(config: &ClientConfig) -> Result<(), ConfigError> {
+    let plain = config.endpoints.iter().find(|url| url.scheme() == "http");
+    match plain.filter(|_| config.tls != ClientTlsFiles::default()) {
+        Some(url) => Err(ConfigError::TlsWithoutHttps { url: label(url) }),
+        None => Ok(()),
+    }
+}
+
+fn token_header(token: &str) -> Result<HeaderValue, Broken> {
+    let header = bearer_header(&token.into());
+    header.map_err(|_| Broken::NotSent("the access token can't be sent in a header".to_owned()))
+}
+
+/// Whether a response asks for another access token (RFC 6750, section 3).
+fn is_challenge(response: &Response) -> bool {
+    let scheme = |value: &HeaderValue| {
+        value.as_bytes().get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"))
+    };
+    response.status() == StatusCode::UNAUTHORIZED
+        && response.headers().get_all(WWW_AUTHENTICATE).iter().any(scheme)
 }
 
 /// Returns the URL to which the request must be sent again, if the server redirects within its

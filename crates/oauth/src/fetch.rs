@@ -2,74 +2,65 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::{StatusCode, header::LOCATION};
+use http::Method;
 use rmcp::transport::auth::{
-    OAuthHttpClient, OAuthHttpClientError, OAuthHttpClientFuture, OAuthHttpRedirectPolicy,
-    OAuthHttpRequest,
+    OAuthHttpClient, OAuthHttpClientError, OAuthHttpClientFuture, OAuthHttpRequest,
 };
-use url::Url;
+use url::{Host, Origin, Url};
 
 /// The most bytes of an answer.
 const MAX_ANSWER: usize = 256 * 1024;
 /// How long a request may take.
-const LIMIT: Duration = Duration::from_secs(10);
-/// The most redirects that are followed, within one origin.
-const MAX_REDIRECTS: usize = 3;
+const LIMIT: Duration = Duration::from_secs(5);
 
-/// Sends requests to authorization servers through a client of the caller's, whose trust and
-/// addresses are the caller's too. The client must not follow redirects by itself.
+/// Sends requests to an MCP server and its authorization server, through a client of the caller's.
+/// That client must not follow redirects.
 #[derive(Clone)]
-pub struct BoundedClient(Arc<CurrentClient>);
+pub struct BoundedClient {
+    current: Arc<CurrentClient>,
+    /// Where requests may go; anywhere if there are none.
+    origins: Vec<Origin>,
+}
 
 type CurrentClient = dyn Fn() -> reqwest::Client + Send + Sync;
 
 impl fmt::Debug for BoundedClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("BoundedClient")
+        f.debug_struct("BoundedClient").field("origins", &self.origins).finish_non_exhaustive()
     }
 }
 
 impl BoundedClient {
-    /// Sends each request through the client that `current` returns then.
-    pub fn new(current: impl Fn() -> reqwest::Client + Send + Sync + 'static) -> Self {
-        Self(Arc::new(current))
+    /// Sends each request through the client that `current` returns then. Requests go to these URLs'
+    /// origins only, if there are any.
+    pub fn new(
+        current: impl Fn() -> reqwest::Client + Send + Sync + 'static,
+        origins: &[Url],
+    ) -> Self {
+        Self { current: Arc::new(current), origins: origins.iter().map(Url::origin).collect() }
     }
 
     async fn send(
         &self,
         request: OAuthHttpRequest,
     ) -> Result<http::Response<Vec<u8>>, OAuthHttpClientError> {
-        let follows = request.redirect_policy == OAuthHttpRedirectPolicy::Follow;
         let mut request = reqwest::Request::try_from(request.request)?;
+        check(&self.origins, request.method(), request.url())?;
         *request.timeout_mut() = Some(LIMIT);
 
-        for _ in 0..=MAX_REDIRECTS {
-            let again = request.try_clone();
-            let url = request.url().clone();
-            let mut response = (self.0)().execute(request).await?;
-            if follows
-                && let Some(next) = redirect_target(&response, &url)
-                && let Some(mut again) = again
-            {
-                *again.url_mut() = next;
-                request = again;
-                continue;
-            }
-
-            let mut builder = http::Response::builder().status(response.status());
-            for (name, value) in response.headers() {
-                builder = builder.header(name, value);
-            }
-            let mut body = Vec::new();
-            while let Some(chunk) = response.chunk().await? {
-                if body.len() + chunk.len() > MAX_ANSWER {
-                    return Err(format!("the answer has more than {MAX_ANSWER} bytes").into());
-                }
-                body.extend_from_slice(&chunk);
-            }
-            return Ok(builder.body(body)?);
+        let mut response = (self.current)().execute(request).await?;
+        let mut builder = http::Response::builder().status(response.status());
+        for (name, value) in response.headers() {
+            builder = builder.header(name, value);
         }
-        Err(format!("more than {MAX_REDIRECTS} redirects").into())
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            if body.len() + chunk.len() > MAX_ANSWER {
+                return Err(format!("the answer has more than {MAX_ANSWER} bytes").into());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(builder.body(body)?)
     }
 }
 
@@ -79,16 +70,52 @@ impl OAuthHttpClient for BoundedClient {
     }
 }
 
-/// Where a redirect leads, if it stays with its origin: secrets go nowhere else.
-fn redirect_target(response: &reqwest::Response, from: &Url) -> Option<Url> {
-    let is_redirect = matches!(
-        response.status(),
-        StatusCode::TEMPORARY_REDIRECT
-            | StatusCode::PERMANENT_REDIRECT
-            | StatusCode::MOVED_PERMANENTLY
-            | StatusCode::FOUND
-    );
-    let target = response.headers().get(LOCATION).filter(|_| is_redirect)?;
-    let target = from.join(target.to_str().ok()?).ok()?;
-    (target.origin() == from.origin()).then_some(target)
+/// Refuses a request to a place that was not configured, and secrets in clear text.
+fn check(origins: &[Origin], method: &Method, url: &Url) -> Result<(), String> {
+    if !origins.is_empty() && !origins.contains(&url.origin()) {
+        let origin = url.origin().ascii_serialization();
+        return Err(format!("{origin} is neither the MCP server nor the configured issuer"));
+    }
+    let is_loopback = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    if method == Method::POST && url.scheme() != "https" && !is_loopback {
+        let origin = url.origin().ascii_serialization();
+        return Err(format!("{origin} is not https, so no secret is sent there"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_go_to_the_configured_issuer_and_never_in_clear_text() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        let origins = [url("http://mcp.internal:8080/mcp"), url("https://idp.example/realm")];
+        let origins = origins.map(|url| url.origin());
+        let ask = |origins: &[Origin], method: Method, text: &str| {
+            check(origins, &method, &url(text)).map_err(|error| error.split(' ').count())
+        };
+        for (method, target, is_allowed) in [
+            (Method::GET, "http://mcp.internal:8080/.well-known/x", true),
+            (Method::GET, "https://idp.example/.well-known/y", true),
+            (Method::POST, "https://idp.example/token", true),
+            (Method::POST, "http://mcp.internal:8080/token", false),
+            (Method::POST, "https://evil.example/token", false),
+            (Method::GET, "http://169.254.169.254/latest", false),
+            (Method::GET, "https://idp.example:444/", false),
+        ] {
+            assert_eq!(ask(&origins, method, target).is_ok(), is_allowed, "{target}");
+        }
+        for (target, is_allowed) in
+            [("http://127.0.0.1:9/token", true), ("https://a/t", true), ("http://a/t", false)]
+        {
+            assert_eq!(ask(&[], Method::POST, target).is_ok(), is_allowed, "{target}");
+        }
+    }
 }

@@ -12,6 +12,8 @@ const UNKNOWN_LIFETIME: Duration = Duration::from_secs(300);
 /// The longest time before its end at which a token is replaced; a short one is replaced after nine
 /// tenths.
 const MARGIN: Duration = Duration::from_secs(30);
+/// The shortest time that a token is used, whatever its response says.
+const SHORTEST: Duration = Duration::from_secs(5);
 /// How long a failure is the answer to everybody.
 const FAILURE: Duration = Duration::from_secs(1);
 /// A token that is refused within this time of being fetched is no reason to fetch another.
@@ -19,14 +21,25 @@ const NEW: Duration = Duration::from_secs(5);
 
 /// What is known of tokens.
 #[derive(Debug, Default)]
-pub(crate) enum Held {
-    /// Nothing yet.
-    #[default]
-    Nothing,
-    /// A token.
-    Token { token: Arc<str>, fetched: Instant, fresh_until: Instant },
-    /// There was none to be had.
-    Failed { reason: Arc<str>, at: Instant },
+pub(crate) struct Held {
+    token: Option<Token>,
+    failure: Option<Failure>,
+}
+
+#[derive(Debug)]
+struct Token {
+    text: Arc<str>,
+    fetched: Instant,
+    /// When to fetch another.
+    fresh_until: Instant,
+    ends: Instant,
+}
+
+/// There was no token to be had.
+#[derive(Debug)]
+struct Failure {
+    reason: Arc<str>,
+    at: Instant,
 }
 
 /// What to do about a token.
@@ -45,44 +58,53 @@ pub(crate) enum Next {
 impl Held {
     /// What to do for a call that needs a token, in place of a refused one if there was one.
     pub(crate) fn next(&self, refused: Option<&str>, now: Instant) -> Next {
-        match self {
-            Self::Token { token, fetched, .. } if refused == Some(&**token) => {
-                match now.duration_since(*fetched) < NEW {
-                    true => Next::Refused,
-                    false => Next::Fetch,
-                }
-            }
-            Self::Token { token, fresh_until, .. } if now < *fresh_until => {
-                Next::Use(Arc::clone(token))
-            }
-            Self::Failed { reason, at } if now.duration_since(*at) < FAILURE => {
-                Next::Failed(Arc::clone(reason))
-            }
-            Self::Nothing | Self::Token { .. } | Self::Failed { .. } => Next::Fetch,
+        let is_refused = |token: &&Token| refused == Some(&*token.text);
+        if let Some(token) = self.token.as_ref().filter(is_refused)
+            && now.duration_since(token.fetched) < NEW
+        {
+            return Next::Refused;
+        }
+
+        let token = self.token.as_ref().filter(|token| !is_refused(token));
+        let is_failing =
+            self.failure.as_ref().filter(|failure| now.duration_since(failure.at) < FAILURE);
+        match (token, is_failing) {
+            (Some(token), _) if now < token.fresh_until => Next::Use(Arc::clone(&token.text)),
+            // It could not be replaced in time, and is good to its end.
+            (Some(token), Some(_)) if now < token.ends => Next::Use(Arc::clone(&token.text)),
+            (_, Some(failure)) => Next::Failed(Arc::clone(&failure.reason)),
+            (_, None) => Next::Fetch,
         }
     }
 
-    /// Takes in the response of an authorization server (RFC 6749, section 5.1), and returns its
-    /// token.
-    pub(crate) fn take(&mut self, response: &Value, now: Instant) -> Result<Arc<str>, Arc<str>> {
-        let Some(token) = response["access_token"].as_str().filter(|token| !token.is_empty())
-        else {
-            return Err(self.fail("the response has no access token", now));
+    /// Takes in the response of an authorization server (RFC 6749, section 5.1) to a request of the
+    /// time `asked`, and returns its token.
+    pub(crate) fn take(&mut self, response: &Value, asked: Instant) -> Result<Arc<str>, Arc<str>> {
+        let Some(text) = response["access_token"].as_str().filter(|token| !token.is_empty()) else {
+            return Err(self.fail("the response has no access token", asked));
         };
 
         let lifetime =
             response["expires_in"].as_u64().map_or(UNKNOWN_LIFETIME, Duration::from_secs);
-        let margin = MARGIN.min(lifetime / 10);
-        let token: Arc<str> = token.into();
-        let fresh_until = now.checked_add(lifetime - margin).unwrap_or(now + UNKNOWN_LIFETIME);
-        *self = Self::Token { token: Arc::clone(&token), fetched: now, fresh_until };
-        Ok(token)
+        let lifetime = lifetime.max(SHORTEST);
+        let fresh = (lifetime - MARGIN.min(lifetime / 10)).max(SHORTEST);
+        let after = |time| asked.checked_add(time).unwrap_or(asked + UNKNOWN_LIFETIME);
+
+        let text: Arc<str> = text.into();
+        self.token = Some(Token {
+            text: Arc::clone(&text),
+            fetched: asked,
+            fresh_until: after(fresh),
+            ends: after(lifetime),
+        });
+        self.failure = None;
+        Ok(text)
     }
 
     /// Takes in a failure, and returns its reason. A token that is still good stays.
     pub(crate) fn fail(&mut self, reason: &str, now: Instant) -> Arc<str> {
         let reason: Arc<str> = reason.into();
-        *self = Self::Failed { reason: Arc::clone(&reason), at: now };
+        self.failure = Some(Failure { reason: Arc::clone(&reason), at: now });
         reason
     }
 }
@@ -100,16 +122,17 @@ mod tests {
     #[test]
     fn a_token_is_used_until_shortly_before_its_end() {
         let start = Instant::now();
-        for (lifetime, fresh_ms) in
-            [(json!(3600), 3_570_000), (json!(60), 54_000), (json!(null), 270_000), (json!(0), 0)]
-        {
+        for (lifetime, fresh_ms) in [
+            (json!(3600), 3_570_000),
+            (json!(60), 54_000),
+            (json!(null), 270_000),
+            (json!(0), 5_000),
+        ] {
             let mut held = Held::default();
             assert_eq!(held.next(None, start), Next::Fetch);
             let response = json!({"access_token": "t", "expires_in": lifetime});
             assert_eq!(held.take(&response, start).as_deref(), Ok("t"));
-            if fresh_ms > 0 {
-                assert_eq!(held.next(None, at(start, fresh_ms - 1)), Next::Use("t".into()));
-            }
+            assert_eq!(held.next(None, at(start, fresh_ms - 1)), Next::Use("t".into()));
             assert_eq!(held.next(None, at(start, fresh_ms)), Next::Fetch, "{lifetime}");
         }
         let mut held = Held::default();
@@ -138,5 +161,20 @@ mod tests {
         let reason = held.take(&json!({"token_type": "bearer"}), at(start, 1_001)).unwrap_err();
         assert!(reason.contains("no access token"), "{reason}");
         assert!(matches!(held.next(None, at(start, 1_002)), Next::Failed(_)));
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_replaced_is_used_to_its_end() {
+        let start = Instant::now();
+        let mut held = Held::default();
+        held.take(&json!({"access_token": "t", "expires_in": 60}), start).unwrap();
+        assert_eq!(held.next(None, at(start, 55_000)), Next::Fetch);
+        held.fail("away", at(start, 55_000));
+        assert_eq!(held.next(None, at(start, 55_500)), Next::Use("t".into()));
+        assert_eq!(held.next(None, at(start, 56_000)), Next::Fetch);
+        held.fail("away", at(start, 59_900));
+        assert_eq!(held.next(None, at(start, 60_000)), Next::Failed("away".into()));
+        // Nor is it used once it has been refused.
+        assert_eq!(held.next(Some("t"), at(start, 59_950)), Next::Failed("away".into()));
     }
 }

@@ -3,21 +3,27 @@
 //!
 //! A [`TokenSource`] finds the authorization server of an MCP server by its metadata (RFC 9728,
 //! RFC 8414), gets tokens from it, and keeps each one until shortly before it ends. The protocol is
-//! rmcp's; this crate adds what a process with many calls needs: one request for all of them, no
-//! request storm while the authorization server is away, and bounded answers.
+//! rmcp's; this crate adds what a process with many calls needs: one request for all of them, which
+//! goes on when the call that began it is given up, no request storm while the authorization server
+//! is away, and secrets that go to the configured issuer alone.
 
 mod fetch;
 mod held;
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use fleet_codes as codes;
+use parking_lot::Mutex;
 use rmcp::transport::{
     JwtSigningAlgorithm,
-    auth::{AuthError, ClientCredentialsConfig, OAuthHttpClient, OAuthState},
+    auth::{AuthError, AuthorizationManager, ClientCredentialsConfig, OAuthHttpClient},
 };
 use serde_json::Value;
-use tokio::{runtime::Handle, sync::Mutex};
+use tokio::{runtime::Handle, sync::Mutex as AsyncMutex, time::timeout};
 use url::Url;
 
 pub use fetch::BoundedClient;
@@ -66,6 +72,9 @@ impl Algorithm {
         }
     }
 }
+
+/// How long all requests for one token may take together.
+const FETCH_LIMIT: Duration = Duration::from_secs(20);
 
 /// What a client is registered with at an authorization server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,31 +131,45 @@ pub enum TokenError {
     },
 }
 
-/// Gets and keeps the access tokens for one MCP server.
-pub struct TokenSource {
+/// Gets and keeps the access tokens for one MCP server. Clones share them.
+#[derive(Clone)]
+pub struct TokenSource(Arc<Inner>);
+
+struct Inner {
+    /// The MCP endpoint, without user name and password.
     resource: Url,
+    /// The one authorization server that may be asked; any that the MCP server names if there is
+    /// none.
+    issuer: Option<Url>,
     credentials: CredentialsReader,
     http: Arc<dyn OAuthHttpClient>,
-    /// Locked while a token is fetched, so that all calls wait for the same one.
     held: Mutex<Held>,
+    /// Locked while a token is fetched, so that all calls wait for the same one.
+    fetching: AsyncMutex<()>,
 }
 
 impl fmt::Debug for TokenSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TokenSource")
-            .field("resource", &self.resource.as_str())
+            .field("resource", &self.0.resource.as_str())
             .finish_non_exhaustive()
     }
 }
 
 impl TokenSource {
-    /// A source of tokens for the MCP endpoint `resource`, with requests through `http`.
+    /// A source of tokens for the MCP endpoint `resource`, with requests through `http`. Without an
+    /// issuer, the MCP server decides who is given the client's secret.
     pub fn new(
-        resource: Url,
+        mut resource: Url,
+        issuer: Option<Url>,
         credentials: CredentialsReader,
         http: Arc<dyn OAuthHttpClient>,
     ) -> Self {
-        Self { resource, credentials, http, held: Mutex::default() }
+        // They are no part of the resource. A URL that can't have them has none.
+        _ = resource.set_username("");
+        _ = resource.set_password(None);
+        let (held, fetching) = (Mutex::default(), AsyncMutex::default());
+        Self(Arc::new(Inner { resource, issuer, credentials, http, held, fetching }))
     }
 
     /// The token to send, which is fetched if there is none or it ends soon. After a failure, the
@@ -169,26 +192,60 @@ impl TokenSource {
     }
 
     async fn token_instead_of(&self, refused: Option<&str>) -> Result<Arc<str>, TokenError> {
-        let mut held = self.held.lock().await;
-        match held.next(refused, Instant::now()) {
-            Next::Use(token) => return Ok(token),
-            Next::Failed(reason) => return Err(self.no_token(reason)),
-            Next::Refused => return Err(TokenError::Refused { resource: self.resource.clone() }),
-            Next::Fetch => {}
+        if let Some(known) = self.0.known(refused) {
+            return known;
+        }
+        let (inner, refused) = (Arc::clone(&self.0), refused.map(str::to_owned));
+        // A call that is given up must not take the token of all others with it.
+        let fetched = tokio::spawn(async move { inner.fetch_once(refused.as_deref()).await });
+        fetched.await.unwrap_or_else(|error| Err(self.0.no_token(error.to_string().into())))
+    }
+}
+
+impl Inner {
+    /// What is known without asking; `None` if a token is to be fetched.
+    fn known(&self, refused: Option<&str>) -> Option<Result<Arc<str>, TokenError>> {
+        match self.held.lock().next(refused, Instant::now()) {
+            Next::Use(token) => Some(Ok(token)),
+            Next::Failed(reason) => Some(Err(self.no_token(reason))),
+            Next::Refused => Some(Err(TokenError::Refused { resource: self.resource.clone() })),
+            Next::Fetch => None,
+        }
+    }
+
+    /// Fetches a token, unless another call has done so in the meantime.
+    async fn fetch_once(&self, refused: Option<&str>) -> Result<Arc<str>, TokenError> {
+        let _fetching = self.fetching.lock().await;
+        if let Some(known) = self.known(refused) {
+            return known;
         }
 
-        let fetched = match (self.credentials.0)() {
-            Ok(credentials) => {
-                fetch(self.resource.clone(), credentials, Arc::clone(&self.http)).await
-            }
-            Err(error) => Err(error),
+        // A token ends so long after it was issued, which is after this.
+        let asked = Instant::now();
+        let fetched = self.fetch().await;
+        let mut held = self.held.lock();
+        let token = match fetched {
+            Ok(response) => held.take(&response, asked),
+            Err(error) => Err(held.fail(&error, Instant::now())),
         };
-        // Later than before the request, so a token is never used beyond its end by this.
-        let now = Instant::now();
-        match fetched {
-            Ok(response) => held.take(&response, now).map_err(|reason| self.no_token(reason)),
-            Err(error) => Err(self.no_token(held.fail(&error, now))),
-        }
+        token.map_err(|reason| self.no_token(reason))
+    }
+
+    /// Fetches a token, and returns the response of the authorization server.
+    async fn fetch(&self) -> Result<Value, String> {
+        let (resource, issuer) = (self.resource.clone(), self.issuer.clone());
+        let (read, http) = (self.credentials.clone(), Arc::clone(&self.http));
+        let runtime = Handle::current();
+        // rmcp's future can't move between threads, so one thread makes it and runs it to its end.
+        let fetched = tokio::task::spawn_blocking(move || {
+            let config = config(&resource, (read.0)()?);
+            let exchange = exchange(&resource, issuer.as_ref(), &config, http);
+            let exchange = async { timeout(FETCH_LIMIT, exchange).await };
+            runtime
+                .block_on(exchange)
+                .unwrap_or_else(|_| Err(format!("not done within {FETCH_LIMIT:?}")))
+        });
+        fetched.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
     fn no_token(&self, reason: Arc<str>) -> TokenError {
@@ -196,26 +253,32 @@ impl TokenSource {
     }
 }
 
-/// Fetches a token, and returns the response of the authorization server.
-async fn fetch(
-    resource: Url,
-    credentials: ClientCredentials,
+/// Finds the authorization server, and exchanges the client's credentials for a token.
+async fn exchange(
+    resource: &Url,
+    issuer: Option<&Url>,
+    config: &ClientCredentialsConfig,
     http: Arc<dyn OAuthHttpClient>,
 ) -> Result<Value, String> {
-    let runtime = Handle::current();
-    // rmcp's future can't move between threads, so one thread makes it and runs it to its end.
-    let fetched = tokio::task::spawn_blocking(move || {
-        runtime.block_on(async move {
-            let config = config(&resource, credentials);
-            let state = OAuthState::new_with_oauth_http_client(resource.as_str(), http).await;
-            let mut state = state.map_err(|error| describe(&error))?;
-            let authenticated = state.authenticate_client_credentials(config).await;
-            authenticated.map_err(|error| describe(&error))?;
-            let (_, response) = state.get_credentials().await.map_err(|error| describe(&error))?;
-            serde_json::to_value(&response).map_err(|error| error.to_string())
-        })
-    });
-    fetched.await.unwrap_or_else(|error| Err(error.to_string()))
+    let describe = |error: AuthError| describe(&error);
+    let manager = AuthorizationManager::new_with_oauth_http_client(resource.as_str(), http).await;
+    let mut manager = manager.map_err(describe)?;
+    let found = manager.resolve_metadata().await.map_err(describe)?;
+    if !found.source.is_discovered() {
+        return Err("the MCP server names no authorization server".to_owned());
+    }
+    if let Some(issuer) = issuer {
+        let named = found.metadata.issuer.as_deref().unwrap_or_default();
+        if named.trim_end_matches('/') != issuer.as_str().trim_end_matches('/') {
+            return Err(format!("the MCP server names the issuer {named:?}, not {issuer}"));
+        }
+    }
+
+    manager.set_metadata(found.metadata);
+    manager.validate_client_credentials_metadata(config).map_err(describe)?;
+    manager.configure_client_credentials(config).map_err(describe)?;
+    let response = manager.exchange_client_credentials(config).await.map_err(describe)?;
+    serde_json::to_value(&response).map_err(|error| error.to_string())
 }
 
 fn config(resource: &Url, credentials: ClientCredentials) -> ClientCredentialsConfig {

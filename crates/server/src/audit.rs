@@ -49,7 +49,7 @@ impl AuditConfig {
     /// # Errors
     ///
     /// Returns an error if there is no place for records and must be, or it can't be opened.
-    pub(crate) fn open(
+    pub(crate) async fn open(
         &self,
         identifies_callers: bool,
         connect: impl FnOnce(&str) -> Result<Link, ServerError>,
@@ -57,7 +57,13 @@ impl AuditConfig {
         let is_nowhere = self.file.is_none() && self.topic.is_none();
         match self.mode {
             AuditMode::Off => return Ok(None),
-            AuditMode::Auto if is_nowhere || !identifies_callers => return Ok(None),
+            AuditMode::Auto if !identifies_callers => return Ok(None),
+            AuditMode::Auto if is_nowhere => {
+                tracing::info!(
+                    "nothing records what callers do; --audit-file (MCP_AUDIT_FILE) names a file"
+                );
+                return Ok(None);
+            }
             AuditMode::On | AuditMode::Required if is_nowhere => {
                 return Err(ServerError::AuditNowhere);
             }
@@ -76,7 +82,7 @@ impl AuditConfig {
             tracing::info!(file = %file.display(), "recording what callers do");
         }
 
-        let recorder = Destinations { file: self.file.clone(), topic }.open()?;
+        let recorder = Destinations { file: self.file.clone(), topic }.open().await?;
         let log = recorder.log(self.mode == AuditMode::Required);
         Ok(Some(Audit { recorder, log }))
     }

@@ -77,7 +77,7 @@ pub async fn run_until(
     };
     let mut links = Links { links: Vec::new(), compression: config.compression };
     let identifies_callers = access.as_ref().is_some_and(AccessControl::identifies_callers);
-    let audit = config.audit.open(identifies_callers, |brokers| links.link_to(brokers))?;
+    let audit = config.audit.open(identifies_callers, |brokers| links.link_to(brokers)).await?;
     let log = audit.as_ref().map(|audit| audit.log.clone()).unwrap_or_default();
 
     if access.is_some() {
@@ -120,7 +120,9 @@ pub async fn run_until(
     };
     // All calls have ended or been abandoned, so the hosted servers are no longer needed.
     fleet.shutdown().await;
-    if let Some(Audit { recorder, .. }) = audit {
+    if let Some(Audit { recorder, log }) = audit {
+        // Calls that outlast the grace period end with this process.
+        log.abandon_all();
         recorder.flush(FLUSH_AUDIT).await;
     }
     result

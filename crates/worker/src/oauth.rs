@@ -2,18 +2,30 @@
 
 use std::path::{Path, PathBuf};
 
-use fleet_mcp_client::oauth::{Algorithm, ClientCredentials, CredentialsReader, Proof};
+use fleet_mcp_client::{
+    OAuthClient,
+    oauth::{Algorithm, ClientCredentials, CredentialsReader, Proof},
+};
 use fleet_ops::config::read_secret_file;
 
 const HEADING: &str = "MCP server: OAuth";
 
-/// The settings of the OAuth client. Without an id, the worker is none.
+/// The settings of the OAuth client. There is one if there is an id.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct OAuthArgs {
     /// The id of an OAuth client, as which the worker gets access tokens for the MCP server (grant
-    /// `client_credentials`). A token of `--server-token` goes before them.
+    /// `client_credentials`), in place of `--server-token` and `--server-token-file`.
     #[arg(long, env = "MCP_OAUTH_CLIENT_ID", value_name = "ID", help_heading = HEADING)]
     pub oauth_client_id: Option<String>,
+
+    /// The authorization server that has registered the client, exactly as its metadata names it
+    /// (`issuer`). The client's credentials are sent to no other one.
+    #[arg(long, env = "MCP_OAUTH_ISSUER", value_name = "URL", help_heading = HEADING)]
+    pub oauth_issuer: Option<String>,
+
+    /// The authorities of the authorization server's certificate (PEM), in place of the system's.
+    #[arg(long, env = "MCP_OAUTH_CA_FILE", value_name = "FILE", help_heading = HEADING)]
+    pub oauth_ca: Option<PathBuf>,
 
     /// The client's secret.
     #[arg(
@@ -66,7 +78,19 @@ pub enum OAuthError {
         /// How many there are.
         found: usize,
     },
-    /// The algorithm is none.
+    /// There is no issuer, or it is no URL.
+    #[error(
+        "MCP_OAUTH_ISSUER must be the URL of the authorization server that MCP_OAUTH_CLIENT_ID is \
+         registered with, such as https://idp.example.com/realms/acme"
+    )]
+    Issuer,
+    /// There is another token.
+    #[error(
+        "MCP_OAUTH_CLIENT_ID gets access tokens, so MCP_SERVER_TOKEN and MCP_SERVER_TOKEN_FILE must \
+         not be set beside it"
+    )]
+    OtherToken,
+    /// The algorithm is unknown.
     #[error("MCP_OAUTH_ALGORITHM: {0:?} is not one of ES256, ES384 and RS256")]
     Algorithm(String),
     /// The files can't be read.
@@ -75,7 +99,7 @@ pub enum OAuthError {
 }
 
 /// Where the proof is.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 enum ProofSource {
     Secret(String),
     SecretFile(PathBuf),
@@ -83,13 +107,18 @@ enum ProofSource {
 }
 
 impl OAuthArgs {
-    /// What reads the client's credentials; `None` if there is no client. The files are read once
-    /// now, so that a wrong path is seen at the start.
-    pub(crate) fn reader(&self) -> Result<Option<CredentialsReader>, OAuthError> {
+    /// The client; `None` if there is none. `has_token` says whether there is a token of another
+    /// origin. The files are read once now, so that a wrong path is seen at the start.
+    pub(crate) fn client(&self, has_token: bool) -> Result<Option<OAuthClient>, OAuthError> {
         // An empty variable counts as unset.
         let Some(client_id) = self.oauth_client_id.clone().filter(|id| !id.is_empty()) else {
             return Ok(None);
         };
+        if has_token {
+            return Err(OAuthError::OtherToken);
+        }
+        let issuer = self.oauth_issuer.as_deref().and_then(|text| text.trim().parse().ok());
+        let issuer = Some(issuer.ok_or(OAuthError::Issuer)?);
 
         let source = self.proof_source()?;
         let scopes: Vec<_> =
@@ -99,7 +128,8 @@ impl OAuthArgs {
             Ok(ClientCredentials { client_id: client_id.clone(), proof, scopes: scopes.clone() })
         };
         read().map_err(OAuthError::Credentials)?;
-        Ok(Some(CredentialsReader::new(read)))
+        let ca = self.oauth_ca.clone().filter(|path| !path.as_os_str().is_empty());
+        Ok(Some(OAuthClient { credentials: CredentialsReader::new(read), issuer, ca }))
     }
 
     fn proof_source(&self) -> Result<ProofSource, OAuthError> {
@@ -155,24 +185,28 @@ mod tests {
             oauth_client_id: Some("worker".to_owned()),
             oauth_client_secret: secret.map(str::to_owned),
             oauth_private_key_file: file.map(Path::to_owned),
+            oauth_issuer: Some("https://idp.example".to_owned()),
             oauth_algorithm: "ES256".to_owned(),
             ..OAuthArgs::default()
         }
     }
 
     #[test]
-    fn a_client_has_one_proof() {
+    fn a_client_has_one_proof_and_one_issuer() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(args(Some("s"), None).reader().unwrap().is_some());
-        assert!(args(None, Some(file.path())).reader().unwrap().is_some());
-        assert!(OAuthArgs::default().reader().unwrap().is_none());
+        assert!(args(Some("s"), None).client(false).unwrap().is_some());
+        assert!(args(None, Some(file.path())).client(false).unwrap().is_some());
+        assert!(OAuthArgs::default().client(true).unwrap().is_none());
 
-        let refusal = |args: OAuthArgs| args.reader().unwrap_err().to_string();
+        let refusal = |args: OAuthArgs| args.client(false).unwrap_err().to_string();
         assert!(refusal(args(None, None)).contains("0 of them"));
         assert!(refusal(args(Some(""), None)).contains("0 of them"));
         assert!(refusal(args(Some("s"), Some(file.path()))).contains("2 of them"));
         assert!(refusal(args(None, Some(Path::new("/none")))).contains("/none"));
         let odd = OAuthArgs { oauth_algorithm: "HS256".to_owned(), ..args(Some("s"), None) };
         assert!(refusal(odd).contains("HS256"));
+        let anywhere = OAuthArgs { oauth_issuer: None, ..args(Some("s"), None) };
+        assert!(refusal(anywhere).contains("MCP_OAUTH_ISSUER"));
+        assert!(args(Some("s"), None).client(true).is_err(), "two tokens");
     }
 }

@@ -262,7 +262,8 @@ fn client_config(args: &Args) -> Result<ClientConfig, WorkerError> {
     config.default_timeout = args.call_timeout;
     config.max_response_bytes = usize::try_from(args.max_response_bytes).unwrap_or(usize::MAX);
     config.bearer_token = args.token().map(Into::into);
-    config.oauth = args.oauth.reader()?;
+    let has_token = args.token().is_some() || args.token_file().is_some();
+    config.oauth = args.oauth.client(has_token)?;
     config.tls = args.server_tls.files()?;
     Ok(config)
 }

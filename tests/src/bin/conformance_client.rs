@@ -7,7 +7,7 @@
 use std::env;
 
 use fleet_mcp_client::{
-    ClientConfig, McpClient, ToolCall,
+    ClientConfig, McpClient, OAuthClient, ToolCall,
     oauth::{Algorithm, ClientCredentials, CredentialsReader, Proof},
 };
 use serde_json::{Map, Value, json};
@@ -33,7 +33,7 @@ fn context() -> Value {
 }
 
 /// The OAuth client that the scenario has registered, if it has one.
-fn oauth_client() -> Option<CredentialsReader> {
+fn oauth_client() -> Option<OAuthClient> {
     let context = context();
     let text = |name: &str| context[name].as_str().map(str::to_owned);
     let proof = match (text("client_secret"), text("private_key_pem")) {
@@ -46,7 +46,9 @@ fn oauth_client() -> Option<CredentialsReader> {
         (None, None) => return None,
     };
     let client = ClientCredentials { client_id: text("client_id")?, proof, scopes: Vec::new() };
-    Some(CredentialsReader::new(move || Ok(client.clone())))
+    // The scenario has the server name the authorization server.
+    let credentials = CredentialsReader::new(move || Ok(client.clone()));
+    Some(OAuthClient { credentials, issuer: None, ca: None })
 }
 
 /// The calls that the scenario requires, or else one of each tool.

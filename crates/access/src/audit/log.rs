@@ -1,16 +1,28 @@
 //! The audit log, as those who act see it: what is recorded of an action, and when.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use fleet_codes::{self as codes, Code};
 use fleet_job::time::Timestamp;
 
-use super::{AuditOutcome, AuditRecord};
+use super::{AuditOutcome, AuditRecord, cut, pace::RefusalPace};
 
 /// Where audit records are kept.
 pub trait AuditSink: fmt::Debug + Send + Sync {
     /// Takes a record without waiting. If it can't be kept, the sink counts that as a gap.
     fn record(&self, record: AuditRecord);
+
+    /// Counts the record of a refusal that is left out, since there were very many like it.
+    fn leave_out(&self);
 
     /// Takes a record, and waits until it is kept.
     ///
@@ -51,13 +63,24 @@ struct Inner {
     sink: Box<dyn AuditSink>,
     is_required: bool,
     clock: fn() -> Timestamp,
+    /// The records of what is being done, by a number of their own.
+    open: Mutex<HashMap<u64, AuditRecord>>,
+    next: AtomicU64,
+    refusals: Mutex<RefusalPace>,
 }
 
 impl AuditLog {
     /// A log that keeps its records in `sink`, with times from `clock`. If it is required, nothing
     /// that has a record is done before its beginning is kept.
     pub fn new(sink: Box<dyn AuditSink>, is_required: bool, clock: fn() -> Timestamp) -> Self {
-        Self(Some(Arc::new(Inner { sink, is_required, clock })))
+        Self(Some(Arc::new(Inner {
+            sink,
+            is_required,
+            clock,
+            open: Mutex::default(),
+            next: AtomicU64::new(0),
+            refusals: Mutex::default(),
+        })))
     }
 
     /// Returns whether anything is recorded.
@@ -65,11 +88,17 @@ impl AuditLog {
         self.0.is_some()
     }
 
-    /// Records something that has happened. `make` gets the time, and is called only if anything is
-    /// recorded.
-    pub fn record(&self, make: impl FnOnce(Timestamp) -> AuditRecord) {
-        if let Some(inner) = &self.0 {
-            inner.sink.record(make((inner.clock)()));
+    /// Records that something was refused, unless the same was refused to the same caller very often
+    /// lately. `make` gets the time, and is called only if anything is recorded.
+    pub fn record_refusal(&self, make: impl FnOnce(Timestamp) -> AuditRecord) {
+        let Some(inner) = &self.0 else { return };
+        let mut record = make((inner.clock)());
+        match lock(&inner.refusals).admit(&record) {
+            Some(left_out) => {
+                record.left_out = (left_out > 0).then_some(left_out);
+                inner.sink.record(record);
+            }
+            None => inner.sink.leave_out(),
         }
     }
 
@@ -85,11 +114,51 @@ impl AuditLog {
     ) -> Result<OpenRecord, AuditGap> {
         let Some(inner) = &self.0 else { return Ok(OpenRecord::default()) };
         let record = make((inner.clock)());
-        if inner.is_required {
-            inner.sink.keep(record.clone()).await?;
+        let beginning = inner.is_required.then(|| record.clone());
+        // From here on, the record has an end, even if nobody waits any more.
+        let open = OpenRecord(Some(inner.open(record)));
+
+        let Some(beginning) = beginning else { return Ok(open) };
+        match inner.sink.keep(beginning).await {
+            Ok(()) => Ok(open),
+            Err(gap) => {
+                // Some of several places may have kept the beginning.
+                open.end(AuditOutcome::Refused, Some(gap.code().as_str()));
+                Err(gap)
+            }
         }
-        Ok(OpenRecord(Some(Pending { log: Arc::clone(inner), record })))
     }
+
+    /// Ends the records of everything that is still being done, because the process ends.
+    pub fn abandon_all(&self) {
+        let Some(inner) = &self.0 else { return };
+        let open = std::mem::take(&mut *lock(&inner.open));
+        for record in open.into_values() {
+            inner.end(record, AuditOutcome::Abandoned, None);
+        }
+    }
+}
+
+impl Inner {
+    fn open(self: &Arc<Self>, record: AuditRecord) -> Pending {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.open).insert(number, record);
+        Pending { log: Arc::clone(self), number }
+    }
+
+    fn end(&self, record: AuditRecord, outcome: AuditOutcome, code: Option<&str>) {
+        self.sink.record(AuditRecord {
+            time: (self.clock)(),
+            outcome,
+            code: code.map(str::to_owned),
+            ..record
+        });
+    }
+}
+
+/// What is locked is replaced as a whole, so nothing is left half done by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The record of something that is being done. If it is dropped without an end, the record says that
@@ -101,14 +170,16 @@ pub struct OpenRecord(Option<Pending>);
 #[derive(Debug)]
 struct Pending {
     log: Arc<Inner>,
-    record: AuditRecord,
+    number: u64,
 }
 
 impl OpenRecord {
     /// Names the job that was made of what is done.
     pub fn set_job(&mut self, job_id: &str) {
-        if let Some(pending) = &mut self.0 {
-            pending.record.job_id = Some(job_id.to_owned());
+        if let Some(Pending { log, number }) = &self.0
+            && let Some(record) = lock(&log.open).get_mut(number)
+        {
+            record.job_id = Some(cut(job_id));
         }
     }
 
@@ -118,11 +189,11 @@ impl OpenRecord {
     }
 
     fn write(&mut self, outcome: AuditOutcome, code: Option<&str>) {
-        if let Some(Pending { log, mut record }) = self.0.take() {
-            record.time = (log.clock)();
-            record.outcome = outcome;
-            record.code = code.map(str::to_owned);
-            log.sink.record(record);
+        let Some(Pending { log, number }) = self.0.take() else { return };
+        // If it is missing, the process ends, and its end has been recorded.
+        let record = lock(&log.open).remove(&number);
+        if let Some(record) = record {
+            log.end(record, outcome, code);
         }
     }
 }
@@ -137,7 +208,6 @@ impl Drop for OpenRecord {
 mod tests {
     use std::{
         pin::pin,
-        sync::Mutex,
         task::{Context as TaskContext, Poll, Waker},
     };
 
@@ -163,6 +233,8 @@ mod tests {
         fn record(&self, record: AuditRecord) {
             self.kept.lock().unwrap().push(record);
         }
+
+        fn leave_out(&self) {}
 
         fn keep(&self, record: AuditRecord) -> Keeping<'_> {
             if self.is_full {
@@ -284,7 +356,19 @@ mod tests {
         let gap = begin(&asker, "read").unwrap_err();
         assert_eq!(gap.reason, "no space");
         assert!(gap.to_string().contains("FLEET-AUDIT-UNAVAILABLE"), "{gap}");
-        assert_eq!(outcomes(&kept), []);
+        // Another place may have kept the beginning, so its record has an end.
+        let unavailable = Some("FLEET-AUDIT-UNAVAILABLE".to_owned());
+        assert_eq!(outcomes(&kept), [(AuditOutcome::Refused, unavailable)]);
+    }
+
+    #[test]
+    fn what_is_being_done_when_the_process_ends_has_an_end() {
+        let (asker, kept) = start(false, false);
+        let running = begin(&asker, "read").unwrap();
+        asker.log().abandon_all();
+        assert_eq!(outcomes(&kept), [(AuditOutcome::Abandoned, None)]);
+        running.end(AuditOutcome::Succeeded, None);
+        assert_eq!(outcomes(&kept).len(), 1, "one end");
     }
 
     #[test]

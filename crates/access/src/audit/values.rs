@@ -4,7 +4,7 @@ use fleet_codes as codes;
 use serde::Deserialize;
 
 use super::Redaction;
-use crate::{pattern::Pattern, resource::Resource};
+use crate::{action::Action, pattern::Pattern, resource::Resource};
 
 /// The `[audit]` table of the policy file.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -63,9 +63,13 @@ impl AuditedValues {
         Ok(Self { covered, redaction: Redaction::new(&table.redact) })
     }
 
-    /// What is left out of the arguments of a call; `None` if none of them are recorded.
-    pub(crate) fn redaction(&self, resource: &Resource<'_>) -> Option<&Redaction> {
-        let is_covered = self.covered.iter().any(|covered| covered.matches(resource));
+    /// What is left out of the arguments of a call of a tool, now or by a job; `None` if none of
+    /// them are recorded. Jobs with calls of several tools have none.
+    pub(crate) fn redaction(&self, action: Action, resource: &Resource<'_>) -> Option<&Redaction> {
+        let is_call = matches!(action, Action::CallTool | Action::SubmitJob);
+        let is_covered = is_call
+            && resource.tool.is_some()
+            && self.covered.iter().any(|covered| covered.matches(resource));
         is_covered.then_some(&self.redaction)
     }
 }
@@ -113,12 +117,17 @@ mod tests {
             (None, "query", false),
         ] {
             let resource = Resource::tool(server, tool, Annotations::default());
-            assert_eq!(values.redaction(&resource).is_some(), is_covered, "{server:?} {tool}");
+            let redaction = values.redaction(Action::CallTool, &resource);
+            assert_eq!(redaction.is_some(), is_covered, "{server:?} {tool}");
         }
 
         let own = Resource::tool(None, "file_read", Annotations::default());
-        assert!(read("").unwrap().redaction(&own).is_none());
-        assert!(read("[[values]]\n").unwrap().redaction(&own).is_some());
+        let all = read("[[values]]\n").unwrap();
+        assert!(read("").unwrap().redaction(Action::CallTool, &own).is_none());
+        assert!(all.redaction(Action::SubmitJob, &own).is_some());
+        // The configuration of a hosted server has secrets of its own.
+        assert!(all.redaction(Action::AdministerServers, &own).is_none());
+        assert!(all.redaction(Action::SubmitJob, &Resource::default()).is_none());
     }
 
     #[test]

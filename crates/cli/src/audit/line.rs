@@ -12,7 +12,10 @@ pub(super) fn describe(record: &AuditRecord) -> String {
     let what = describe_resource(&record.resource);
     let who = match &record.principal {
         Some(principal) => describe_principal(principal),
-        None => format!("nobody ({})", record.fault.as_deref().unwrap_or("unknown")),
+        None => {
+            let fault = record.fault.as_deref().unwrap_or("unknown");
+            format!("nobody ({})", shorten(fault, MAX_TEXT))
+        }
     };
     let mut line = format!(
         "{}  {:<9}  {}{what}  by {who}",
@@ -38,7 +41,8 @@ pub(super) fn describe(record: &AuditRecord) -> String {
 
 fn describe_resource(resource: &AuditResource) -> String {
     let text = |text: &Option<String>| text.as_deref().map(|text| shorten(text, MAX_TEXT));
-    let what = text(&resource.tool).or(text(&resource.prompt)).or(text(&resource.uri));
+    let named = [&resource.tool, &resource.prompt, &resource.uri, &resource.method];
+    let what = named.into_iter().find_map(text);
     match (text(&resource.server), what) {
         (Some(server), Some(what)) => format!(" {server}/{what}"),
         (Some(one), None) | (None, Some(one)) => format!(" {one}"),

@@ -64,7 +64,7 @@ pub(crate) async fn authenticate(
             let fault = refusal.fault().as_str();
             metrics::counter!(REFUSED_REQUESTS.name, "fault" => fault).increment(1);
             tracing::debug!(fault, path = request.uri().path(), "refused a request");
-            access.log.record(|time| AuditRecord {
+            access.log.record_refusal(|time| AuditRecord {
                 peer: peer.map(|peer| peer.to_string()),
                 ..AuditRecord::of_refusal(time, &refusal)
             });

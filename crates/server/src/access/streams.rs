@@ -119,10 +119,14 @@ impl StreamCredentials {
 fn ends_stream(status: AuthStatus, fault: Fault, is_answer: bool) -> bool {
     match status {
         AuthStatus::Unavailable { .. } => false,
-        AuthStatus::BadRequest | AuthStatus::Unauthorized => {
-            !is_answer || !matches!(fault, Fault::Expired | Fault::ExpiredKey)
-        }
+        AuthStatus::BadRequest | AuthStatus::Unauthorized => !is_answer || !spares_calls(fault),
     }
+}
+
+/// Whether a call that was allowed to begin may end in spite of this fault. Certificates are
+/// withdrawn by rotation, too, which must not cut calls off.
+fn spares_calls(fault: Fault) -> bool {
+    matches!(fault, Fault::Expired | Fault::ExpiredKey | Fault::WithdrawnCertificate)
 }
 
 #[cfg(test)]
@@ -135,7 +139,7 @@ mod tests {
         for (status, fault, ends, ends_answer) in [
             (AuthStatus::Unauthorized, Fault::RevokedKey, true, true),
             (AuthStatus::Unauthorized, Fault::UnknownKey, true, true),
-            (AuthStatus::Unauthorized, Fault::WithdrawnCertificate, true, true),
+            (AuthStatus::Unauthorized, Fault::WithdrawnCertificate, true, false),
             (AuthStatus::Unauthorized, Fault::UnknownIssuer, true, true),
             (AuthStatus::Unauthorized, Fault::UnknownSigningKey, true, true),
             (AuthStatus::Unauthorized, Fault::Expired, true, false),

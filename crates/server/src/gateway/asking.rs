@@ -9,6 +9,7 @@ use fleet_access::{
     Action, AdmittedCall, Annotations, Arguments, Asker, AuditGap, AuditOutcome, Context, Decision,
     LimitReached, OpenRecord, Resource, RuleName,
 };
+use fleet_codes::Code;
 use fleet_hosting::routes::{Route, Routes, split_named};
 use fleet_job::{meta, tool_name, trace::TraceContext};
 use fleet_ops::{clock, http::content_length};
@@ -303,7 +304,8 @@ impl Asking {
         error
     }
 
-    /// What a call of a hosted server's tool is allowed as; `None` if it is not.
+    /// What a call of a tool that nobody has now is allowed as, by its name; `None` if it is not,
+    /// which is recorded.
     pub(super) fn allowed_call(
         &self,
         server: Option<&str>,
@@ -311,8 +313,9 @@ impl Asking {
         arguments: Option<&JsonObject>,
     ) -> Option<AllowedCall> {
         let resource = Resource::tool(server, tool, Annotations::default());
-        let decision = self.decide(Action::CallTool, &resource, known(arguments));
-        decision.is_allowed().then(|| AllowedCall::of_tool(decision))
+        let context = Context { arguments: known(arguments), ..Context::default() };
+        let decision = self.asker.check(Action::CallTool, &resource, &context);
+        decision.ok().map(AllowedCall::of_tool)
     }
 
     /// Whether a list shows a tool of our own.
@@ -445,9 +448,10 @@ pub(super) fn end_call_record(
     result
 }
 
-/// The stable code that an error carries.
-fn code_of(error: &ErrorData) -> Option<&str> {
-    error.data.as_ref()?.get("code")?.as_str()
+/// The stable code that an error carries. Hosted servers may write anything there.
+fn code_of(error: &ErrorData) -> Option<&'static str> {
+    let code = error.data.as_ref()?.get("code")?.as_str()?;
+    fleet_codes::find(code).map(Code::as_str)
 }
 
 /// Who asks in a call of one of our own tools. The gateway has put it there.

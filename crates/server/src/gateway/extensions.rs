@@ -84,10 +84,11 @@ impl Gateway {
             }
         };
         drop(routes);
-        let whole = Resource { server: Some(&server), ..Resource::default() };
+        let called =
+            Resource { server: Some(&server), method: Some(method), ..Resource::default() };
         let asking = self.asked_by(&context)?;
         let arguments = request.params.as_ref().and_then(Value::as_object);
-        let record = asking.begin(Action::CallExtension, &whole, arguments).await?;
+        let record = asking.begin(Action::CallExtension, &called, arguments).await?;
 
         let mut params = request.params;
         params.iter_mut().for_each(|params| apps::restore_in_value(&server, params));

@@ -230,6 +230,9 @@ impl Gateway {
         // Nobody else learns how the server is, or makes it start.
         let is_known = self.inner.fleet.routes().tool(&params.name).is_some();
         if !is_known && !asking.could_call_unknown(&params.name) {
+            let (server, tool) = split_name(&params.name);
+            // The answer is the same as if there were no such tool; the record is not.
+            drop(asking.allowed_call(server, tool, arguments));
             return Err(unknown_tool_with_hint(asking, &params.name, &self.inner.fleet.routes()));
         }
 
