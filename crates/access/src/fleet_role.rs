@@ -15,7 +15,7 @@ pub enum FleetRole {
     Operator,
     /// The workers. May do what jobs do: call tools, host servers, and submit more jobs.
     Worker,
-    /// Who collects the metrics. May read them, and nothing else that needs a right.
+    /// Who collects the metrics. May read them, and nothing else.
     Metrics,
 }
 
@@ -48,6 +48,12 @@ impl FleetRole {
         }
         let mut roles = Self::ALL.into_iter();
         roles.find(|role| role.allows(action) && principal.has_role(role.as_str()))
+    }
+
+    /// Whether a principal is there to read metrics and for nothing else, not even for what
+    /// everybody may read.
+    pub(crate) fn is_metrics_only(principal: &Principal) -> bool {
+        matches!(principal.via, Via::Key { .. }) && principal.roles == [Self::Metrics.as_str()]
     }
 
     fn allows(self, action: Action) -> bool {

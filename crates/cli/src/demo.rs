@@ -105,6 +105,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
             run_dir: run_dir.path().to_owned(),
             keys_dir: run_dir.path().join("access"),
             root: root.clone(),
+            hidden: None,
             group: format!("{topic}-workers"),
             topic,
             partitions: i32::from(args.workers).max(4) * 2,

@@ -10,7 +10,10 @@ mod kafka_probe;
 mod role;
 mod supervisor;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use fleet_job::topics::DEFAULT_JOBS_TOPIC;
 use fleet_ops::shutdown;
@@ -87,12 +90,17 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let data_dir = args.data_dir.as_deref().unwrap_or(temporary.path());
     let (broker_dir, keys_dir) = (data_dir.join("broker"), data_dir.join("access"));
 
+    if let Some(directory) = &args.data_dir {
+        prepare_data_dir(directory)?;
+    }
+
     let config = StackConfig {
         brokers: args.brokers,
         broker_port: args.broker_port,
         server_port: args.server_port,
         run_dir,
         keys_dir,
+        hidden: hidden_below(&root, args.data_dir.as_deref()),
         root,
         topic: args.topic,
         group: "mcp-workers".to_owned(),
@@ -104,4 +112,45 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     output::line("starting …");
     Fleet::new(config, broker_dir)?.run(stop).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Creates the data directory. A new one is kept out of Git, since it has keys.
+fn prepare_data_dir(directory: &Path) -> Result<(), CliError> {
+    if directory.exists() {
+        return Ok(());
+    }
+    let written = std::fs::create_dir_all(directory)
+        .and_then(|()| std::fs::write(directory.join(".gitignore"), "*\n"));
+    written.map_err(|source| CliError::File {
+        what: "could not create the data directory",
+        path: directory.to_owned(),
+        source,
+    })
+}
+
+/// The data directory, if it is below the directory whose files are hosted.
+fn hidden_below(root: &Path, data_dir: Option<&Path>) -> Option<PathBuf> {
+    let (root, data_dir) = (root.canonicalize().ok()?, data_dir?.canonicalize().ok()?);
+    data_dir.starts_with(&root).then_some(data_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_neither_hosted_nor_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, data) = (dir.path().join("root"), dir.path().join("root/.fleet"));
+        prepare_data_dir(&data).unwrap();
+        assert_eq!(std::fs::read_to_string(data.join(".gitignore")).unwrap(), "*\n");
+        assert_eq!(hidden_below(&root, Some(&data)), Some(data.canonicalize().unwrap()));
+        assert_eq!(hidden_below(&root, Some(dir.path())), None);
+        assert_eq!(hidden_below(&root, None), None);
+
+        // What the user has put there stays.
+        std::fs::write(data.join(".gitignore"), "run\n").unwrap();
+        prepare_data_dir(&data).unwrap();
+        assert_eq!(std::fs::read_to_string(data.join(".gitignore")).unwrap(), "run\n");
+    }
 }

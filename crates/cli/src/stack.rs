@@ -47,6 +47,8 @@ pub(crate) struct StackConfig {
     pub(crate) keys_dir: PathBuf,
     /// The directory whose files are hosted.
     pub(crate) root: PathBuf,
+    /// A directory below it that is not hosted, since it has the data and the keys of the fleet.
+    pub(crate) hidden: Option<PathBuf>,
     pub(crate) topic: String,
     pub(crate) group: String,
     pub(crate) partitions: i32,
@@ -155,7 +157,7 @@ impl Stack {
     /// Returns the job that hosts the files of the root directory, by running this binary over
     /// standard input and output.
     pub(crate) fn files_job(&self, job_id: String) -> Result<Envelope, CliError> {
-        let (command, args) = files_command(&self.config.root)?;
+        let (command, args) = files_command(&self.config)?;
         let payload = json!({"mcpServers": {FILES: {"command": command, "args": args}}});
         let payload = payload.as_object().cloned().unwrap_or_else(Map::new);
         Ok(Envelope::new(job_id, Work::ServerInit(payload)))
@@ -194,8 +196,8 @@ impl Stack {
 }
 
 /// Variables of a fleet elsewhere that must not reach the one on this machine, whose parts speak
-/// plain HTTP on loopback.
-const WITHOUT_TLS: [(&str, &str); 8] = [
+/// plain HTTP on loopback and have keys of their own.
+const OF_OTHERS: [(&str, &str); 12] = [
     ("MCP_TLS_CERTIFICATE_FILE", ""),
     ("MCP_TLS_KEY_FILE", ""),
     ("MCP_TLS_CLIENT_CA_FILE", ""),
@@ -204,6 +206,10 @@ const WITHOUT_TLS: [(&str, &str); 8] = [
     ("MCP_SERVER_CA_FILE", ""),
     ("MCP_SERVER_CLIENT_CERTIFICATE_FILE", ""),
     ("MCP_SERVER_CLIENT_KEY_FILE", ""),
+    ("MCP_OAUTH_CLIENT_ID", ""),
+    ("MCP_PUBLIC_URL", ""),
+    ("MCP_AUDIT", "auto"),
+    ("MCP_AUDIT_FILE", ""),
 ];
 
 /// Waits until all workers have joined the group, so that each gets its share of the first jobs. A
@@ -222,8 +228,8 @@ pub(crate) async fn wait_for_group(settings: &Settings, group: &str, members: us
 }
 
 /// Hosts the files with a call to the server, which has finished when this returns.
-pub(crate) async fn host_files(server_url: &str, root: &Path) -> Result<(), CliError> {
-    let (command, args) = files_command(root)?;
+pub(crate) async fn host_files(server_url: &str, config: &StackConfig) -> Result<(), CliError> {
+    let (command, args) = files_command(config)?;
     let arguments = json!({"name": FILES, "config": {"command": command, "args": args}});
     let urls = ClientConfig::parse_urls(server_url)?;
 
@@ -268,7 +274,7 @@ pub(crate) fn start_worker(
     ];
     let quick = quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none());
     // A token that the user sets is for another server.
-    let env: Vec<_> = quick.chain(WITHOUT_TLS).chain([("MCP_SERVER_TOKEN", "")]).collect();
+    let env: Vec<_> = quick.chain(OF_OTHERS).chain([("MCP_SERVER_TOKEN", "")]).collect();
     Process::start(&own_program()?, &name, &config.run_dir, &args, &env)
 }
 
@@ -303,18 +309,18 @@ pub(crate) fn start_server(
         args.push("--kafka-brokers=".to_owned());
     }
 
-    Process::start(&own_program()?, "mcp-server", &config.run_dir, &args, &WITHOUT_TLS)
+    Process::start(&own_program()?, "mcp-server", &config.run_dir, &args, &OF_OTHERS)
 }
 
-/// Returns the command and the arguments that host the files of `root`.
-fn files_command(root: &Path) -> Result<(String, Vec<String>), CliError> {
-    let mut argv = files_argv(root)?;
+/// Returns the command and the arguments that host the files.
+fn files_command(config: &StackConfig) -> Result<(String, Vec<String>), CliError> {
+    let mut argv = files_argv(config)?;
     let args = argv.split_off(1);
     Ok((argv.remove(0), args))
 }
 
-/// Returns the command line of the stdio server that offers the files of `root`.
-fn files_argv(root: &Path) -> Result<Vec<String>, CliError> {
+/// Returns the command line of the stdio server that offers the files.
+fn files_argv(config: &StackConfig) -> Result<Vec<String>, CliError> {
     let exe = own_program()?;
     let text = |path: &Path| {
         path.to_str().map(str::to_owned).ok_or_else(|| {
@@ -322,12 +328,16 @@ fn files_argv(root: &Path) -> Result<Vec<String>, CliError> {
         })
     };
 
-    Ok(vec![
+    let mut argv = vec![
         text(&exe)?,
         "server".to_owned(),
         "--stdio".to_owned(),
-        format!("--root={}", text(root)?),
-    ])
+        format!("--root={}", text(&config.root)?),
+    ];
+    if let Some(hidden) = &config.hidden {
+        argv.push(format!("--exclude={}", text(hidden)?));
+    }
+    Ok(argv)
 }
 
 /// Writes a policy that allows exactly the command line that hosts the files.
@@ -341,7 +351,7 @@ pub(crate) fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
         argv: Vec<String>,
     }
 
-    let argv = files_argv(&config.root)?.iter().map(|word| fleet_job::glob::escape(word)).collect();
+    let argv = files_argv(config)?.iter().map(|word| fleet_job::glob::escape(word)).collect();
     let policy = Policy { command: vec![Allowed { argv }] };
 
     let path = config.run_dir.join("policy.toml");

@@ -77,6 +77,15 @@ pub struct Args {
         value_name = "DIR"
     )]
     pub roots: Vec<PathBuf>,
+    /// A directory below a root whose content the `file_*` tools neither list nor read.
+    #[arg(
+        help_heading = "File tools",
+        long = "exclude",
+        env = "MCP_FILES_EXCLUDE",
+        value_delimiter = ':',
+        value_name = "DIR"
+    )]
+    pub excluded: Vec<PathBuf>,
     /// The maximum number of bytes that `file_read` returns at once.
     #[arg(
         help_heading = "File tools",

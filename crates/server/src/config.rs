@@ -48,6 +48,8 @@ pub struct ServerConfig {
     pub legacy_sessions: bool,
     /// Directories that the `file_*` tools may read.
     pub roots: Vec<PathBuf>,
+    /// Directories below them whose content is not there for callers.
+    pub excluded: Vec<PathBuf>,
     /// The most bytes that one call of `file_read` returns.
     pub files_max_read: u64,
     /// The policy for hosted servers, as read at the start.
@@ -87,6 +89,7 @@ impl Default for ServerConfig {
             public_url: None,
             legacy_sessions: true,
             roots: Vec::new(),
+            excluded: Vec::new(),
             files_max_read: 1024 * 1024,
             policy: Policy::default(),
             policy_source: PolicySource::default(),
@@ -120,7 +123,8 @@ impl ServerConfig {
         let access = access_source(args, public_url.as_ref(), tls.as_ref());
 
         // Report unusable roots now rather than at the first call.
-        Files::new(&roots, args.files_max_read)?;
+        let excluded = non_empty_paths(&args.excluded);
+        Files::new(&roots, args.files_max_read)?.without(&excluded)?;
 
         Ok(Self {
             listen: SocketAddr::new(args.host, args.port),
@@ -134,6 +138,7 @@ impl ServerConfig {
             public_url,
             legacy_sessions: args.legacy_sessions,
             roots,
+            excluded,
             files_max_read: args.files_max_read,
             policy: policy_source.load()?,
             policy_source,

@@ -184,6 +184,7 @@ fn build_toolkits(
     let mut toolkits: Vec<Box<dyn Provider>> = Vec::new();
     if !config.roots.is_empty() {
         let files = Files::new(&config.roots, config.files_max_read)?;
+        let files = files.without(&config.excluded)?;
         toolkits.push(Box::new(files::toolkit(Arc::new(files))));
     }
 

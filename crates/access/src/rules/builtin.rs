@@ -67,7 +67,7 @@ pub(super) fn allow(
         return Some(Builtin::Role(role));
     }
 
-    let reads = default == DefaultAccess::ReadOnly;
+    let reads = default == DefaultAccess::ReadOnly && !FleetRole::is_metrics_only(principal);
     match Reach::of(action) {
         Reach::Always => Some(Builtin::Read),
         Reach::OwnJobs => facts.is_own_job().then_some(Builtin::OwnJob),
@@ -90,7 +90,9 @@ pub(super) fn allow_ever(principal: &Principal, action: Action, default: Default
     }
     match Reach::of(action) {
         Reach::Always | Reach::OwnJobs => true,
-        Reach::Reading | Reach::ReadOnlyTools => default == DefaultAccess::ReadOnly,
+        Reach::Reading | Reach::ReadOnlyTools => {
+            default == DefaultAccess::ReadOnly && !FleetRole::is_metrics_only(principal)
+        }
         Reach::Nothing => false,
     }
 }

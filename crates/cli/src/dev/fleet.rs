@@ -362,9 +362,9 @@ impl Fleet {
     }
 
     fn host_files(&mut self) {
-        let (url, root) = (self.server_url(), self.config.root.clone());
+        let (url, config) = (self.server_url(), self.config.clone());
         self.chores.spawn(async move {
-            while let Err(error) = stack::host_files(&url, &root).await {
+            while let Err(error) = stack::host_files(&url, &config).await {
                 let error = fleet_ops::errors::chain(&error);
                 tracing::warn!(error, "could not host the files; retrying");
                 tokio::time::sleep(RETRY_PAUSE).await;

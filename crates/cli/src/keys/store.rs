@@ -77,7 +77,10 @@ impl Store {
 
     /// Writes the keys file. A file that exists keeps its owner and its permissions.
     pub(super) fn save(&self) -> Result<(), CliError> {
-        write_atomically(&self.path, self.file.to_toml().as_bytes(), PRIVATE)
+        let text = self.file.to_toml();
+        // No server would read a file with two keys of one id.
+        KeysFile::parse(&text)?;
+        write_atomically(&self.path, text.as_bytes(), PRIVATE)
             .map_err(|error| failed("could not write the keys file", &self.path, error))
     }
 }

@@ -6,7 +6,7 @@ use parking_lot::RwLock;
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, UnixTime},
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::SingleCertAndKey,
 };
 use tokio::net::TcpStream;
@@ -176,9 +176,12 @@ impl State {
             Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
             None => builder.with_no_client_auth(),
         };
-        // Sessions are kept with the configuration, so none outlives the authorities that its
-        // client was verified against.
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+        if clients.is_some() {
+            // A resumed session is not verified again, so it could outlive its client's certificate.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         config.alpn_protocols = Vec::from(PROTOCOLS.map(<[u8]>::to_vec));
         Ok(Self { config: Arc::new(config), clients, generation })
     }

@@ -9,7 +9,7 @@ use std::{
 use axum::{
     Json,
     extract::{ConnectInfo, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -29,6 +29,14 @@ use crate::{
 
 /// The query parameter in which RFC 6750 once allowed tokens.
 const TOKEN_PARAMETER: &str = "access_token";
+/// Headers by which proxies say that they pass on a request.
+const FORWARDED: [HeaderName; 5] = [
+    header::FORWARDED,
+    header::VIA,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-real-ip"),
+];
 /// What API keys begin with.
 const KEY_PREFIX: &str = "mf_";
 
@@ -105,8 +113,11 @@ struct RequestFacts<'a> {
 }
 
 impl RequestFacts<'_> {
+    /// Whether a program on this machine sends the request for itself. A proxy on this machine
+    /// passes on what others send.
     fn from_loopback(&self) -> bool {
         self.peer.is_some_and(|peer| peer.is_loopback())
+            && !FORWARDED.iter().any(|name| self.headers.contains_key(name))
     }
 }
 

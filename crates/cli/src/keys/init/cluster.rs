@@ -283,7 +283,10 @@ fn complete_fields(name: &str, found: &Fields) -> Result<(Steps, Fields), CliErr
         steps.push((key, step));
     }
 
-    changed.insert(KEYS.to_owned(), file.to_toml());
+    let text = file.to_toml();
+    // No server would read a file with two keys of one id.
+    KeysFile::parse(&text)?;
+    changed.insert(KEYS.to_owned(), text);
     if is_new {
         changed.insert(PEPPER.to_owned(), pepper.reveal());
     }

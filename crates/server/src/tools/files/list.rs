@@ -147,6 +147,9 @@ fn list_directory(
         for entry in entries {
             scanned += 1;
             let Ok(kind) = entry.file_type() else { continue };
+            if files.excludes(&entry.path()) {
+                continue;
+            }
             if args.recursive && kind.is_dir() {
                 queue.push_back(entry.path());
             }

@@ -26,12 +26,14 @@ pub struct Files {
     roots: Vec<PathBuf>,
     /// The roots as configured, so that absolute paths may begin with them.
     written: Vec<PathBuf>,
+    /// Directories whose content is not there for callers, resolved.
+    excluded: Vec<PathBuf>,
     max_read: u64,
 }
 
 /// A root that is not a usable directory.
 #[derive(Debug, thiserror::Error)]
-#[error("--root {} is not a usable directory", path.display())]
+#[error("--root or --exclude: {} is not a usable directory", path.display())]
 pub struct RootError {
     /// The configured root.
     pub path: PathBuf,
@@ -78,7 +80,26 @@ impl Files {
             if root.is_dir() { Ok(root) } else { Err(error(io::ErrorKind::NotADirectory.into())) }
         };
         let written = roots.iter().filter_map(|root| std::path::absolute(root).ok()).collect();
-        Ok(Self { roots: roots.iter().map(resolve).collect::<Result<_, _>>()?, written, max_read })
+        let roots = roots.iter().map(resolve).collect::<Result<_, _>>()?;
+        Ok(Self { roots, written, excluded: Vec::new(), max_read })
+    }
+
+    /// The same without the content of these directories.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if a directory can't be resolved.
+    pub fn without(self, excluded: &[PathBuf]) -> Result<Self, RootError> {
+        let resolve = |path: &PathBuf| {
+            let error = |error| RootError { path: path.clone(), error };
+            path.canonicalize().map_err(error)
+        };
+        Ok(Self { excluded: excluded.iter().map(resolve).collect::<Result<_, _>>()?, ..self })
+    }
+
+    /// Whether a resolved path is that of an excluded directory, or below one.
+    pub(super) fn excludes(&self, path: &Path) -> bool {
+        self.excluded.iter().any(|directory| path.starts_with(directory))
     }
 
     /// The most bytes that one read returns.
@@ -109,7 +130,7 @@ impl Files {
             if !self.roots.iter().any(|root| plain.starts_with(root)) {
                 continue;
             }
-            match follow_path(&candidate, &self.roots) {
+            match follow_path(&candidate, &self.roots, &self.excluded) {
                 Ok(path) => match self.roots.iter().find(|root| path.starts_with(root)) {
                     Some(root) => return Ok(Confined { path, root: root.clone() }),
                     None => continue,

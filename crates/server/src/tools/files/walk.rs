@@ -25,8 +25,13 @@ pub(super) enum Stop {
     Failed(io::Error),
 }
 
-/// Resolves an absolute path, following all symlinks. `roots` must be resolved already.
-pub(super) fn follow_path(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Stop> {
+/// Resolves an absolute path, following all symlinks, to a place below a root and not below an
+/// excluded directory. Both must be resolved already.
+pub(super) fn follow_path(
+    path: &Path,
+    roots: &[PathBuf],
+    excluded: &[PathBuf],
+) -> Result<PathBuf, Stop> {
     let mut pending: VecDeque<OsString> = path_parts(path);
     let mut current = PathBuf::from("/");
     let mut links = 0;
@@ -43,6 +48,9 @@ pub(super) fn follow_path(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Sto
                 current = next;
                 continue;
             }
+            return Err(Stop::Outside);
+        }
+        if excluded.iter().any(|directory| next.starts_with(directory)) {
             return Err(Stop::Outside);
         }
 
@@ -111,13 +119,16 @@ mod tests {
 
         symlink(root.join("file"), root.join("absolute")).unwrap();
         symlink(base.join("there"), root.join("absolute-out")).unwrap();
+        std::fs::create_dir(root.join("secret")).unwrap();
+        std::fs::write(root.join("secret/key"), "").unwrap();
+        symlink("secret/key", root.join("to-secret")).unwrap();
         // This link leads out of the root and back in.
         symlink(&root, base.join("back")).unwrap();
         symlink("../back/file", root.join("there-and-back")).unwrap();
 
         let roots = [root.clone()];
         let check = |path: &str, expected: &str| {
-            let got = match follow_path(&root.join(path), &roots) {
+            let got = match follow_path(&root.join(path), &roots, &[root.join("secret")]) {
                 Ok(path) => path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(),
                 Err(Stop::Outside) => "outside".to_owned(),
                 Err(Stop::Failed(error)) => {
@@ -138,6 +149,11 @@ mod tests {
         check("file/..", "ENOTDIR");
         check("loop", "ELOOP");
         for outside in [
+            "secret",
+            "secret/key",
+            "secret/missing",
+            "sub/../secret/key",
+            "to-secret",
             "out-there",
             "out-missing",
             "absolute-out",
