@@ -4,11 +4,9 @@
 //! connection (HTTP/1.1) or resets the stream (HTTP/2), which cancels a call in the modern era.
 
 use std::error::Error;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fleet_oauth::{BoundedClient, TokenError, TokenSource};
 use fleet_ops::tls::{ClientTlsFiles, FollowedClient};
 use fleet_wire::body::{BodyError, drain};
 use fleet_wire::encoding::DecodeError;
@@ -21,18 +19,21 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
-    TRANSFER_ENCODING, WWW_AUTHENTICATE,
+    TRANSFER_ENCODING,
 };
-use http::{HeaderMap, HeaderValue, StatusCode, Version};
-use parking_lot::RwLock;
+use http::{HeaderMap, HeaderValue, Version};
 use reqwest::Response;
 use serde_json::{Value, json};
 use url::Url;
 
 use crate::body::{Sent, TrackedBody};
 use crate::classify::{Broken, Head};
-use crate::config::{ClientConfig, ConfigError, OAuthClient, Secret, bearer_header, label};
+use crate::config::{ClientConfig, ConfigError, Secret, label};
 use crate::wire::{self, Message, News, RpcError, SESSION_ID};
+
+mod authorization;
+
+use authorization::Authorization;
 
 /// How much of an error page is read, in bytes. Messages quote less.
 const MAX_ERROR_BODY: usize = 64 << 10;
@@ -55,9 +56,7 @@ pub(crate) struct Transport {
     /// The headers of every message: those of every request, and the content types.
     message_headers: HeaderMap,
     /// The value of `Authorization`, in place of what the headers or a URL have.
-    authorization: Arc<RwLock<Option<HeaderValue>>>,
-    /// Where access tokens come from, if they are fetched.
-    tokens: Option<TokenSource>,
+    authorization: Authorization,
     max_response_bytes: usize,
     /// The `clientInfo` in both eras.
     pub(crate) client_info: Value,
@@ -146,15 +145,11 @@ impl Transport {
             .insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         message_headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
 
-        let authorization = config.bearer_token.as_ref().map(bearer_header).transpose()?;
-        let tokens = token_source(config)?;
-
         Ok(Self {
             client,
             headers,
             message_headers,
-            authorization: Arc::new(RwLock::new(authorization)),
-            tokens,
+            authorization: Authorization::new(config)?,
             max_response_bytes: config.max_response_bytes,
             client_info: json!({"name": config.client_name, "version": config.client_version}),
         })
@@ -162,9 +157,7 @@ impl Transport {
 
     /// Uses another token, or none, from the next request on.
     pub(crate) fn replace_token(&self, token: Option<&Secret>) -> Result<(), ConfigError> {
-        let authorization = token.map(bearer_header).transpose()?;
-        *self.authorization.write() = authorization;
-        Ok(())
+        self.authorization.replace(token)
     }
 
     /// Sends a request and reads its answer.
@@ -226,34 +219,17 @@ impl Transport {
     /// Sends a request. One that is refused for its access token was not carried out, and is sent
     /// again with another.
     async fn send(&self, url: &Url, post: &Post<'_>, body: Bytes) -> Result<Response, Broken> {
-        let Some(tokens) = &self.tokens else {
-            let own = self.authorization.read().clone();
-            return self.send_once(url, post, body, own).await;
-        };
-
-        let not_sent = |error: TokenError| Broken::NotSent(error.to_string());
-        let token = tokens.token().await.map_err(not_sent)?;
-        let response = self.send_once(url, post, body.clone(), Some(token_header(&token)?)).await?;
-        if !is_challenge(&response) {
+        let credential = self.authorization.for_call().await?;
+        let response = self.send_once(url, post, body.clone(), credential.header()).await?;
+        if !credential.is_refused_by(&response) {
             return Ok(response);
         }
 
         // Until another request is sent, nothing is on its way.
         post.sent.reset();
-        match tokens.token_after_refusal(&token).await {
-            Ok(other) => self.send_once(url, post, body, Some(token_header(&other)?)).await,
-            Err(error) => {
-                tracing::debug!(%error, "the server refuses our access token");
-                Ok(response)
-            }
-        }
-    }
-
-    /// The value of `Authorization` for a message beside the calls; `None` if there is none now.
-    async fn side_authorization(&self) -> Option<HeaderValue> {
-        match &self.tokens {
-            None => self.authorization.read().clone(),
-            Some(tokens) => token_header(&*tokens.token().await.ok()?).ok(),
+        match self.authorization.after_refusal(&credential).await? {
+            Some(other) => self.send_once(url, post, body, other.header()).await,
+            None => Ok(response),
         }
     }
 
@@ -285,7 +261,7 @@ impl Transport {
         headers: &HeaderMap,
         body: Vec<u8>,
     ) -> Result<Head, Broken> {
-        let authorization = self.side_authorization().await;
+        let authorization = self.authorization.for_side_message().await;
         let send = async |url: &Url, body: Vec<u8>| {
             let message = self.message(url, headers, authorization.clone());
             let sent = message.body(body).timeout(SIDE_TIMEOUT).send().await;
@@ -310,7 +286,7 @@ impl Transport {
 
     /// Ends a legacy session.
     pub(crate) async fn delete(&self, url: &Url, headers: &HeaderMap) {
-        let authorization = self.side_authorization().await;
+        let authorization = self.authorization.for_side_message().await;
         let send = async |url: &Url| {
             let mut all = self.headers.clone();
             all.extend(authorization.clone().map(|value| (AUTHORIZATION, value)));
@@ -560,32 +536,6 @@ fn head(response: &Response) -> Head {
     }
 }
 
-/// The source of access tokens for the server. All endpoints are replicas of one server, so the
-/// first one stands for it.
-fn token_source(config: &ClientConfig) -> Result<Option<TokenSource>, ConfigError> {
-    let client = config.oauth.clone().filter(|_| config.bearer_token.is_none());
-    let (Some(client), Some(resource)) = (client, config.endpoints.first().cloned()) else {
-        return Ok(None);
-    };
-
-    let OAuthClient { credentials, issuer, ca } = client;
-    let files = ClientTlsFiles { authorities: ca, pair: None };
-    let limit = config.connect_timeout;
-    // The certificate that proves the worker to the MCP server is not for the authorization server.
-    let http = FollowedClient::new(
-        move || files.clone(),
-        move |tls| {
-            let builder = tls.apply(reqwest::Client::builder()).connect_timeout(limit);
-            builder.redirect(reqwest::redirect::Policy::none()).referer(false).build()
-        },
-    )?;
-
-    let origins: Vec<_> =
-        issuer.iter().flat_map(|issuer| [issuer.clone(), resource.clone()]).collect();
-    let http = Arc::new(BoundedClient::new(move || http.current(), &origins));
-    Ok(Some(TokenSource::new(resource, issuer, credentials, http)))
-}
-
 /// Refuses settings of TLS that would have no effect.
 fn check_tls(config: &ClientConfig) -> Result<(), ConfigError> {
     let plain = config.endpoints.iter().find(|url| url.scheme() == "http");
@@ -593,20 +543,6 @@ fn check_tls(config: &ClientConfig) -> Result<(), ConfigError> {
         Some(url) => Err(ConfigError::TlsWithoutHttps { url: label(url) }),
         None => Ok(()),
     }
-}
-
-fn token_header(token: &str) -> Result<HeaderValue, Broken> {
-    let header = bearer_header(&token.into());
-    header.map_err(|_| Broken::NotSent("the access token can't be sent in a header".to_owned()))
-}
-
-/// Whether a response asks for another access token (RFC 6750, section 3).
-fn is_challenge(response: &Response) -> bool {
-    let scheme = |value: &HeaderValue| {
-        value.as_bytes().get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"))
-    };
-    response.status() == StatusCode::UNAUTHORIZED
-        && response.headers().get_all(WWW_AUTHENTICATE).iter().any(scheme)
 }
 
 /// Returns the URL to which the request must be sent again, if the server redirects within its

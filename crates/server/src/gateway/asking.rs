@@ -30,6 +30,10 @@ use crate::{
     provider::{Provider, ToolRight},
 };
 
+mod errors;
+
+use errors::{limit_error, refusal_error, unauthenticated};
+
 /// When to try again what could not be recorded.
 const RECORD_AGAIN: Duration = Duration::from_secs(5);
 
@@ -486,43 +490,6 @@ pub(super) fn prompt_of<'a>(server: Option<&'a str>, prompt: &'a str) -> Resourc
 /// A resource, as decisions see it.
 pub(super) fn resource_of<'a>(server: Option<&'a str>, uri: &'a str) -> Resource<'a> {
     Resource { server, uri: Some(uri), ..Resource::default() }
-}
-
-fn refusal_error(action: Action, decision: &Decision) -> ErrorData {
-    let message = decision.message(action.as_str()).unwrap_or_default();
-    let mut data = json!({
-        "reason": decision.reason(),
-        "code": decision.code().map(|code| code.as_str()),
-        "action": action.as_str(),
-        "rule": decision.rule.as_str(),
-    });
-    if !decision.scopes.is_empty() {
-        data["scopes"] = json!(decision.scopes);
-    }
-    ErrorData::new(ErrorCode::INVALID_REQUEST, message, Some(data))
-}
-
-/// The error for a call that met a limit. A job waits until then.
-fn limit_error(reached: &LimitReached, server: Option<&str>) -> ErrorData {
-    let mut data = json!({
-        "reason": "rate-limited",
-        "code": reached.code().as_str(),
-        "limit": &*reached.limit,
-        "retryAfterMs": u64::try_from(reached.retry_after.as_millis()).unwrap_or(u64::MAX),
-    });
-    if let Some(server) = server {
-        data["server"] = server.into();
-    }
-    ErrorData::new(ErrorCode::INVALID_REQUEST, reached.to_string(), Some(data))
-}
-
-/// The error for a request that nobody was authenticated for. Its transport authenticates all, so
-/// this is a fault of the server.
-fn unauthenticated() -> ErrorData {
-    let code = fleet_codes::UNAUTHENTICATED;
-    let data = json!({ "reason": "denied", "code": code.as_str() });
-    let message = format!("nobody was authenticated for this request [{code}]");
-    ErrorData::new(ErrorCode::INVALID_REQUEST, message, Some(data))
 }
 
 fn known(arguments: Option<&JsonObject>) -> Arguments<'_> {

@@ -1,0 +1,43 @@
+//! The errors that callers get instead of what they may not do, or not now.
+
+use fleet_access::{Action, Decision, LimitReached};
+use rmcp::model::{ErrorCode, ErrorData};
+use serde_json::json;
+
+/// The error for what a decision does not allow.
+pub(super) fn refusal_error(action: Action, decision: &Decision) -> ErrorData {
+    let message = decision.message(action.as_str()).unwrap_or_default();
+    let mut data = json!({
+        "reason": decision.reason(),
+        "code": decision.code().map(|code| code.as_str()),
+        "action": action.as_str(),
+        "rule": decision.rule.as_str(),
+    });
+    if !decision.scopes.is_empty() {
+        data["scopes"] = json!(decision.scopes);
+    }
+    ErrorData::new(ErrorCode::INVALID_REQUEST, message, Some(data))
+}
+
+/// The error for a call that met a limit. A job waits until then.
+pub(super) fn limit_error(reached: &LimitReached, server: Option<&str>) -> ErrorData {
+    let mut data = json!({
+        "reason": "rate-limited",
+        "code": reached.code().as_str(),
+        "limit": &*reached.limit,
+        "retryAfterMs": u64::try_from(reached.retry_after.as_millis()).unwrap_or(u64::MAX),
+    });
+    if let Some(server) = server {
+        data["server"] = server.into();
+    }
+    ErrorData::new(ErrorCode::INVALID_REQUEST, reached.to_string(), Some(data))
+}
+
+/// The error for a request that nobody was authenticated for. Its transport authenticates all, so
+/// this is a fault of the server.
+pub(super) fn unauthenticated() -> ErrorData {
+    let code = fleet_codes::UNAUTHENTICATED;
+    let data = json!({ "reason": "denied", "code": code.as_str() });
+    let message = format!("nobody was authenticated for this request [{code}]");
+    ErrorData::new(ErrorCode::INVALID_REQUEST, message, Some(data))
+}
