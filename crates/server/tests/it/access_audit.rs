@@ -173,16 +173,20 @@ async fn nothing_is_done_that_a_required_log_cannot_record() {
     );
     assert!(!answer.to_string().contains("/dev/full"), "callers need not know where: {answer}");
 
-    // Lookups have no record, so they go on. Nothing was hosted.
+    // Every call of a tool has a record, and lists have none. Nothing was hosted.
     let (_, listed) = call(&server, &root, "server_list", json!({})).await;
     assert_eq!(listed["error"]["data"]["code"], "FLEET-AUDIT-UNAVAILABLE", "{listed}");
     let (status, tools) = send(&server, &root, "tools/list", json!({})).await;
     assert_eq!(status, StatusCode::OK);
     assert!(!tools.to_string().contains("a__query"), "{tools}");
 
-    let metrics = server.http.get(server.url("/metrics")).bearer_auth(&root);
-    let metrics = metrics.send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains("mcp_server_audit_gaps_total{sink=\"file\"} 2"), "{metrics}");
+    // The beginning of each call, and the record of its refusal.
+    eventually("the gaps to be counted", async || {
+        let metrics = server.http.get(server.url("/metrics")).bearer_auth(&root);
+        let metrics = metrics.send().await.unwrap().text().await.unwrap();
+        metrics.contains("mcp_server_audit_gaps_total{sink=\"file\"} 4").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
