@@ -15,7 +15,7 @@ use fleet_job::{
 };
 use fleet_kafka::compression::Compression;
 use fleet_ops::{
-    config::{parse_bytes, parse_duration},
+    config::{parse_bytes, parse_duration, path_parser},
     tls::{ServerTlsArgs, TlsArgs},
 };
 
@@ -111,6 +111,7 @@ pub struct Args {
     /// A file with the token, in place of `--server-token`, which goes before it. Changes apply
     /// within a second.
     #[arg(
+        value_parser = path_parser(),
         long,
         env = "MCP_SERVER_TOKEN_FILE",
         value_name = "FILE",
