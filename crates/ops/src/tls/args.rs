@@ -86,7 +86,7 @@ impl TlsArgs {
     pub fn files(&self) -> Result<Option<TlsFiles>, TlsError> {
         let is_required = self.tls_client_auth == ClientAuth::Required;
         let [authorities, revoked] =
-            [&self.tls_client_ca, &self.tls_crl].map(|path| named_path(path));
+            [&self.tls_client_ca, &self.tls_crl].map(named_path);
 
         let pair = pair((&self.tls_certificate, CERTIFICATE), (&self.tls_key, KEY))?;
         let Some(pair) = pair else {
