@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use clap::ValueEnum;
+use clap::{
+    ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser as _},
+};
 use fleet_job::{
     glob::Glob,
     topics::{self, DEFAULT_REGISTRY_TOPIC, Topics},
@@ -113,6 +116,8 @@ pub struct Args {
     #[arg(
         long,
         env = "MCP_SERVER_TOKEN_FILE",
+        // An empty variable counts as unset.
+        value_parser = OsStringValueParser::new().map(PathBuf::from),
         value_name = "FILE",
         help_heading = SERVER
     )]

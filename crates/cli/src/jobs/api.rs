@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use fleet_job::{
     filter::JobFilter,
     view::{CancelOutcome, Cancellation, JobList, JobView},
@@ -58,7 +59,14 @@ pub(crate) struct ServerArgs {
     token: Option<String>,
 
     /// A file with the token, in place of --token, which goes before it
-    #[arg(help_heading = "Server", long, env = "MCP_SERVER_TOKEN_FILE", value_name = "FILE")]
+    #[arg(
+        help_heading = "Server",
+        long,
+        env = "MCP_SERVER_TOKEN_FILE",
+        // An empty variable counts as unset.
+        value_parser = OsStringValueParser::new().map(PathBuf::from),
+        value_name = "FILE"
+    )]
     token_file: Option<PathBuf>,
 
     #[command(flatten)]
