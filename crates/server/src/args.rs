@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use fleet_kafka::compression::Compression;
 use fleet_ops::{
-    config::{parse_bytes, parse_duration},
+    config::{parse_bytes, parse_duration, path_parser},
     tls::TlsArgs,
 };
 
@@ -23,7 +23,7 @@ pub struct Args {
     #[command(flatten)]
     pub tls: TlsArgs,
     /// Write `host:port` to this file once the server listens.
-    #[arg(help_heading = "Listening", long, env = "MCP_READY_FILE", value_name = "FILE")]
+    #[arg(value_parser = path_parser(), help_heading = "Listening", long, env = "MCP_READY_FILE", value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
     /// Speak MCP on standard input and output, without listening on a port.
     #[arg(help_heading = "Listening", long)]
@@ -70,6 +70,7 @@ pub struct Args {
     pub legacy_sessions: bool,
     /// A directory that the `file_*` tools may read. Without one, these tools are not offered.
     #[arg(
+        value_parser = path_parser(),
         help_heading = "File tools",
         long = "root",
         env = "MCP_FILES_ROOTS",
@@ -79,6 +80,7 @@ pub struct Args {
     pub roots: Vec<PathBuf>,
     /// A directory below a root whose content the `file_*` tools neither list nor read.
     #[arg(
+        value_parser = path_parser(),
         help_heading = "File tools",
         long = "exclude",
         env = "MCP_FILES_EXCLUDE",
@@ -107,6 +109,7 @@ pub struct Args {
     /// A directory that may contain the `cwd` and `envFile` of commands allowed by
     /// `--allow-command`.
     #[arg(
+        value_parser = path_parser(),
         help_heading = "Hosted servers",
         long = "allow-dir",
         env = "MCP_ALLOWED_DIRS",
@@ -152,11 +155,11 @@ pub struct Args {
     pub access: AccessMode,
     /// The file of API keys, which `mcp-fleet keys` writes. Changes apply within two
     /// seconds.
-    #[arg(help_heading = "Access", long, env = "MCP_ACCESS_KEYS_FILE", value_name = "FILE")]
+    #[arg(value_parser = path_parser(), help_heading = "Access", long, env = "MCP_ACCESS_KEYS_FILE", value_name = "FILE")]
     pub access_keys: Option<PathBuf>,
     /// The file of the pepper that the keys were made with. By default, `FILE.pepper` beside the
     /// keys file FILE, if it exists.
-    #[arg(help_heading = "Access", long, env = "MCP_ACCESS_PEPPER_FILE", value_name = "FILE")]
+    #[arg(value_parser = path_parser(), help_heading = "Access", long, env = "MCP_ACCESS_PEPPER_FILE", value_name = "FILE")]
     pub access_pepper_file: Option<PathBuf>,
     /// Record what callers do and what is refused to them, in `<topic>.audit` if there are brokers
     /// and in the file of `--audit-file`. `auto`: if callers are told apart. `required`: always, and
@@ -165,11 +168,12 @@ pub struct Args {
     pub audit: AuditMode,
     /// A file to which audit records are appended, one JSON object per line. It may be renamed at
     /// any time, as by logrotate.
-    #[arg(help_heading = "Access", long, env = "MCP_AUDIT_FILE", value_name = "FILE")]
+    #[arg(value_parser = path_parser(), help_heading = "Access", long, env = "MCP_AUDIT_FILE", value_name = "FILE")]
     pub audit_file: Option<PathBuf>,
     /// A policy file (TOML): what may be hosted, issuers of access tokens, and the rules and limits
     /// of principals.
     #[arg(
+        value_parser = path_parser(),
         help_heading = "Hosted servers",
         long = "policy",
         env = "MCP_POLICY_FILE",
@@ -256,7 +260,7 @@ pub struct Args {
     pub max_job_bytes: u64,
     /// A directory for the ledger, which then survives a restart. By default, the ledger is kept in
     /// memory and rebuilt from the topic.
-    #[arg(help_heading = "Jobs", long, env = "MCP_DATA_DIR", value_name = "DIR")]
+    #[arg(value_parser = path_parser(), help_heading = "Jobs", long, env = "MCP_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// How long the ledger remembers a job that has ended.
     #[arg(

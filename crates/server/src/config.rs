@@ -11,7 +11,7 @@ use fleet_job::glob::Glob;
 use fleet_jobs::{Owners, config::JobsConfig};
 use fleet_kafka::compression::Compression;
 use fleet_ledger::Retention;
-use fleet_ops::{http::guard::Origin, tls::TlsFiles};
+use fleet_ops::{config::named_path, http::guard::Origin, tls::TlsFiles};
 use fleet_policy::Policy;
 use url::Url;
 
@@ -129,7 +129,7 @@ impl ServerConfig {
         Ok(Self {
             listen: SocketAddr::new(args.host, args.port),
             tls,
-            ready_file: args.ready_file.clone(),
+            ready_file: named_path(&args.ready_file),
             stdio: args.stdio,
             conformance: args.conformance,
             allowed_hosts: non_empty(&args.allowed_hosts).map(str::to_owned).collect(),
@@ -157,7 +157,7 @@ impl ServerConfig {
 fn policy_source(args: &Args) -> PolicySource {
     let owned = |list: &[String]| non_empty(list).map(str::to_owned).collect();
     PolicySource {
-        file: args.policy_file.clone(),
+        file: named_path(&args.policy_file),
         commands: args.allow_commands.clone(),
         dirs: non_empty_paths(&args.allow_dirs),
         env: owned(&args.allow_env),
@@ -169,13 +169,12 @@ fn policy_source(args: &Args) -> PolicySource {
 
 /// Returns the settings about access. An empty variable is no file.
 fn access_source(args: &Args, public_url: Option<&Url>, tls: Option<&TlsFiles>) -> AccessSource {
-    let named = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
     AccessSource {
         mode: args.access,
         host: args.host,
-        keys: named(&args.access_keys),
-        pepper: named(&args.access_pepper_file),
-        policy: named(&args.policy_file),
+        keys: named_path(&args.access_keys),
+        pepper: named_path(&args.access_pepper_file),
+        policy: named_path(&args.policy_file),
         public_url: public_url.cloned(),
         port: match tls.map(|tls| &tls.clients) {
             None => PortSecurity::Plain,
@@ -193,7 +192,7 @@ fn audit_config(args: &Args) -> Result<AuditConfig, ServerError> {
             jobs: args.jobs_topic.clone(),
         })
     });
-    let file = args.audit_file.clone().filter(|path| !path.as_os_str().is_empty());
+    let file = named_path(&args.audit_file);
     Ok(AuditConfig { mode: args.audit, file, topic: topic.transpose()? })
 }
 
@@ -242,7 +241,7 @@ fn jobs_config(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
         registry_topic: args.registry_topic.clone(),
         group: args.consumer_group.clone(),
         max_job_bytes: usize::try_from(args.max_job_bytes).unwrap_or(usize::MAX),
-        data_dir: args.data_dir.clone(),
+        data_dir: named_path(&args.data_dir),
         retention: Retention {
             max_age: args.ledger_max_age,
             max_jobs: args.ledger_max_jobs,

@@ -8,17 +8,14 @@ use std::{
     time::Duration,
 };
 
-use clap::{
-    ValueEnum,
-    builder::{OsStringValueParser, TypedValueParser as _},
-};
+use clap::ValueEnum;
 use fleet_job::{
     glob::Glob,
     topics::{self, DEFAULT_REGISTRY_TOPIC, Topics},
 };
 use fleet_kafka::compression::Compression;
 use fleet_ops::{
-    config::{parse_bytes, parse_duration},
+    config::{parse_bytes, parse_duration, path_parser},
     tls::{ServerTlsArgs, TlsArgs},
 };
 
@@ -114,10 +111,9 @@ pub struct Args {
     /// A file with the token, in place of `--server-token`, which goes before it. Changes apply
     /// within a second.
     #[arg(
+        value_parser = path_parser(),
         long,
         env = "MCP_SERVER_TOKEN_FILE",
-        // An empty variable counts as unset.
-        value_parser = OsStringValueParser::new().map(PathBuf::from),
         value_name = "FILE",
         help_heading = SERVER
     )]

@@ -6,7 +6,7 @@ use fleet_mcp_client::{
     OAuthClient,
     oauth::{Algorithm, ClientCredentials, CredentialsReader, Proof},
 };
-use fleet_ops::config::read_secret_file;
+use fleet_ops::config::{named_path, path_parser, read_secret_file};
 
 const HEADING: &str = "MCP server: OAuth";
 
@@ -24,7 +24,7 @@ pub struct OAuthArgs {
     pub oauth_issuer: Option<String>,
 
     /// The authorities of the authorization server's certificate (PEM), in place of the system's.
-    #[arg(long, env = "MCP_OAUTH_CA_FILE", value_name = "FILE", help_heading = HEADING)]
+    #[arg(value_parser = path_parser(), long, env = "MCP_OAUTH_CA_FILE", value_name = "FILE", help_heading = HEADING)]
     pub oauth_ca: Option<PathBuf>,
 
     /// The client's secret.
@@ -38,11 +38,11 @@ pub struct OAuthArgs {
     pub oauth_client_secret: Option<String>,
 
     /// A file with the client's secret, which is read for each token.
-    #[arg(long, env = "MCP_OAUTH_CLIENT_SECRET_FILE", value_name = "FILE", help_heading = HEADING)]
+    #[arg(value_parser = path_parser(), long, env = "MCP_OAUTH_CLIENT_SECRET_FILE", value_name = "FILE", help_heading = HEADING)]
     pub oauth_client_secret_file: Option<PathBuf>,
 
     /// A file with the client's private key (PEM), in place of a secret. It is read for each token.
-    #[arg(long, env = "MCP_OAUTH_PRIVATE_KEY_FILE", value_name = "FILE", help_heading = HEADING)]
+    #[arg(value_parser = path_parser(), long, env = "MCP_OAUTH_PRIVATE_KEY_FILE", value_name = "FILE", help_heading = HEADING)]
     pub oauth_private_key_file: Option<PathBuf>,
 
     /// The algorithm of the private key: ES256, ES384 or RS256.
@@ -128,21 +128,19 @@ impl OAuthArgs {
             Ok(ClientCredentials { client_id: client_id.clone(), proof, scopes: scopes.clone() })
         };
         read().map_err(OAuthError::Credentials)?;
-        let ca = self.oauth_ca.clone().filter(|path| !path.as_os_str().is_empty());
+        let ca = named_path(&self.oauth_ca);
         Ok(Some(OAuthClient { credentials: CredentialsReader::new(read), issuer, ca }))
     }
 
     fn proof_source(&self) -> Result<ProofSource, OAuthError> {
         let algorithm = Algorithm::parse(&self.oauth_algorithm)
             .ok_or_else(|| OAuthError::Algorithm(self.oauth_algorithm.clone()))?;
-        let named =
-            |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
 
         let secret = self.oauth_client_secret.clone().filter(|secret| !secret.is_empty());
         let sources = [
             secret.map(ProofSource::Secret),
-            named(&self.oauth_client_secret_file).map(ProofSource::SecretFile),
-            named(&self.oauth_private_key_file)
+            named_path(&self.oauth_client_secret_file).map(ProofSource::SecretFile),
+            named_path(&self.oauth_private_key_file)
                 .map(|path| ProofSource::PrivateKeyFile(path, algorithm)),
         ];
         let mut sources: Vec<_> = sources.into_iter().flatten().collect();

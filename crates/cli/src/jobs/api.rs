@@ -2,14 +2,13 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use fleet_job::{
     filter::JobFilter,
     view::{CancelOutcome, Cancellation, JobList, JobView},
 };
 use fleet_mcp_client::ClientConfig;
 use fleet_ops::{
-    config::read_secret_file,
+    config::{path_parser, read_secret_file},
     tls::{ClientTls, ServerTlsArgs},
 };
 use http::{HeaderMap, HeaderValue, Method, header};
@@ -59,14 +58,7 @@ pub(crate) struct ServerArgs {
     token: Option<String>,
 
     /// A file with the token, in place of --token, which goes before it
-    #[arg(
-        help_heading = "Server",
-        long,
-        env = "MCP_SERVER_TOKEN_FILE",
-        // An empty variable counts as unset.
-        value_parser = OsStringValueParser::new().map(PathBuf::from),
-        value_name = "FILE"
-    )]
+    #[arg(value_parser = path_parser(), help_heading = "Server", long, env = "MCP_SERVER_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 
     #[command(flatten)]

@@ -5,6 +5,7 @@
 
 mod env;
 mod kafka;
+mod path;
 mod redact;
 mod secret;
 mod units;
@@ -12,6 +13,7 @@ mod vars;
 
 pub use env::{ConfigError, Env};
 pub use kafka::KAFKA_PREFIX;
+pub use path::{named_path, path_parser};
 pub use redact::{is_secret, redact};
 pub use secret::{SecretFileError, read_secret_file};
 pub use units::{UnitError, parse_bytes, parse_duration};

@@ -1,6 +1,8 @@
 //! The settings of TLS, which are the same for every binary.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use crate::config::{named_path, path_parser};
 
 use super::{ClientFiles, ClientTlsFiles, PairFiles, TlsError, TlsFiles};
 
@@ -27,17 +29,17 @@ pub enum ClientAuth {
 pub struct TlsArgs {
     /// The port's certificate (PEM), followed by those of intermediate authorities. With it, the
     /// port speaks TLS and nothing else. A changed file is applied within two seconds.
-    #[arg(help_heading = "TLS", long, env = "MCP_TLS_CERTIFICATE_FILE", value_name = "FILE")]
+    #[arg(value_parser = path_parser(), help_heading = "TLS", long, env = "MCP_TLS_CERTIFICATE_FILE", value_name = "FILE")]
     pub tls_certificate: Option<PathBuf>,
     /// The certificate's private key (PEM), not encrypted.
-    #[arg(help_heading = "TLS", long, env = "MCP_TLS_KEY_FILE", value_name = "FILE")]
+    #[arg(value_parser = path_parser(), help_heading = "TLS", long, env = "MCP_TLS_KEY_FILE", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
     /// The authorities of client certificates (PEM). Clients may then prove who they are with a
     /// certificate.
-    #[arg(help_heading = "TLS", long, env = "MCP_TLS_CLIENT_CA_FILE", value_name = "FILE")]
+    #[arg(value_parser = path_parser(), help_heading = "TLS", long, env = "MCP_TLS_CLIENT_CA_FILE", value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
     /// Lists of revoked client certificates (PEM), one of each authority.
-    #[arg(help_heading = "TLS", long, env = "MCP_TLS_CRL_FILE", value_name = "FILE")]
+    #[arg(value_parser = path_parser(), help_heading = "TLS", long, env = "MCP_TLS_CRL_FILE", value_name = "FILE")]
     pub tls_crl: Option<PathBuf>,
     /// Whether clients must have a certificate. With `required`, probes need one, too.
     #[arg(
@@ -60,7 +62,7 @@ impl TlsArgs {
     pub fn files(&self) -> Result<Option<TlsFiles>, TlsError> {
         let is_required = self.tls_client_auth == ClientAuth::Required;
         let [authorities, revoked] =
-            [&self.tls_client_ca, &self.tls_crl].map(|path| named(path.as_deref()));
+            [&self.tls_client_ca, &self.tls_crl].map(|path| named_path(path));
 
         let pair = pair((&self.tls_certificate, CERTIFICATE), (&self.tls_key, KEY))?;
         let Some(pair) = pair else {
@@ -83,7 +85,7 @@ impl TlsArgs {
 
     /// Returns whether the listener speaks TLS.
     pub fn is_on(&self) -> bool {
-        named(self.tls_certificate.as_deref()).is_some()
+        named_path(&self.tls_certificate).is_some()
     }
 }
 
@@ -92,11 +94,12 @@ impl TlsArgs {
 pub struct ServerTlsArgs {
     /// The authorities of the mcp-server's certificate (PEM), in place of the system's. A changed
     /// file is applied within two seconds.
-    #[arg(help_heading = "MCP server", long, env = "MCP_SERVER_CA_FILE", value_name = "FILE")]
+    #[arg(value_parser = path_parser(), help_heading = "MCP server", long, env = "MCP_SERVER_CA_FILE", value_name = "FILE")]
     pub server_ca: Option<PathBuf>,
     /// A client certificate for the mcp-server (PEM), followed by those of intermediate
     /// authorities.
     #[arg(
+        value_parser = path_parser(),
         help_heading = "MCP server",
         long,
         env = "MCP_SERVER_CLIENT_CERTIFICATE_FILE",
@@ -105,6 +108,7 @@ pub struct ServerTlsArgs {
     pub server_client_certificate: Option<PathBuf>,
     /// The client certificate's private key (PEM), not encrypted.
     #[arg(
+        value_parser = path_parser(),
         help_heading = "MCP server",
         long,
         env = "MCP_SERVER_CLIENT_KEY_FILE",
@@ -124,7 +128,7 @@ impl ServerTlsArgs {
             (&self.server_client_certificate, OWN_CERTIFICATE),
             (&self.server_client_key, OWN_KEY),
         )?;
-        Ok(ClientTlsFiles { authorities: named(self.server_ca.as_deref()), pair })
+        Ok(ClientTlsFiles { authorities: named_path(&self.server_ca), pair })
     }
 }
 
@@ -133,16 +137,12 @@ fn pair(
     (certificate, certificate_setting): (&Option<PathBuf>, &'static str),
     (key, key_setting): (&Option<PathBuf>, &'static str),
 ) -> Result<Option<PairFiles>, TlsError> {
-    match (named(certificate.as_deref()), named(key.as_deref())) {
+    match (named_path(certificate), named_path(key)) {
         (Some(certificate), Some(key)) => Ok(Some(PairFiles { certificate, key })),
         (None, None) => Ok(None),
         (Some(_), None) => Err(incomplete(certificate_setting, key_setting)),
         (None, Some(_)) => Err(incomplete(key_setting, certificate_setting)),
     }
-}
-
-fn named(path: Option<&Path>) -> Option<PathBuf> {
-    path.filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned)
 }
 
 fn incomplete(setting: &'static str, needed: &'static str) -> TlsError {
