@@ -23,7 +23,13 @@ pub struct Args {
     #[command(flatten)]
     pub tls: TlsArgs,
     /// Write `host:port` to this file once the server listens.
-    #[arg(value_parser = path_parser(), help_heading = "Listening", long, env = "MCP_READY_FILE", value_name = "FILE")]
+    #[arg(
+        help_heading = "Listening",
+        long,
+        env = "MCP_READY_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
     pub ready_file: Option<PathBuf>,
     /// Speak MCP on standard input and output, without listening on a port.
     #[arg(help_heading = "Listening", long)]
@@ -70,22 +76,22 @@ pub struct Args {
     pub legacy_sessions: bool,
     /// A directory that the `file_*` tools may read. Without one, these tools are not offered.
     #[arg(
-        value_parser = path_parser(),
         help_heading = "File tools",
         long = "root",
         env = "MCP_FILES_ROOTS",
         value_delimiter = ':',
-        value_name = "DIR"
+        value_name = "DIR",
+        value_parser = path_parser(),
     )]
     pub roots: Vec<PathBuf>,
     /// A directory below a root whose content the `file_*` tools neither list nor read.
     #[arg(
-        value_parser = path_parser(),
         help_heading = "File tools",
         long = "exclude",
         env = "MCP_FILES_EXCLUDE",
         value_delimiter = ':',
-        value_name = "DIR"
+        value_name = "DIR",
+        value_parser = path_parser(),
     )]
     pub excluded: Vec<PathBuf>,
     /// The maximum number of bytes that `file_read` returns at once.
@@ -109,12 +115,12 @@ pub struct Args {
     /// A directory that may contain the `cwd` and `envFile` of commands allowed by
     /// `--allow-command`.
     #[arg(
-        value_parser = path_parser(),
         help_heading = "Hosted servers",
         long = "allow-dir",
         env = "MCP_ALLOWED_DIRS",
         value_delimiter = ':',
-        value_name = "DIR"
+        value_name = "DIR",
+        value_parser = path_parser(),
     )]
     pub allow_dirs: Vec<PathBuf>,
     /// Environment variables that may be set for commands allowed by `--allow-command`: names or
@@ -155,11 +161,23 @@ pub struct Args {
     pub access: AccessMode,
     /// The file of API keys, which `mcp-fleet keys` writes. Changes apply within two
     /// seconds.
-    #[arg(value_parser = path_parser(), help_heading = "Access", long, env = "MCP_ACCESS_KEYS_FILE", value_name = "FILE")]
+    #[arg(
+        help_heading = "Access",
+        long,
+        env = "MCP_ACCESS_KEYS_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
     pub access_keys: Option<PathBuf>,
     /// The file of the pepper that the keys were made with. By default, `FILE.pepper` beside the
     /// keys file FILE, if it exists.
-    #[arg(value_parser = path_parser(), help_heading = "Access", long, env = "MCP_ACCESS_PEPPER_FILE", value_name = "FILE")]
+    #[arg(
+        help_heading = "Access",
+        long,
+        env = "MCP_ACCESS_PEPPER_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
     pub access_pepper_file: Option<PathBuf>,
     /// Record what callers do and what is refused to them, in `<topic>.audit` if there are brokers
     /// and in the file of `--audit-file`. `auto`: if callers are told apart. `required`: always, and
@@ -168,16 +186,22 @@ pub struct Args {
     pub audit: AuditMode,
     /// A file to which audit records are appended, one JSON object per line. It may be renamed at
     /// any time, as by logrotate.
-    #[arg(value_parser = path_parser(), help_heading = "Access", long, env = "MCP_AUDIT_FILE", value_name = "FILE")]
+    #[arg(
+        help_heading = "Access",
+        long,
+        env = "MCP_AUDIT_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
     pub audit_file: Option<PathBuf>,
     /// A policy file (TOML): what may be hosted, issuers of access tokens, and the rules and limits
     /// of principals.
     #[arg(
-        value_parser = path_parser(),
         help_heading = "Hosted servers",
         long = "policy",
         env = "MCP_POLICY_FILE",
-        value_name = "FILE"
+        value_name = "FILE",
+        value_parser = path_parser(),
     )]
     pub policy_file: Option<PathBuf>,
     /// Kafka brokers as comma-separated host:port, through which replicas share what they host and
@@ -260,7 +284,13 @@ pub struct Args {
     pub max_job_bytes: u64,
     /// A directory for the ledger, which then survives a restart. By default, the ledger is kept in
     /// memory and rebuilt from the topic.
-    #[arg(value_parser = path_parser(), help_heading = "Jobs", long, env = "MCP_DATA_DIR", value_name = "DIR")]
+    #[arg(
+        help_heading = "Jobs",
+        long,
+        env = "MCP_DATA_DIR",
+        value_name = "DIR",
+        value_parser = path_parser(),
+    )]
     pub data_dir: Option<PathBuf>,
     /// How long the ledger remembers a job that has ended.
     #[arg(

@@ -111,11 +111,11 @@ pub struct Args {
     /// A file with the token, in place of `--server-token`, which goes before it. Changes apply
     /// within a second.
     #[arg(
-        value_parser = path_parser(),
         long,
         env = "MCP_SERVER_TOKEN_FILE",
         value_name = "FILE",
-        help_heading = SERVER
+        help_heading = SERVER,
+        value_parser = path_parser(),
     )]
     pub server_token_file: Option<PathBuf>,
 

@@ -24,7 +24,13 @@ pub struct OAuthArgs {
     pub oauth_issuer: Option<String>,
 
     /// The authorities of the authorization server's certificate (PEM), in place of the system's.
-    #[arg(value_parser = path_parser(), long, env = "MCP_OAUTH_CA_FILE", value_name = "FILE", help_heading = HEADING)]
+    #[arg(
+        long,
+        env = "MCP_OAUTH_CA_FILE",
+        value_name = "FILE",
+        help_heading = HEADING,
+        value_parser = path_parser(),
+    )]
     pub oauth_ca: Option<PathBuf>,
 
     /// The client's secret.
@@ -38,11 +44,23 @@ pub struct OAuthArgs {
     pub oauth_client_secret: Option<String>,
 
     /// A file with the client's secret, which is read for each token.
-    #[arg(value_parser = path_parser(), long, env = "MCP_OAUTH_CLIENT_SECRET_FILE", value_name = "FILE", help_heading = HEADING)]
+    #[arg(
+        long,
+        env = "MCP_OAUTH_CLIENT_SECRET_FILE",
+        value_name = "FILE",
+        help_heading = HEADING,
+        value_parser = path_parser(),
+    )]
     pub oauth_client_secret_file: Option<PathBuf>,
 
     /// A file with the client's private key (PEM), in place of a secret. It is read for each token.
-    #[arg(value_parser = path_parser(), long, env = "MCP_OAUTH_PRIVATE_KEY_FILE", value_name = "FILE", help_heading = HEADING)]
+    #[arg(
+        long,
+        env = "MCP_OAUTH_PRIVATE_KEY_FILE",
+        value_name = "FILE",
+        help_heading = HEADING,
+        value_parser = path_parser(),
+    )]
     pub oauth_private_key_file: Option<PathBuf>,
 
     /// The algorithm of the private key: ES256, ES384 or RS256.

@@ -58,7 +58,13 @@ pub(crate) struct ServerArgs {
     token: Option<String>,
 
     /// A file with the token, in place of --token, which goes before it
-    #[arg(value_parser = path_parser(), help_heading = "Server", long, env = "MCP_SERVER_TOKEN_FILE", value_name = "FILE")]
+    #[arg(
+        help_heading = "Server",
+        long,
+        env = "MCP_SERVER_TOKEN_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
     token_file: Option<PathBuf>,
 
     #[command(flatten)]

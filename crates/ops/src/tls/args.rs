@@ -29,17 +29,41 @@ pub enum ClientAuth {
 pub struct TlsArgs {
     /// The port's certificate (PEM), followed by those of intermediate authorities. With it, the
     /// port speaks TLS and nothing else. A changed file is applied within two seconds.
-    #[arg(value_parser = path_parser(), help_heading = "TLS", long, env = "MCP_TLS_CERTIFICATE_FILE", value_name = "FILE")]
+    #[arg(
+        help_heading = "TLS",
+        long,
+        env = "MCP_TLS_CERTIFICATE_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
     pub tls_certificate: Option<PathBuf>,
     /// The certificate's private key (PEM), not encrypted.
-    #[arg(value_parser = path_parser(), help_heading = "TLS", long, env = "MCP_TLS_KEY_FILE", value_name = "FILE")]
+    #[arg(
+        help_heading = "TLS",
+        long,
+        env = "MCP_TLS_KEY_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
     pub tls_key: Option<PathBuf>,
     /// The authorities of client certificates (PEM). Clients may then prove who they are with a
     /// certificate.
-    #[arg(value_parser = path_parser(), help_heading = "TLS", long, env = "MCP_TLS_CLIENT_CA_FILE", value_name = "FILE")]
+    #[arg(
+        help_heading = "TLS",
+        long,
+        env = "MCP_TLS_CLIENT_CA_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
     pub tls_client_ca: Option<PathBuf>,
     /// Lists of revoked client certificates (PEM), one of each authority.
-    #[arg(value_parser = path_parser(), help_heading = "TLS", long, env = "MCP_TLS_CRL_FILE", value_name = "FILE")]
+    #[arg(
+        help_heading = "TLS",
+        long,
+        env = "MCP_TLS_CRL_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
     pub tls_crl: Option<PathBuf>,
     /// Whether clients must have a certificate. With `required`, probes need one, too.
     #[arg(
@@ -94,25 +118,31 @@ impl TlsArgs {
 pub struct ServerTlsArgs {
     /// The authorities of the mcp-server's certificate (PEM), in place of the system's. A changed
     /// file is applied within two seconds.
-    #[arg(value_parser = path_parser(), help_heading = "MCP server", long, env = "MCP_SERVER_CA_FILE", value_name = "FILE")]
+    #[arg(
+        help_heading = "MCP server",
+        long,
+        env = "MCP_SERVER_CA_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
     pub server_ca: Option<PathBuf>,
     /// A client certificate for the mcp-server (PEM), followed by those of intermediate
     /// authorities.
     #[arg(
-        value_parser = path_parser(),
         help_heading = "MCP server",
         long,
         env = "MCP_SERVER_CLIENT_CERTIFICATE_FILE",
-        value_name = "FILE"
+        value_name = "FILE",
+        value_parser = path_parser(),
     )]
     pub server_client_certificate: Option<PathBuf>,
     /// The client certificate's private key (PEM), not encrypted.
     #[arg(
-        value_parser = path_parser(),
         help_heading = "MCP server",
         long,
         env = "MCP_SERVER_CLIENT_KEY_FILE",
-        value_name = "FILE"
+        value_name = "FILE",
+        value_parser = path_parser(),
     )]
     pub server_client_key: Option<PathBuf>,
 }

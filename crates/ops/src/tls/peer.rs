@@ -47,7 +47,7 @@ impl PeerCertificate {
         let uris = leaf.valid_uri_names().map(str::to_owned).collect();
         let dns_names = leaf.valid_dns_names().map(str::to_owned).collect();
 
-        // A resumed session was not verified again, so there is no verdict yet.
+        // Nobody has asked yet whether the certificate is accepted.
         let verdict = Mutex::new(None);
         Some(Self(Arc::new(Peer { tls, chain: chain.to_vec(), uris, dns_names, verdict })))
     }
