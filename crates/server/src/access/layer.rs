@@ -48,7 +48,7 @@ pub(crate) async fn authenticate(
     next: Next,
 ) -> Response {
     let facts = request_facts(&request);
-    let (from_loopback, peer) = (facts.from_loopback(), facts.peer);
+    let (from_loopback, peer) = (facts.is_from_loopback(), facts.peer);
     let identified = identify(&access, facts).await;
     match identified {
         Ok(principal) => {
@@ -115,7 +115,7 @@ struct RequestFacts<'a> {
 impl RequestFacts<'_> {
     /// Whether a program on this machine sends the request for itself. A proxy on this machine
     /// passes on what others send.
-    fn from_loopback(&self) -> bool {
+    fn is_from_loopback(&self) -> bool {
         self.peer.is_some_and(|peer| peer.is_loopback())
             && !FORWARDED.iter().any(|name| self.headers.contains_key(name))
     }
@@ -155,7 +155,7 @@ async fn identify(
     let presented = Presented {
         authorization: &authorization,
         certificate: facts.certificate.as_ref(),
-        from_loopback: facts.from_loopback(),
+        from_loopback: facts.is_from_loopback(),
     };
     access.identify(&presented).await
 }

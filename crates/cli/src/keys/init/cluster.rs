@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{FIRST_KEYS, FirstKey, Step};
-use crate::{error::CliError, keys::store};
+use crate::{error::CliError, keys::store, output};
 
 /// Where a pod finds its service account.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -159,7 +159,7 @@ impl Cluster {
             match self.complete_once(name).await {
                 Err(CliError::Cluster(error)) if error.is_passing() && Instant::now() < end => {
                     let error = fleet_ops::errors::chain(&error);
-                    tracing::warn!(error, "could not complete the Secret; trying again");
+                    output::note(&format!("{error}; trying again"));
                     sleep(retry.failed()).await;
                 }
                 done => return done,

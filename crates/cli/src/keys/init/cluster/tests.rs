@@ -112,7 +112,8 @@ async fn patch_secret(
         stored.conflicts -= 1;
         stored.version += 1;
     }
-    if patch["metadata"]["resourceVersion"] != stored.version.to_string() {
+    let seen = patch["metadata"]["resourceVersion"].as_str();
+    if seen != Some(stored.version.to_string().as_str()) {
         return refusal(409, "the object has been modified");
     }
     for (field, value) in patch["data"].as_object().unwrap() {
