@@ -36,8 +36,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `program` with `args`. It must accept `--ready-file` and `--exit-with-parent`. A
-    /// variable whose value is empty is removed from its environment, since paths can't be empty.
+    /// Starts `program` with `args`. It must accept `--ready-file` and `--exit-with-parent`.
     pub(crate) fn start(
         program: &Path,
         name: &str,
@@ -62,19 +61,12 @@ impl Process {
         let output = output.map_err(|error| file("could not write", &log, error))?;
         let errors = output.try_clone().map_err(|error| file("could not write", &log, error))?;
 
-        let mut command = Command::new(program);
-        for (name, value) in env {
-            match value.is_empty() {
-                true => command.env_remove(name),
-                false => command.env(name, value),
-            };
-        }
-
-        let child = command
+        let child = Command::new(program)
             .args(args)
             .arg(format!("--exit-with-parent={}", std::process::id()))
             .arg("--ready-file")
             .arg(&ready_file)
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)

@@ -85,8 +85,7 @@ impl TlsArgs {
     /// Returns an error if a setting has no effect without another one that is missing.
     pub fn files(&self) -> Result<Option<TlsFiles>, TlsError> {
         let is_required = self.tls_client_auth == ClientAuth::Required;
-        let [authorities, revoked] =
-            [&self.tls_client_ca, &self.tls_crl].map(named_path);
+        let [authorities, revoked] = [&self.tls_client_ca, &self.tls_crl].map(named_path);
 
         let pair = pair((&self.tls_certificate, CERTIFICATE), (&self.tls_key, KEY))?;
         let Some(pair) = pair else {
