@@ -223,7 +223,7 @@ impl AuditRecord {
     }
 
     /// Adds the digest of the arguments, and their values as far as `redaction` leaves them. Values
-    /// that are longer than [`MAX_VALUES_BYTES`] are left out.
+    /// that are longer than 16 KiB as JSON are left out.
     pub fn add_arguments(&mut self, arguments: &Map<String, Value>, redaction: Option<&Redaction>) {
         self.arguments_digest = Some(digest_arguments(arguments));
         self.arguments = redaction

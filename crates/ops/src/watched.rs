@@ -2,7 +2,7 @@
 //!
 //! They are polled rather than watched: Kubernetes updates a mounted file by swapping a symbolic
 //! link two directories up, which a watch on the file doesn't see, and network file systems have no
-//! watches. [`Watched`] decides without IO when files are to be read, and [`follow`] asks it at
+//! watches. [`Watched`] decides without IO when files are to be read, and `follow` asks it at
 //! every [`INTERVAL`].
 
 use std::{
