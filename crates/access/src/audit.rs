@@ -148,7 +148,7 @@ pub enum AuditOutcome {
     Succeeded,
     /// It was tried and failed.
     Failed,
-    /// It was begun, and nobody knows its end: whoever waited for it went away.
+    /// It was begun, and its end is unknown, because its caller stopped waiting.
     Abandoned,
 }
 

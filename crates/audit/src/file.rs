@@ -177,7 +177,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Opens the file anew if its name is that of another file now, or of none.
+    /// Reopens the path if the log was rotated: another file, or none, has its name now.
     fn follow_rotation(&mut self) -> io::Result<()> {
         let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
         let named = std::fs::metadata(&self.path).map(identity);
@@ -188,7 +188,7 @@ impl Writer {
         match open(&self.path) {
             Ok((file, is_torn)) => (self.file, self.is_torn) = (file, is_torn),
             // The file that is open is better than none.
-            Err(error) => tracing::debug!(%error, "could not open the rotated audit log anew"),
+            Err(error) => tracing::debug!(%error, "could not reopen the rotated audit log"),
         }
         Ok(())
     }

@@ -61,11 +61,6 @@ struct Sinks {
 }
 
 impl Destinations {
-    /// Returns whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.file.is_none() && self.topic.is_none()
-    }
-
     /// Opens the destinations.
     ///
     /// # Errors

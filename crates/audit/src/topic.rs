@@ -35,7 +35,7 @@ impl TopicSink {
         let producer = Arc::new(link.producer.sibling()?);
         let topic = spec.name.clone();
         let created = tokio::spawn(create_topic(link.follower.settings().clone(), spec));
-        // It goes on when this is dropped.
+        // The task keeps running after the timeout.
         _ = timeout(CREATE_PATIENCE, created).await;
         Ok(Self { producer, topic, state: Arc::new(SinkState::new("topic")) })
     }

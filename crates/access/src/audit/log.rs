@@ -115,7 +115,7 @@ impl AuditLog {
         let Some(inner) = &self.0 else { return Ok(OpenRecord::default()) };
         let record = make((inner.clock)());
         let beginning = inner.is_required.then(|| record.clone());
-        // From here on, the record has an end, even if nobody waits any more.
+        // The record gets an end from now on, even if the caller stops waiting.
         let open = OpenRecord(Some(inner.open(record)));
 
         let Some(beginning) = beginning else { return Ok(open) };

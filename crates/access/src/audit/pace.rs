@@ -1,4 +1,4 @@
-//! How many records of refusals there are: whoever may do nothing must not fill the log.
+//! Limits how many refusals are recorded, so that callers without rights cannot fill the log.
 
 use std::{
     collections::HashMap,

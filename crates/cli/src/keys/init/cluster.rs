@@ -251,7 +251,7 @@ fn decode_fields(name: &str, data: BTreeMap<String, String>) -> Result<Fields, C
     let ours = |field: &str| {
         [KEYS, PEPPER].contains(&field) || FIRST_KEYS.iter().any(|key| key.file_name() == field)
     };
-    // Other fields are the business of whoever added them.
+    // Fields that others have added stay as they are.
     data.into_iter().filter(|(field, _)| ours(field)).map(decode).collect()
 }
 
