@@ -15,6 +15,7 @@ use std::{
 use fleet_access::{Asker, AuditOutcome};
 use fleet_job::{
     control::Cancelled,
+    event::JobEvent,
     topics::Topics,
     view::{JobList, JobView},
 };
@@ -24,6 +25,7 @@ use fleet_kafka::{
     link::Link,
 };
 use fleet_ledger::{Cursor, Known, MemoryStore, Query, SqliteStore, Store};
+use fleet_signing::CurrentKeys;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +46,7 @@ pub mod request;
 pub mod rest;
 mod restate;
 mod rights;
+mod signing;
 mod submit;
 pub mod tasks;
 #[cfg(feature = "testing")]
@@ -99,6 +102,8 @@ struct Inner {
     searches: Arc<Semaphore>,
     /// Finds the tools that jobs name.
     resolver: OnceLock<ToolResolver>,
+    /// The keys that sign jobs.
+    signing: OnceLock<CurrentKeys>,
     stop: CancellationToken,
 }
 
@@ -180,6 +185,7 @@ impl Jobs {
             claims: Mutex::default(),
             searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
             resolver: OnceLock::new(),
+            signing: OnceLock::new(),
             stop,
         });
         _ = inner.threads.set(follow::start_threads(&inner)?);
@@ -254,7 +260,8 @@ impl Jobs {
     /// Makes the view of a job that callers are shown.
     pub(crate) fn view(&self, known: Known) -> JobView {
         let cancelled = self.inner.cancelled();
-        let control = cancelled.get(&known.event.job_id, known.event.submitted_at).cloned();
+        let JobEvent { job_id, submitted_at, owner, .. } = &known.event;
+        let control = cancelled.get(job_id, *submitted_at, owner.as_deref()).cloned();
         drop(cancelled);
         view::view_of(known, control.as_ref())
     }
