@@ -145,6 +145,9 @@ impl Listener for ControlReader {
         _: &FollowedTopic,
     ) -> Result<(), Interrupted<KafkaError>> {
         if let Some(keys) = &mut self.keys {
+            if !keys.wait_until_there(|| !self.news.is_closed()) {
+                return Err(Interrupted::Unneeded);
+            }
             keys.refresh();
         }
         for record in records {

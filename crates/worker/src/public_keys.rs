@@ -1,6 +1,6 @@
 //! The public keys with which requests to cancel are verified.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use fleet_job::{control::Control, record::RawRecord};
 use fleet_ops::errors::chain;
@@ -9,13 +9,17 @@ use metrics::counter;
 
 use crate::metrics as names;
 
+/// How often to look for a file that does not exist yet.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// The file of public keys, and what was last read from it.
 #[derive(Debug)]
 pub(crate) struct PublicKeys {
     path: PathBuf,
     /// The jobs topic, which every signature names.
     topic: String,
-    keys: Arc<SigningKeys>,
+    /// Missing as long as there is no file.
+    keys: Option<Arc<SigningKeys>>,
     /// What was wrong with the file when it was last read.
     problem: Option<String>,
 }
@@ -44,10 +48,33 @@ pub enum PublicKeysError {
 }
 
 impl PublicKeys {
-    /// Reads a file of keys.
+    /// Reads a file of keys, which may not exist yet: in Kubernetes, a worker can start before the
+    /// keys of the fleet are made.
     pub(crate) fn open(path: PathBuf, topic: String) -> Result<Self, PublicKeysError> {
-        let keys = Arc::new(read(&path)?);
+        let keys = match read(&path) {
+            Ok(keys) => Some(Arc::new(keys)),
+            Err(PublicKeysError::Read { path, error }) if error.kind() == io::ErrorKind::NotFound => {
+                tracing::warn!(
+                    file = %path.display(),
+                    "there is no file of public keys yet; jobs can't be cancelled until there is one"
+                );
+                None
+            }
+            Err(error) => return Err(error),
+        };
         Ok(Self { path, topic, keys, problem: None })
+    }
+
+    /// Waits until there are keys. Returns `false` if they are not needed any more.
+    pub(crate) fn wait_until_there(&mut self, is_needed: impl Fn() -> bool) -> bool {
+        while self.keys.is_none() {
+            if !is_needed() {
+                return false;
+            }
+            std::thread::sleep(LOOK_AGAIN);
+            self.refresh();
+        }
+        true
     }
 
     /// Reads the file again. Requests are rare and the file is small, so it is read whenever there
@@ -55,7 +82,7 @@ impl PublicKeys {
     pub(crate) fn refresh(&mut self) {
         match read(&self.path) {
             Ok(keys) => {
-                self.keys = Arc::new(keys);
+                self.keys = Some(Arc::new(keys));
                 self.problem = None;
             }
             Err(error) => {
@@ -75,7 +102,8 @@ impl PublicKeys {
     /// version does not understand it.
     pub(crate) fn read_control(&self, record: &RawRecord) -> Option<Control> {
         let value = record.value.as_deref()?;
-        let control = self.keys.verify_control(&self.topic, value, record.header(HEADER));
+        let keys = self.keys.as_ref()?;
+        let control = keys.verify_control(&self.topic, value, record.header(HEADER));
         control.unwrap_or_else(|fault| {
             counter!(names::REFUSED_CONTROLS.name, "fault" => fault.as_str()).increment(1);
             let offset = record.position.offset;
@@ -136,6 +164,13 @@ mod tests {
         keys.refresh();
         assert_eq!(keys.read_control(&record(Some(&new))), Some(control.clone()), "as before");
         assert!(keys.problem.is_some());
-        assert!(PublicKeys::open(path, "jobs".to_owned()).is_err());
+        assert!(PublicKeys::open(path.clone(), "jobs".to_owned()).is_err());
+
+        std::fs::remove_file(&path).unwrap();
+        let mut later = PublicKeys::open(path.clone(), "jobs".to_owned()).unwrap();
+        assert!(!later.wait_until_there(|| false));
+        write(&old);
+        assert!(later.wait_until_there(|| true));
+        assert_eq!(later.read_control(&record(Some(&old))), Some(control.clone()));
     }
 }

@@ -55,6 +55,7 @@ mod registry;
 mod repeats;
 #[cfg(test)]
 mod sessions;
+mod signed_jobs;
 #[cfg(test)]
 mod sse;
 #[cfg(test)]
