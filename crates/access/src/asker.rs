@@ -60,6 +60,8 @@ pub struct Asker {
     principal: Arc<Principal>,
     /// Who presents what the principal has asked for, if that is another one.
     presenter: Option<PrincipalId>,
+    /// Whether somebody who may has approved what is asked for.
+    is_approved: bool,
     rights: CurrentRights,
     log: AuditLog,
     origin: Origin,
@@ -80,7 +82,7 @@ impl Asker {
     /// A principal that these rights decide about.
     pub fn new(principal: Arc<Principal>, rights: CurrentRights) -> Self {
         let (log, origin) = (AuditLog::default(), Origin::default());
-        Self { principal, presenter: None, rights, log, origin }
+        Self { principal, presenter: None, is_approved: false, rights, log, origin }
     }
 
     /// Has what is done and refused recorded, with this origin.
@@ -104,6 +106,17 @@ impl Asker {
     #[must_use]
     pub fn on_behalf_of(&self, principal: Arc<Principal>) -> Self {
         Self { principal, presenter: Some(self.principal.id()), ..self.clone() }
+    }
+
+    /// The same request, which somebody who may has approved: what needs approval is allowed.
+    #[must_use]
+    pub fn approved(self) -> Self {
+        Self { is_approved: true, ..self }
+    }
+
+    /// Whether somebody presents what another principal has asked for.
+    pub fn is_presented(&self) -> bool {
+        self.presenter.is_some()
     }
 
     /// The local principal without any rules, which may do everything.
@@ -134,7 +147,13 @@ impl Asker {
         resource: &Resource<'_>,
         context: &Context<'_>,
     ) -> Decision {
-        self.rights.get().rules.decide(&self.principal, action, resource, context)
+        let decision = self.rights.get().rules.decide(&self.principal, action, resource, context);
+        match decision.verdict {
+            RuleEffect::Approve if self.is_approved => {
+                Decision { verdict: RuleEffect::Allow, ..decision }
+            }
+            _ => decision,
+        }
     }
 
     /// Decides as [`Rules::decide`] does about something that is to be done now, and records a

@@ -229,6 +229,22 @@ table! {
             "The file of signing keys cannot be used.",
             "It is not PEM, or holds something else than Ed25519 keys.",
             "Make one with `mcp-fleet keys init`, or with `openssl genpkey -algorithm ed25519`.";
+        OWN_APPROVAL = "FLEET-OWN-APPROVAL":
+            "The caller has submitted the job, and can't approve it.",
+            "Approval is the word of somebody else than who asks.",
+            "Ask another principal that has the right `jobs.approve`.";
+        NOT_PENDING = "FLEET-NOT-PENDING":
+            "The job does not await approval, or not any more.",
+            "Somebody has decided, it was cancelled, or its time has passed; or no rule asks for approval.",
+            "Look at the job's state; submit it again if it should still run.";
+        APPROVAL_DENIED = "FLEET-APPROVAL-DENIED":
+            "The job was not approved, so it has not run.",
+            "Somebody who may decide has denied it; the message has the reason.",
+            "Talk to them, then submit a job that they will approve.";
+        APPROVAL_EXPIRED = "FLEET-APPROVAL-EXPIRED":
+            "Nobody has approved the job in time.",
+            "`MCP_APPROVAL_TTL` has passed since it was submitted, or its deadline has.",
+            "Submit it again, and tell somebody who may approve it.";
         AUDIT_UNAVAILABLE = "FLEET-AUDIT-UNAVAILABLE":
             "The operation can't be recorded now, so it is not done.",
             "The audit log is required, and its file or topic can't be written. Jobs wait meanwhile.",

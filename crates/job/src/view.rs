@@ -42,6 +42,7 @@ impl JobView {
     #[must_use]
     pub fn in_a_list(self) -> Self {
         let mut view = self.without_result();
+        view.event.approval = None;
         view.event.metadata.clear();
         view.event.tool.iter_mut().for_each(shorten);
         view.event.error.iter_mut().for_each(|error| shorten(&mut error.message));
@@ -63,6 +64,11 @@ impl JobView {
         let event = &self.event;
         if event.asks_for_input() {
             return format!("job `{}` waits for input", event.job_id);
+        }
+
+        if let Some(approval) = event.awaits_approval() {
+            let (rule, until) = (&approval.rule, approval.expires_at);
+            return format!("job `{}` awaits approval (rule {rule}) until {until}", event.job_id);
         }
 
         let mut text = format!("job `{}` is {}", event.job_id, event.state.as_str());

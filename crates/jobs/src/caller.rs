@@ -69,6 +69,26 @@ impl Caller {
         })
     }
 
+    /// Decides whether the caller may do something.
+    pub(crate) fn decide_with(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        context: &Context<'_>,
+    ) -> Decision {
+        self.asker.decide(action, resource, context)
+    }
+
+    /// Decides whether the caller may call a tool.
+    pub(crate) fn decide_call(
+        &self,
+        resource: &Resource<'_>,
+        arguments: Arguments<'_>,
+    ) -> Decision {
+        let context = Context { arguments, ..Context::default() };
+        self.asker.decide(Action::CallTool, resource, &context)
+    }
+
     /// Checks that the caller may do something.
     ///
     /// # Errors

@@ -58,6 +58,9 @@ impl Jobs {
         if known.event.is_over() {
             return Ok(Cancellation::of(self.view(known)));
         }
+        if known.event.awaits_approval().is_some() {
+            return self.cancel_awaiting_approval(job_id, caller, reason).await;
+        }
         if known.event.asks_for_input() {
             return self.cancel_waiting_for_input(known.event, caller, reason).await;
         }
@@ -171,6 +174,21 @@ impl Jobs {
         self.inner.link.producer.send(&record).await?;
         self.inner.cancelled().add(control);
         Ok(())
+    }
+
+    /// Cancels a job that waits for approval. No worker has it, so its end is written here.
+    async fn cancel_awaiting_approval(
+        &self,
+        job_id: &str,
+        caller: &Caller,
+        reason: Option<&str>,
+    ) -> Result<Cancellation, JobsError> {
+        let (_claim, known) = self.claim_end_of_wait(job_id).await?;
+        let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+        let message = format!("cancelled while waiting for approval{reason}");
+        let error = JobError::new(ErrorKind::Cancelled, message);
+        self.end_wait(known.event, JobState::Cancelled, error).await?;
+        Ok(Cancellation::of(self.get(job_id, caller).await?))
     }
 
     /// Cancels a task that waits for input. No worker has it, so its end is written here.

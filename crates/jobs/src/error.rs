@@ -1,6 +1,8 @@
 //! Errors of the job service.
 
 use fleet_access::{Action, AuditGap, Decision, LimitReached};
+use fleet_codes as codes;
+use fleet_job::view::JobView;
 use fleet_kafka::KafkaError;
 use fleet_ledger::StoreError;
 use fleet_ops::blocking::WorkLost;
@@ -30,6 +32,12 @@ pub enum JobsError {
         /// The decision, which is not to allow it.
         decision: Box<Decision>,
     },
+    /// The job does not await approval.
+    #[error("{}; it does not await approval [{code}]", .0.summary(), code = codes::NOT_PENDING)]
+    NotPending(Box<JobView>),
+    /// The caller has submitted the job that it wants to decide on.
+    #[error("job `{0}` was submitted by the caller; somebody else has to decide [{code}]", code = codes::OWN_APPROVAL)]
+    OwnApproval(String),
     /// The caller has reached a limit.
     #[error(transparent)]
     Limited(LimitReached),
@@ -93,6 +101,8 @@ impl JobsError {
             | Self::Bad(_)
             | Self::BadJob { .. }
             | Self::Denied { .. }
+            | Self::NotPending(_)
+            | Self::OwnApproval(_)
             | Self::TooLarge { .. } => false,
         }
     }

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::JobsConfig;
 
+mod approvals;
 mod backlog;
 mod caller;
 mod cancel;
@@ -54,6 +55,7 @@ pub mod testing;
 mod upkeep;
 mod view;
 
+pub use approvals::Verdict;
 pub use caller::{Caller, Owners};
 pub(crate) use claims::claim_schema;
 pub use error::JobsError;
@@ -102,6 +104,8 @@ struct Inner {
     searches: Arc<Semaphore>,
     /// Finds the tools that jobs name.
     resolver: OnceLock<ToolResolver>,
+    /// How long somebody may take to approve a job.
+    approval_ttl: Duration,
     /// The keys that sign jobs.
     signing: OnceLock<CurrentKeys>,
     stop: CancellationToken,
@@ -185,6 +189,7 @@ impl Jobs {
             claims: Mutex::default(),
             searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
             resolver: OnceLock::new(),
+            approval_ttl: config.approval_ttl,
             signing: OnceLock::new(),
             stop,
         });
@@ -194,6 +199,7 @@ impl Jobs {
         tokio::spawn(jobs.clone().forget_old_jobs());
         tokio::spawn(jobs.clone().measure_topics());
         tokio::spawn(jobs.clone().restate_overtaken());
+        tokio::spawn(jobs.clone().expire_approvals());
         Ok(jobs)
     }
 

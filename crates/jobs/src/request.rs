@@ -113,6 +113,8 @@ pub(crate) struct Prepared {
     pub(crate) key: Option<String>,
     /// Whether a job with this id may exist already.
     pub(crate) may_exist: bool,
+    /// The rule that wants the job to be approved first.
+    pub(crate) approval: Option<String>,
 }
 
 /// Why a request is invalid. The message names the field.
@@ -167,7 +169,7 @@ impl JobRequest {
         calls.iter_mut().for_each(|call| call.task = None);
         envelope.owner = owner;
         envelope.tenant = envelope.tenant.or_else(|| caller.tenant().map(str::to_owned));
-        Ok(Prepared { envelope, key, may_exist })
+        Ok(Prepared { envelope, key, may_exist, approval: None })
     }
 
     /// Returns the type of the job and its payload, from whichever fields the request has.

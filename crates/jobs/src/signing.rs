@@ -65,6 +65,18 @@ impl Jobs {
         Some(Submitter { principal, on_behalf_of: claims.on_behalf_of })
     }
 
+    /// Signs that a caller has approved the job whose record has this value; `None` if there is no
+    /// private key.
+    pub(crate) fn sign_approval(
+        &self,
+        value: &[u8],
+        caller: &Caller,
+        reason: Option<String>,
+    ) -> Option<String> {
+        let (topic, now) = (&self.inner.topics.jobs, fleet_ops::clock::now());
+        self.keys()?.sign_approval(topic, value, caller.principal(), reason, now)
+    }
+
     /// The headers of the record of a request.
     pub(crate) fn sign_control(&self, control: &Control, caller: &Caller) -> Vec<Header> {
         let by = caller.is_verified().then(|| caller.principal().id().to_string());

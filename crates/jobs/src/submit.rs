@@ -55,6 +55,8 @@ const MAX_UNACKNOWLEDGED: usize = 1_000;
 #[derive(Debug, Clone)]
 pub(crate) struct Submission {
     pub(crate) envelope: Envelope,
+    /// The record's value, if it is known byte for byte.
+    pub(crate) value: Option<Vec<u8>>,
     /// The record's key.
     pub(crate) key: Option<String>,
     /// When the job was submitted; for later rounds of a task, the time of its first round.
@@ -63,6 +65,8 @@ pub(crate) struct Submission {
     pub(crate) headers: Vec<Header>,
     /// As whom the job is to run; `None` if nobody is known to have submitted it.
     pub(crate) submitter: Option<Submitter>,
+    /// The rule that wants the job to be approved before its record is written.
+    pub(crate) approval: Option<String>,
     /// What to do with the `queued` event if the envelope can't be written.
     pub(crate) undo: Undo,
 }
@@ -93,7 +97,7 @@ impl Jobs {
         caller: &Caller,
         trace: &TraceContext,
     ) -> Result<Vec<Submitted>, JobsError> {
-        let jobs = prepare_jobs(requests, caller)?;
+        let mut jobs = prepare_jobs(requests, caller)?;
         let mut allowed = Vec::with_capacity(jobs.len());
         for (index, job) in jobs.iter().enumerate() {
             let resolver = self.inner.resolver.get();
@@ -110,6 +114,9 @@ impl Jobs {
             self.check_size(&job.envelope)?;
         }
         self.check_log_is_read()?;
+        for (job, allowed) in jobs.iter_mut().zip(&mut allowed) {
+            job.approval = allowed.approval.take();
+        }
 
         let records = allowed.iter().zip(&jobs);
         let records = records.map(|(allowed, job)| allowed.begin_record(caller, &job.envelope));
@@ -195,21 +202,27 @@ impl Jobs {
         let now = fleet_ops::clock::now();
         let (mut ids, mut new) = (Vec::with_capacity(jobs.len()), HashSet::new());
         let mut fresh = Vec::new();
-        for Prepared { envelope, key, may_exist } in jobs {
+        for Prepared { envelope, key, may_exist, approval } in jobs {
             let job_id = envelope.job_id.clone();
             // A request that contains an id twice means one job.
             let is_new = !is_old(&job_id) && new.insert(job_id.clone());
-            ids.push((job_id, is_new));
+            let state = match approval {
+                Some(_) => JobState::AwaitingApproval,
+                None => JobState::Queued,
+            };
+            ids.push((job_id, is_new, state));
             if is_new {
                 let undo = if may_exist { Undo::Nothing } else { Undo::Remove };
                 let headers = headers.to_vec();
                 let submitter = Some(Submitter::new(Arc::clone(caller.principal())));
                 fresh.push(Submission {
                     envelope,
+                    value: None,
                     key,
                     submitted_at: now,
                     headers,
                     submitter,
+                    approval,
                     undo,
                 });
             }
@@ -218,9 +231,9 @@ impl Jobs {
 
         // Wait for the jobs of other requests last, since those may wait for jobs of this one.
         states.extend(self.await_other_submissions(&elsewhere, caller).await?);
-        let queued = || JobState::Queued.as_str().to_owned();
-        let submitted = ids.into_iter().map(|(job_id, is_new)| {
-            let state = states.get(&job_id).cloned().unwrap_or_else(queued);
+        let submitted = ids.into_iter().map(|(job_id, is_new, state)| {
+            let known = states.get(&job_id).cloned();
+            let state = known.unwrap_or_else(|| state.as_str().to_owned());
             Submitted { job_id, state, existing: !is_new }
         });
         Ok(submitted.collect())
@@ -345,20 +358,24 @@ impl Jobs {
         claim: Option<&Claim>,
     ) -> Result<(), JobsError> {
         let now = fleet_ops::clock::now();
-        let events: Vec<JobEvent> = jobs
-            .iter()
-            .map(|job| JobEvent {
+        let (mut events, mut records) = (Vec::with_capacity(jobs.len()), Vec::new());
+        for job in &jobs {
+            let value = (job.value.clone())
+                .unwrap_or_else(|| job.envelope.to_json().to_string().into_bytes());
+            let event = JobEvent {
                 submitted_at: Some(job.submitted_at),
                 ..JobEvent::about(&job.envelope, JobState::Queued, now)
-            })
-            .collect();
+            };
+            if let Some(rule) = &job.approval {
+                let pending = self.pending_approval(job, rule, &value, now)?;
+                let (state, approval) = (JobState::AwaitingApproval, Some(Box::new(pending)));
+                events.push(JobEvent { state, approval, ..event });
+                continue;
+            }
 
-        claim.map_or(Ok(()), Claim::check_age)?;
-        let announced = self.write_events(&events, &jobs).await?;
-        let records = jobs.iter().map(|job| {
-            let value = job.envelope.to_json().to_string().into_bytes();
+            events.push(event);
             let signature = self.sign_job(job, &value);
-            Outgoing {
+            records.push(Outgoing {
                 topic: self.inner.topics.jobs.clone(),
                 key: job.key.clone().map(String::into_bytes),
                 value: Some(value),
@@ -366,10 +383,13 @@ impl Jobs {
                 // The worker's events repeat it, so that the job keeps its position in lists.
                 timestamp: Some(job.submitted_at),
                 partition: None,
-            }
-        });
+            });
+        }
+
+        claim.map_or(Ok(()), Claim::check_age)?;
+        let announced = self.write_events(&events, &jobs).await?;
         let written = match claim.map_or(Ok(()), Claim::check_age) {
-            Ok(()) => self.write_all(records.collect()).await.map(drop).map_err(JobsError::from),
+            Ok(()) => self.write_all(records).await.map(drop).map_err(JobsError::from),
             Err(error) => Err(error),
         };
         if written.is_err() {

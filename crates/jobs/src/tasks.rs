@@ -115,10 +115,12 @@ impl Tasks {
         let headers = span.context().headers();
         let job = Submission {
             envelope,
+            value: None,
             key: None,
             submitted_at: now,
             headers,
             submitter: Some(Submitter::new(Arc::clone(caller.principal()))),
+            approval: None,
             undo: Undo::Remove,
         };
         self.jobs
@@ -245,7 +247,9 @@ impl Tasks {
         let submitted_at = event.submitted_at.unwrap_or(event.time);
         let undo = Undo::Restore(Box::new(before));
         let headers = without_signature(record.headers);
-        let job = Submission { envelope, key, submitted_at, headers, submitter, undo };
+        let (value, approval) = (None, None);
+        let job =
+            Submission { envelope, value, key, submitted_at, headers, submitter, approval, undo };
         self.jobs.enqueue_detached(job).await
     }
 
@@ -353,6 +357,10 @@ fn apply_answers(event: &JobEvent, responses: InputResponses) -> Option<JobEvent
 fn task_payload(event: &JobEvent) -> TaskPayload {
     match event.state {
         JobState::Queued | JobState::Running | JobState::Retrying => TaskPayload::Working,
+        // Nobody is asked here: somebody who may decides elsewhere.
+        JobState::AwaitingApproval => {
+            TaskPayload::InputRequired { input_requests: InputRequests::default() }
+        }
         JobState::Cancelled => TaskPayload::Cancelled,
         JobState::Succeeded | JobState::Failed | JobState::Expired => {
             let input: Option<InputRequests> = open_requests(event)

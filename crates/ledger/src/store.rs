@@ -180,7 +180,7 @@ pub(crate) fn strip_details(mut event: JobEvent) -> JobEvent {
 }
 
 /// All states, in the order of their numbers in stores.
-pub(crate) const STATES: [JobState; 7] = JobState::ALL;
+pub(crate) const STATES: [JobState; 8] = JobState::ALL;
 
 /// Returns a state's number in stores.
 pub(crate) fn state_number(state: JobState) -> usize {

@@ -11,6 +11,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use axum::http::Extensions;
@@ -92,6 +93,8 @@ pub struct AccessSource {
     pub signing_public_keys: Option<PathBuf>,
     /// What jobs may do that nobody has signed.
     pub unsigned_jobs: UnsignedJobs,
+    /// How long somebody may take to approve a job.
+    pub approval_ttl: Duration,
     /// The URL at which clients reach this server.
     pub public_url: Option<Url>,
     /// How the port is secured.
@@ -109,6 +112,7 @@ impl Default for AccessSource {
             signing_keys: None,
             signing_public_keys: None,
             unsigned_jobs: UnsignedJobs::Rules,
+            approval_ttl: Duration::from_secs(24 * 3600),
             public_url: None,
             port: PortSecurity::Plain,
         }
@@ -244,6 +248,7 @@ impl AccessControl {
             keys: self.signing_keys(),
             topic: topic.to_owned(),
             serves_unverified: !self.identifies_callers(),
+            approval_ttl: self.inner.source.approval_ttl,
             unsigned: Arc::new(unsigned),
         }
     }

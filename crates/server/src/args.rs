@@ -207,6 +207,17 @@ pub struct Args {
     /// `trusted`: everything that no rule denies it.
     #[arg(help_heading = "Access", long, env = "MCP_UNSIGNED_JOBS", value_enum, default_value_t)]
     pub unsigned_jobs: UnsignedJobs,
+    /// How long somebody may take to approve a job that a rule with `effect = "approve"` covers.
+    /// Then the job expires.
+    #[arg(
+        help_heading = "Access",
+        long,
+        env = "MCP_APPROVAL_TTL",
+        default_value = "24h",
+        value_parser = parse_duration,
+        value_name = "DURATION",
+    )]
+    pub approval_ttl: Duration,
     /// Record what callers do and what is refused to them, in `<topic>.audit` if there are brokers
     /// and in the file of `--audit-file`. `auto`: if callers are told apart. `required`: always, and
     /// what can't be recorded is not done.

@@ -182,6 +182,7 @@ fn access_source(args: &Args, public_url: Option<&Url>, tls: Option<&TlsFiles>) 
         signing_keys: named_path(&args.signing_key),
         signing_public_keys: named_path(&args.signing_public_keys),
         unsigned_jobs: args.unsigned_jobs,
+        approval_ttl: args.approval_ttl,
         public_url: public_url.cloned(),
         port: match tls.map(|tls| &tls.clients) {
             None => PortSecurity::Plain,
@@ -255,6 +256,7 @@ fn jobs_config(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
             max_bytes: args.ledger_max_bytes,
         },
         owners: Owners::new(args.owner_key.as_deref()),
+        approval_ttl: args.approval_ttl,
         task_tools: non_empty(&args.task_tools).map(Glob::new).collect(),
         task_ttl: args.task_ttl,
         task_poll_interval: args.task_poll_interval,

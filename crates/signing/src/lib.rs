@@ -16,10 +16,14 @@
 //!
 //! Requests to cancel are signed likewise, by [`SigningKeys::sign_control`], and verified by workers.
 //!
+//! A job that a rule wants to be approved first has the decision in a header of its own
+//! ([`SigningKeys::sign_approval`], [`SigningKeys::approval_of`]), bound to the record, too.
+//!
 //! The form is a JSON Web Signature (RFC 7515, compact) with Ed25519 (`EdDSA`, RFC 8037). Each kind
 //! has a `typ` of its own, so that none can be taken for another one or for an access token. A
 //! signature does not expire, since a job may wait for days: rights are decided again instead.
 
+mod approval;
 mod calls;
 mod claims;
 mod control;
@@ -30,6 +34,7 @@ mod keys;
 mod merkle;
 mod proof;
 
+pub use approval::ApprovalClaims;
 pub use calls::{CallContent, calls_of};
 pub use claims::{JobClaims, OnBehalfOf, SignedPrincipal};
 pub use current::CurrentKeys;

@@ -1,13 +1,14 @@
 //! What a worker passes on with each call, and how the server that executes the call verifies it.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use fleet_job::{envelope::Work, meta, record::RawRecord};
+use fleet_job::{approval, envelope::Work, meta, record::RawRecord};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
     HEADER,
+    approval::ApprovalClaims,
     calls::{CallContent, calls_of},
     claims::{JobClaims, TYPE},
     fault::SignatureFault,
@@ -15,7 +16,7 @@ use crate::{
     merkle::{self, Hash, MAX_PATH, Tree},
 };
 
-/// What the worker knows of a job's signature, which it does not verify; nothing, if the job has
+/// What the worker knows of a job's signatures, which it does not verify; nothing, if the job has
 /// none.
 #[derive(Debug)]
 pub struct JobProof(Option<SignedRecord>);
@@ -23,7 +24,9 @@ pub struct JobProof(Option<SignedRecord>);
 #[derive(Debug)]
 struct SignedRecord {
     /// The text of the header.
-    signature: String,
+    signature: Option<String>,
+    /// The decision of somebody who has approved the job.
+    approval: Option<String>,
     value: Hash,
     /// The tree over the calls, if there are several.
     tree: Option<Tree>,
@@ -37,6 +40,9 @@ pub struct PassedJob {
     /// The text of the record's header; missing if the job is not signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     signature: Option<String>,
+    /// The signed decision of somebody who has approved the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    approval: Option<String>,
     /// The SHA-256 of the record's value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     value: Option<String>,
@@ -62,22 +68,28 @@ pub struct PresentedCall<'a> {
 impl JobProof {
     /// What to pass on of a record with this work.
     pub fn new(record: &RawRecord, work: &Work) -> Self {
-        let signed = record.header(HEADER).map(|signature| SignedRecord {
-            signature: signature.to_owned(),
-            value: digest_of(record.value.as_deref().unwrap_or_default()),
-            // A tree of one leaf has no paths.
-            tree: (work.calls().nth(1).is_some())
-                .then(|| Tree::new(calls_of(work).map(|call| call.leaf()).collect())),
-        });
-        Self(signed)
+        let [signature, approval] =
+            [HEADER, approval::HEADER].map(|name| record.header(name).map(str::to_owned));
+        if signature.is_none() && approval.is_none() {
+            return Self(None);
+        }
+
+        // A tree of one leaf has no paths.
+        let has_paths = signature.is_some() && work.calls().nth(1).is_some();
+        let tree = has_paths.then(|| Tree::new(calls_of(work).map(|call| call.leaf()).collect()));
+        let value = digest_of(record.value.as_deref().unwrap_or_default());
+        Self(Some(SignedRecord { signature, approval, value, tree }))
     }
 
     /// The member of the `_meta` of the call with this number.
     pub fn of_call(&self, call: usize) -> Value {
-        let Some(SignedRecord { signature, value, tree }) = &self.0 else { return json!({}) };
+        let Some(SignedRecord { signature, approval, value, tree }) = &self.0 else {
+            return json!({});
+        };
         let path = tree.as_ref().map_or_else(Vec::new, |tree| tree.path(call));
         let passed = PassedJob {
-            signature: Some(signature.clone()),
+            signature: signature.clone(),
+            approval: approval.clone(),
             value: Some(encode(value)),
             call,
             path: BASE64_URL_SAFE_NO_PAD.encode(path.concat()),
@@ -105,6 +117,21 @@ impl PassedJob {
 }
 
 impl SigningKeys {
+    /// Who has approved the job that a call is made for; `None` if nobody has.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is wrong with the decision.
+    pub fn approval_of(
+        &self,
+        passed: &PassedJob,
+        topic: &str,
+    ) -> Result<Option<ApprovalClaims>, SignatureFault> {
+        let Some(text) = &passed.approval else { return Ok(None) };
+        let value = passed.value.as_deref().and_then(decode).ok_or(SignatureFault::Malformed)?;
+        self.verify_approval(topic, value, text).map(Some)
+    }
+
     /// Verifies that a record of `topic` is a job that was signed with one of these keys.
     ///
     /// # Errors

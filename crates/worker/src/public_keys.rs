@@ -34,7 +34,7 @@ pub enum PublicKeysError {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        error: std::io::Error,
+        error: io::Error,
     },
     /// The file holds something else.
     #[error("could not use {}", path.display())]
@@ -53,7 +53,9 @@ impl PublicKeys {
     pub(crate) fn open(path: PathBuf, topic: String) -> Result<Self, PublicKeysError> {
         let keys = match read(&path) {
             Ok(keys) => Some(Arc::new(keys)),
-            Err(PublicKeysError::Read { path, error }) if error.kind() == io::ErrorKind::NotFound => {
+            Err(PublicKeysError::Read { path, error })
+                if error.kind() == io::ErrorKind::NotFound =>
+            {
                 tracing::warn!(
                     file = %path.display(),
                     "there is no file of public keys yet; jobs can't be cancelled until there is one"

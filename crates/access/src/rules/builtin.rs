@@ -133,6 +133,7 @@ impl Reach {
             Action::CallTool => Self::ReadOnlyTools,
             Action::CallExtension
             | Action::SubmitJob
+            | Action::ApproveJob
             | Action::AdministerServers
             | Action::ReadDeadLetters
             | Action::ReplayDeadLetters

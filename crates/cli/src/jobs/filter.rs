@@ -6,7 +6,7 @@ use fleet_job::{envelope::JobType, event::JobState, filter::JobFilter, time::Tim
 use crate::moment::Moment;
 
 /// All states, in the order in which jobs go through them.
-pub(super) const STATES: [JobState; 7] = JobState::ALL;
+pub(super) const STATES: [JobState; 8] = JobState::ALL;
 
 /// Command-line conditions on jobs; all that are given must hold.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -37,6 +37,8 @@ pub(super) enum ProblemKind {
     Denied,
     InsufficientScope,
     ApprovalRequired,
+    OwnApproval,
+    NotPending,
     NoSuchJob,
     NoSuchPath,
     JobsOff,
@@ -57,7 +59,7 @@ pub(super) enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 26] = [
         Self::BadRequest,
         Self::MalformedCredentials,
         Self::Unauthenticated,
@@ -65,6 +67,8 @@ impl ProblemKind {
         Self::Denied,
         Self::InsufficientScope,
         Self::ApprovalRequired,
+        Self::OwnApproval,
+        Self::NotPending,
         Self::NoSuchJob,
         Self::NoSuchPath,
         Self::JobsOff,
@@ -112,6 +116,14 @@ impl ProblemKind {
                 "Another principal has to approve this",
                 StatusCode::FORBIDDEN,
             ),
+            Self::OwnApproval => (
+                "own-approval",
+                "Somebody else than the submitter has to approve this",
+                StatusCode::FORBIDDEN,
+            ),
+            Self::NotPending => {
+                ("not-pending", "The job does not await approval", StatusCode::CONFLICT)
+            }
             Self::NoSuchJob => ("no-such-job", "There is no such job", StatusCode::NOT_FOUND),
             Self::NoSuchPath => ("no-such-path", "The path does not exist", StatusCode::NOT_FOUND),
             Self::JobsOff => ("jobs-off", "This server accepts no jobs", StatusCode::NOT_FOUND),
@@ -178,6 +190,8 @@ impl ProblemKind {
             Self::Denied => codes::DENIED,
             Self::InsufficientScope => codes::INSUFFICIENT_SCOPE,
             Self::ApprovalRequired => codes::APPROVAL_REQUIRED,
+            Self::OwnApproval => codes::OWN_APPROVAL,
+            Self::NotPending => codes::NOT_PENDING,
             Self::NoSuchJob => codes::NO_SUCH_JOB,
             Self::NoSuchPath => codes::NO_SUCH_PATH,
             Self::JobsOff => codes::JOBS_OFF,
@@ -356,6 +370,8 @@ impl From<JobsError> for Problem {
                 Self::new(ProblemKind::NoSuchJob, detail)
             }
             JobsError::Denied { decision, .. } => Self::denied(*decision, detail),
+            JobsError::NotPending(job) => Self::new(ProblemKind::NotPending, detail).with_job(*job),
+            JobsError::OwnApproval(_) => Self::new(ProblemKind::OwnApproval, detail),
             JobsError::Limited(reached) => Self::limited(&reached),
             JobsError::Unrecorded(_) => Self::new(ProblemKind::AuditUnavailable, detail),
             JobsError::Bad(_) => Self::new(ProblemKind::BadJob, detail),

@@ -36,6 +36,17 @@ pub struct SignedJobs {
     pub unsigned: Arc<Principal>,
     /// Whether callers are served here that were not verified, so that their jobs are, too.
     pub serves_unverified: bool,
+    /// How long somebody may take to approve a job.
+    pub approval_ttl: Duration,
+}
+
+/// As whom a call is decided on.
+struct Submitter {
+    principal: Arc<Principal>,
+    /// Whether somebody else has approved the job.
+    is_approved: bool,
+    /// What metrics say of the job's signature.
+    signature: &'static str,
 }
 
 /// Why a call that a worker makes for a job is refused.
@@ -65,12 +76,17 @@ impl Gateway {
 
         let (found, label) = match signed_jobs.find_submitter(&keys, &asking, params, context) {
             Ok(None) => return Ok(()),
-            Ok(Some((submitter, label))) => (Ok(submitter), label),
+            Ok(Some(submitter)) => {
+                let label = submitter.signature;
+                (Ok(submitter), label)
+            }
             Err(refused) => (Err(refused.answer(&asking, params)), refused.label()),
         };
         metrics::counter!(PRESENTED_CALLS.name, "signature" => label).increment(1);
 
-        let acting = asking.asker().on_behalf_of(found?);
+        let Submitter { principal, is_approved, .. } = found?;
+        let acting = asking.asker().on_behalf_of(principal);
+        let acting = if is_approved { acting.approved() } else { acting };
         match context.extensions.get_mut::<Parts>() {
             Some(parts) => parts.extensions.insert(acting),
             None => context.extensions.insert(acting),
@@ -80,15 +96,14 @@ impl Gateway {
 }
 
 impl SignedJobs {
-    /// As whom to decide on a call, with a word on its signature for metrics; `None` if its sender
-    /// makes it for itself.
+    /// As whom to decide on a call; `None` if its sender makes it for itself.
     fn find_submitter(
         &self,
         keys: &SigningKeys,
         asking: &Asking,
         params: &CallToolRequestParams,
         context: &RequestContext<RoleServer>,
-    ) -> Result<Option<(Arc<Principal>, &'static str)>, Refused> {
+    ) -> Result<Option<Submitter>, Refused> {
         let worker = asking.asker();
         let passed = match PassedJob::of_meta(&context.meta) {
             // A worker calls for jobs alone. One that does not say so is of an older version, or
@@ -104,21 +119,26 @@ impl SignedJobs {
         }
 
         let passed = passed.map_err(Refused::Job)?;
-        if !passed.is_signed() {
-            return Ok(Some((Arc::clone(&self.unsigned), "none")));
-        }
-        let call = PresentedCall {
-            topic: &self.topic,
-            job_id: traces::job_id(context).unwrap_or_default(),
-            content: content_of(params),
+        let approval = keys.approval_of(&passed, &self.topic).map_err(Refused::Job)?;
+        let (principal, signature) = if passed.is_signed() {
+            let call = PresentedCall {
+                topic: &self.topic,
+                job_id: traces::job_id(context).unwrap_or_default(),
+                content: content_of(params),
+            };
+            let claims = keys.verify_call(&passed, &call).map_err(Refused::Job)?;
+            (Arc::new(claims.principal.into_principal()), "valid")
+        } else {
+            (Arc::clone(&self.unsigned), "none")
         };
-        let claims = keys.verify_call(&passed, &call).map_err(Refused::Job)?;
 
-        let principal = claims.principal.into_principal();
+        // Nobody approves what they have submitted themselves.
+        let is_approved =
+            approval.is_some_and(|approval| approval.is_by_another_than(principal.id()));
         // Whoever was served without credentials once is not, where credentials are wanted now.
         let is_served = principal.is_verified() || self.serves_unverified;
-        let submitter = if is_served { Arc::new(principal) } else { Arc::clone(&self.unsigned) };
-        Ok(Some((submitter, "valid")))
+        let principal = if is_served { principal } else { Arc::clone(&self.unsigned) };
+        Ok(Some(Submitter { principal, is_approved, signature }))
     }
 }
 

@@ -42,6 +42,8 @@ const RECORD_AGAIN: Duration = Duration::from_secs(5);
 pub(crate) struct Asking {
     asker: Asker,
     note: Option<RefusalNote>,
+    /// How long somebody may take to approve what is asked for, if it can wait for that.
+    approval_ttl: Option<Duration>,
 }
 
 /// What a call of a tool is allowed as.
@@ -84,7 +86,10 @@ impl Gateway {
                 origin.trace_id = Some(trace.to_owned());
             }
         });
-        Ok(Asking { asker, note: note.cloned() })
+        // Jobs can wait for approval, and nobody else can.
+        let signed_jobs = self.inner.signed_jobs.get().filter(|_| asker.is_presented());
+        let approval_ttl = signed_jobs.map(|signed_jobs| signed_jobs.approval_ttl);
+        Ok(Asking { asker, note: note.cloned(), approval_ttl })
     }
 
     /// Checks that the sender of a request may do something.
@@ -420,7 +425,7 @@ impl Asking {
         if let (Some(note), false) = (&self.note, decision.scopes.is_empty()) {
             note.note_scopes(&decision.scopes);
         }
-        refusal_error(action, decision)
+        refusal_error(action, decision, self.approval_ttl)
     }
 }
 

@@ -121,6 +121,33 @@ fn a_signature_is_good_for_its_own_calls_alone() {
 }
 
 #[test]
+fn a_decision_is_good_for_its_own_record_alone() {
+    let keys = keys();
+    let (mut record, envelope) = signed(&keys, &batch(1));
+    let value = record.value.clone().unwrap();
+    let approve = |keys: &SigningKeys, value: &[u8]| {
+        let text = keys.sign_approval(TOPIC, value, &Principal::local(), None, Timestamp::MIN);
+        (approval::HEADER.to_owned(), text.map(String::into_bytes))
+    };
+    let check = |record: &RawRecord| {
+        let member = JobProof::new(record, &envelope.work).of_call(0);
+        keys.approval_of(&PassedJob::deserialize(member).unwrap(), TOPIC)
+    };
+    assert_eq!(check(&record), Ok(None));
+
+    record.headers.push(approve(&keys, &value));
+    let claims = check(&record).unwrap().unwrap();
+    assert!(claims.is_by_another_than(alice().id()));
+    assert!(!claims.is_by_another_than(Principal::local().id()));
+
+    // The decision about another record, or by another fleet.
+    *record.headers.last_mut().unwrap() = approve(&keys, b"{}");
+    assert_eq!(check(&record), Err(SignatureFault::OtherRecord));
+    *record.headers.last_mut().unwrap() = approve(&self::keys(), &value);
+    assert_eq!(check(&record), Err(SignatureFault::UnknownKey));
+}
+
+#[test]
 fn keys_of_another_fleet_are_unknown() {
     let (record, envelope) = signed(&keys(), &batch(1));
     let refused = verify_calls(&keys(), &record, &envelope).remove(0).unwrap_err();

@@ -2,12 +2,17 @@
 
 use std::time::Duration;
 
-use fleet_access::{Action, Decision, LimitReached};
+use fleet_access::{Action, Decision, LimitReached, RuleEffect};
 use rmcp::model::{ErrorCode, ErrorData};
 use serde_json::json;
 
-/// The error for what a decision does not allow.
-pub(super) fn refusal_error(action: Action, decision: &Decision) -> ErrorData {
+/// The error for what a decision does not allow. If it can be approved, the error says how long
+/// somebody may take.
+pub(super) fn refusal_error(
+    action: Action,
+    decision: &Decision,
+    approval_ttl: Option<Duration>,
+) -> ErrorData {
     let message = decision.message(action.as_str()).unwrap_or_default();
     let mut data = json!({
         "reason": decision.reason(),
@@ -15,6 +20,9 @@ pub(super) fn refusal_error(action: Action, decision: &Decision) -> ErrorData {
         "action": action.as_str(),
         "rule": decision.rule.as_str(),
     });
+    if let Some(ttl) = approval_ttl.filter(|_| decision.verdict == RuleEffect::Approve) {
+        data["approvalTtlMs"] = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).into();
+    }
     if !decision.scopes.is_empty() {
         data["scopes"] = json!(decision.scopes);
     }
