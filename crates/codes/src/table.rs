@@ -305,6 +305,10 @@ table! {
             "No job of this id is known, or the caller may not see it.",
             "The id is misspelled, the job is older than what the ledger keeps, or it is someone else's.",
             "Check the id and the credentials; a job written directly to Kafka is known once a worker has reached it.";
+        RECORD_GONE = "FLEET-RECORD-GONE":
+            "The job is known, but its record is no longer in the jobs topic, so its arguments are not known.",
+            "The topic's retention has deleted the record, or the topic was deleted and created again.",
+            "Submit the job again with its arguments; a dead letter has them, too. Raise `retention.ms` of the jobs topic to keep records for longer.";
         NO_SUCH_PATH = "FLEET-NO-SUCH-PATH":
             "There is nothing at this path.",
             "The path is misspelled.",

@@ -22,6 +22,18 @@ pub enum JobsError {
          may be further back in the backlog than was searched"
     )]
     NotSearched(String),
+    /// The job's record is no longer in the jobs topic.
+    #[error(
+        "the record of job `{job_id}` is no longer in the jobs topic, so its arguments are not known; \
+         the topic's retention has deleted it, or the topic was created again"
+    )]
+    RecordGone {
+        /// The job's id.
+        job_id: String,
+    },
+    /// The job has ended before it could be cancelled.
+    #[error("{0}; it can no longer be cancelled")]
+    TooLate(String),
     /// The caller may not do this.
     #[error("{}", decision.message(action.as_str()).unwrap_or_default())]
     Denied {
@@ -90,6 +102,8 @@ impl JobsError {
             Self::Kafka(error) => error.is_retryable(),
             Self::NotFound(_)
             | Self::NotSearched(_)
+            | Self::RecordGone { .. }
+            | Self::TooLate(_)
             | Self::Bad(_)
             | Self::BadJob { .. }
             | Self::Denied { .. }

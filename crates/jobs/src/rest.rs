@@ -23,8 +23,11 @@ use tokio_util::sync::CancellationToken;
 use crate::Jobs;
 
 mod asyncapi;
+mod bulk;
 mod handlers;
+mod inspection;
 mod openapi;
+mod operation;
 mod params;
 mod problem;
 mod routes;

@@ -10,7 +10,7 @@ use axum::{
 use fleet_access::Asker;
 use fleet_job::{
     trace::TraceContext,
-    view::{CancelOutcome, JobView, SubmittedJobs},
+    view::{CancelOutcome, JobView, Submitted, SubmittedJobs},
 };
 use serde_json::Value;
 
@@ -65,6 +65,11 @@ pub(super) async fn submit_jobs(
     let trace = TraceContext::find(|name| header_text(&headers, name).ok()?);
     let jobs = client.jobs.submit(requests, &client.caller, &trace).await?;
 
+    Ok(submitted(jobs))
+}
+
+/// The answer to a submission.
+pub(super) fn submitted(jobs: Vec<Submitted>) -> Response {
     let all_existed = jobs.iter().all(|job| job.existing);
     let status = if all_existed { StatusCode::OK } else { StatusCode::ACCEPTED };
     let location = match jobs.as_slice() {
@@ -76,7 +81,7 @@ pub(super) async fn submit_jobs(
     if let Some(location) = location {
         response.headers_mut().insert(header::LOCATION, location);
     }
-    Ok(response)
+    response
 }
 
 /// `GET /jobs`.
@@ -157,7 +162,7 @@ pub(super) fn serve_document(text: &Bytes) -> Response {
 }
 
 /// Refuses a body whose content type is not JSON.
-fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
+pub(super) fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     let kind =
         headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -175,7 +180,7 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 /// Refuses a body with a content encoding.
-fn require_uncompressed(headers: &HeaderMap) -> Result<(), Problem> {
+pub(super) fn require_uncompressed(headers: &HeaderMap) -> Result<(), Problem> {
     let encodings = headers.get_all(header::CONTENT_ENCODING);
     let is_plain = |value: &HeaderValue| {
         value.to_str().is_ok_and(|value| value.trim().eq_ignore_ascii_case("identity"))
@@ -229,8 +234,7 @@ fn parse_jobs(body: &[u8]) -> Result<Vec<JobRequest>, Problem> {
 fn parse_job(job: Value, index: Option<usize>) -> Result<JobRequest, Problem> {
     serde_path_to_error::deserialize(job).map_err(|error| {
         let location = match (index, error.path().to_string().as_str()) {
-            (None, ".") => "the job".to_owned(),
-            (None, path) => format!("`{path}`"),
+            (None, path) => describe_location("the job", path),
             (Some(index), ".") => format!("job {index}"),
             (Some(index), path) => format!("job {index}, `{path}`"),
         };
@@ -239,11 +243,25 @@ fn parse_job(job: Value, index: Option<usize>) -> Result<JobRequest, Problem> {
     })
 }
 
-/// Applies the idempotency key of the header to the one job of the request.
-fn apply_idempotency_key(requests: &mut [JobRequest], key: &str) -> Result<(), Problem> {
+/// Names the part of a body that can't be read.
+pub(super) fn describe_location(whole: &str, path: &str) -> String {
+    match path {
+        "." => whole.to_owned(),
+        path => format!("`{path}`"),
+    }
+}
+
+/// Refuses an idempotency key that no job can have.
+pub(super) fn check_idempotency_key(key: &str) -> Result<(), Problem> {
     if !(1..=fleet_job::envelope::MAX_ID_BYTES).contains(&key.len()) {
         return Err(Problem::parameter(IDEMPOTENCY_KEY, "must be 1 to 256 bytes long"));
     }
+    Ok(())
+}
+
+/// Applies the idempotency key of the header to the one job of the request.
+fn apply_idempotency_key(requests: &mut [JobRequest], key: &str) -> Result<(), Problem> {
+    check_idempotency_key(key)?;
 
     match requests {
         [job] => {

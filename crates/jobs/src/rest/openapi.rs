@@ -6,8 +6,9 @@ use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::{
+    operation::{ALWAYS, Answer, Content, Operation, RequestBody},
     problem::{self, Problem, ProblemKind},
-    routes::{ALWAYS, Answer, Content, Operation, operations},
+    routes::operations,
 };
 
 const ABOUT: &str = "Jobs over plain HTTP: calls of MCP tools that workers make later and durably.\n\n\
@@ -39,11 +40,12 @@ pub(super) fn build_document() -> Value {
     });
 
     let mut schemas = schemas.take_definitions(true);
-    // The view of a job never contains its owner.
-    if let Some(Value::Object(properties)) =
-        schemas.get_mut("JobView").and_then(|job| job.get_mut("properties"))
-    {
-        properties.shift_remove("owner");
+    // What callers see of a job never names its owner.
+    for shown in ["JobView", "WireEnvelope"] {
+        let schema = schemas.get_mut(shown).and_then(|schema| schema.get_mut("properties"));
+        if let Some(Value::Object(properties)) = schema {
+            properties.shift_remove("owner");
+        }
     }
     schemas.sort_keys();
 
@@ -87,6 +89,9 @@ fn describe_operation(operation: &Operation, schemas: &mut SchemaGenerator) -> V
             about["example"] = match param.example.parse::<u64>() {
                 Ok(number) => number.into(),
                 Err(_) if param.many => json!([param.example]),
+                Err(_) if ["true", "false"].contains(&param.example) => {
+                    json!(param.example == "true")
+                }
                 Err(_) => param.example.into(),
             };
             about
@@ -101,11 +106,11 @@ fn describe_operation(operation: &Operation, schemas: &mut SchemaGenerator) -> V
     if !parameters.is_empty() {
         about["parameters"] = parameters.into();
     }
-    if let Some((schema, examples)) = &operation.body {
+    if let Some(RequestBody { schema, examples, is_required }) = &operation.body {
         let examples =
             examples.iter().map(|(name, value)| ((*name).to_owned(), json!({ "value": value })));
         about["requestBody"] = json!({
-            "required": true,
+            "required": is_required,
             "content": {"application/json": {"schema": schema(schemas), "examples": examples.collect::<Map<_, _>>()}},
         });
     }

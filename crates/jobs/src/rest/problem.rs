@@ -38,6 +38,7 @@ pub(super) enum ProblemKind {
     InsufficientScope,
     ApprovalRequired,
     NoSuchJob,
+    RecordGone,
     NoSuchPath,
     JobsOff,
     MethodNotAllowed,
@@ -57,7 +58,7 @@ pub(super) enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 25] = [
         Self::BadRequest,
         Self::MalformedCredentials,
         Self::Unauthenticated,
@@ -66,6 +67,7 @@ impl ProblemKind {
         Self::InsufficientScope,
         Self::ApprovalRequired,
         Self::NoSuchJob,
+        Self::RecordGone,
         Self::NoSuchPath,
         Self::JobsOff,
         Self::MethodNotAllowed,
@@ -113,6 +115,7 @@ impl ProblemKind {
                 StatusCode::FORBIDDEN,
             ),
             Self::NoSuchJob => ("no-such-job", "There is no such job", StatusCode::NOT_FOUND),
+            Self::RecordGone => ("record-gone", "The job's record is gone", StatusCode::GONE),
             Self::NoSuchPath => ("no-such-path", "The path does not exist", StatusCode::NOT_FOUND),
             Self::JobsOff => ("jobs-off", "This server accepts no jobs", StatusCode::NOT_FOUND),
             Self::MethodNotAllowed => (
@@ -179,6 +182,7 @@ impl ProblemKind {
             Self::InsufficientScope => codes::INSUFFICIENT_SCOPE,
             Self::ApprovalRequired => codes::APPROVAL_REQUIRED,
             Self::NoSuchJob => codes::NO_SUCH_JOB,
+            Self::RecordGone => codes::RECORD_GONE,
             Self::NoSuchPath => codes::NO_SUCH_PATH,
             Self::JobsOff => codes::JOBS_OFF,
             Self::MethodNotAllowed => codes::METHOD_NOT_ALLOWED,
@@ -355,6 +359,8 @@ impl From<JobsError> for Problem {
             JobsError::NotFound(_) | JobsError::NotSearched(_) => {
                 Self::new(ProblemKind::NoSuchJob, detail)
             }
+            JobsError::RecordGone { .. } => Self::new(ProblemKind::RecordGone, detail),
+            JobsError::TooLate(_) => Self::new(ProblemKind::TooLate, detail),
             JobsError::Denied { decision, .. } => Self::denied(*decision, detail),
             JobsError::Limited(reached) => Self::limited(&reached),
             JobsError::Unrecorded(_) => Self::new(ProblemKind::AuditUnavailable, detail),
@@ -465,6 +471,7 @@ mod tests {
         let too_large = JobsError::TooLarge { job_id: "j".to_owned(), bytes: 2, limit: 1 };
         for (error, status) in [
             (JobsError::NotFound("j".to_owned()), 404),
+            (JobsError::RecordGone { job_id: "j".to_owned() }, 410),
             (JobsError::Bad(bad()), 422),
             (JobsError::BadJob { index: 3, error: bad() }, 422),
             (too_large, 413),
