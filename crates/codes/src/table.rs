@@ -309,6 +309,10 @@ table! {
             "The job is known, but its record is no longer in the jobs topic, so its arguments are not known.",
             "The topic's retention has deleted the record, or the topic was deleted and created again.",
             "Submit the job again with its arguments; a dead letter has them, too. Raise `retention.ms` of the jobs topic to keep records for longer.";
+        NO_SUCH_LETTER = "FLEET-NO-SUCH-LETTER":
+            "There is no dead letter at this position, or the caller may not see it.",
+            "The position is misspelled, the letter was deleted, or its job is someone else's.",
+            "`GET /dead-letters` lists the newest letters with their positions.";
         NO_SUCH_PATH = "FLEET-NO-SUCH-PATH":
             "There is nothing at this path.",
             "The path is misspelled.",

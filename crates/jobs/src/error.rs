@@ -31,6 +31,12 @@ pub enum JobsError {
         /// The job's id.
         job_id: String,
     },
+    /// There is no such dead letter, or the caller may not see it. Callers are not told which.
+    #[error("there is no dead letter at `{0}`, or the caller may not see it")]
+    NoLetter(String),
+    /// Kafka is asked for something that these brokers can't do.
+    #[error("{0}")]
+    Unsupported(&'static str),
     /// The job has ended before it could be cancelled.
     #[error("{0}; it can no longer be cancelled")]
     TooLate(String),
@@ -104,6 +110,8 @@ impl JobsError {
             | Self::NotSearched(_)
             | Self::RecordGone { .. }
             | Self::TooLate(_)
+            | Self::NoLetter(_)
+            | Self::Unsupported(_)
             | Self::Bad(_)
             | Self::BadJob { .. }
             | Self::Denied { .. }

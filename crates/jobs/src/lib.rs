@@ -36,6 +36,7 @@ mod caller;
 mod cancel;
 mod claims;
 pub mod config;
+mod dead_letters;
 mod error;
 mod follow;
 mod history;
@@ -58,6 +59,7 @@ mod view;
 pub use bulk::BulkAction;
 pub use caller::{Caller, Owners};
 pub(crate) use claims::claim_schema;
+pub use dead_letters::{LetterList, PurgeReport, ReplayReport, ReplayRequest};
 pub use error::JobsError;
 pub(crate) use hub::EventReader;
 pub use job_watch::JobWatch;
@@ -105,6 +107,8 @@ struct Inner {
     claims: Mutex<claims::Claims>,
     /// Permits to search a topic.
     searches: Arc<Semaphore>,
+    /// Permit to replay dead letters: two runs at once would replay a letter twice.
+    replaying: Arc<Semaphore>,
     /// Finds the tools that jobs name.
     resolver: OnceLock<ToolResolver>,
     stop: CancellationToken,
@@ -187,6 +191,7 @@ impl Jobs {
             overtaken: Notify::new(),
             claims: Mutex::default(),
             searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
+            replaying: Arc::new(Semaphore::new(1)),
             resolver: OnceLock::new(),
             stop,
         });

@@ -24,6 +24,7 @@ use crate::Jobs;
 
 mod asyncapi;
 mod bulk;
+mod dead_letters;
 mod handlers;
 mod inspection;
 mod openapi;

@@ -16,8 +16,10 @@ use schemars::{Schema, SchemaGenerator};
 use super::problem::Problem;
 use crate::PageRequest;
 
+mod letters;
 mod table;
 
+pub(super) use letters::LetterId;
 pub(super) use table::*;
 
 /// The longest wait that a request may ask for, in seconds.

@@ -39,6 +39,7 @@ pub(super) enum ProblemKind {
     ApprovalRequired,
     NoSuchJob,
     RecordGone,
+    NoSuchLetter,
     NoSuchPath,
     JobsOff,
     MethodNotAllowed,
@@ -58,7 +59,7 @@ pub(super) enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub(super) const ALL: [Self; 25] = [
+    pub(super) const ALL: [Self; 26] = [
         Self::BadRequest,
         Self::MalformedCredentials,
         Self::Unauthenticated,
@@ -68,6 +69,7 @@ impl ProblemKind {
         Self::ApprovalRequired,
         Self::NoSuchJob,
         Self::RecordGone,
+        Self::NoSuchLetter,
         Self::NoSuchPath,
         Self::JobsOff,
         Self::MethodNotAllowed,
@@ -116,6 +118,9 @@ impl ProblemKind {
             ),
             Self::NoSuchJob => ("no-such-job", "There is no such job", StatusCode::NOT_FOUND),
             Self::RecordGone => ("record-gone", "The job's record is gone", StatusCode::GONE),
+            Self::NoSuchLetter => {
+                ("no-such-letter", "There is no such dead letter", StatusCode::NOT_FOUND)
+            }
             Self::NoSuchPath => ("no-such-path", "The path does not exist", StatusCode::NOT_FOUND),
             Self::JobsOff => ("jobs-off", "This server accepts no jobs", StatusCode::NOT_FOUND),
             Self::MethodNotAllowed => (
@@ -183,6 +188,7 @@ impl ProblemKind {
             Self::ApprovalRequired => codes::APPROVAL_REQUIRED,
             Self::NoSuchJob => codes::NO_SUCH_JOB,
             Self::RecordGone => codes::RECORD_GONE,
+            Self::NoSuchLetter => codes::NO_SUCH_LETTER,
             Self::NoSuchPath => codes::NO_SUCH_PATH,
             Self::JobsOff => codes::JOBS_OFF,
             Self::MethodNotAllowed => codes::METHOD_NOT_ALLOWED,
@@ -360,6 +366,8 @@ impl From<JobsError> for Problem {
                 Self::new(ProblemKind::NoSuchJob, detail)
             }
             JobsError::RecordGone { .. } => Self::new(ProblemKind::RecordGone, detail),
+            JobsError::NoLetter(_) => Self::new(ProblemKind::NoSuchLetter, detail),
+            JobsError::Unsupported(_) => Self::new(ProblemKind::KafkaRefused, detail),
             JobsError::TooLate(_) => Self::new(ProblemKind::TooLate, detail),
             JobsError::Denied { decision, .. } => Self::denied(*decision, detail),
             JobsError::Limited(reached) => Self::limited(&reached),

@@ -20,6 +20,7 @@ use super::{
 use crate::{JobRequest, MAX_JOBS};
 
 mod bulk;
+mod dead_letters;
 mod inspection;
 
 use inspection::{counts_operation, envelope_operation, history_operation, run_operation};
@@ -41,6 +42,10 @@ pub(super) fn operations() -> Vec<Operation> {
         counts_operation(),
         bulk::cancel_operation(),
         bulk::run_operation(),
+        dead_letters::list_operation(),
+        dead_letters::show_operation(),
+        dead_letters::replay_operation(),
+        dead_letters::purge_operation(),
         follow_operation(),
         openapi_operation(),
         asyncapi_operation(),
@@ -344,6 +349,9 @@ pub fn path_label(path: &str) -> Option<&'static str> {
         ("jobs", Some(_), Some("history"), None) => Some("/jobs/{id}/history"),
         ("jobs", Some(_), Some("runs"), None) => Some("/jobs/{id}/runs"),
         ("job-counts", ..) => Some("/job-counts"),
+        ("dead-letters", None, ..) => Some("/dead-letters"),
+        ("dead-letters", Some("replays"), None, _) => Some("/dead-letters/replays"),
+        ("dead-letters", ..) => Some("/dead-letters/{id}"),
         ("job-cancellations", ..) => Some("/job-cancellations"),
         ("job-runs", ..) => Some("/job-runs"),
         ("jobs", ..) => Some("/jobs/{id}"),

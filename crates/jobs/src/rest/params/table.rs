@@ -4,6 +4,7 @@ use fleet_job::{envelope::MAX_ID_BYTES, event::JobState, time::Timestamp};
 use fleet_ledger::query::MAX_LIMIT;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use super::letters::{LISTED_LETTERS, MAX_REPLAYS, REPLAYED_LETTERS};
 use super::{CANCEL_WAIT_SECONDS, MAX_MEMBERS, MAX_TEXT, MAX_WAIT_SECONDS, Param, ParamLocation};
 
 const fn query_param(
@@ -120,6 +121,26 @@ const OPERATION: Param = query_param(
     |_| json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}),
     "nightly-repair",
 );
+const DIED_SINCE: Param = query_param(
+    "since",
+    "Only letters of jobs that died at this time or later.",
+    time_schema,
+    "2026-11-21T08:00:00Z",
+);
+const DIED_UNTIL: Param = query_param(
+    "until",
+    "Only letters of jobs that died before this time.",
+    time_schema,
+    "2026-11-22T08:00:00Z",
+);
+const KIND: Param = query_param("kind", "Only this kind of error.", text_schema, "tool");
+const ABOUT: Param = query_param(
+    "about",
+    "Only letters of this group, as in the list: of a tool, or with a beginning of the message.",
+    |_| json_schema!({"type": "string", "maxLength": MAX_TEXT}),
+    "files__file_digest",
+);
+const JOB: Param = query_param("job", "Only letters of this job.", text_schema, "job-123");
 const REASON: Param = query_param(
     "reason",
     "The reason for the cancellation, for people.",
@@ -244,8 +265,88 @@ pub(in crate::rest) const FOLLOW: &[Param] = &[
         "0:18,1:5",
     ),
 ];
+/// The parameters of `GET /dead-letters`.
+pub(in crate::rest) const LETTERS: &[Param] = &[
+    DIED_SINCE,
+    DIED_UNTIL,
+    KIND,
+    ABOUT,
+    JOB,
+    query_param(
+        "limit",
+        "How many of the newest letters to list.",
+        |_| {
+            let (default, most) = LISTED_LETTERS;
+            json_schema!({"type": "integer", "minimum": 0, "maximum": most, "default": default})
+        },
+        "20",
+    ),
+];
+/// The parameters of `GET /dead-letters/{id}`.
+pub(in crate::rest) const ONE_LETTER: &[Param] = &[Param {
+    name: "id",
+    location: ParamLocation::Path,
+    many: false,
+    description: "The letter's position: `<partition>-<offset>`.",
+    schema: place_schema,
+    example: "0-17",
+}];
+/// The parameters of `POST /dead-letters/replays`.
+pub(in crate::rest) const REPLAY: &[Param] = &[
+    DIED_SINCE,
+    DIED_UNTIL,
+    KIND,
+    ABOUT,
+    JOB,
+    query_param("letter", "Only the letter at this position.", place_schema, "0-17"),
+    query_param(
+        "max",
+        "Replay at most this many letters, oldest first.",
+        |_| {
+            let (default, most) = REPLAYED_LETTERS;
+            json_schema!({"type": "integer", "minimum": 1, "maximum": most, "default": default})
+        },
+        "100",
+    ),
+    query_param(
+        "maxReplays",
+        "Leave letters alone whose job has been replayed this many times.",
+        |_| {
+            let (default, most) = MAX_REPLAYS;
+            json_schema!({"type": "integer", "minimum": 0, "maximum": most, "default": default})
+        },
+        "3",
+    ),
+    query_param(
+        "everyLetter",
+        "Replay all letters of a job, not only the newest: the job runs once for each.",
+        |_| json_schema!({"type": "boolean", "default": false}),
+        "false",
+    ),
+    DRY_RUN,
+];
+/// The parameters of `DELETE /dead-letters`.
+pub(in crate::rest) const PURGE: &[Param] = &[
+    query_param(
+        "before",
+        "Delete letters that were written before this time.",
+        time_schema,
+        "2026-11-01T00:00:00Z",
+    ),
+    query_param(
+        "all",
+        "Delete all letters. Either this or `before` is required.",
+        |_| json_schema!({"type": "boolean", "default": false}),
+        "true",
+    ),
+    DRY_RUN,
+];
 /// No parameters.
 pub(in crate::rest) const NONE: &[Param] = &[];
+
+fn place_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "pattern": "^[0-9]{1,9}-[0-9]{1,18}$"})
+}
 
 fn text_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_TEXT})
