@@ -313,6 +313,10 @@ table! {
             "There is no dead letter at this position, or the caller may not see it.",
             "The position is misspelled, the letter was deleted, or its job is someone else's.",
             "`GET /dead-letters` lists the newest letters with their positions.";
+        NO_SUCH_TOOL = "FLEET-NO-SUCH-TOOL":
+            "No tool of this name is offered, or the caller may not call it.",
+            "The name is misspelled, or the tool's server is not hosted now.",
+            "`GET /tools` lists the tools that the caller may call.";
         NO_SUCH_PATH = "FLEET-NO-SUCH-PATH":
             "There is nothing at this path.",
             "The path is misspelled.",

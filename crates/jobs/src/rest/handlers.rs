@@ -12,6 +12,7 @@ use fleet_job::{
     trace::TraceContext,
     view::{CancelOutcome, JobView, Submitted, SubmittedJobs},
 };
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
@@ -162,7 +163,11 @@ pub(super) fn serve_document(text: &Bytes) -> Response {
 }
 
 /// Refuses a body whose content type is not JSON.
-pub(super) fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
+///
+/// # Errors
+///
+/// Returns what it is instead.
+pub fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     let kind =
         headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -180,7 +185,7 @@ pub(super) fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 /// Refuses a body with a content encoding.
-pub(super) fn require_uncompressed(headers: &HeaderMap) -> Result<(), Problem> {
+fn require_uncompressed(headers: &HeaderMap) -> Result<(), Problem> {
     let encodings = headers.get_all(header::CONTENT_ENCODING);
     let is_plain = |value: &HeaderValue| {
         value.to_str().is_ok_and(|value| value.trim().eq_ignore_ascii_case("identity"))
@@ -243,8 +248,31 @@ fn parse_job(job: Value, index: Option<usize>) -> Result<JobRequest, Problem> {
     })
 }
 
+/// Parses the JSON body of a request, of which `whole` is the name in errors.
+///
+/// # Errors
+///
+/// Returns a problem that names the part that can't be read: `bad-request` if the body is not JSON,
+/// or else one of this kind.
+pub fn parse_body<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: &[u8],
+    (whole, kind): (&str, ProblemKind),
+) -> Result<T, Problem> {
+    require_json(headers)?;
+    require_uncompressed(headers)?;
+
+    let body: Value = serde_json::from_slice(body).map_err(|error| {
+        Problem::new(ProblemKind::BadRequest, format!("the body is not JSON: {error}"))
+    })?;
+    serde_path_to_error::deserialize(body).map_err(|error| {
+        let location = describe_location(whole, &error.path().to_string());
+        Problem::new(kind, format!("{location}: {}", error.into_inner()))
+    })
+}
+
 /// Names the part of a body that can't be read.
-pub(super) fn describe_location(whole: &str, path: &str) -> String {
+fn describe_location(whole: &str, path: &str) -> String {
     match path {
         "." => whole.to_owned(),
         path => format!("`{path}`"),

@@ -9,10 +9,7 @@ use axum::{
 use fleet_job::trace::TraceContext;
 
 use super::{
-    handlers::{
-        ApiClient, check_idempotency_key, describe_location, require_json, require_uncompressed,
-        submitted,
-    },
+    handlers::{ApiClient, check_idempotency_key, parse_body, submitted},
     params::{IDEMPOTENCY_KEY, JobId, header_text},
     problem::{Problem, ProblemKind},
 };
@@ -59,14 +56,5 @@ fn parse_run(headers: &HeaderMap, body: &[u8]) -> Result<RunRequest, Problem> {
     if body.is_empty() {
         return Ok(RunRequest::default());
     }
-    require_json(headers)?;
-    require_uncompressed(headers)?;
-
-    let body: serde_json::Value = serde_json::from_slice(body).map_err(|error| {
-        Problem::new(ProblemKind::BadRequest, format!("the body is not JSON: {error}"))
-    })?;
-    serde_path_to_error::deserialize(body).map_err(|error| {
-        let location = describe_location("the run", &error.path().to_string());
-        Problem::new(ProblemKind::BadJob, format!("{location}: {}", error.into_inner()))
-    })
+    parse_body(headers, body, ("the run", ProblemKind::BadJob))
 }

@@ -20,15 +20,15 @@ const ABOUT: &str = "Jobs over plain HTTP: calls of MCP tools that workers make 
     for people.";
 
 /// Builds the document.
-pub(super) fn build_document() -> Value {
+pub(super) fn build_document(more: &[Operation]) -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
     });
     let mut schemas = settings.into_generator();
     let mut paths: Map<String, Value> = Map::new();
-    for operation in operations() {
-        let about = describe_operation(&operation, &mut schemas);
+    for operation in operations().iter().chain(more) {
+        let about = describe_operation(operation, &mut schemas);
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
         path[operation.method.as_str().to_lowercase()] = about;
     }
@@ -53,7 +53,7 @@ pub(super) fn build_document() -> Value {
         "openapi": "3.1.0",
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
         "info": {
-            "title": "mcp-fleet jobs",
+            "title": "mcp-fleet",
             "version": env!("CARGO_PKG_VERSION"),
             "description": ABOUT,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -218,14 +218,14 @@ mod tests {
                 _ => {}
             }
         }
-        let document = build_document();
+        let document = build_document(&[]);
         check(&document, &document);
         assert!(!document.to_string().contains("\"owner\""));
     }
 
     #[test]
     fn every_operation_may_want_credentials() {
-        let document = build_document();
+        let document = build_document(&[]);
         assert_eq!(document["security"], json!([{"bearer": []}, {}]));
         assert!(document["components"]["securitySchemes"]["bearer"].is_object());
 

@@ -6,7 +6,7 @@ use axum::{
     routing::{MethodFilter, MethodRouter, on},
 };
 use fleet_access::Action;
-use schemars::{Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
 };
 
 /// An operation of the REST interface.
-pub(super) struct Operation {
+pub struct Operation {
     pub(super) method: Method,
     pub(super) path: &'static str,
     pub(super) id: &'static str,
@@ -32,17 +32,20 @@ pub(super) struct Operation {
 }
 
 /// The JSON body of an operation.
-pub(super) struct RequestBody {
-    pub(super) schema: SchemaOf,
+pub struct RequestBody {
+    /// The schema of the body.
+    pub schema: SchemaOf,
     /// Examples by name.
-    pub(super) examples: Vec<(&'static str, Value)>,
-    pub(super) is_required: bool,
+    pub examples: Vec<(&'static str, Value)>,
+    /// Whether there must be a body.
+    pub is_required: bool,
 }
 
-pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+/// Makes a schema, and the definitions that it refers to.
+pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
 /// A successful answer of an operation.
-pub(super) struct Answer {
+pub struct Answer {
     pub(super) status: u16,
     pub(super) description: &'static str,
     pub(super) content: Content,
@@ -61,8 +64,19 @@ pub(super) enum Content {
 }
 
 impl Answer {
+    /// An answer with a JSON value of this type, and an example.
+    pub fn json<T: JsonSchema>(status: u16, description: &'static str, example: Value) -> Self {
+        Self::new(status, description, Content::Json(schema_of::<T>, example))
+    }
+
     pub(super) fn new(status: u16, description: &'static str, content: Content) -> Self {
         Self { status, description, content, headers: &[], leads_to_job: false }
+    }
+}
+
+impl std::fmt::Debug for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.method, self.path)
     }
 }
 
@@ -91,8 +105,59 @@ impl Operation {
         H: Handler<T, Api>,
         T: 'static,
     {
-        // The table contains only methods that axum can route.
-        let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
+        let handler = on(filter_of(&method), handler);
+        Self::routed(method, path, id, action, handler)
+    }
+
+    /// An operation of another crate, whose handler has a state of its own. `action` is what a
+    /// caller does with it: nobody gets to the handler who may never do that.
+    pub fn with_state<H, T, S>(
+        (method, path): (Method, &'static str),
+        id: &'static str,
+        action: Action,
+        handler: H,
+        state: S,
+    ) -> Self
+    where
+        H: Handler<T, S>,
+        T: 'static,
+        S: Clone + Send + Sync + 'static,
+    {
+        let handler = on(filter_of(&method), handler).with_state(state);
+        Self::routed(method, path, id, action, handler)
+    }
+
+    /// The same, described by a summary and a description.
+    #[must_use]
+    pub fn described(self, summary: &'static str, description: &'static str) -> Self {
+        Self { summary, description, ..self }
+    }
+
+    /// The same with these parameters. Requests with others are refused.
+    #[must_use]
+    pub fn with_params(self, params: &'static [Param]) -> Self {
+        Self { params, ..self }
+    }
+
+    /// The same with a body.
+    #[must_use]
+    pub fn with_body(self, body: RequestBody) -> Self {
+        Self { body: Some(body), ..self }
+    }
+
+    /// The same with this successful answer and these problems.
+    #[must_use]
+    pub fn answering(self, answer: Answer, problems: &'static [ProblemKind]) -> Self {
+        Self { answers: vec![answer], problems, ..self }
+    }
+
+    fn routed(
+        method: Method,
+        path: &'static str,
+        id: &'static str,
+        action: Action,
+        handler: MethodRouter<Api>,
+    ) -> Self {
         Self {
             method,
             path,
@@ -104,12 +169,19 @@ impl Operation {
             body: None,
             answers: Vec::new(),
             problems: &[],
-            handler: on(filter, handler),
+            handler,
         }
     }
 }
 
-pub(super) fn schema_of<T: schemars::JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
+/// The table contains only methods that axum can route.
+fn filter_of(method: &Method) -> MethodFilter {
+    MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET)
+}
+
+/// The schema of a type.
+
+pub fn schema_of<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
     schemas.subschema_for::<T>()
 }
 

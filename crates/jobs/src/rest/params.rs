@@ -34,9 +34,12 @@ const MAX_MEMBERS: usize = 8;
 
 /// The part of a request that contains a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ParamLocation {
+pub enum ParamLocation {
+    /// A segment of the path.
     Path,
+    /// The query.
     Query,
+    /// A header.
     Header,
 }
 
@@ -52,19 +55,24 @@ impl ParamLocation {
 
 /// A parameter of an operation.
 #[derive(Clone, Copy)]
-pub(super) struct Param {
-    pub(super) name: &'static str,
-    pub(super) location: ParamLocation,
+pub struct Param {
+    /// The name.
+    pub name: &'static str,
+    /// Where it is.
+    pub location: ParamLocation,
     /// Whether it may occur several times.
-    pub(super) many: bool,
-    pub(super) description: &'static str,
-    pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
-    pub(super) example: &'static str,
+    pub many: bool,
+    /// What it means.
+    pub description: &'static str,
+    /// The schema of its value.
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
+    /// A value.
+    pub example: &'static str,
 }
 
 /// The query of a request. Every name in it is known, and none occurs too often.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Parameters(Vec<(String, String)>);
+pub struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
     fn read(text: Option<&str>, known: &[Param]) -> Result<Self, Problem> {
@@ -96,7 +104,8 @@ impl Parameters {
         Ok(Self(pairs))
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    /// Returns the value of a parameter.
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
