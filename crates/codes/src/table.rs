@@ -337,6 +337,18 @@ table! {
             "No job of this id is known, or the caller may not see it.",
             "The id is misspelled, the job is older than what the ledger keeps, or it is someone else's.",
             "Check the id and the credentials; a job written directly to Kafka is known once a worker has reached it.";
+        RECORD_GONE = "FLEET-RECORD-GONE":
+            "The job is known, but its record is no longer in the jobs topic, so its arguments are not known.",
+            "The topic's retention has deleted the record, or the topic was deleted and created again.",
+            "Submit the job again with its arguments; a dead letter has them, too. Raise `retention.ms` of the jobs topic to keep records for longer.";
+        NO_SUCH_LETTER = "FLEET-NO-SUCH-LETTER":
+            "There is no dead letter at this position, or the caller may not see it.",
+            "The position is misspelled, the letter was deleted, or its job is someone else's.",
+            "`GET /dead-letters` lists the newest letters with their positions.";
+        NO_SUCH_TOOL = "FLEET-NO-SUCH-TOOL":
+            "No tool of this name is offered, or the caller may not call it.",
+            "The name is misspelled, or the tool's server is not hosted now.",
+            "`GET /tools` lists the tools that the caller may call.";
         NO_SUCH_PATH = "FLEET-NO-SUCH-PATH":
             "There is nothing at this path.",
             "The path is misspelled.",

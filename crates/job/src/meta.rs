@@ -35,6 +35,9 @@ pub const FINAL: &str = "io.mcp-fleet/final";
 /// ran for this call.
 pub const REPEATED: &str = "io.mcp-fleet/repeated";
 
+/// In the metadata of a job: the id of the job that it is another run of.
+pub const RUN_OF: &str = "io.mcp-fleet/runOf";
+
 /// In an error result: details for programs.
 pub const ERROR_DETAILS: &str = "io.mcp-fleet/details";
 /// In a list of tools: the hosted servers that are unavailable, and why.

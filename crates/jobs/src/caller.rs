@@ -157,6 +157,23 @@ impl Caller {
         self.asker.principal()
     }
 
+    /// Decides whether the caller may do something with the dead letter of a job of this owner and
+    /// this tenant: by the rules, or because the job is the caller's own. Whether the caller may
+    /// have to do with dead letters at all was decided before.
+    pub(crate) fn decide_about_letter(
+        &self,
+        action: Action,
+        owner: Option<&str>,
+        tenant: Option<&str>,
+    ) -> Decision {
+        let decision = self.decide(action, owner, tenant);
+        let is_own = owner.is_some_and(|owner| self.names().contains(&owner));
+        match is_own && !decision.is_allowed() {
+            true => self.decide(Action::ReadJob, owner, tenant),
+            false => decision,
+        }
+    }
+
     /// The owners of jobs that are this caller.
     pub(crate) fn names(&self) -> Vec<&str> {
         [&self.owner, &self.former].into_iter().filter_map(Option::as_deref).collect()

@@ -24,6 +24,24 @@ pub enum JobsError {
          may be further back in the backlog than was searched"
     )]
     NotSearched(String),
+    /// The job's record is no longer in the jobs topic.
+    #[error(
+        "the record of job `{job_id}` is no longer in the jobs topic, so its arguments are not known; \
+         the topic's retention has deleted it, or the topic was created again"
+    )]
+    RecordGone {
+        /// The job's id.
+        job_id: String,
+    },
+    /// There is no such dead letter, or the caller may not see it. Callers are not told which.
+    #[error("there is no dead letter at `{0}`, or the caller may not see it")]
+    NoLetter(String),
+    /// Kafka is asked for something that these brokers can't do.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The job has ended before it could be cancelled.
+    #[error("{0}; it can no longer be cancelled")]
+    TooLate(String),
     /// The caller may not do this.
     #[error("{}", decision.message(action.as_str()).unwrap_or_default())]
     Denied {
@@ -98,6 +116,10 @@ impl JobsError {
             Self::Kafka(error) => error.is_retryable(),
             Self::NotFound(_)
             | Self::NotSearched(_)
+            | Self::RecordGone { .. }
+            | Self::TooLate(_)
+            | Self::NoLetter(_)
+            | Self::Unsupported(_)
             | Self::Bad(_)
             | Self::BadJob { .. }
             | Self::Denied { .. }

@@ -98,7 +98,7 @@ pub struct CallRequest {
 #[derive(JsonSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "the type stands for its schema and is never built")]
-enum Payload {
+pub(crate) enum Payload {
     /// JSON in a string.
     Text(String),
     /// An object.

@@ -15,4 +15,4 @@ pub use memory::MemoryStore;
 pub use query::{Cursor, Page, Query};
 pub use retention::Retention;
 pub use sqlite::SqliteStore;
-pub use store::{Batch, Known, LoggedEvent, Overtaken, Store, StoreError, Update};
+pub use store::{Batch, Known, LoggedEvent, Overtaken, Store, StoreError, Tallies, Tally, Update};

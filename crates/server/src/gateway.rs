@@ -47,13 +47,17 @@ mod extensions;
 mod invocation;
 mod labels;
 mod listen;
+mod tally;
 mod tasks;
 mod traces;
 
 pub use acting::SignedJobs;
 pub(crate) use asking::{Asking, annotations_of, asking_in};
+pub(crate) use content::VisibleTool;
 use invocation::Invocation;
 use labels::Labels;
+pub(crate) use tally::CallStatistics;
+use tally::Tallies;
 pub(crate) use tasks::WatchedTasks;
 
 /// The longest name of a tool or prompt, and the longest part of a name that an error repeats.
@@ -80,6 +84,7 @@ struct Inner {
     tasks: OnceLock<Tasks>,
     signed_jobs: OnceLock<SignedJobs>,
     labels: Labels,
+    tallies: Arc<Tallies>,
 }
 
 impl Gateway {
@@ -104,8 +109,24 @@ impl Gateway {
             tasks: OnceLock::new(),
             signed_jobs: OnceLock::new(),
             labels: Labels::default(),
+            tallies: Arc::new(Tallies::new(fleet_ops::clock::now())),
         };
         Self { inner: Arc::new(inner), session: Arc::default(), client: None }
+    }
+
+    /// The hosted servers as they are shared with other replicas, if there is a registry.
+    pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
+        self.inner.shared.as_ref()
+    }
+
+    /// The hosted servers.
+    pub(crate) fn fleet(&self) -> &Arc<Fleet> {
+        &self.inner.fleet
+    }
+
+    /// Returns how a tool was called here, by its offered name.
+    pub(crate) fn calls_of(&self, tool: &str) -> CallStatistics {
+        self.inner.tallies.of(tool)
     }
 
     /// Lets calls that take long become tasks.

@@ -21,6 +21,7 @@ mod policy_source;
 pub mod provider;
 mod reload;
 mod repeat;
+mod rest;
 mod run;
 mod stdio;
 pub mod toolkit;

@@ -77,6 +77,7 @@ impl FilterArgs {
             tenant: self.tenant,
             since: self.since.map(|since| since.resolve(now)),
             until: self.until.map(|until| until.resolve(now)),
+            ..JobFilter::default()
         }
     }
 }

@@ -110,6 +110,11 @@ impl Gateway {
 }
 
 impl Asking {
+    /// Somebody who asks by REST, where problems tell of refusals.
+    pub(crate) fn by_rest(asker: Asker) -> Self {
+        Self { asker, note: None }
+    }
+
     /// Who asks.
     pub(crate) fn asker(&self) -> &Asker {
         &self.asker

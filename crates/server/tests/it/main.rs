@@ -54,6 +54,8 @@ mod registry;
 #[cfg(test)]
 mod repeats;
 #[cfg(test)]
+mod rest;
+#[cfg(test)]
 mod sessions;
 mod signed_jobs;
 #[cfg(test)]
