@@ -10,6 +10,7 @@ mod audit;
 mod bad_lines;
 #[cfg(feature = "fleet")]
 mod broker;
+mod call_progress;
 mod completions;
 mod connection;
 #[cfg(feature = "fleet")]
@@ -22,14 +23,21 @@ mod dlq;
 mod docs;
 mod error;
 mod events;
+mod input;
 mod jobs;
 mod keys;
 mod lag;
+mod mcp;
 mod moment;
+mod near_names;
+mod offered_tool;
 mod output;
 mod pending;
+mod result_output;
+mod result_view;
 #[cfg(feature = "fleet")]
 mod serve;
+mod server_args;
 #[cfg(feature = "fleet")]
 mod stack;
 mod submit;
@@ -37,6 +45,8 @@ mod submit;
 mod supervise;
 #[cfg(feature = "fleet")]
 mod tally;
+mod tool_schema;
+mod tools;
 mod topics;
 mod wait_notice;
 
@@ -59,6 +69,7 @@ const LAPTOP_EXAMPLES: &str = "
 const LAPTOP_EXAMPLES: &str = "";
 
 const EXAMPLES: &str = "
+  mcp-fleet tools call files__file_read path=README.md
   mcp-fleet submit --tool files__file_read --arguments '{\"path\":\"README.md\"}' --wait
   mcp-fleet submit jobs.jsonl --brokers kafka:9092
   mcp-fleet jobs watch
@@ -95,6 +106,11 @@ enum Command {
     Jobs {
         #[command(subcommand)]
         command: jobs::Command,
+    },
+    /// List, describe and call the tools that a server offers
+    Tools {
+        #[command(subcommand)]
+        command: tools::Command,
     },
     /// List, show, replay and purge dead letters
     Dlq {
@@ -166,6 +182,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Submit(args) => submit::run(args).await,
         Command::Events(args) => events::run(args).await,
         Command::Jobs { command } => jobs::run(command).await,
+        Command::Tools { command } => tools::run(command).await,
         Command::Dlq { command } => dlq::run(command).await,
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,

@@ -4,7 +4,6 @@ mod lines;
 
 use std::{
     collections::{HashMap, VecDeque},
-    io::Read as _,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -34,6 +33,7 @@ use crate::{
     dlq::text::shorten,
     error::CliError,
     events,
+    input::read_input,
     jobs::render,
     output,
     pending::{PartitionOffset, Pending, RecordUpdate},
@@ -241,16 +241,6 @@ fn read_jobs_file(path: &PathBuf, key: Option<&str>) -> Result<Vec<Job>, CliErro
         )));
     }
     Ok(jobs)
-}
-
-fn read_input(path: &PathBuf) -> Result<Vec<u8>, CliError> {
-    let bytes = if path.as_os_str() == "-" {
-        let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes).map(|_| bytes)
-    } else {
-        std::fs::read(path)
-    };
-    bytes.map_err(|source| CliError::File { what: "could not read", path: path.clone(), source })
 }
 
 // --- Writing ------------------------------------------------------------------------------------

@@ -1,16 +1,12 @@
 //! A client of the server's REST interface for jobs.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use fleet_job::{
     filter::JobFilter,
     view::{CancelOutcome, Cancellation, JobList, JobView},
 };
-use fleet_mcp_client::ClientConfig;
-use fleet_ops::{
-    config::{path_parser, read_secret_file},
-    tls::{ClientTls, ServerTlsArgs},
-};
+use fleet_ops::tls::ClientTls;
 use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
@@ -20,6 +16,7 @@ use url::Url;
 use crate::{
     api_error::{ApiError, Pauses},
     error::CliError,
+    server_args::ServerArgs,
     wait_notice::WaitNotice,
 };
 
@@ -33,76 +30,18 @@ const MAX_BODY: usize = 64 << 20;
 /// The longest wait that the server accepts, in seconds.
 pub(super) const MAX_WAIT: u64 = 60;
 
-/// The server that a command talks to.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct ServerArgs {
-    /// The mcp-server's URL; of several, comma-separated, the first is used, and any path is
-    /// ignored
-    #[arg(
-        help_heading = "Server",
-        long,
-        env = "MCP_SERVER_URL",
-        default_value = "http://127.0.0.1:8080",
-        value_name = "URL"
-    )]
-    server: String,
-
-    /// A bearer token for the server; prefer the variable, since others can see the command line
-    #[arg(
-        help_heading = "Server",
-        long,
-        env = "MCP_SERVER_TOKEN",
-        hide_env_values = true,
-        value_name = "TOKEN"
-    )]
-    token: Option<String>,
-
-    /// A file with the token, in place of --token, which goes before it
-    #[arg(
-        help_heading = "Server",
-        long,
-        env = "MCP_SERVER_TOKEN_FILE",
-        value_name = "FILE",
-        value_parser = path_parser(),
-    )]
-    token_file: Option<PathBuf>,
-
-    #[command(flatten)]
-    tls: ServerTlsArgs,
-}
-
 /// A client of one server. Clones share its connections.
 #[derive(Debug, Clone)]
-pub(super) struct Api {
+pub(crate) struct Api {
     http: reqwest::Client,
     base: Url,
 }
 
 impl ServerArgs {
-    pub(super) fn api(&self) -> Result<Api, CliError> {
+    pub(crate) fn api(&self) -> Result<Api, CliError> {
         let token = self.read_token()?;
-        let tls = self.tls.files().and_then(|files| files.read()).map_err(ApiError::Tls)?;
-        Ok(Api::new(base_url(&self.server)?, token.as_deref(), &tls)?)
+        Ok(Api::new(self.base_url()?, token.as_deref(), &self.read_tls()?)?)
     }
-
-    /// Returns the token. An empty variable counts as unset.
-    fn read_token(&self) -> Result<Option<String>, CliError> {
-        let given = self.token.clone().filter(|token| !token.is_empty());
-        let file = self.token_file.as_ref().filter(|path| !path.as_os_str().is_empty());
-        match (given, file) {
-            (None, Some(path)) => Ok(Some(read_secret_file(path)?)),
-            (given, _) => Ok(given),
-        }
-    }
-}
-
-/// Returns scheme, host and port of the first of these URLs.
-fn base_url(urls: &str) -> Result<Url, CliError> {
-    let mut base = ClientConfig::parse_urls(urls)?.swap_remove(0);
-
-    base.set_path("");
-    base.set_query(None);
-    Ok(base)
 }
 
 impl Api {
@@ -348,12 +287,13 @@ fn innermost(error: &dyn std::error::Error) -> &dyn std::error::Error {
 mod tests {
     use super::*;
 
-    fn api(urls: &str, token: Option<&str>) -> Result<Api, ApiError> {
-        Api::new(base_url(urls).unwrap(), token, &ClientTls::default())
+    fn api(url: &str, token: Option<&str>) -> Result<Api, ApiError> {
+        let base = ServerArgs::of(url).base_url().unwrap();
+        Api::new(base, token, &ClientTls::default())
     }
 
     #[test]
-    fn only_scheme_host_and_port_of_the_servers_url_count() {
+    fn the_servers_name_has_no_password() {
         for (urls, expected) in [
             ("http://a:8080/mcp", "http://a:8080"),
             ("https://u:hunter2@a/x?y=1,http://b", "https://a"),
@@ -361,25 +301,6 @@ mod tests {
         ] {
             assert_eq!(api(urls, None).unwrap().name(), expected, "{urls}");
         }
-        assert!(base_url("a:b").is_err() && base_url("").is_err());
-    }
-
-    #[test]
-    fn a_token_goes_before_its_file_and_what_is_empty_is_unset() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("operator.key");
-        std::fs::write(&path, "from-file\n").unwrap();
-        let read = |token: &str, file: &std::path::Path| {
-            let (token, token_file) = (Some(token.to_owned()), Some(file.to_owned()));
-            let (server, tls) = ("http://a".to_owned(), ServerTlsArgs::default());
-            ServerArgs { server, token, token_file, tls }.read_token()
-        };
-
-        assert_eq!(read("", &path).unwrap().as_deref(), Some("from-file"));
-        assert_eq!(read("given", &path).unwrap().as_deref(), Some("given"));
-        assert_eq!(read("", "".as_ref()).unwrap(), None);
-        let error = read("", &directory.path().join("other")).unwrap_err().to_string();
-        assert!(error.contains("other"), "{error}");
     }
 
     #[test]

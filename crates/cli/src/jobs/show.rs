@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use super::{api::ServerArgs, render};
-use crate::{error::CliError, output};
+use super::render;
+use crate::{error::CliError, output, server_args::ServerArgs};
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet jobs show job-123

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    api::{Api, ServerArgs},
+    api::Api,
     bars::Bars,
     follow::{StreamUpdate, follow},
     render,
@@ -24,6 +24,7 @@ use crate::{
     api_error::ApiError,
     error::CliError,
     output,
+    server_args::ServerArgs,
     submit::{FAILED, INTERRUPTED, NO_RESULT, TIMED_OUT},
     wait_notice::WaitNotice,
 };
