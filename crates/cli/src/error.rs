@@ -58,6 +58,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     UnknownTool(#[from] crate::tools::UnknownTool),
     #[error(transparent)]
+    Source(#[from] crate::servers::SourceError),
+    #[error(transparent)]
     Arguments(#[from] crate::tools::ArgumentError),
     #[error(transparent)]
     Api(#[from] crate::api_error::ApiError),

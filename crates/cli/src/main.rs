@@ -38,6 +38,7 @@ mod result_view;
 #[cfg(feature = "fleet")]
 mod serve;
 mod server_args;
+mod servers;
 #[cfg(feature = "fleet")]
 mod stack;
 mod submit;
@@ -70,6 +71,7 @@ const LAPTOP_EXAMPLES: &str = "";
 
 const EXAMPLES: &str = "
   mcp-fleet tools call files__file_read path=README.md
+  mcp-fleet servers add mcp.json
   mcp-fleet submit --tool files__file_read --arguments '{\"path\":\"README.md\"}' --wait
   mcp-fleet submit jobs.jsonl --brokers kafka:9092
   mcp-fleet jobs watch
@@ -111,6 +113,11 @@ enum Command {
     Tools {
         #[command(subcommand)]
         command: tools::Command,
+    },
+    /// List, add, check and remove the MCP servers that a server hosts
+    Servers {
+        #[command(subcommand)]
+        command: servers::Command,
     },
     /// List, show, replay and purge dead letters
     Dlq {
@@ -183,6 +190,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Events(args) => events::run(args).await,
         Command::Jobs { command } => jobs::run(command).await,
         Command::Tools { command } => tools::run(command).await,
+        Command::Servers { command } => servers::run(command).await,
         Command::Dlq { command } => dlq::run(command).await,
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
