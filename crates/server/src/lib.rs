@@ -22,6 +22,7 @@ pub mod provider;
 mod reload;
 mod repeat;
 mod run;
+mod static_servers;
 mod stdio;
 pub mod toolkit;
 pub mod tools;
