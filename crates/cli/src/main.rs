@@ -41,6 +41,7 @@ mod server_args;
 mod servers;
 #[cfg(feature = "fleet")]
 mod stack;
+mod status;
 mod submit;
 #[cfg(feature = "fleet")]
 mod supervise;
@@ -74,6 +75,7 @@ const EXAMPLES: &str = "
   mcp-fleet servers add mcp.json
   mcp-fleet submit --tool files__file_read --arguments '{\"path\":\"README.md\"}' --wait
   mcp-fleet submit jobs.jsonl --brokers kafka:9092
+  mcp-fleet status
   mcp-fleet jobs watch
   mcp-fleet jobs list --state failed --since 24h
   mcp-fleet events --from-start --json
@@ -124,6 +126,8 @@ enum Command {
         #[command(subcommand)]
         command: dlq::Command,
     },
+    /// Show the whole fleet on one screen: what is wrong, and what to do
+    Status(status::Args),
     /// Show how far the workers have come on each partition
     Lag(lag::Args),
     /// Create the topics that a fleet needs
@@ -192,6 +196,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Tools { command } => tools::run(command).await,
         Command::Servers { command } => servers::run(command).await,
         Command::Dlq { command } => dlq::run(command).await,
+        Command::Status(args) => status::run(args).await,
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
         Command::Audit(args) => audit::run(args).await,

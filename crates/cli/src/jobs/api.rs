@@ -4,17 +4,19 @@ use std::time::Duration;
 
 use fleet_job::{
     filter::JobFilter,
-    view::{CancelOutcome, Cancellation, JobList, JobView},
+    view::{CancelOutcome, Cancellation, JobList, JobView, SubmittedJobs},
 };
 use fleet_ops::tls::ClientTls;
 use http::{HeaderMap, HeaderValue, Method, header};
-use reqwest::{Response, StatusCode};
-use serde::de::DeserializeOwned;
+use reqwest::{RequestBuilder, Response, StatusCode};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use url::Url;
 
 use crate::{
     api_error::{ApiError, Pauses},
+    dlq::text::shorten,
     error::CliError,
     server_args::ServerArgs,
     wait_notice::WaitNotice,
@@ -23,6 +25,10 @@ use crate::{
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long the server may take for a response that involves no waiting.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long the server may take to submit many jobs.
+const SUBMITTED: Duration = Duration::from_secs(120);
+/// The maximum length of the reason why a server is not ready.
+const MAX_REASON: usize = 500;
 /// How long to retry while a server reads its ledger.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The largest response to read: a page of jobs, or a job with its result.
@@ -37,6 +43,13 @@ pub(crate) struct Api {
     base: Url,
 }
 
+/// What a job was asked to do.
+#[derive(Debug, Deserialize)]
+pub(super) struct JobRecord {
+    /// The envelope, with the payload as an object.
+    pub(super) envelope: Value,
+}
+
 impl ServerArgs {
     pub(crate) fn api(&self) -> Result<Api, CliError> {
         let token = self.read_token()?;
@@ -45,7 +58,7 @@ impl ServerArgs {
 }
 
 impl Api {
-    pub(super) fn new(base: Url, token: Option<&str>, tls: &ClientTls) -> Result<Self, ApiError> {
+    pub(crate) fn new(base: Url, token: Option<&str>, tls: &ClientTls) -> Result<Self, ApiError> {
         let mut headers = HeaderMap::new();
         if let Some(token) = token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
@@ -78,7 +91,7 @@ impl Api {
     }
 
     /// Returns the server in a form that may be shown: without user and password.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.base.origin().ascii_serialization()
     }
 
@@ -103,9 +116,42 @@ impl Api {
         self.request_with_retries(Method::GET, url, ANSWER).await
     }
 
+    /// Submits jobs. The request can be repeated: jobs that exist are not submitted twice.
+    pub(crate) async fn submit(&self, jobs: &[Value]) -> Result<SubmittedJobs, ApiError> {
+        let request = self.http.post(self.url(&["jobs"])?).json(&json!({ "jobs": jobs }));
+        self.send_with_retries(request, SUBMITTED, None).await
+    }
+
+    /// Checks that the server is ready, and otherwise says why it is not.
+    pub(crate) async fn check_ready(&self, limit: Duration) -> Result<(), ApiError> {
+        let request = self.http.get(self.url(&["ready"])?).timeout(limit);
+        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        if response.status().is_success() {
+            return Ok(());
+        }
+
+        let status = response.status();
+        let body = self.read_body(response).await?;
+        let said: Option<Value> = serde_json::from_slice(&body).ok();
+        let reason = said.as_ref().and_then(|said| said.get("reason")?.as_str());
+        let reason = reason.map_or_else(|| status.to_string(), |text| shorten(text, MAX_REASON));
+        Err(ApiError::NotReady { url: self.name(), reason })
+    }
+
+    /// Checks that the server answers questions about jobs.
+    pub(crate) async fn check_jobs(&self) -> Result<(), ApiError> {
+        self.list(&JobFilter::default(), 1, None).await.map(drop)
+    }
+
     /// Returns a job with its result.
     pub(super) async fn get(&self, job_id: &str) -> Result<JobView, ApiError> {
         self.request_with_retries(Method::GET, self.url(&["jobs", job_id])?, ANSWER).await
+    }
+
+    /// Returns what a job was asked to do, as long as its record exists.
+    pub(super) async fn envelope(&self, job_id: &str) -> Result<JobRecord, ApiError> {
+        let url = self.url(&["jobs", job_id, "envelope"])?;
+        self.request_once(Method::GET, url, ANSWER).await
     }
 
     /// Like `get`, but tries only once and within `limit`.
@@ -204,12 +250,22 @@ impl Api {
         url: Url,
         limit: Duration,
     ) -> Result<T, ApiError> {
-        let (end, mut pauses) = (Instant::now() + PATIENCE, Pauses::new());
         // Other methods may wait for jobs, so silence is normal there.
         let notice = (method == Method::GET).then(|| self.wait_notice());
+        self.send_with_retries(self.http.request(method, url), limit, notice).await
+    }
 
+    /// Retries while the server reads its ledger. `notice` tells the user what for.
+    async fn send_with_retries<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        limit: Duration,
+        notice: Option<WaitNotice>,
+    ) -> Result<T, ApiError> {
+        let (end, mut pauses) = (Instant::now() + PATIENCE, Pauses::new());
         loop {
-            match self.request_once(method.clone(), url.clone(), limit).await {
+            let attempt = request.try_clone().ok_or_else(|| self.lost("it can't be sent again"))?;
+            match self.send_once(attempt, limit).await {
                 Err(error) if error.is_busy() && Instant::now() < end => {
                     if let Some(notice) = &notice {
                         notice.wait_for(format!("mcp-server at {}: {error}", self.name()));
@@ -227,8 +283,15 @@ impl Api {
         url: Url,
         limit: Duration,
     ) -> Result<T, ApiError> {
-        let request = self.http.request(method, url).timeout(limit);
-        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        self.send_once(self.http.request(method, url), limit).await
+    }
+
+    async fn send_once<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        limit: Duration,
+    ) -> Result<T, ApiError> {
+        let response = request.timeout(limit).send().await.map_err(|error| self.failed(&error))?;
         let (status, retry_after) = (response.status(), retry_after(&response));
 
         let body = self.read_body(response).await?;
