@@ -60,6 +60,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Source(#[from] crate::servers::SourceError),
     #[error(transparent)]
+    UnknownTools(#[from] crate::submit::UnknownTools),
+    #[error(transparent)]
     Arguments(#[from] crate::tools::ArgumentError),
     #[error(transparent)]
     Api(#[from] crate::api_error::ApiError),

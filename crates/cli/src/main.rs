@@ -24,6 +24,7 @@ mod docs;
 mod error;
 mod events;
 mod input;
+mod job_end;
 mod jobs;
 mod keys;
 mod lag;

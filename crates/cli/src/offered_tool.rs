@@ -1,5 +1,7 @@
 //! A tool as an mcp-server offers it. Pure.
 
+use std::borrow::Cow;
+
 use fleet_job::tool_name;
 use serde_json::Value;
 
@@ -10,6 +12,14 @@ pub(crate) struct OfferedTool {
     pub(crate) name: String,
     /// The whole entry of the list.
     pub(crate) entry: Value,
+}
+
+/// Returns the names under which the tool that a user calls `name` may be offered: a hosted server's
+/// own name of a tool is not always one that all clients accept.
+pub(crate) fn aliases(name: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let split = tool_name::split(name);
+    let offered = split.map(|(server, tool)| Cow::Owned(tool_name::exposed(server, tool)));
+    [Cow::Borrowed(name)].into_iter().chain(offered)
 }
 
 impl OfferedTool {

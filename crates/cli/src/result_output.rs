@@ -30,6 +30,11 @@ pub(crate) struct ResultArgs {
 }
 
 impl ResultArgs {
+    /// Returns whether the user wants to see or keep results.
+    pub(crate) fn is_given(&self) -> bool {
+        self.format.is_some() || self.save.is_some()
+    }
+
     /// Returns how to print results, in `usual` form unless the user chose another.
     pub(crate) fn printer(&self, usual: ResultFormat) -> ResultPrinter {
         let format = self.format.unwrap_or(usual);

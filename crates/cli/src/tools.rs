@@ -18,7 +18,7 @@ use crate::{
     error::CliError,
     mcp::McpServer,
     near_names::{did_you_mean, near_names},
-    offered_tool::OfferedTool,
+    offered_tool::{OfferedTool, aliases},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -63,7 +63,9 @@ fn choose_tool(
     name: &str,
     server: &str,
 ) -> Result<OfferedTool, UnknownTool> {
-    match tools.iter().position(|tool| tool.name == name) {
+    let position = |name: &str| tools.iter().position(|tool| tool.name == name);
+    let found = aliases(name).find_map(|name| position(&name));
+    match found {
         Some(index) => Ok(tools.swap_remove(index)),
         None => {
             let near = near_names(name, tools.iter().map(|tool| tool.name.as_str()));

@@ -4,7 +4,7 @@ use std::{borrow::Cow, path::Path};
 
 use fleet_job::topics::DEFAULT_JOBS_TOPIC;
 
-use crate::{output, stack::FILES};
+use crate::output;
 
 /// Prints what to type next.
 pub(super) fn print(brokers: &str, server_url: &str, operator_key: &Path, topic: &str) {
@@ -35,12 +35,12 @@ fn commands<'a>(
     }
 
     let call =
-        ["--server", FILES, "--tool", "file_list", "--arguments", r#"{"path":"."}"#, "--wait"];
+        ["--tool", "files__file_list", "--arguments", r#"{"path":"."}"#, "--wait"];
     let server = ["--server", server_url, "--token-file", operator_key];
 
     [
         [&[program, "events"][..], &kafka].concat(),
-        [&[program, "submit"][..], &kafka, &call].concat(),
+        [&[program, "submit"][..], &server, &call].concat(),
         [&[program, "jobs", "list"][..], &server].concat(),
         [&[program, "jobs", "watch"][..], &server].concat(),
     ]
