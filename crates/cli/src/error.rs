@@ -57,6 +57,9 @@ pub(crate) enum CliError {
     Call(#[from] crate::mcp::CallError),
     #[error(transparent)]
     UnknownTool(#[from] crate::tools::UnknownTool),
+    #[cfg(feature = "fleet")]
+    #[error("no policy can allow the servers")]
+    LocalPolicy(#[from] crate::stack_policy::LocalPolicyError),
     #[error(transparent)]
     Source(#[from] crate::servers::SourceError),
     #[error(transparent)]

@@ -42,6 +42,8 @@ mod server_args;
 mod servers;
 #[cfg(feature = "fleet")]
 mod stack;
+#[cfg(feature = "fleet")]
+mod stack_policy;
 mod status;
 mod submit;
 #[cfg(feature = "fleet")]

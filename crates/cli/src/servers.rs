@@ -19,6 +19,8 @@ use serde_json::{Map, Value};
 
 pub(crate) use report::{Condition, HostedServer};
 pub(crate) use source::SourceError;
+#[cfg(feature = "fleet")]
+pub(crate) use source::{Extras, WantedServer, from_command, from_file};
 
 use crate::{error::CliError, mcp::McpServer};
 
