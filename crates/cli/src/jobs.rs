@@ -4,7 +4,7 @@
 //! needed. Decisions (filters, rows, exit codes, the contents of the board) are in pure modules;
 //! [`api`], [`follow`] and the commands themselves are a thin layer around them.
 
-mod api;
+pub(crate) mod api;
 mod bars;
 mod board;
 mod cancel;
@@ -15,7 +15,7 @@ pub(crate) mod render;
 mod show;
 #[cfg(test)]
 mod stub;
-mod wait;
+pub(crate) mod wait;
 mod watch;
 
 use std::process::ExitCode;

@@ -10,6 +10,7 @@ mod audit;
 mod bad_lines;
 #[cfg(feature = "fleet")]
 mod broker;
+mod call_progress;
 mod completions;
 mod connection;
 #[cfg(feature = "fleet")]
@@ -22,21 +23,35 @@ mod dlq;
 mod docs;
 mod error;
 mod events;
+mod input;
+mod job_end;
 mod jobs;
 mod keys;
 mod lag;
+mod mcp;
 mod moment;
+mod near_names;
+mod offered_tool;
 mod output;
 mod pending;
+mod result_output;
+mod result_view;
 #[cfg(feature = "fleet")]
 mod serve;
+mod server_args;
+mod servers;
 #[cfg(feature = "fleet")]
 mod stack;
+#[cfg(feature = "fleet")]
+mod stack_policy;
+mod status;
 mod submit;
 #[cfg(feature = "fleet")]
 mod supervise;
 #[cfg(feature = "fleet")]
 mod tally;
+mod tool_schema;
+mod tools;
 mod topics;
 mod wait_notice;
 
@@ -59,8 +74,11 @@ const LAPTOP_EXAMPLES: &str = "
 const LAPTOP_EXAMPLES: &str = "";
 
 const EXAMPLES: &str = "
+  mcp-fleet tools call files__file_read path=README.md
+  mcp-fleet servers add mcp.json
   mcp-fleet submit --tool files__file_read --arguments '{\"path\":\"README.md\"}' --wait
   mcp-fleet submit jobs.jsonl --brokers kafka:9092
+  mcp-fleet status
   mcp-fleet jobs watch
   mcp-fleet jobs list --state failed --since 24h
   mcp-fleet events --from-start --json
@@ -96,11 +114,23 @@ enum Command {
         #[command(subcommand)]
         command: jobs::Command,
     },
+    /// List, describe and call the tools that a server offers
+    Tools {
+        #[command(subcommand)]
+        command: tools::Command,
+    },
+    /// List, add, check and remove the MCP servers that a server hosts
+    Servers {
+        #[command(subcommand)]
+        command: servers::Command,
+    },
     /// List, show, replay and purge dead letters
     Dlq {
         #[command(subcommand)]
         command: dlq::Command,
     },
+    /// Show the whole fleet on one screen: what is wrong, and what to do
+    Status(status::Args),
     /// Show how far the workers have come on each partition
     Lag(lag::Args),
     /// Create the topics that a fleet needs
@@ -166,7 +196,10 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Submit(args) => submit::run(args).await,
         Command::Events(args) => events::run(args).await,
         Command::Jobs { command } => jobs::run(command).await,
+        Command::Tools { command } => tools::run(command).await,
+        Command::Servers { command } => servers::run(command).await,
         Command::Dlq { command } => dlq::run(command).await,
+        Command::Status(args) => status::run(args).await,
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
         Command::Audit(args) => audit::run(args).await,

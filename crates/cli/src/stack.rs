@@ -7,6 +7,7 @@ use std::{
 
 use fleet_job::{
     envelope::{Envelope, Work},
+    mcp_servers::ServerEntry,
     outcome::Outcome,
     topics::Topics,
 };
@@ -19,6 +20,9 @@ use crate::{
     connection,
     error::CliError,
     keys,
+    mcp::McpServer,
+    servers::{self, Condition, HostedServer},
+    stack_policy::{LocalPolicy, Surroundings},
     supervise::{Process, own_program},
     wait_notice::WaitNotice,
 };
@@ -31,8 +35,19 @@ const READY: Duration = Duration::from_secs(30);
 /// How long workers may take to join the group and divide the partitions.
 const JOIN: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(100);
+/// How long to wait for servers of the user's own before saying that they are still starting.
+const SETTLE: Duration = Duration::from_secs(60);
 /// The time for a process to stop. Longer than a worker's drain.
 const STOP: Duration = Duration::from_secs(40);
+
+/// What the fleet hosts.
+#[derive(Debug, Clone)]
+pub(crate) enum HostedByStack {
+    /// The files of the root directory.
+    Files,
+    /// The servers of the user's own that this file lists.
+    Servers { file: PathBuf, entries: Vec<(String, ServerEntry)> },
+}
 
 /// What to start, and where.
 #[derive(Debug, Clone)]
@@ -45,7 +60,9 @@ pub(crate) struct StackConfig {
     pub(crate) run_dir: PathBuf,
     /// The directory for API keys, which outlive the fleet if the user keeps its data.
     pub(crate) keys_dir: PathBuf,
-    /// The directory whose files are hosted.
+    /// What is hosted.
+    pub(crate) hosts: HostedByStack,
+    /// The directory whose files are hosted, which is that of the fleet's processes.
     pub(crate) root: PathBuf,
     /// A directory below it that is not hosted, since it has the data and the keys of the fleet.
     pub(crate) hidden: Option<PathBuf>,
@@ -197,7 +214,7 @@ impl Stack {
 
 /// Variables of a fleet elsewhere that must not reach the one on this machine, whose parts speak
 /// plain HTTP on loopback and have keys of their own.
-const OF_OTHERS: [(&str, &str); 12] = [
+const OF_OTHERS: [(&str, &str); 14] = [
     ("MCP_TLS_CERTIFICATE_FILE", ""),
     ("MCP_TLS_KEY_FILE", ""),
     ("MCP_TLS_CLIENT_CA_FILE", ""),
@@ -210,6 +227,8 @@ const OF_OTHERS: [(&str, &str); 12] = [
     ("MCP_PUBLIC_URL", ""),
     ("MCP_AUDIT", "auto"),
     ("MCP_AUDIT_FILE", ""),
+    ("MCP_SERVERS_FILE", ""),
+    ("MCP_HOSTING", "true"),
 ];
 
 /// Waits until all workers have joined the group, so that each gets its share of the first jobs. A
@@ -241,6 +260,32 @@ pub(crate) async fn host_files(server_url: &str, config: &StackConfig) -> Result
         Outcome::Failed(failure) => {
             Err(CliError::Usage(format!("could not host the files: {}", failure.error)))
         }
+    }
+}
+
+/// Waits until the servers of the user's own have started or failed, and returns what has become of
+/// each. One that takes long is still starting.
+pub(crate) async fn wait_for_servers(
+    server_url: &str,
+    entries: &[(String, ServerEntry)],
+) -> Result<Vec<(String, Condition)>, CliError> {
+    let server = McpServer::new(ClientConfig::new(ClientConfig::parse_urls(server_url)?))?;
+    let deadline = tokio::time::Instant::now() + SETTLE;
+    loop {
+        let servers = servers::read_servers(&servers::fetch_servers(&server).await?);
+        let condition_of = |name: &String| {
+            let server = servers.iter().find(|server| server.name == *name);
+            server.map_or(Condition::Starts, HostedServer::condition)
+        };
+        let conditions: Vec<_> =
+            entries.iter().map(|(name, _)| (name.clone(), condition_of(name))).collect();
+
+        let is_open = conditions.iter().any(|(_, condition)| *condition == Condition::Starts);
+        if !is_open || tokio::time::Instant::now() >= deadline {
+            server.close().await;
+            return Ok(conditions);
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -298,6 +343,10 @@ pub(crate) fn start_server(
         format!("--signing-key={}", config.keys_dir.join("signing.key").display()),
     ];
 
+    if let HostedByStack::Servers { file, .. } = &config.hosts {
+        args.push(format!("--servers={}", file.display()));
+    }
+
     if config.jobs {
         args.push(format!("--kafka-brokers={brokers}"));
         args.push(format!("--jobs-topic={}", config.topic));
@@ -334,6 +383,8 @@ fn files_argv(config: &StackConfig) -> Result<Vec<String>, CliError> {
         text(&exe)?,
         "server".to_owned(),
         "--stdio".to_owned(),
+        // Of its own tools, those for files alone.
+        "--hosting=false".to_owned(),
         format!("--root={}", text(&config.root)?),
     ];
     if let Some(hidden) = &config.hidden {
@@ -342,19 +393,19 @@ fn files_argv(config: &StackConfig) -> Result<Vec<String>, CliError> {
     Ok(argv)
 }
 
-/// Writes a policy that allows exactly the command line that hosts the files.
+/// Writes a policy that allows exactly what the fleet hosts.
 pub(crate) fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
-    #[derive(serde::Serialize)]
-    struct Policy {
-        command: Vec<Allowed>,
-    }
-    #[derive(serde::Serialize)]
-    struct Allowed {
-        argv: Vec<String>,
-    }
-
-    let argv = files_argv(config)?.iter().map(|word| fleet_job::glob::escape(word)).collect();
-    let policy = Policy { command: vec![Allowed { argv }] };
+    let policy = match &config.hosts {
+        HostedByStack::Files => LocalPolicy::for_command(&files_argv(config)?),
+        HostedByStack::Servers { entries, .. } => {
+            let surroundings = Surroundings {
+                directory: &config.root,
+                variable: &|name| std::env::var(name).ok(),
+                file: &|path| std::fs::read_to_string(path).ok(),
+            };
+            LocalPolicy::for_servers(entries, &surroundings)?
+        }
+    };
 
     let path = config.run_dir.join("policy.toml");
     let text = toml::to_string(&policy).map_err(|error| CliError::Usage(error.to_string()))?;

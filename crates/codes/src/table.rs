@@ -325,6 +325,14 @@ table! {
             "No mcp-server responds at the URL.",
             "The server is not running, or `--server` or `MCP_SERVER_URL` is wrong.",
             "Start mcp-server, or correct the URL.";
+        UNKNOWN_TOOL = "FLEET-UNKNOWN-TOOL":
+            "The server offers no tool of that name to this caller.",
+            "The name is misspelled, the hosted server of the tool is not running, or the caller may not use the tool.",
+            "`mcp-fleet tools list` lists the tools by name, and `mcp-fleet servers list` the hosted servers.";
+        TOOL_ARGUMENTS = "FLEET-TOOL-ARGUMENTS":
+            "The arguments on the command line do not suit the tool.",
+            "An argument is missing, misspelled or of another type than the tool's schema asks for.",
+            "`mcp-fleet tools show` prints the arguments of a tool; `KEY:=JSON` and `--args` take any JSON.";
         BAD_REQUEST = "FLEET-BAD-REQUEST":
             "The request could not be read.",
             "A parameter, header or part of the body is not valid.",

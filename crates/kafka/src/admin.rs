@@ -13,6 +13,10 @@ use rdkafka::{
     error::{KafkaError as Native, RDKafkaErrorCode},
 };
 
+mod groups;
+
+pub use groups::{GroupMembers, group_members, has_members, is_stable};
+
 use crate::{error::KafkaError, retry_while_moving::retry_while_moving, settings::Settings};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -201,46 +205,6 @@ pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, Kafk
         .flatten()
         .find_map(|topic| topic.get("cleanup.policy")?.value.clone());
     Ok(found.is_some_and(|policy| policy.contains("compact")))
-}
-
-/// Returns whether `group` has members. Blocks the thread for at most `timeout`.
-///
-/// # Errors
-///
-/// Returns [`KafkaError::Client`] or [`KafkaError::Unreachable`].
-pub fn has_members(
-    settings: &Settings,
-    group: &str,
-    timeout: Duration,
-) -> Result<bool, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
-    let groups = client
-        .fetch_group_list(Some(group), timeout)
-        .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
-
-    let found = groups.groups().iter().find(|found| found.name() == group);
-    Ok(found.is_some_and(|found| !found.members().is_empty()))
-}
-
-/// Returns whether `group` is stable with exactly `members` members. Blocks the thread for at most
-/// `timeout`.
-///
-/// # Errors
-///
-/// Returns [`KafkaError::Client`] or [`KafkaError::Unreachable`].
-pub fn is_stable(
-    settings: &Settings,
-    group: &str,
-    members: usize,
-    timeout: Duration,
-) -> Result<bool, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
-    let groups = client
-        .fetch_group_list(Some(group), timeout)
-        .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
-
-    let found = groups.groups().iter().find(|found| found.name() == group);
-    Ok(found.is_some_and(|found| found.state() == "Stable" && found.members().len() == members))
 }
 
 /// Returns the number of partitions of `topic`. Blocks the thread for at most `timeout`.

@@ -243,6 +243,30 @@ pub struct Args {
         value_parser = path_parser(),
     )]
     pub policy_file: Option<PathBuf>,
+    /// A file with an `mcpServers` object (JSON): servers that are hosted from the start, as far as
+    /// the policy allows them. One that fails is tried again, and `server_list` shows it. They are
+    /// not shared with other replicas.
+    #[arg(
+        help_heading = "Hosted servers",
+        long,
+        env = "MCP_SERVERS_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
+    pub servers: Option<PathBuf>,
+    /// Host other MCP servers, and offer the `server_*` tools for that. With `false`, this server
+    /// has only tools of its own.
+    #[arg(
+        help_heading = "Hosted servers",
+        long,
+        env = "MCP_HOSTING",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        num_args = 0..=1,
+        default_value = "true",
+        default_missing_value = "true",
+        require_equals = true,
+    )]
+    pub hosting: bool,
     /// Kafka brokers as comma-separated host:port, through which replicas share what they host and
     /// accept jobs. Without them, this process hosts servers only for itself and forgets them at
     /// exit.

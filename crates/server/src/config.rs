@@ -7,7 +7,7 @@ use std::{
 };
 
 use fleet_hosting::registry::{RegistryConfig, sharing::Plain};
-use fleet_job::glob::Glob;
+use fleet_job::{glob::Glob, mcp_servers::ServerEntry};
 use fleet_jobs::{Owners, config::JobsConfig};
 use fleet_kafka::compression::Compression;
 use fleet_ledger::Retention;
@@ -21,6 +21,7 @@ use crate::{
     audit::{AuditConfig, AuditTopic},
     error::ServerError,
     policy_source::PolicySource,
+    static_servers,
     tools::files::Files,
 };
 
@@ -58,6 +59,10 @@ pub struct ServerConfig {
     pub policy_source: PolicySource,
     /// Whose requests are served, and the files that say so.
     pub access: AccessSource,
+    /// Servers that are hosted from the start, by name.
+    pub servers: Vec<(String, ServerEntry)>,
+    /// Whether other servers are hosted at all.
+    pub hosting: bool,
     /// Whether callers' actions are recorded, and where.
     pub audit: AuditConfig,
     /// The registry through which replicas share what they host; none by default.
@@ -96,6 +101,8 @@ impl Default for ServerConfig {
             policy: Policy::default(),
             policy_source: PolicySource::default(),
             access: AccessSource::default(),
+            servers: Vec::new(),
+            hosting: true,
             audit: AuditConfig::default(),
             registry: None,
             jobs_topic: fleet_job::topics::DEFAULT_JOBS_TOPIC.to_owned(),
@@ -144,6 +151,8 @@ impl ServerConfig {
             excluded,
             files_max_read: args.files_max_read,
             policy: policy_source.load()?,
+            servers: static_servers::read(args)?,
+            hosting: args.hosting,
             policy_source,
             audit: audit_config(args)?,
             registry: registry_config(args),

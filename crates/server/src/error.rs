@@ -12,7 +12,7 @@ use fleet_ops::{config::ConfigError, tls::TlsError};
 use fleet_policy::PolicyError;
 use fleet_signing::SigningKeysError;
 
-use crate::tools::files::RootError;
+use crate::{static_servers::ServersFileError, tools::files::RootError};
 
 /// Why the server can't start or must stop.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +99,9 @@ pub enum ServerError {
     /// A root of the `file_*` tools is unusable.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// The file of the servers to host can't be used.
+    #[error(transparent)]
+    Servers(#[from] ServersFileError),
     /// An entry of `--allowed-origins` is not an origin.
     #[error(
         "--allowed-origins: {0:?} is not an origin; expected something like https://app.example.com [{code}]",

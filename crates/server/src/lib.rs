@@ -23,6 +23,7 @@ mod reload;
 mod repeat;
 mod rest;
 mod run;
+mod static_servers;
 mod stdio;
 pub mod toolkit;
 pub mod tools;

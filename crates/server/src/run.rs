@@ -29,7 +29,7 @@ use crate::{
     gateway::Gateway,
     http,
     provider::Provider,
-    reload, stdio,
+    reload, static_servers, stdio,
     tools::{
         self,
         files::{self, Files},
@@ -92,6 +92,7 @@ pub async fn run_until(
     reload::follow_policy_file(&config.policy_source, &fleet, stop.clone())?;
 
     let shared = share_fleet(&config, &fleet, &mut links)?;
+    static_servers::host(&config.servers, &shared, &stop);
     shared.follow(stop.clone())?;
     let jobs = start_jobs(&config, &mut links, stop.clone()).await?;
 
@@ -145,7 +146,7 @@ fn share_fleet(
     fleet: &Arc<Fleet>,
     links: &mut Links,
 ) -> Result<Arc<Shared>, ServerError> {
-    Ok(match &config.registry {
+    Ok(match config.registry.as_ref().filter(|_| config.hosting) {
         Some(kafka) => {
             let registry = KafkaRegistry::new(links.link_to(&kafka.brokers)?, &kafka.topic);
             Shared::new(fleet.clone(), Arc::new(registry), kafka.plain.clone())
@@ -199,7 +200,9 @@ fn build_toolkits(
         toolkits.push(Box::new(files::toolkit(Arc::new(files))));
     }
 
-    toolkits.push(Box::new(servers::toolkit(shared.clone())));
+    if config.hosting {
+        toolkits.push(Box::new(servers::toolkit(shared.clone())));
+    }
     if let Some(jobs) = jobs {
         toolkits.push(Box::new(tools::jobs::toolkit(jobs.clone())));
     }

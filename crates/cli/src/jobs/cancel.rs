@@ -6,8 +6,10 @@ use fleet_job::view::{CancelOutcome, Cancellation};
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 
-use super::api::{MAX_WAIT, ServerArgs};
-use crate::{api_error::ApiError, error::CliError, output, wait_notice::WaitNotice};
+use super::api::MAX_WAIT;
+use crate::{
+    api_error::ApiError, error::CliError, output, server_args::ServerArgs, wait_notice::WaitNotice,
+};
 
 /// The number of concurrent requests.
 const AT_ONCE: usize = 8;

@@ -5,6 +5,9 @@
 //! is tried again at growing intervals, since either may change. A server that already runs from
 //! the wanted configuration is left alone, so that a replica does not repeat what it has just done
 //! itself.
+//!
+//! A process may also have wishes of its own ([`Shared::want`]), which are met in the same way. A
+//! record of the registry goes before a wish of the same name.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_job::{mcp_servers::ServerEntry, tool_name};
+use fleet_job::{
+    mcp_servers::ServerEntry,
+    tool_name::{self, NameError},
+};
 use fleet_ops::errors::chain;
 use fleet_retry::{Backoff, Retry};
 use futures::StreamExt;
@@ -82,6 +88,8 @@ struct Wish {
     goal: Goal,
     /// Held during an attempt to meet the wish.
     gate: Arc<tokio::sync::Mutex<()>>,
+    /// Whether this process wants it, rather than the registry.
+    is_own: bool,
     /// Whether there was an attempt to meet the wish.
     tried: bool,
     /// Why the wish is not met.
@@ -110,8 +118,20 @@ impl Wanted {
         self.changes += 1;
         let gate = old.map(|wish| wish.gate.clone()).unwrap_or_default();
         let tried = matches!(goal, Goal::Unreadable);
-        self.by_name.insert(name, Wish { number: self.changes, goal, gate, tried, problem });
-        Some(self.changes)
+        let number = self.changes;
+        self.by_name.insert(name, Wish { number, goal, gate, is_own: false, tried, problem });
+        Some(number)
+    }
+
+    /// Notes that this process wants a server. Returns the wish's number; `None` if there is a wish
+    /// of this name already, or there are too many names.
+    fn put_own_wish(&mut self, name: &str, entry: &ServerEntry) -> Option<u64> {
+        if self.wants(name) {
+            return None;
+        }
+        let number = self.put_wish(name.to_owned(), Goal::Hosted(entry.clone()), None)?;
+        self.current_wish(name, number).into_iter().for_each(|wish| wish.is_own = true);
+        Some(number)
     }
 
     /// Returns whether the last readable record of a name wants a server.
@@ -131,6 +151,10 @@ impl Wanted {
 
     fn wants(&self, name: &str) -> bool {
         self.wish(name).is_some()
+    }
+
+    fn has_own(&self, name: &str) -> bool {
+        self.wish(name).is_some_and(|wish| wish.is_own)
     }
 }
 
@@ -187,6 +211,28 @@ impl Shared {
                 () = stop.cancelled() => {}
             }
         });
+        Ok(())
+    }
+
+    /// Hosts a server here without telling other replicas. Returns at once: the server is started
+    /// in the background and, if that fails, again at growing intervals until `stop` is cancelled;
+    /// [`Self::statuses`] has the reason. A record that the registry has of the same name, or gets
+    /// later, goes before it. If it is removed, it is hosted again after a restart.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the name is invalid.
+    pub fn want(
+        self: &Arc<Self>,
+        name: &str,
+        entry: &ServerEntry,
+        stop: &CancellationToken,
+    ) -> Result<(), NameError> {
+        tool_name::check_server(name)?;
+        let number = self.wanted().put_own_wish(name, entry);
+        if let Some(number) = number {
+            self.start_meeting(name.to_owned(), number, stop);
+        }
         Ok(())
     }
 
@@ -359,6 +405,12 @@ impl Shared {
                 return;
             }
             RegistryChange::Unreadable { name, reason } => (name, Goal::Unreadable, Some(reason)),
+            // It was removed before this process wanted it.
+            RegistryChange::Removed { name, .. }
+                if !self.is_started() && self.wanted().has_own(&name) =>
+            {
+                return;
+            }
             RegistryChange::Removed { name, .. } => (name, Goal::Gone, None),
             RegistryChange::CaughtUp(number) => {
                 let is_first = !self.is_started();
@@ -368,6 +420,8 @@ impl Shared {
                         .wanted()
                         .by_name
                         .iter()
+                        // Those of this process are being met already.
+                        .filter(|(_, wish)| !wish.is_own)
                         .map(|(name, wish)| (name.clone(), wish.number))
                         .collect();
                     open.into_iter()
@@ -436,7 +490,7 @@ impl Shared {
                     tracing::warn!(
                         server = name,
                         problem,
-                        "could not host a server that the registry wants; trying again later"
+                        "could not host a wanted server; trying again later"
                     );
                 }
                 wish.problem = problem;
