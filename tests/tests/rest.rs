@@ -12,7 +12,7 @@ mod submitting;
 use fleet_tests::{Env, Fleet, fleet::Service, on_every_broker};
 use serde_json::{Value, json};
 
-use crate::{principals::*, refusals::*, streams::*, submitting::*};
+use self::{principals::*, refusals::*, streams::*, submitting::*};
 
 on_every_broker!(
     a_job_is_submitted_and_asked_for,
