@@ -4,16 +4,20 @@ use std::time::Duration;
 
 use fleet_job::{time::Timestamp, topics::Topics};
 use rdkafka::{
-    Offset, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     admin::{
         AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
     },
-    client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer},
+    consumer::Consumer,
     error::{KafkaError as Native, RDKafkaErrorCode},
 };
 
-use crate::{error::KafkaError, retry_while_moving::retry_while_moving, settings::Settings};
+use crate::{
+    error::KafkaError,
+    quiet_context::{QuietConsumer, QuietContext},
+    retry_while_moving::retry_while_moving,
+    settings::Settings,
+};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a broker may take to describe a topic.
@@ -104,6 +108,16 @@ pub fn reply_topic(name: &str, replication: i32) -> TopicSpec {
     TopicSpec { name: name.to_owned(), partitions: 3, replication, properties }
 }
 
+/// Creates a client for changing topics and asking about their properties.
+fn admin_client(settings: &Settings) -> Result<AdminClient<QuietContext>, KafkaError> {
+    settings.admin().create_with_context(QuietContext::default()).map_err(KafkaError::client)
+}
+
+/// Creates a client for asking about topics and groups.
+fn metadata_client(config: &ClientConfig) -> Result<QuietConsumer, KafkaError> {
+    config.create_with_context(QuietContext::default()).map_err(KafkaError::client)
+}
+
 /// Creates those of `specs` that do not exist, and returns the names of the created topics.
 ///
 /// # Errors
@@ -114,8 +128,7 @@ pub async fn create_topics(
     settings: &Settings,
     specs: &[TopicSpec],
 ) -> Result<Vec<String>, KafkaError> {
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
 
     let new: Vec<_> = specs
         .iter()
@@ -157,8 +170,7 @@ pub async fn create_topics(
 /// Returns [`KafkaError::CreateTopic`] if the broker refuses, and [`KafkaError::Unreachable`] if
 /// none answers.
 pub async fn grow(settings: &Settings, topic: &str, partitions: i32) -> Result<(), KafkaError> {
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
     let options =
         AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
 
@@ -187,8 +199,7 @@ pub async fn grow(settings: &Settings, topic: &str, partitions: i32) -> Result<(
 pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, KafkaError> {
     let request = |source| KafkaError::Request { what: "describing a topic", source };
 
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
     let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
 
     let described = admin
@@ -213,7 +224,7 @@ pub fn has_members(
     group: &str,
     timeout: Duration,
 ) -> Result<bool, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
     let groups = client
         .fetch_group_list(Some(group), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
@@ -234,7 +245,7 @@ pub fn is_stable(
     members: usize,
     timeout: Duration,
 ) -> Result<bool, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
     let groups = client
         .fetch_group_list(Some(group), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
@@ -250,7 +261,7 @@ pub fn is_stable(
 /// Returns [`KafkaError::NoTopic`] if the topic does not exist, and otherwise
 /// [`KafkaError::Unreachable`] or [`KafkaError::Request`].
 pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
@@ -278,7 +289,7 @@ pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result
 ///
 /// Returns [`KafkaError::Unreachable`] or [`KafkaError::NoTopic`].
 pub fn replication(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::Client)?;
+    let client = metadata_client(&settings.admin())?;
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
@@ -320,8 +331,7 @@ pub fn group_positions(
 ) -> Result<Vec<GroupPosition>, KafkaError> {
     let request = |what| move |source| KafkaError::Request { what, source };
     let partitions = partitions(settings, topic, timeout)?;
-    let client: BaseConsumer =
-        settings.admin().set("group.id", group).create().map_err(KafkaError::client)?;
+    let client = metadata_client(settings.admin().set("group.id", group))?;
 
     let mut asked = TopicPartitionList::new();
     asked.add_partition_range(topic, 0, partitions - 1);
@@ -374,7 +384,7 @@ pub fn spans_of<const N: usize>(
     topics: [&str; N],
     timeout: Duration,
 ) -> Result<[Vec<Span>; N], KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
 
     let mut all = [const { Vec::new() }; N];
     for (topic, spans) in topics.into_iter().zip(&mut all) {
@@ -413,7 +423,7 @@ pub fn spans(
 ) -> Result<Vec<Span>, KafkaError> {
     let request = |what| move |source| KafkaError::Request { what, source };
     let partitions = partitions(settings, topic, timeout)?;
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
 
     let mut spans = Vec::new();
     for partition in 0..partitions {
@@ -455,7 +465,7 @@ pub fn spans(
 ///
 /// Returns [`KafkaError::Client`].
 pub fn cluster_id(settings: &Settings, timeout: Duration) -> Result<Option<String>, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
     Ok(client.client().fetch_cluster_id(timeout))
 }
 
@@ -471,8 +481,7 @@ pub async fn delete_records(
     spans: &[Span],
 ) -> Result<(), KafkaError> {
     let request = |source| KafkaError::Request { what: "deleting records", source };
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
 
     let mut offsets = TopicPartitionList::new();
     for span in spans.iter().filter(|span| span.end > span.start) {

@@ -24,6 +24,10 @@ use super::{
     Event, Reach, ends::Ends, identity::LogIdentity, member::Channel, membership::Membership,
     unreadable::Unreadable, wakeup::Wakeup,
 };
+use crate::quiet_context::FailureLog;
+
+/// How often the engine is told what it knows already.
+const TOLD_AGAIN: Duration = Duration::from_secs(10);
 
 pub(super) struct Context {
     pub(super) channel: Channel,
@@ -43,6 +47,8 @@ pub(super) struct Context {
     identity: Mutex<LogIdentity>,
     /// Set when the topic may have been deleted and created again.
     pub(super) recreated: AtomicBool,
+    /// What has been logged of librdkafka's failures.
+    failures: FailureLog,
     /// Set if the topic did not exist when a broker was last asked for its id.
     is_missing: AtomicBool,
     /// Set whenever a record is read; the watch thread clears it.
@@ -114,6 +120,7 @@ impl Context {
         partition: Partition,
         committed: Option<(i64, String)>,
     ) -> u64 {
+            failures: FailureLog::default(),
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
 
         self.known_ends()
@@ -233,7 +240,7 @@ impl ClientContext for Context {
     /// A line of the log is an event of its own in the queue that is polled.
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.called_back.store(true, Ordering::Relaxed);
-        log_line(level, facility, message);
+        self.failures.log_line(level, facility, message);
     }
 
     fn stats(&self, statistics: Statistics) {
@@ -270,7 +277,7 @@ impl ClientContext for Context {
             Some(code) if Unreadable::is_cause(code) => {
                 tracing::debug!(%error, reason, "Kafka error")
             }
-            _ => tracing::warn!(%error, reason, "Kafka error"),
+            _ => self.failures.log_error(&error, reason),
         }
     }
 
@@ -279,20 +286,6 @@ impl ClientContext for Context {
         _: Option<&str>,
     ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
         Err("only sasl.oauthbearer.method=oidc is supported; set it together with sasl.oauthbearer.token.endpoint.url".into())
-    }
-}
-
-/// Writes a line of librdkafka's log to ours.
-fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    use RDKafkaLogLevel::{Alert, Critical, Debug, Emerg, Error, Info, Notice, Warning};
-
-    match level {
-        Emerg | Alert | Critical | Error => {
-            tracing::error!(target: "librdkafka", "librdkafka: {facility} {message}");
-        }
-        Warning => tracing::warn!(target: "librdkafka", "librdkafka: {facility} {message}"),
-        Notice | Info => tracing::info!(target: "librdkafka", "librdkafka: {facility} {message}"),
-        Debug => tracing::debug!(target: "librdkafka", "librdkafka: {facility} {message}"),
     }
 }
 
