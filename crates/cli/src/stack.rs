@@ -1,6 +1,7 @@
 //! A whole fleet on one machine: broker, topics, server and workers.
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -409,10 +410,43 @@ pub(crate) fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
 
     let path = config.run_dir.join("policy.toml");
     let text = toml::to_string(&policy).map_err(|error| CliError::Usage(error.to_string()))?;
-    std::fs::write(&path, text).map_err(|source| CliError::File {
+    replace_file(&path, &text).map_err(|source| CliError::File {
         what: "could not write",
         path: path.clone(),
         source,
     })?;
     Ok(path)
+}
+
+/// Writes a file that a running server may be reading: it sees the old text or the new one, and
+/// never a part.
+fn replace_file(path: &Path, text: &str) -> std::io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Read as _};
+
+    use super::*;
+
+    #[test]
+    fn a_reader_of_the_policy_never_sees_a_part_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("policy.toml");
+        replace_file(&path, "old and long").unwrap();
+        let mut reader = fs::File::open(&path).unwrap();
+
+        replace_file(&path, "new").unwrap();
+
+        let mut seen = String::new();
+        reader.read_to_string(&mut seen).unwrap();
+        assert_eq!(seen, "old and long");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing else is left");
+    }
 }

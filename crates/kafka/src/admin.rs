@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use fleet_job::{time::Timestamp, topics::Topics};
 use rdkafka::{
-    Offset, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     admin::{
         AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
     },
-    client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer},
+    consumer::Consumer,
     error::{KafkaError as Native, RDKafkaErrorCode},
 };
 
@@ -17,7 +16,12 @@ mod groups;
 
 pub use groups::{GroupMembers, group_members, has_members, is_stable};
 
-use crate::{error::KafkaError, retry_while_moving::retry_while_moving, settings::Settings};
+use crate::{
+    error::KafkaError,
+    quiet_context::{QuietConsumer, QuietContext},
+    retry_while_moving::retry_while_moving,
+    settings::Settings,
+};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a broker may take to describe a topic.
@@ -108,6 +112,16 @@ pub fn reply_topic(name: &str, replication: i32) -> TopicSpec {
     TopicSpec { name: name.to_owned(), partitions: 3, replication, properties }
 }
 
+/// Creates a client for changing topics and asking about their properties.
+fn admin_client(settings: &Settings) -> Result<AdminClient<QuietContext>, KafkaError> {
+    settings.admin().create_with_context(QuietContext::default()).map_err(KafkaError::client)
+}
+
+/// Creates a client for asking about topics and groups.
+fn metadata_client(config: &ClientConfig) -> Result<QuietConsumer, KafkaError> {
+    config.create_with_context(QuietContext::default()).map_err(KafkaError::client)
+}
+
 /// Creates those of `specs` that do not exist, and returns the names of the created topics.
 ///
 /// # Errors
@@ -118,8 +132,7 @@ pub async fn create_topics(
     settings: &Settings,
     specs: &[TopicSpec],
 ) -> Result<Vec<String>, KafkaError> {
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
 
     let new: Vec<_> = specs
         .iter()
@@ -161,8 +174,7 @@ pub async fn create_topics(
 /// Returns [`KafkaError::CreateTopic`] if the broker refuses, and [`KafkaError::Unreachable`] if
 /// none answers.
 pub async fn grow(settings: &Settings, topic: &str, partitions: i32) -> Result<(), KafkaError> {
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
     let options =
         AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
 
@@ -191,8 +203,7 @@ pub async fn grow(settings: &Settings, topic: &str, partitions: i32) -> Result<(
 pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, KafkaError> {
     let request = |source| KafkaError::Request { what: "describing a topic", source };
 
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
     let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
 
     let described = admin
@@ -214,7 +225,7 @@ pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, Kafk
 /// Returns [`KafkaError::NoTopic`] if the topic does not exist, and otherwise
 /// [`KafkaError::Unreachable`] or [`KafkaError::Request`].
 pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
@@ -242,7 +253,7 @@ pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result
 ///
 /// Returns [`KafkaError::Unreachable`] or [`KafkaError::NoTopic`].
 pub fn replication(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::Client)?;
+    let client = metadata_client(&settings.admin())?;
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
@@ -284,8 +295,7 @@ pub fn group_positions(
 ) -> Result<Vec<GroupPosition>, KafkaError> {
     let request = |what| move |source| KafkaError::Request { what, source };
     let partitions = partitions(settings, topic, timeout)?;
-    let client: BaseConsumer =
-        settings.admin().set("group.id", group).create().map_err(KafkaError::client)?;
+    let client = metadata_client(settings.admin().set("group.id", group))?;
 
     let mut asked = TopicPartitionList::new();
     asked.add_partition_range(topic, 0, partitions - 1);
@@ -338,7 +348,7 @@ pub fn spans_of<const N: usize>(
     topics: [&str; N],
     timeout: Duration,
 ) -> Result<[Vec<Span>; N], KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
 
     let mut all = [const { Vec::new() }; N];
     for (topic, spans) in topics.into_iter().zip(&mut all) {
@@ -377,7 +387,7 @@ pub fn spans(
 ) -> Result<Vec<Span>, KafkaError> {
     let request = |what| move |source| KafkaError::Request { what, source };
     let partitions = partitions(settings, topic, timeout)?;
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
 
     let mut spans = Vec::new();
     for partition in 0..partitions {
@@ -419,7 +429,7 @@ pub fn spans(
 ///
 /// Returns [`KafkaError::Client`].
 pub fn cluster_id(settings: &Settings, timeout: Duration) -> Result<Option<String>, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
     Ok(client.client().fetch_cluster_id(timeout))
 }
 
@@ -435,8 +445,7 @@ pub async fn delete_records(
     spans: &[Span],
 ) -> Result<(), KafkaError> {
     let request = |source| KafkaError::Request { what: "deleting records", source };
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
 
     let mut offsets = TopicPartitionList::new();
     for span in spans.iter().filter(|span| span.end > span.start) {

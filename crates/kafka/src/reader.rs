@@ -8,14 +8,17 @@ use std::{
 
 use fleet_job::record::RawRecord;
 use rdkafka::{
-    ClientContext, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    Offset, TopicPartitionList,
+    consumer::Consumer,
     error::{KafkaError as Native, RDKafkaErrorCode},
-    util::Timeout,
 };
 
 use crate::{
-    admin, convert, error::KafkaError, retry_while_moving::retry_while_moving, settings::Settings,
+    admin, convert,
+    error::KafkaError,
+    quiet_context::{QuietConsumer, QuietContext},
+    retry_while_moving::retry_while_moving,
+    settings::Settings,
 };
 
 mod search;
@@ -44,7 +47,7 @@ pub enum From {
 
 /// Reads all partitions of one topic. All calls block the thread.
 pub struct Reader {
-    consumer: BaseConsumer<QuietContext>,
+    consumer: QuietConsumer,
     settings: Settings,
     /// Created when the end of the topic is first requested.
     end_query: Option<EndQuery>,
@@ -54,27 +57,6 @@ pub struct Reader {
     /// ends may be older than that request.
     looked: bool,
     is_out_of_reach: bool,
-}
-
-/// A context that does not log the reached end of a partition, which librdkafka reports as an
-/// error.
-#[derive(Debug)]
-pub(crate) struct QuietContext;
-
-impl ClientContext for QuietContext {
-    fn error(&self, error: Native, reason: &str) {
-        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
-            tracing::warn!(%error, reason, "Kafka error");
-        }
-    }
-}
-
-impl ConsumerContext for QuietContext {
-    /// All messages arrive in the queue that is being polled, so the wait need not be interrupted
-    /// for another queue.
-    fn main_queue_min_poll_interval(&self) -> Timeout {
-        Timeout::Never
-    }
 }
 
 /// How far a topic has been read, and where it ends, per partition.
@@ -126,11 +108,15 @@ impl ReadPositions {
 /// Fetches the ends of topics over separate connections. On the connections of a client that reads,
 /// an answer waits behind a fetch that the broker holds back while there is nothing to read: half a
 /// second for each request.
-pub(crate) struct EndQuery(BaseConsumer<QuietContext>);
+pub(crate) struct EndQuery(QuietConsumer);
 
 impl EndQuery {
     pub(crate) fn new(settings: &Settings) -> Result<Self, KafkaError> {
-        settings.reader().create_with_context(QuietContext).map(Self).map_err(KafkaError::client)
+        settings
+            .reader()
+            .create_with_context(QuietContext::default())
+            .map(Self)
+            .map_err(KafkaError::client)
     }
 
     /// Fetches where the partitions of `topic` end now.
@@ -213,8 +199,10 @@ impl Reader {
         place: impl Fn(i32, i64, i64) -> Result<(Offset, i64), KafkaError>,
     ) -> Result<Self, KafkaError> {
         let partitions = admin::partitions(settings, topic, timeout)?;
-        let consumer: BaseConsumer<QuietContext> =
-            settings.reader().create_with_context(QuietContext).map_err(KafkaError::client)?;
+        let consumer: QuietConsumer = settings
+            .reader()
+            .create_with_context(QuietContext::default())
+            .map_err(KafkaError::client)?;
 
         let mut assignment = TopicPartitionList::new();
         let mut ends = ReadPositions::default();

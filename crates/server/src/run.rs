@@ -245,7 +245,8 @@ async fn serve_http(
     );
 
     let (listener, address) = bind(config.listen).await.map_err(ServerError::Listen)?;
-    tokio::spawn(report_ready(health.clone(), shared.clone(), jobs, stop.clone()));
+    let kafka = config.registry.as_ref().map(|registry| registry.brokers.clone());
+    tokio::spawn(report_ready(health.clone(), kafka, shared.clone(), jobs, stop.clone()));
     tracing::info!(%address, tls = tls.is_some(), "listening");
     if let Some(path) = &config.ready_file {
         write_ready_file(path, address)
@@ -268,15 +269,18 @@ async fn serve_http(
 /// down.
 async fn report_ready(
     health: Health,
+    kafka: Option<String>,
     shared: Arc<Shared>,
     jobs: Option<Jobs>,
     stop: CancellationToken,
 ) {
-    health.set_not_ready("reading the registry");
+    // Whoever asks learns where to look if that takes long.
+    let from = kafka.map(|brokers| format!(" from Kafka at `{brokers}`")).unwrap_or_default();
+    health.set_not_ready(format!("reading the registry{from}"));
     let ready = async {
         shared.wait_until_read().await;
         if let Some(jobs) = jobs {
-            health.set_not_ready("reading the states of jobs");
+            health.set_not_ready(format!("reading the states of jobs{from}"));
             jobs.wait_until_read().await;
         }
     };

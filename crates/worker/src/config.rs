@@ -110,7 +110,7 @@ pub struct Args {
     pub server_token: Option<String>,
 
     /// A file with the token, in place of `--server-token`, which goes before it. Changes apply
-    /// within a second.
+    /// within five seconds.
     #[arg(
         long,
         env = "MCP_SERVER_TOKEN_FILE",

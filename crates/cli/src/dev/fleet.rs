@@ -22,6 +22,7 @@ use crate::{
     output,
     servers::Condition,
     stack::{self, HostedByStack, StackConfig},
+    supervise,
     wait_notice::WaitNotice,
 };
 
@@ -124,6 +125,9 @@ impl Fleet {
         let file = |what, path, source| CliError::File { what, path, source };
         std::fs::create_dir_all(&config.run_dir).map_err(|source| {
             file("could not create the directory", config.run_dir.clone(), source)
+        })?;
+        supervise::set_logs_aside(&config.run_dir).map_err(|source| {
+            file("could not set aside the logs in", config.run_dir.clone(), source)
         })?;
         config.make_keys()?;
         let policy = stack::write_policy(&config)?;
@@ -284,8 +288,7 @@ impl Fleet {
                 // A process that fails on its first start would fail again.
                 if by_itself && !self.startup.is_up && self.failure.is_none() {
                     let name = self.members[role].duty.name();
-                    let log =
-                        crate::supervise::tail(&self.config.run_dir.join(format!("{name}.log")));
+                    let log = supervise::tail(&self.config.run_dir.join(format!("{name}.log")));
                     self.failure = Some(CliError::EarlyEnd { name, log });
                     self.stop();
                 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::Consumer as _;
 
+use super::metadata_client;
 use crate::{error::KafkaError, settings::Settings};
 
 /// A consumer group as its coordinator sees it.
@@ -25,7 +26,7 @@ pub fn group_members(
     group: &str,
     timeout: Duration,
 ) -> Result<GroupMembers, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
     let groups = client
         .fetch_group_list(Some(group), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;

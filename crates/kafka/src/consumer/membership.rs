@@ -14,8 +14,8 @@ use rdkafka::{Statistics, error::RDKafkaErrorCode};
 const LONGEST_PARK: Duration = Duration::from_secs(3);
 /// How often to check whether contact has been regained.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// How many times per allowed gap a member checks whether a proof is due, so that it proves its
-/// membership well before the gap is over.
+/// How many times per allowed gap a member tries to prove its membership while a proof is due, so
+/// that it succeeds before the gap is over.
 const LOOKS_PER_GAP: u32 = 8;
 
 /// A generation that no assignment has.
@@ -243,7 +243,15 @@ impl Membership {
 
     /// Returns how long to wait before checking again whether a proof is due.
     pub(super) fn check_interval(&self) -> Duration {
-        if self.is_out_of_contact() { LOOK_AGAIN } else { self.gap / LOOKS_PER_GAP }
+        if self.is_out_of_contact() {
+            return LOOK_AGAIN;
+        }
+        let until_proof = self.state().contact.until_proof(self.now());
+        // A proof that is due and was not accepted is tried again a little later.
+        let until_proof =
+            if until_proof.is_zero() { self.gap / LOOKS_PER_GAP } else { until_proof };
+
+        until_proof.min(self.gap / 3)
     }
 }
 

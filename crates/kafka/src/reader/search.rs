@@ -6,14 +6,15 @@ use std::{
 };
 
 use fleet_job::{record::RawRecord, time::Timestamp};
-use rdkafka::{
-    Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
-    error::KafkaError as Native,
-};
+use rdkafka::{Offset, TopicPartitionList, consumer::Consumer as _, error::KafkaError as Native};
 
-use super::{QuietContext, whole_millis_until};
-use crate::{admin, convert, error::KafkaError, settings::Settings};
+use super::whole_millis_until;
+use crate::{
+    admin, convert,
+    error::KafkaError,
+    quiet_context::{QuietConsumer, QuietContext},
+    settings::Settings,
+};
 
 /// Reads the records that were written at or after `since` until `found` returns `true` or the end
 /// is reached. Blocks the thread. Returns `false` on a timeout.
@@ -31,8 +32,10 @@ pub fn search(
     let deadline = Instant::now() + timeout;
     let request = |what| move |source| KafkaError::Request { what, source };
     let partitions = admin::partitions(settings, topic, timeout)?;
-    let consumer: BaseConsumer<QuietContext> =
-        settings.reader().create_with_context(QuietContext).map_err(KafkaError::client)?;
+    let consumer: QuietConsumer = settings
+        .reader()
+        .create_with_context(QuietContext::default())
+        .map_err(KafkaError::client)?;
 
     let mut times = TopicPartitionList::new();
     for partition in 0..partitions {
@@ -84,8 +87,8 @@ pub fn search_partition(
     let mut config = settings.reader();
     // Barely more than may be read.
     config.set("queued.max.messages.kbytes", "4096");
-    let consumer: BaseConsumer<QuietContext> =
-        config.create_with_context(QuietContext).map_err(KafkaError::client)?;
+    let consumer: QuietConsumer =
+        config.create_with_context(QuietContext::default()).map_err(KafkaError::client)?;
 
     let mut times = TopicPartitionList::new();
     let time = Offset::Offset(since.as_millis());
@@ -147,8 +150,8 @@ pub fn search_backlog(
     let mut config = settings.reader();
     // Barely more than may be read.
     config.set("queued.max.messages.kbytes", "4096");
-    let consumer: BaseConsumer<QuietContext> =
-        config.create_with_context(QuietContext).map_err(KafkaError::client)?;
+    let consumer: QuietConsumer =
+        config.create_with_context(QuietContext::default()).map_err(KafkaError::client)?;
     look_through(&consumer, &assignment, open, Bounds { deadline, bytes: max_bytes }, found)
 }
 
@@ -160,7 +163,7 @@ struct Bounds {
 
 /// Searches from the assigned offsets to the end of the partitions in `open`.
 fn look_through(
-    consumer: &BaseConsumer<QuietContext>,
+    consumer: &QuietConsumer,
     assignment: &TopicPartitionList,
     mut open: HashSet<i32>,
     mut bounds: Bounds,
@@ -220,8 +223,8 @@ pub fn first_records(
     let mut config = settings.reader();
     // Only one record of each partition is wanted, so nothing should be fetched ahead.
     config.set("queued.min.messages", "1");
-    let consumer: BaseConsumer<QuietContext> =
-        config.create_with_context(QuietContext).map_err(KafkaError::client)?;
+    let consumer: QuietConsumer =
+        config.create_with_context(QuietContext::default()).map_err(KafkaError::client)?;
 
     let mut assignment = TopicPartitionList::new();
     for (partition, offset) in from {

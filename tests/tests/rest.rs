@@ -14,7 +14,7 @@ mod submitting;
 use fleet_tests::{Env, Fleet, fleet::Service, on_every_broker};
 use serde_json::{Value, json};
 
-use crate::{inspecting::*, operating::*, principals::*, refusals::*, streams::*, submitting::*};
+use self::{inspecting::*, operating::*, principals::*, refusals::*, streams::*, submitting::*};
 
 on_every_broker!(
     a_job_is_submitted_and_asked_for,
