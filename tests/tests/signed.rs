@@ -57,6 +57,10 @@ fn run(arguments: &[&str]) -> String {
 
 impl<'e> Signed<'e> {
     fn start(env: &'e Env, name: &str) -> Self {
+        Self::start_with(env, name, &[])
+    }
+
+    fn start_with(env: &'e Env, name: &str, more: &[(&str, &str)]) -> Self {
         let mut fleet = Fleet::new(env, name, 3);
         fleet.create_control_topic();
         let access = fleet.directory.join("access");
@@ -73,7 +77,9 @@ impl<'e> Signed<'e> {
             ("MCP_POLICY_FILE", at("policy.toml")),
             ("MCP_SIGNING_KEY_FILE", at("signing.key")),
         ];
-        let env = settings.map(|(name, value)| (name.to_owned(), value)).to_vec();
+        let more = more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let env = settings.map(|(name, value)| (name.to_owned(), value)).into_iter().chain(more);
+        let env = env.collect();
         let roots = vec![fleet.files()];
         let server = fleet.start_replica(ServerOptions { roots, env, ..ServerOptions::default() });
         fleet.server_url = format!("http://{}", server.address);
@@ -323,4 +329,116 @@ fn keys_are_replaced_while_jobs_run() {
     for event in account.states.values() {
         assert_eq!((event.state, event.attempts), (JobState::Succeeded, 1), "{event:?}");
     }
+}
+
+/// Agents and producers may have files digested, once somebody has approved it.
+const ASKING: &str = "
+    [access]
+    default = 'deny'
+
+    [[rule]]
+    name = 'digests'
+    effect = 'allow'
+    principals = ['key:agent', 'issuer:kafka']
+    actions = ['jobs.submit', 'tools.call']
+    tools = ['file_digest']
+
+    [[rule]]
+    name = 'ask first'
+    effect = 'approve'
+    principals = ['key:agent', 'issuer:kafka']
+    actions = ['tools.call']
+    tools = ['file_digest']
+";
+
+fn digest(id: &str) -> Value {
+    json!({"jobID": id, "jobType": "tool-call",
+        "payload": {"tool": "file_digest", "arguments": {"path": "hello.txt"}}})
+}
+
+impl Signed<'_> {
+    /// Decides about a job with a key.
+    fn decide(&self, key: &str, job_id: &str, approve: bool) -> Answer {
+        let (key, path) = (format!("Bearer {key}"), format!("/jobs/{job_id}/decision"));
+        let body = json!({ "approve": approve, "reason": "because" });
+        rest::post_with(self.server.address, &path, &[("authorization", &key)], &body)
+    }
+
+    /// A job as an operator sees it, once it is in this state.
+    fn wait_for_state(&self, job_id: &str, state: &str) -> Value {
+        let key = fs::read_to_string(self.access.join("operator.key")).expect("a key");
+        let headers = [("authorization", format!("Bearer {}", key.trim()))];
+        let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+        wait::poll_until(&format!("{job_id} to be {state}"), wait::LONG, || {
+            let path = format!("/jobs/{job_id}");
+            let job = rest::request(self.server.address, "GET", &path, &headers, b"");
+            (job.status == 200 && job.json()["state"] == state).then(|| job.json())
+        })
+    }
+}
+
+#[test]
+fn a_job_waits_for_the_word_of_somebody_else() {
+    let mut signed = Signed::start(Env::embedded_broker(), "approvals");
+    signed.set_policy(ASKING);
+    signed.fleet.start_worker();
+
+    // One is submitted, and the other one is met by the rule when it runs.
+    let submitted = signed.submit(&digest("asked")).expect(202);
+    assert_eq!(submitted["jobs"][0]["state"], "awaiting_approval", "{submitted}");
+    let produced = vec![Outgoing::value(digest("produced").to_string()).key("k")];
+    topics::produce(&signed.fleet.env.brokers, &signed.fleet.topic, produced);
+    let left = signed.wait_for_state("produced", "awaiting_approval");
+    assert_eq!((&left["attempts"], &left["approval"]["rule"]), (&json!(0), &json!("ask first")));
+    assert!(left["approval"]["headers"].is_null(), "{left}");
+
+    assert_eq!(signed.decide(&signed.agent, "asked", true).status, 403);
+    assert_eq!(signed.decide(&signed.other, "asked", true).status, 404);
+    let operator = signed.access.join("operator.key");
+    let url = format!("http://{}", signed.server.address);
+    let operator = operator.to_str().expect("a path in UTF-8");
+    let by = ["--server", &url, "--token-file", operator];
+    let listed = run(&[&["approvals", "list"], &by[..]].concat());
+    assert!(listed.contains("asked  file_digest  asked by agent  rule ask first"), "{listed}");
+    assert!(listed.contains("produced"), "{listed}");
+    run(&[&["approvals", "approve", "asked", "produced", "--reason", "agreed"], &by[..]].concat());
+    for job in ["asked", "produced"] {
+        let done = signed.wait_for_state(job, "succeeded");
+        assert_eq!(done["attempts"], 1, "{done}");
+    }
+    let operator_key = fs::read_to_string(operator).expect("a key").trim().to_owned();
+    assert_eq!(signed.decide(&operator_key, "asked", true).status, 409, "it is decided once");
+
+    // Denied, cancelled by its owner, and decided about with the decision about another job.
+    for job in ["denied", "withdrawn"] {
+        signed.submit(&digest(job)).expect(202);
+    }
+    assert_eq!(signed.decide(&operator_key, "denied", false).status, 200);
+    let denied = signed.wait_for_state("denied", "cancelled");
+    assert_eq!(denied["error"]["errorCode"], "FLEET-APPROVAL-DENIED", "{denied}");
+    assert_ne!(signed.cancel(&signed.agent, "withdrawn")["known"], false);
+    signed.wait_for_state("withdrawn", "cancelled");
+
+    let approved = topics::read(&signed.fleet.env.brokers, &signed.fleet.topic)
+        .into_iter()
+        .find_map(|record| record.header("mcp-fleet-approval").map(<[u8]>::to_vec))
+        .expect("a record with a decision");
+    let replayed = Outgoing {
+        headers: vec![("mcp-fleet-approval".to_owned(), Some(approved))],
+        ..Outgoing::value(digest("replayed").to_string())
+    };
+    topics::produce(&signed.fleet.env.brokers, &signed.fleet.topic, vec![replayed]);
+    let replayed = signed.wait_for_state("replayed", "failed");
+    assert_eq!(replayed["error"]["errorCode"], "FLEET-BAD-SIGNATURE", "{replayed}");
+}
+
+#[test]
+fn a_job_that_nobody_approves_expires() {
+    let ttl = [("MCP_APPROVAL_TTL", "1s")];
+    let mut signed = Signed::start_with(Env::embedded_broker(), "unapproved", &ttl);
+    signed.set_policy(ASKING);
+    signed.submit(&digest("late")).expect(202);
+    let expired = signed.wait_for_state("late", "expired");
+    assert_eq!(expired["error"]["errorCode"], "FLEET-APPROVAL-EXPIRED", "{expired}");
+    assert!(topics::read(&signed.fleet.env.brokers, &signed.fleet.topic).is_empty());
 }

@@ -12,6 +12,7 @@ mod filter;
 mod follow;
 mod list;
 pub(crate) mod render;
+mod run_again;
 mod show;
 #[cfg(test)]
 mod stub;
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Wait(wait::Args),
     /// Cancel jobs
     Cancel(cancel::Args),
+    /// Run jobs again, as they were or with other arguments
+    RunAgain(run_again::Args),
     /// Follow jobs: a live table on a terminal, otherwise one line per event
     Watch(watch::Args),
 }
@@ -42,6 +45,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Show(args) => show::run(args).await,
         Command::Wait(args) => wait::run(args).await,
         Command::Cancel(args) => cancel::run(args).await,
+        Command::RunAgain(args) => run_again::run(args).await,
         Command::Watch(args) => watch::run(args).await,
     }
 }

@@ -6,6 +6,7 @@
 //! the operator's tool that container images contain.
 
 mod api_error;
+mod approvals;
 mod audit;
 mod bad_lines;
 #[cfg(feature = "fleet")]
@@ -81,6 +82,7 @@ const EXAMPLES: &str = "
   mcp-fleet status
   mcp-fleet jobs watch
   mcp-fleet jobs list --state failed --since 24h
+  mcp-fleet approvals list
   mcp-fleet events --from-start --json
   mcp-fleet topics create --brokers kafka:9092 --partitions 12
   mcp-fleet audit --since 24h --outcome refused
@@ -113,6 +115,11 @@ enum Command {
     Jobs {
         #[command(subcommand)]
         command: jobs::Command,
+    },
+    /// List, show and decide on jobs that await approval, through a server
+    Approvals {
+        #[command(subcommand)]
+        command: approvals::Command,
     },
     /// List, describe and call the tools that a server offers
     Tools {
@@ -196,6 +203,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Submit(args) => submit::run(args).await,
         Command::Events(args) => events::run(args).await,
         Command::Jobs { command } => jobs::run(command).await,
+        Command::Approvals { command } => approvals::run(command).await,
         Command::Tools { command } => tools::run(command).await,
         Command::Servers { command } => servers::run(command).await,
         Command::Dlq { command } => dlq::run(command).await,

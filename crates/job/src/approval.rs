@@ -26,6 +26,9 @@ pub const MAX_RECORD_BYTES: usize = 256 * 1024;
 pub struct PendingApproval {
     /// The rule that asks for it.
     pub rule: String,
+    /// Who has submitted the job, for people, if a server knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
     /// When the job expires if nobody has decided.
     pub expires_at: Timestamp,
     /// The envelope as it will be written.
@@ -61,6 +64,7 @@ impl PendingApproval {
             .map(|(name, value)| Some((name.clone(), text(value.as_deref().unwrap_or_default())?)));
         Some(Self {
             rule,
+            requested_by: None,
             expires_at,
             envelope: text(value)?,
             key: match key {

@@ -42,7 +42,10 @@ impl JobView {
     #[must_use]
     pub fn in_a_list(self) -> Self {
         let mut view = self.without_result();
-        view.event.approval = None;
+        if let Some(approval) = &mut view.event.approval {
+            approval.envelope.clear();
+            approval.headers.clear();
+        }
         view.event.metadata.clear();
         view.event.tool.iter_mut().for_each(shorten);
         view.event.error.iter_mut().for_each(|error| shorten(&mut error.message));

@@ -67,13 +67,15 @@ impl Jobs {
         let latest = now.plus(self.inner.approval_ttl);
         let expires_at = job.envelope.deadline.map_or(latest, |deadline| deadline.min(latest));
 
-        PendingApproval::of_record(value, key, &headers, rule.to_owned(), expires_at).ok_or_else(
-            || JobsError::TooLarge {
+        let by = job.submitter.as_ref().map(|by| by.principal.display_name().to_owned());
+        let pending = PendingApproval::of_record(value, key, &headers, rule.to_owned(), expires_at);
+        pending.map(|pending| PendingApproval { requested_by: by, ..pending }).ok_or_else(|| {
+            JobsError::TooLarge {
                 job_id: job.envelope.job_id.clone(),
                 bytes: value.len(),
                 limit: MAX_RECORD_BYTES,
-            },
-        )
+            }
+        })
     }
 
     /// Decides on a job that awaits approval.

@@ -7,6 +7,7 @@ use fleet_job::{
     wire::WireEnvelope,
 };
 use fleet_ledger::{Cursor, Query, query::MAX_LIMIT};
+use fleet_signing::OnBehalfOf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -115,6 +116,8 @@ pub(crate) struct Prepared {
     pub(crate) may_exist: bool,
     /// The rule that wants the job to be approved first.
     pub(crate) approval: Option<String>,
+    /// The job that this one runs again.
+    pub(crate) on_behalf_of: Option<OnBehalfOf>,
 }
 
 /// Why a request is invalid. The message names the field.
@@ -169,7 +172,7 @@ impl JobRequest {
         calls.iter_mut().for_each(|call| call.task = None);
         envelope.owner = owner;
         envelope.tenant = envelope.tenant.or_else(|| caller.tenant().map(str::to_owned));
-        Ok(Prepared { envelope, key, may_exist, approval: None })
+        Ok(Prepared { envelope, key, may_exist, approval: None, on_behalf_of: None })
     }
 
     /// Returns the type of the job and its payload, from whichever fields the request has.

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Jobs;
 
+mod approvals;
 mod asyncapi;
 mod bulk;
 mod dead_letters;

@@ -154,7 +154,7 @@ impl Jobs {
     ) -> Result<Vec<Submitted>, JobsError> {
         let (record, first) = self.find_record(job_id, caller).await?;
         let request = run.of_job(&first, &record)?;
-        self.submit(vec![request], caller, trace).await
+        self.submit_run(request, &first, caller, trace).await
     }
 }
 

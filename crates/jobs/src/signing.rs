@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use fleet_access::{JobRights, Principal};
 use fleet_job::{
+    approval,
     control::{Control, Scope},
+    decode,
+    envelope::Envelope,
     record::{Header, RawRecord},
 };
 use fleet_signing::{CurrentKeys, HEADER, OnBehalfOf, SigningKeys};
@@ -50,12 +53,39 @@ impl Jobs {
     /// The header with the signature of a job whose record has this value; `None` if jobs are not
     /// signed, or if nobody may be made responsible for this one.
     pub(crate) fn sign_job(&self, job: &Submission, value: &[u8]) -> Option<Header> {
-        let Submitter { principal, on_behalf_of } = job.submitter.as_ref()?;
+        self.sign_envelope(&job.envelope, value, job.submitter.as_ref()?)
+    }
+
+    /// The same of a job that is not submitted by this process, such as one that is replayed.
+    pub(crate) fn sign_envelope(
+        &self,
+        envelope: &Envelope,
+        value: &[u8],
+        submitter: &Submitter,
+    ) -> Option<Header> {
+        let Submitter { principal, on_behalf_of } = submitter;
         let (topic, now) = (&self.inner.topics.jobs, fleet_ops::clock::now());
-        let (envelope, on_behalf_of) = (&job.envelope, on_behalf_of.clone());
-        let keys = self.keys()?;
+        let (keys, on_behalf_of) = (self.keys()?, on_behalf_of.clone());
         let signature = keys.sign_job(topic, envelope, value, principal, on_behalf_of, now)?;
         Some((HEADER.to_owned(), Some(signature.into_bytes())))
+    }
+
+    /// The headers of a record that a caller writes again: signed anew, on behalf of whose job it
+    /// was. A record that holds no job stays as it is.
+    pub(crate) fn sign_again(&self, record: &RawRecord, caller: &Caller) -> Vec<Header> {
+        let headers = record.headers.clone();
+        if !self.signs() {
+            return headers;
+        }
+        let Ok(envelope) = decode::decode(record, usize::MAX) else { return headers };
+        let (job_id, owner) = (envelope.job_id.clone(), envelope.owner.clone());
+        let submitter = Submitter {
+            principal: Arc::clone(caller.principal()),
+            on_behalf_of: Some(OnBehalfOf { job_id, owner }),
+        };
+        let value = record.value.as_deref().unwrap_or_default();
+        let signature = self.sign_envelope(&envelope, value, &submitter);
+        without_signature(headers).into_iter().chain(signature).collect()
     }
 
     /// Who has submitted the job of a record, if it says so with a signature.
@@ -112,7 +142,10 @@ impl Inner {
     }
 }
 
-/// The headers of a record without its signature, which is not that of another record.
+/// The headers of a record without its signature and the decision about it, which are not those of
+/// another record.
 pub(crate) fn without_signature(headers: Vec<Header>) -> Vec<Header> {
-    headers.into_iter().filter(|(name, _)| !name.eq_ignore_ascii_case(HEADER)).collect()
+    let is_ours =
+        |name: &str| [HEADER, approval::HEADER].iter().any(|own| name.eq_ignore_ascii_case(own));
+    headers.into_iter().filter(|(name, _)| !is_ours(name)).collect()
 }

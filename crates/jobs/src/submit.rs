@@ -30,6 +30,7 @@ use fleet_ops::{
     blocking::run_blocking,
     trace::{Span, SpanKind},
 };
+use fleet_signing::OnBehalfOf;
 use futures::future::join_all;
 
 use super::{
@@ -97,7 +98,31 @@ impl Jobs {
         caller: &Caller,
         trace: &TraceContext,
     ) -> Result<Vec<Submitted>, JobsError> {
-        let mut jobs = prepare_jobs(requests, caller)?;
+        self.submit_prepared_requests(prepare_jobs(requests, caller)?, caller, trace).await
+    }
+
+    /// Submits another run of a job, as [`submit`](Self::submit) does.
+    pub(crate) async fn submit_run(
+        &self,
+        request: JobRequest,
+        first: &Envelope,
+        caller: &Caller,
+        trace: &TraceContext,
+    ) -> Result<Vec<Submitted>, JobsError> {
+        let mut jobs = prepare_jobs(vec![request], caller)?;
+        let (job_id, owner) = (first.job_id.clone(), first.owner.clone());
+        for job in &mut jobs {
+            job.on_behalf_of = Some(OnBehalfOf { job_id: job_id.clone(), owner: owner.clone() });
+        }
+        self.submit_prepared_requests(jobs, caller, trace).await
+    }
+
+    async fn submit_prepared_requests(
+        &self,
+        mut jobs: Vec<Prepared>,
+        caller: &Caller,
+        trace: &TraceContext,
+    ) -> Result<Vec<Submitted>, JobsError> {
         let mut allowed = Vec::with_capacity(jobs.len());
         for (index, job) in jobs.iter().enumerate() {
             let resolver = self.inner.resolver.get();
@@ -202,7 +227,7 @@ impl Jobs {
         let now = fleet_ops::clock::now();
         let (mut ids, mut new) = (Vec::with_capacity(jobs.len()), HashSet::new());
         let mut fresh = Vec::new();
-        for Prepared { envelope, key, may_exist, approval } in jobs {
+        for Prepared { envelope, key, may_exist, approval, on_behalf_of } in jobs {
             let job_id = envelope.job_id.clone();
             // A request that contains an id twice means one job.
             let is_new = !is_old(&job_id) && new.insert(job_id.clone());
@@ -214,7 +239,8 @@ impl Jobs {
             if is_new {
                 let undo = if may_exist { Undo::Nothing } else { Undo::Remove };
                 let headers = headers.to_vec();
-                let submitter = Some(Submitter::new(Arc::clone(caller.principal())));
+                let principal = Arc::clone(caller.principal());
+                let submitter = Some(Submitter { principal, on_behalf_of });
                 fresh.push(Submission {
                     envelope,
                     value: None,

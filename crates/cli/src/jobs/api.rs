@@ -101,7 +101,7 @@ impl Api {
     }
 
     /// Returns one page of jobs.
-    pub(super) async fn list(
+    pub(crate) async fn list(
         &self,
         filter: &JobFilter,
         limit: usize,
@@ -144,7 +144,7 @@ impl Api {
     }
 
     /// Returns a job with its result.
-    pub(super) async fn get(&self, job_id: &str) -> Result<JobView, ApiError> {
+    pub(crate) async fn get(&self, job_id: &str) -> Result<JobView, ApiError> {
         self.request_with_retries(Method::GET, self.url(&["jobs", job_id])?, ANSWER).await
     }
 
@@ -152,6 +152,28 @@ impl Api {
     pub(super) async fn envelope(&self, job_id: &str) -> Result<JobRecord, ApiError> {
         let url = self.url(&["jobs", job_id, "envelope"])?;
         self.request_once(Method::GET, url, ANSWER).await
+    }
+
+    /// Decides about a job that awaits approval.
+    pub(crate) async fn decide(
+        &self,
+        job_id: &str,
+        approve: bool,
+        reason: Option<&str>,
+    ) -> Result<JobView, ApiError> {
+        let url = self.url(&["jobs", job_id, "decision"])?;
+        let body = json!({ "approve": approve, "reason": reason });
+        self.send_with_retries(self.http.post(url).json(&body), ANSWER, None).await
+    }
+
+    /// Submits another run of a job.
+    pub(super) async fn run_again(
+        &self,
+        job_id: &str,
+        changes: &Value,
+    ) -> Result<SubmittedJobs, ApiError> {
+        let url = self.url(&["jobs", job_id, "runs"])?;
+        self.send_once(self.http.post(url).json(changes), SUBMITTED).await
     }
 
     /// Like `get`, but tries only once and within `limit`.

@@ -107,6 +107,7 @@ impl ReplayedLetter {
 
 /// A replay on its thread.
 struct Run {
+    jobs: Jobs,
     settings: Settings,
     topics: Topics,
     producer: Arc<Producer>,
@@ -132,11 +133,11 @@ impl Jobs {
             JobsError::NotReady("another replay is running; try again when it is done".to_owned())
         })?;
         let (producer, handle) = (self.inner.link.producer.clone(), Handle::current());
-        let caller = caller.clone();
+        let (jobs, caller) = (self.clone(), caller.clone());
 
         self.read_letters(move |settings, topics| {
             let (settings, topics) = (settings.clone(), topics.clone());
-            Run { settings, topics, producer, request, caller, handle, _permit: permit }.run()
+            Run { jobs, settings, topics, producer, request, caller, handle, _permit: permit }.run()
         })
         .await
     }
@@ -266,9 +267,11 @@ impl Run {
 
     /// Writes the record and then its marker.
     fn write(&self, letter: &Letter, record: RawRecord) -> Result<String, JobsError> {
+        let headers = dead_letter::headers_for_replay(&record.headers);
+        let record = RawRecord { headers, ..record };
         let back = Outgoing {
             topic: self.topics.jobs.clone(),
-            headers: dead_letter::headers_for_replay(&record.headers),
+            headers: self.jobs.sign_again(&record, &self.caller),
             key: record.key,
             value: record.value,
             ..Outgoing::default()

@@ -19,10 +19,12 @@ use super::{
 };
 use crate::{JobRequest, MAX_JOBS};
 
+mod approvals;
 mod bulk;
 mod dead_letters;
 mod inspection;
 
+use approvals::decision_operation;
 use inspection::{counts_operation, envelope_operation, history_operation, run_operation};
 
 const LOCATION: &[(&str, &str)] = &[("Location", "The path of the job, if the body had only one.")];
@@ -39,6 +41,7 @@ pub(super) fn operations() -> Vec<Operation> {
         envelope_operation(),
         history_operation(),
         run_operation(),
+        decision_operation(),
         counts_operation(),
         bulk::cancel_operation(),
         bulk::run_operation(),
@@ -347,6 +350,7 @@ pub fn path_label(path: &str) -> Option<&'static str> {
         ("jobs", Some(_), Some("events"), None) => Some("/jobs/{id}/events"),
         ("jobs", Some(_), Some("envelope"), None) => Some("/jobs/{id}/envelope"),
         ("jobs", Some(_), Some("history"), None) => Some("/jobs/{id}/history"),
+        ("jobs", Some(_), Some("decision"), None) => Some("/jobs/{id}/decision"),
         ("jobs", Some(_), Some("runs"), None) => Some("/jobs/{id}/runs"),
         ("job-counts", ..) => Some("/job-counts"),
         ("dead-letters", None, ..) => Some("/dead-letters"),

@@ -112,7 +112,7 @@ impl Gateway {
 impl Asking {
     /// Somebody who asks by REST, where problems tell of refusals.
     pub(crate) fn by_rest(asker: Asker) -> Self {
-        Self { asker, note: None }
+        Self { asker, note: None, approval_ttl: None }
     }
 
     /// Who asks.
