@@ -143,7 +143,8 @@ fn parts(record: &Record) -> (String, Vec<u8>) {
 
 #[test]
 fn a_job_runs_with_the_rights_of_its_submitter_at_that_time() {
-    let mut signed = Signed::start(Env::embedded_broker(), "signed-rights");
+    let env = Env::embedded_broker(module_path!());
+    let mut signed = Signed::start(&env, "signed-rights");
     let calls = vec![json!({"tool": "file_read", "arguments": {"path": "hello.txt"}}); 5];
     signed
         .submit(&json!([read("one"), {"jobID": "many", "calls": calls, "parallel": 3}]))
@@ -173,7 +174,8 @@ fn a_job_runs_with_the_rights_of_its_submitter_at_that_time() {
 
 #[test]
 fn a_changed_record_never_runs_and_an_unsigned_one_acts_as_its_topic() {
-    let mut signed = Signed::start(Env::embedded_broker(), "signed-attacks");
+    let env = Env::embedded_broker(module_path!());
+    let mut signed = Signed::start(&env, "signed-attacks");
     signed.submit(&read("mine")).expect(202);
     let (value, signature) = parts(&signed.records(1)[0]);
     let forged = |value: String, signature: &[u8]| {
@@ -228,7 +230,8 @@ fn a_changed_record_never_runs_and_an_unsigned_one_acts_as_its_topic() {
 
 #[test]
 fn only_its_owner_cancels_a_job() {
-    let mut signed = Signed::start(Env::embedded_broker(), "signed-cancel");
+    let env = Env::embedded_broker(module_path!());
+    let mut signed = Signed::start(&env, "signed-cancel");
     let mut due = read("mine");
     due["notBefore"] = json!((now().plus(std::time::Duration::from_secs(3600))).to_string());
     signed.submit(&due).expect(202);
@@ -286,7 +289,8 @@ fn replace(path: &Path, text: &str) {
 
 #[test]
 fn keys_are_replaced_while_jobs_run() {
-    let mut signed = Signed::start(Env::embedded_broker(), "signed-rotation");
+    let env = Env::embedded_broker(module_path!());
+    let mut signed = Signed::start(&env, "signed-rotation");
     signed.fleet.start_worker();
     let (key, public) = (signed.access.join("signing.key"), signed.access.join("signing.pub"));
     let submit = |signed: &Signed<'_>, from: usize| {
@@ -379,7 +383,8 @@ impl Signed<'_> {
 
 #[test]
 fn a_job_waits_for_the_word_of_somebody_else() {
-    let mut signed = Signed::start(Env::embedded_broker(), "approvals");
+    let env = Env::embedded_broker(module_path!());
+    let mut signed = Signed::start(&env, "approvals");
     signed.set_policy(ASKING);
     signed.fleet.start_worker();
 
@@ -435,7 +440,8 @@ fn a_job_waits_for_the_word_of_somebody_else() {
 #[test]
 fn a_job_that_nobody_approves_expires() {
     let ttl = [("MCP_APPROVAL_TTL", "1s")];
-    let mut signed = Signed::start_with(Env::embedded_broker(), "unapproved", &ttl);
+    let env = Env::embedded_broker(module_path!());
+    let mut signed = Signed::start_with(&env, "unapproved", &ttl);
     signed.set_policy(ASKING);
     signed.submit(&digest("late")).expect(202);
     let expired = signed.wait_for_state("late", "expired");

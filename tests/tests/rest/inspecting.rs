@@ -9,7 +9,7 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::{read_file, start};
+use super::{read_file, start};
 
 fn ids(list: &Value) -> BTreeSet<String> {
     let jobs = list["jobs"].as_array().expect("jobs");

@@ -9,7 +9,7 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::start;
+use super::start;
 
 /// Sends a request without a body.
 fn send(address: std::net::SocketAddr, method: &str, path: &str) -> rest::Answer {
