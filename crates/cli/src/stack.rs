@@ -263,6 +263,7 @@ pub(crate) fn start_worker(
         format!("--group={}", config.group),
         format!("--server-url={server_url}"),
         format!("--server-token-file={}", config.keys_dir.join("worker.key").display()),
+        format!("--signing-public-keys={}", config.keys_dir.join("signing.pub").display()),
         format!("--worker-id={name}"),
     ];
 
@@ -294,6 +295,7 @@ pub(crate) fn start_server(
         "--access=local".to_owned(),
         format!("--access-keys={}", config.keys_file().display()),
         format!("--access-pepper-file={}", config.pepper_file().display()),
+        format!("--signing-key={}", config.keys_dir.join("signing.key").display()),
     ];
 
     if config.jobs {

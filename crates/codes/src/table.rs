@@ -213,6 +213,22 @@ table! {
             "The operation needs the approval of somebody else.",
             "A rule with `effect = \"approve\"` covers it.",
             "Ask somebody who may approve it, or have the rule changed.";
+        BAD_SIGNATURE = "FLEET-BAD-SIGNATURE":
+            "The job's signature does not fit the job, so the job was not run.",
+            "The record, its job id or its calls were changed after the job was submitted, or its signature was taken from another job, topic or fleet.",
+            "Find out who may write to the jobs topic (docs/access.md); submit the job again through the server.";
+        UNKNOWN_SIGNATURE = "FLEET-UNKNOWN-SIGNATURE":
+            "The job was signed with a key that the server does not have.",
+            "The key is that of another fleet, or keys are being replaced and this server has not read the new one.",
+            "Give every server the public key before any server signs with the private one; then replay the dead letter.";
+        WORKER_REFUSED = "FLEET-WORKER-REFUSED":
+            "The worker may not present the jobs of others, so its jobs wait.",
+            "Jobs are signed here, and the worker's principal lacks the right `act-as`, or the worker is of a version that does not pass signatures on.",
+            "Give the worker a key with the role `fleet-worker` or a rule for `act-as`; upgrade workers before servers sign.";
+        SIGNING_KEYS = "FLEET-SIGNING-KEYS":
+            "The file of signing keys cannot be used.",
+            "It is not PEM, or holds something else than Ed25519 keys.",
+            "Make one with `mcp-fleet keys init`, or with `openssl genpkey -algorithm ed25519`.";
         AUDIT_UNAVAILABLE = "FLEET-AUDIT-UNAVAILABLE":
             "The operation can't be recorded now, so it is not done.",
             "The audit log is required, and its file or topic can't be written. Jobs wait meanwhile.",

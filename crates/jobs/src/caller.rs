@@ -5,12 +5,12 @@
 //! serves this machine only or everybody, the owner is a digest of the credentials that a proxy or
 //! a client sends.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use fleet_access::{
-    Action, AdmittedCall, Arguments, Asker, Context, Decision, OpenRecord, Resource,
+    Action, AdmittedCall, Arguments, Asker, Context, Decision, OpenRecord, Principal, Resource,
 };
-use fleet_job::event::JobEvent;
+use fleet_job::{control::Scope, event::JobEvent};
 use fleet_ledger::query::Visibility;
 use fleet_ops::{
     hex::hex,
@@ -141,8 +141,21 @@ impl Caller {
         }
     }
 
+    /// Whose jobs the caller may cancel while nobody knows whose job an id is.
+    pub(crate) fn cancel_scope(&self) -> Scope {
+        Scope {
+            owners: self.names().into_iter().map(str::to_owned).collect(),
+            unowned: self.decide(Action::CancelJob, None, None).is_allowed(),
+        }
+    }
+
+    /// Who was authenticated.
+    pub(crate) fn principal(&self) -> &Arc<Principal> {
+        self.asker.principal()
+    }
+
     /// The owners of jobs that are this caller.
-    fn names(&self) -> Vec<&str> {
+    pub(crate) fn names(&self) -> Vec<&str> {
         [&self.owner, &self.former].into_iter().filter_map(Option::as_deref).collect()
     }
 

@@ -15,6 +15,7 @@ use std::{
 use fleet_access::{Asker, AuditOutcome};
 use fleet_job::{
     control::Cancelled,
+    event::JobEvent,
     topics::Topics,
     view::{JobCounts, JobList, JobView},
 };
@@ -24,6 +25,7 @@ use fleet_kafka::{
     link::Link,
 };
 use fleet_ledger::{Cursor, Known, MemoryStore, Page, Query, SqliteStore, Store};
+use fleet_signing::CurrentKeys;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -49,6 +51,7 @@ pub mod rest;
 mod restate;
 mod rights;
 mod runs;
+mod signing;
 mod submit;
 pub mod tasks;
 #[cfg(feature = "testing")]
@@ -111,6 +114,8 @@ struct Inner {
     replaying: Arc<Semaphore>,
     /// Finds the tools that jobs name.
     resolver: OnceLock<ToolResolver>,
+    /// The keys that sign jobs.
+    signing: OnceLock<CurrentKeys>,
     stop: CancellationToken,
 }
 
@@ -193,6 +198,7 @@ impl Jobs {
             searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
             replaying: Arc::new(Semaphore::new(1)),
             resolver: OnceLock::new(),
+            signing: OnceLock::new(),
             stop,
         });
         _ = inner.threads.set(follow::start_threads(&inner)?);
@@ -267,7 +273,8 @@ impl Jobs {
     /// Makes the view of a job that callers are shown.
     pub(crate) fn view(&self, known: Known) -> JobView {
         let cancelled = self.inner.cancelled();
-        let control = cancelled.get(&known.event.job_id, known.event.submitted_at).cloned();
+        let JobEvent { job_id, submitted_at, owner, .. } = &known.event;
+        let control = cancelled.get(job_id, *submitted_at, owner.as_deref()).cloned();
         drop(cancelled);
         view::view_of(known, control.as_ref())
     }

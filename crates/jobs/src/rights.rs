@@ -6,7 +6,9 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use fleet_access::{Action, Annotations, Arguments, Context, Decision, OpenRecord, Resource};
+use fleet_access::{
+    Action, Annotations, Arguments, Context, Decision, JobRights, OpenRecord, Resource,
+};
 use fleet_job::{
     envelope::{Envelope, ToolCall, Work},
     mcp_servers::McpServers,
@@ -107,6 +109,7 @@ pub(crate) fn check_submission(
     caller: &Caller,
     envelope: &Envelope,
     resolve: Option<&ToolResolver>,
+    jobs: JobRights,
 ) -> Result<AllowedJob, JobsError> {
     let tenant = envelope.tenant.as_deref();
     let calls = match &envelope.work {
@@ -125,7 +128,7 @@ pub(crate) fn check_submission(
             }));
         }
     };
-    check_all(calls.iter().map(|call| check_call(caller, call, tenant, resolve)))
+    check_all(calls.iter().map(|call| check_call(caller, call, tenant, resolve, jobs)))
 }
 
 /// What all of these parts of a job are allowed as.
@@ -143,6 +146,7 @@ fn check_call(
     call: &ToolCall,
     tenant: Option<&str>,
     resolve: Option<&ToolResolver>,
+    jobs: JobRights,
 ) -> Result<AllowedJob, JobsError> {
     let exposed = call.exposed_name();
     let resolved = resolve.and_then(|resolve| resolve(&exposed, &call.arguments));
@@ -158,13 +162,13 @@ fn check_call(
     let resource = Resource { tenant, ..Resource::tool(server, tool, Annotations::default()) };
     let decision = check(caller, Action::SubmitJob, &resource, Arguments::Known(arguments))?;
 
-    // Our own tools would do these with the rights of the worker.
+    // Our own tools would do these with the rights of the worker, if jobs are not signed.
     if server.is_none() && tool.starts_with(SERVER_TOOLS) {
         let named = arguments.get("name").and_then(Value::as_str);
         let resource = Resource { server: named, ..Resource::default() };
         check(caller, Action::AdministerServers, &resource, Arguments::None)?;
     }
-    if server.is_none() && tool.starts_with(JOB_TOOLS) {
+    if jobs == JobRights::OfWorkers && server.is_none() && tool.starts_with(JOB_TOOLS) {
         check(caller, Action::ActAs, &Resource { tenant, ..Resource::default() }, Arguments::None)?;
     }
     admit(caller, &resource, size::json_bytes(&call.arguments))?;
@@ -227,6 +231,10 @@ mod tests {
 
     /// Whether a principal of the tenant `a` may submit a job under these rules.
     fn may_submit(rules: &str, job: Value) -> Result<(), String> {
+        may_submit_where(JobRights::OfWorkers, rules, job)
+    }
+
+    fn may_submit_where(jobs: JobRights, rules: &str, job: Value) -> Result<(), String> {
         let policy = AccessPolicy::parse(rules, None).unwrap();
         let rights = CurrentRights::new(policy.into_rights());
         let via = Via::Key { id: "k".to_owned() };
@@ -237,7 +245,7 @@ mod tests {
         let caller = Caller::new(Some("ci".to_owned()), None, asker);
         let request: crate::JobRequest = serde_json::from_value(job).unwrap();
         let prepared = request.prepare(&caller, || "j".to_owned()).unwrap();
-        check_submission(&caller, &prepared.envelope, Some(&resolver()))
+        check_submission(&caller, &prepared.envelope, Some(&resolver()), jobs)
             .map(drop)
             .map_err(|error| error.to_string())
     }
@@ -339,6 +347,12 @@ mod tests {
         let refusal = may_submit(submit, json!({"tool": "job_cancel"})).unwrap_err();
         assert!(refusal.contains("act-as"), "{refusal}");
         assert_eq!(may_submit(submit, json!({"tool": "file_read"})), Ok(()));
+
+        // A signed job does it with the rights of its submitter, which are decided on then.
+        let signed =
+            |tool: &str| may_submit_where(JobRights::OfSubmitters, submit, json!({"tool": tool}));
+        assert_eq!(signed("job_cancel"), Ok(()));
+        assert!(signed("server_remove").is_err());
     }
 
     #[test]

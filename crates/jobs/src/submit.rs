@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -37,6 +38,7 @@ use super::{
     outcome_of,
     request::{BadRequest, Prepared},
     rights,
+    signing::Submitter,
 };
 use crate::metrics;
 
@@ -59,6 +61,8 @@ pub(crate) struct Submission {
     pub(crate) submitted_at: Timestamp,
     /// The trace context.
     pub(crate) headers: Vec<Header>,
+    /// As whom the job is to run; `None` if nobody is known to have submitted it.
+    pub(crate) submitter: Option<Submitter>,
     /// What to do with the `queued` event if the envelope can't be written.
     pub(crate) undo: Undo,
 }
@@ -93,7 +97,12 @@ impl Jobs {
         let mut allowed = Vec::with_capacity(jobs.len());
         for (index, job) in jobs.iter().enumerate() {
             let resolver = self.inner.resolver.get();
-            allowed.push(rights::check_submission(caller, &job.envelope, resolver)?);
+            allowed.push(rights::check_submission(
+                caller,
+                &job.envelope,
+                resolver,
+                self.job_rights(),
+            )?);
             self.check_reply_topic(&job.envelope).map_err(|error| match jobs.len() {
                 1 => JobsError::Bad(error),
                 _ => JobsError::BadJob { index, error },
@@ -194,7 +203,15 @@ impl Jobs {
             if is_new {
                 let undo = if may_exist { Undo::Nothing } else { Undo::Remove };
                 let headers = headers.to_vec();
-                fresh.push(Submission { envelope, key, submitted_at: now, headers, undo });
+                let submitter = Some(Submitter::new(Arc::clone(caller.principal())));
+                fresh.push(Submission {
+                    envelope,
+                    key,
+                    submitted_at: now,
+                    headers,
+                    submitter,
+                    undo,
+                });
             }
         }
         self.enqueue(fresh, claim.as_ref()).await?;
@@ -338,14 +355,18 @@ impl Jobs {
 
         claim.map_or(Ok(()), Claim::check_age)?;
         let announced = self.write_events(&events, &jobs).await?;
-        let records = jobs.iter().map(|job| Outgoing {
-            topic: self.inner.topics.jobs.clone(),
-            key: job.key.clone().map(String::into_bytes),
-            value: Some(job.envelope.to_json().to_string().into_bytes()),
-            headers: job.headers.clone(),
-            // The worker's events repeat it, so that the job keeps its position in lists.
-            timestamp: Some(job.submitted_at),
-            partition: None,
+        let records = jobs.iter().map(|job| {
+            let value = job.envelope.to_json().to_string().into_bytes();
+            let signature = self.sign_job(job, &value);
+            Outgoing {
+                topic: self.inner.topics.jobs.clone(),
+                key: job.key.clone().map(String::into_bytes),
+                value: Some(value),
+                headers: job.headers.iter().cloned().chain(signature).collect(),
+                // The worker's events repeat it, so that the job keeps its position in lists.
+                timestamp: Some(job.submitted_at),
+                partition: None,
+            }
         });
         let written = match claim.map_or(Ok(()), Claim::check_age) {
             Ok(()) => self.write_all(records.collect()).await.map(drop).map_err(JobsError::from),

@@ -34,6 +34,7 @@ use super::{
     Caller, Jobs, JobsError,
     caller::derived_id,
     not_found, outcome_of,
+    signing::{Submitter, without_signature},
     submit::{Submission, Undo},
 };
 use crate::config::JobsConfig;
@@ -112,8 +113,14 @@ impl Tasks {
 
         let span = self.jobs.start_send_span(trace, 1);
         let headers = span.context().headers();
-        let job =
-            Submission { envelope, key: None, submitted_at: now, headers, undo: Undo::Remove };
+        let job = Submission {
+            envelope,
+            key: None,
+            submitted_at: now,
+            headers,
+            submitter: Some(Submitter::new(Arc::clone(caller.principal()))),
+            undo: Undo::Remove,
+        };
         self.jobs
             .enqueue_detached(job)
             .await
@@ -222,6 +229,8 @@ impl Tasks {
         let record = record.filter(|record| record.position.offset == source.offset);
         let record = record.ok_or_else(lost)?;
 
+        // Whoever answers, the call remains that of its submitter.
+        let submitter = self.jobs.signed_submitter(&record);
         let mut envelope = decode::decode(&record, usize::MAX).map_err(|_| lost())?;
         let Work::ToolCall(ToolCall { task: Some(round), .. }) = &mut envelope.work else {
             return Err(lost());
@@ -235,7 +244,8 @@ impl Tasks {
         let key = record.key.and_then(|key| String::from_utf8(key).ok());
         let submitted_at = event.submitted_at.unwrap_or(event.time);
         let undo = Undo::Restore(Box::new(before));
-        let job = Submission { envelope, key, submitted_at, headers: record.headers, undo };
+        let headers = without_signature(record.headers);
+        let job = Submission { envelope, key, submitted_at, headers, submitter, undo };
         self.jobs.enqueue_detached(job).await
     }
 

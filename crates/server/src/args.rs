@@ -8,7 +8,10 @@ use fleet_ops::{
     tls::TlsArgs,
 };
 
-use crate::{access::AccessMode, audit::AuditMode};
+use crate::{
+    access::{AccessMode, UnsignedJobs},
+    audit::AuditMode,
+};
 
 /// The flags of the server.
 #[derive(Debug, Clone, clap::Args)]
@@ -179,6 +182,31 @@ pub struct Args {
         value_parser = path_parser(),
     )]
     pub access_pepper_file: Option<PathBuf>,
+    /// The file of the Ed25519 keys (PEM) that sign jobs, so that a job runs with the rights of who
+    /// has submitted it. The first private key signs; those of all keys are accepted.
+    /// `mcp-fleet keys init` makes one.
+    #[arg(
+        help_heading = "Access",
+        long = "signing-key",
+        env = "MCP_SIGNING_KEY_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
+    pub signing_key: Option<PathBuf>,
+    /// A file of public keys whose signatures are accepted, too.
+    #[arg(
+        help_heading = "Access",
+        long = "signing-public-keys",
+        env = "MCP_SIGNING_PUBLIC_KEYS_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
+    pub signing_public_keys: Option<PathBuf>,
+    /// What jobs may do that nobody has signed, such as those that a producer has written to Kafka,
+    /// where other jobs are signed. `rules`: what rules allow the principal `kafka:<topic>`.
+    /// `trusted`: everything that no rule denies it.
+    #[arg(help_heading = "Access", long, env = "MCP_UNSIGNED_JOBS", value_enum, default_value_t)]
+    pub unsigned_jobs: UnsignedJobs,
     /// Record what callers do and what is refused to them, in `<topic>.audit` if there are brokers
     /// and in the file of `--audit-file`. `auto`: if callers are told apart. `required`: always, and
     /// what can't be recorded is not done.

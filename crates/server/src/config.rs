@@ -62,6 +62,8 @@ pub struct ServerConfig {
     pub audit: AuditConfig,
     /// The registry through which replicas share what they host; none by default.
     pub registry: Option<RegistryConfig>,
+    /// The jobs topic of the workers that call this server.
+    pub jobs_topic: String,
     /// The jobs that this server accepts and follows; none by default.
     pub jobs: Option<JobsConfig>,
     /// The compression of records that the server writes to Kafka.
@@ -96,6 +98,7 @@ impl Default for ServerConfig {
             access: AccessSource::default(),
             audit: AuditConfig::default(),
             registry: None,
+            jobs_topic: fleet_job::topics::DEFAULT_JOBS_TOPIC.to_owned(),
             jobs: None,
             compression: Compression::default(),
             repeat_window: Duration::from_secs(600),
@@ -144,6 +147,7 @@ impl ServerConfig {
             policy_source,
             audit: audit_config(args)?,
             registry: registry_config(args),
+            jobs_topic: args.jobs_topic.clone(),
             jobs: jobs_config(args)?,
             compression: args.compression,
             repeat_window: args.repeat_window,
@@ -175,6 +179,9 @@ fn access_source(args: &Args, public_url: Option<&Url>, tls: Option<&TlsFiles>) 
         keys: named_path(&args.access_keys),
         pepper: named_path(&args.access_pepper_file),
         policy: named_path(&args.policy_file),
+        signing_keys: named_path(&args.signing_key),
+        signing_public_keys: named_path(&args.signing_public_keys),
+        unsigned_jobs: args.unsigned_jobs,
         public_url: public_url.cloned(),
         port: match tls.map(|tls| &tls.clients) {
             None => PortSecurity::Plain,

@@ -10,6 +10,7 @@ use fleet_jobs::JobsError;
 use fleet_kafka::KafkaError;
 use fleet_ops::{config::ConfigError, tls::TlsError};
 use fleet_policy::PolicyError;
+use fleet_signing::SigningKeysError;
 
 use crate::tools::files::RootError;
 
@@ -51,6 +52,15 @@ pub enum ServerError {
     Pepper {
         /// The file.
         path: PathBuf,
+    },
+    /// A file of signing keys can't be used.
+    #[error("could not use {}", path.display())]
+    SigningKeys {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        error: SigningKeysError,
     },
     /// Nothing tells callers apart.
     #[error(

@@ -40,6 +40,7 @@ use tracing::Instrument as _;
 
 use crate::{provider::Provider, repeat::Repeats};
 
+mod acting;
 mod asking;
 mod content;
 mod extensions;
@@ -50,6 +51,7 @@ mod tally;
 mod tasks;
 mod traces;
 
+pub use acting::SignedJobs;
 pub(crate) use asking::{Asking, annotations_of, asking_in};
 pub(crate) use content::VisibleTool;
 use invocation::Invocation;
@@ -80,6 +82,7 @@ struct Inner {
     repeats: Option<Repeats>,
     shared: Option<Arc<Shared>>,
     tasks: OnceLock<Tasks>,
+    signed_jobs: OnceLock<SignedJobs>,
     labels: Labels,
     tallies: Arc<Tallies>,
 }
@@ -104,6 +107,7 @@ impl Gateway {
             repeats,
             shared,
             tasks: OnceLock::new(),
+            signed_jobs: OnceLock::new(),
             labels: Labels::default(),
             tallies: Arc::new(Tallies::new(fleet_ops::clock::now())),
         };
@@ -130,6 +134,14 @@ impl Gateway {
     pub fn with_tasks(self, tasks: Tasks) -> Self {
         // A second call changes nothing.
         self.inner.tasks.get_or_init(|| tasks);
+        self
+    }
+
+    /// Has the calls of jobs decided on as those who have signed them.
+    #[must_use]
+    pub fn with_signed_jobs(self, signed_jobs: SignedJobs) -> Self {
+        // A second call changes nothing.
+        self.inner.signed_jobs.get_or_init(|| signed_jobs);
         self
     }
 

@@ -15,6 +15,7 @@ use fleet_ops::{
     tls::Tls,
 };
 use fleet_policy::current::CurrentPolicy;
+use fleet_signing::CurrentKeys;
 use rmcp::transport::stdio_pipes;
 use tokio_util::sync::CancellationToken;
 
@@ -94,8 +95,14 @@ pub async fn run_until(
     shared.follow(stop.clone())?;
     let jobs = start_jobs(&config, &mut links, stop.clone()).await?;
 
+    // Standard input has one caller, whose jobs another server may execute.
+    let signing = match &access {
+        Some(access) => access.signing_keys(),
+        None => CurrentKeys::new(access::read_signing_keys(&config.access)?),
+    };
     if let Some(jobs) = &jobs {
         jobs.resolve_tools_with(tools::jobs::resolver(fleet.clone()));
+        jobs.sign_with(signing);
     }
 
     let mut providers = more;
@@ -105,6 +112,10 @@ pub async fn run_until(
         Gateway::new(providers, fleet.clone(), window, max_bytes, Some(shared.clone()));
     if let (Some(jobs), Some(config)) = (&jobs, &config.jobs) {
         gateway = gateway.with_tasks(Tasks::new(jobs.clone(), config));
+    }
+
+    if let Some(access) = &access {
+        gateway = gateway.with_signed_jobs(access.signed_jobs(&config.jobs_topic));
     }
 
     let result = match access {

@@ -32,7 +32,7 @@ use crate::{
 
 mod errors;
 
-use errors::{limit_error, refusal_error, unauthenticated};
+use errors::{limit_error, refusal_error, refused_worker_error, unauthenticated};
 
 /// When to try again what could not be recorded.
 const RECORD_AGAIN: Duration = Duration::from_secs(5);
@@ -254,6 +254,15 @@ impl Asking {
             "retryAfterMs": u64::try_from(RECORD_AGAIN.as_millis()).unwrap_or(u64::MAX),
         });
         ErrorData::new(ErrorCode::INTERNAL_ERROR, gap.to_string(), Some(data))
+    }
+
+    /// The error for a worker that may not act for others. Its jobs wait, since they are no fault of
+    /// its own.
+    pub(super) fn refuse_worker(&self, again: Duration) -> ErrorData {
+        if let Some(note) = &self.note {
+            note.note_forbidden();
+        }
+        refused_worker_error(again)
     }
 
     /// Lets a call of a tool in if no limit is met.

@@ -171,6 +171,7 @@ impl Gateway {
         &self,
         mut invocation: Invocation<'_>,
     ) -> Result<CallToolResponse, ErrorData> {
+        self.act_for_submitter(&invocation.params, &mut invocation.context)?;
         let asking = self.asked_by(&invocation.context)?;
         let (target, allowed) = self.check_call(&asking, &invocation).await?;
         let resource = target.resource(&invocation.params.name);

@@ -1,5 +1,7 @@
 //! The errors that callers get instead of what they may not do, or not now.
 
+use std::time::Duration;
+
 use fleet_access::{Action, Decision, LimitReached};
 use rmcp::model::{ErrorCode, ErrorData};
 use serde_json::json;
@@ -31,6 +33,22 @@ pub(super) fn limit_error(reached: &LimitReached, server: Option<&str>) -> Error
         data["server"] = server.into();
     }
     ErrorData::new(ErrorCode::INVALID_REQUEST, reached.to_string(), Some(data))
+}
+
+/// The error for a worker that may not act for others.
+pub(super) fn refused_worker_error(again: Duration) -> ErrorData {
+    let code = fleet_codes::WORKER_REFUSED;
+    let data = json!({
+        // A reason that workers of all versions know, and that has their jobs wait.
+        "reason": "server-busy",
+        "code": code.as_str(),
+        "retryAfterMs": u64::try_from(again.as_millis()).unwrap_or(u64::MAX),
+    });
+    let message = format!(
+        "this caller may not make calls for jobs of others: it needs the role `fleet-worker` or a \
+         rule for `act-as`, and has to pass on who has signed the job [{code}]"
+    );
+    ErrorData::new(ErrorCode::INVALID_REQUEST, message, Some(data))
 }
 
 /// The error for a request that nobody was authenticated for. Its transport authenticates all, so
