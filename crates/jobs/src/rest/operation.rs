@@ -180,7 +180,6 @@ fn filter_of(method: &Method) -> MethodFilter {
 }
 
 /// The schema of a type.
-
 pub fn schema_of<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
     schemas.subschema_for::<T>()
 }
