@@ -46,6 +46,7 @@ mod stack;
 mod stack_policy;
 mod status;
 mod submit;
+mod suggestions;
 #[cfg(feature = "fleet")]
 mod supervise;
 #[cfg(feature = "fleet")]
@@ -57,7 +58,7 @@ mod wait_notice;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use error::CliError;
 
 /// The same allocator as in `kafka-worker`, so that `mcp-fleet worker` behaves like it.
@@ -166,6 +167,7 @@ fn main() -> ExitCode {
         return code;
     }
 
+    completions::answer_shell::<Cli>();
     let cli = Cli::parse();
 
     let runtime = match &cli.command {
@@ -210,12 +212,14 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Server(args) => serve::server(args).await,
         #[cfg(feature = "fleet")]
         Command::Worker(args) => serve::worker(args).await,
-        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Command::Completions(args) => completions::run(&args),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     /// Returns the help texts of a command and of its subcommands.

@@ -11,6 +11,7 @@ mod through_server;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use clap_complete::engine::ArgValueCompleter;
 use fleet_job::view::Submitted;
 use fleet_ops::shutdown;
 use serde_json::json;
@@ -26,6 +27,7 @@ use crate::{
     output,
     result_output::ResultArgs,
     server_args::ServerArgs,
+    suggestions,
 };
 
 /// The exit code of `submit --wait` and `jobs wait` if a job has not succeeded.
@@ -76,7 +78,7 @@ pub(crate) struct Args {
     file: Option<PathBuf>,
 
     /// Submit one call of this tool; that of a hosted server is named SERVER__TOOL
-    #[arg(help_heading = "Jobs", long, value_name = "NAME")]
+    #[arg(help_heading = "Jobs", long, value_name = "NAME", add = ArgValueCompleter::new(suggestions::tools))]
     tool: Option<String>,
 
     /// The tool's arguments as a JSON object

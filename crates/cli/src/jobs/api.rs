@@ -101,7 +101,7 @@ impl Api {
     }
 
     /// Returns one page of jobs.
-    pub(super) async fn list(
+    pub(crate) async fn list(
         &self,
         filter: &JobFilter,
         limit: usize,
@@ -152,6 +152,16 @@ impl Api {
     pub(super) async fn envelope(&self, job_id: &str) -> Result<JobRecord, ApiError> {
         let url = self.url(&["jobs", job_id, "envelope"])?;
         self.request_once(Method::GET, url, ANSWER).await
+    }
+
+    /// Submits a job again, with these changes. A request that names the new job can be repeated.
+    pub(super) async fn run_again(
+        &self,
+        job_id: &str,
+        changes: &Value,
+    ) -> Result<SubmittedJobs, ApiError> {
+        let request = self.http.post(self.url(&["jobs", job_id, "runs"])?).json(changes);
+        self.send_with_retries(request, ANSWER, None).await
     }
 
     /// Like `get`, but tries only once and within `limit`.
