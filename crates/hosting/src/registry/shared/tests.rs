@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::*;
+use super::{wanted::Wish, *};
 use crate::registry::memory::MemoryRegistry;
 
 fn entry(command: &str) -> ServerEntry {
