@@ -205,6 +205,8 @@ impl Shared {
         let was_hosted = self.fleet.status(name).is_some();
         if was_wanted || was_hosted {
             self.share_write(name, Write::Remove { at: fleet_ops::clock::now() }).await?;
+            // The registry may not know what this process alone wants.
+            self.wanted().forget_own(name);
             self.fleet.remove(name).await;
             self.catch_up().await;
             self.wait_until_tried(name).await;

@@ -73,6 +73,13 @@ impl Wanted {
         Some(number)
     }
 
+    /// Forgets what this process wants under a name. A task that meets the wish ends.
+    pub(super) fn forget_own(&mut self, name: &str) {
+        if self.has_own(name) {
+            self.by_name.remove(name);
+        }
+    }
+
     /// Returns whether the last readable record of a name wants a server.
     pub(super) fn has_readable(&self, name: &str) -> bool {
         self.by_name.get(name).is_some_and(|wish| matches!(wish.goal, Goal::Hosted(_)))
