@@ -106,11 +106,11 @@ enum Command {
     #[cfg(feature = "fleet")]
     /// Run a whole fleet (broker, server and workers) until Ctrl-C
     Dev(dev::Args),
-    /// Submit jobs to the jobs topic
+    /// Submit jobs through a server, or straight to Kafka
     Submit(submit::Args),
     /// Print job events as they happen
     Events(events::Args),
-    /// List, show, watch, wait for and cancel jobs through a server
+    /// List, show, watch, wait for, run again and cancel jobs through a server
     Jobs {
         #[command(subcommand)]
         command: jobs::Command,

@@ -52,12 +52,12 @@ pub(crate) struct Args {
     job_id: Option<String>,
 
     /// Wait until every run has ended
-    #[arg(help_heading = "JobWait", long)]
+    #[arg(help_heading = "Waiting", long)]
     wait: bool,
 
     /// How long to wait, in seconds
     #[arg(
-        help_heading = "JobWait",
+        help_heading = "Waiting",
         long,
         requires = "wait",
         default_value_t = 600,
