@@ -205,7 +205,7 @@ fn servers_are_added_checked_and_removed() {
     operator.run(&["servers", "remove", "more"]).fails(1, &["FLEET-UNKNOWN-SERVER"]);
     let checked = operator.run(&["servers", "check", "moer", "good"]);
     assert!(checked.code == 1 && checked.stdout.contains("moer: is not hosted"), "{checked:?}");
-    operator.run(&["servers", "logs", "gud"]).fails(1, &["did you mean `good`?"]);
+    operator.run(&["servers", "logs", "goood"]).fails(1, &["did you mean `good`?"]);
 }
 
 /// One of the servers of the file can be started only later, and one never.

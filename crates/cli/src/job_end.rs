@@ -6,13 +6,16 @@ use fleet_job::event::{JobEvent, JobState, RESULT_OMITTED};
 use serde_json::{Value, json};
 
 use crate::{
-    dlq::text::format_age,
+    dlq::text::{format_age, shorten},
     events::describe_note,
     output,
     result_output::{NotStructured, ResultArgs, ResultPrinter},
     result_view::ResultFormat,
     submit::{FAILED, NO_RESULT, TIMED_OUT},
 };
+
+/// The longest line about a job; errors of tools can be long.
+const MAX_LINE: usize = 4_096;
 
 /// Prints the ends of jobs, and their results if the user wants them.
 #[derive(Debug, Clone)]
@@ -79,12 +82,13 @@ fn describe_end(end: &JobEvent) -> String {
     let took = end.timings.as_ref().and_then(|timings| timings.ran_ms);
     let took = took.map(|ms| format!("  took {}", format_age(Duration::from_millis(ms))));
     let (time, state, job) = (end.time, end.state.as_str(), &end.job_id);
-    format!(
+    let line = format!(
         "{time}  {state:9}  {job}  {what}{}  attempt {}{}",
         took.unwrap_or_default(),
         end.attempts,
         describe_note(end)
-    )
+    );
+    shorten(&line, MAX_LINE)
 }
 
 /// How the awaited jobs have ended.

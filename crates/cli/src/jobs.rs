@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Show(show::Args),
     /// Wait until jobs have ended
     Wait(wait::Args),
+    /// Submit jobs once more, as they were or with other arguments
+    RunAgain(run_again::Args),
     /// Cancel jobs
     Cancel(cancel::Args),
     /// Run jobs again, as they were or with other arguments
@@ -44,6 +46,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::List(args) => list::run(args).await,
         Command::Show(args) => show::run(args).await,
         Command::Wait(args) => wait::run(args).await,
+        Command::RunAgain(args) => run_again::run(args).await,
         Command::Cancel(args) => cancel::run(args).await,
         Command::RunAgain(args) => run_again::run(args).await,
         Command::Watch(args) => watch::run(args).await,

@@ -47,6 +47,7 @@ mod stack;
 mod stack_policy;
 mod status;
 mod submit;
+mod suggestions;
 #[cfg(feature = "fleet")]
 mod supervise;
 #[cfg(feature = "fleet")]
@@ -58,7 +59,7 @@ mod wait_notice;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use error::CliError;
 
 /// The same allocator as in `kafka-worker`, so that `mcp-fleet worker` behaves like it.
@@ -107,11 +108,11 @@ enum Command {
     #[cfg(feature = "fleet")]
     /// Run a whole fleet (broker, server and workers) until Ctrl-C
     Dev(dev::Args),
-    /// Submit jobs to the jobs topic
+    /// Submit jobs through a server, or straight to Kafka
     Submit(submit::Args),
     /// Print job events as they happen
     Events(events::Args),
-    /// List, show, watch, wait for and cancel jobs through a server
+    /// List, show, watch, wait for, run again and cancel jobs through a server
     Jobs {
         #[command(subcommand)]
         command: jobs::Command,
@@ -173,6 +174,7 @@ fn main() -> ExitCode {
         return code;
     }
 
+    completions::answer_shell::<Cli>();
     let cli = Cli::parse();
 
     let runtime = match &cli.command {
@@ -218,12 +220,14 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Server(args) => serve::server(args).await,
         #[cfg(feature = "fleet")]
         Command::Worker(args) => serve::worker(args).await,
-        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Command::Completions(args) => completions::run(&args),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     /// Returns the help texts of a command and of its subcommands.

@@ -22,6 +22,9 @@ pub(crate) fn near_names<'a>(
         .collect();
     near.sort_unstable();
     near.dedup();
+    // Beside a near name, a farther one is noise.
+    let farthest = near.first().map_or(0, |(distance, _)| distance + 1);
+    near.retain(|(distance, _)| *distance <= farthest);
     near.into_iter().map(|(_, name)| name).take(SUGGESTIONS).collect()
 }
 
@@ -77,6 +80,7 @@ mod tests {
         check("DB__query", &["db__query"]);
         check("sever_list", &["server_list"]);
         check("ecko", &["echo"]);
+        assert_eq!(near_names("server_lits", NAMES), ["server_list"], "and not `job_list`");
         assert!(near_names("make_coffee", NAMES).is_empty());
         assert!(near_names("", NAMES).is_empty());
     }

@@ -17,8 +17,10 @@ const DEFAULT_SERVER: &str = "http://127.0.0.1:8080";
 /// The server that a command talks to.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ServerArgs {
-    /// The mcp-server's URL, such as localhost:8080; of several, comma-separated, the first is
-    /// used; http://127.0.0.1:8080 by default
+    /// The mcp-server's URL, such as localhost:8080
+    ///
+    /// Of several, comma-separated, the first is used. Without any, `submit` writes to Kafka, and
+    /// all other commands ask http://127.0.0.1:8080.
     #[arg(help_heading = "Server", long, env = "MCP_SERVER_URL", value_name = "URL")]
     server: Option<String>,
 

@@ -11,6 +11,7 @@ mod through_server;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use clap_complete::engine::ArgValueCompleter;
 use fleet_job::view::Submitted;
 use fleet_ops::shutdown;
 use serde_json::json;
@@ -26,6 +27,7 @@ use crate::{
     output,
     result_output::ResultArgs,
     server_args::ServerArgs,
+    suggestions,
 };
 
 /// The exit code of `submit --wait` and `jobs wait` if a job has not succeeded.
@@ -76,7 +78,7 @@ pub(crate) struct Args {
     file: Option<PathBuf>,
 
     /// Submit one call of this tool; that of a hosted server is named SERVER__TOOL
-    #[arg(help_heading = "Jobs", long, value_name = "NAME")]
+    #[arg(help_heading = "Jobs", long, value_name = "NAME", add = ArgValueCompleter::new(suggestions::tools))]
     tool: Option<String>,
 
     /// The tool's arguments as a JSON object
@@ -106,12 +108,12 @@ pub(crate) struct Args {
     no_check: bool,
 
     /// Wait until every job has ended; see the exit codes below
-    #[arg(help_heading = "JobWait", long)]
+    #[arg(help_heading = "Waiting", long)]
     wait: bool,
 
     /// How long to wait, in seconds
     #[arg(
-        help_heading = "JobWait",
+        help_heading = "Waiting",
         long,
         requires = "wait",
         default_value_t = 600,
@@ -136,8 +138,8 @@ enum Submission {
     Written { to: String, existing: Option<Vec<Submitted>> },
     /// The wait is over.
     Waited(WaitResult),
-    /// The user stopped the wait for `open` jobs.
-    Interrupted { open: usize },
+    /// The user stopped the wait for `open` jobs, if their number is known.
+    Interrupted { open: Option<usize> },
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
@@ -170,9 +172,12 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
             ExitCode::from(waited.exit_code())
         }
         Submission::Interrupted { open } => {
-            output::problem(&format!(
-                "interrupted; {open} jobs have not ended and continue without this command"
-            ));
+            output::problem(&match open {
+                Some(open) => format!(
+                    "interrupted; {open} jobs have not ended and continue without this command"
+                ),
+                None => "interrupted; the jobs continue without this command".to_owned(),
+            });
             ExitCode::from(INTERRUPTED)
         }
     })

@@ -218,6 +218,19 @@ pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, Kafk
     Ok(found.is_some_and(|policy| policy.contains("compact")))
 }
 
+/// Returns the names of all topics. Blocks the thread for at most `timeout`.
+///
+/// # Errors
+///
+/// Returns [`KafkaError::Client`] or [`KafkaError::Unreachable`].
+pub fn topic_names(settings: &Settings, timeout: Duration) -> Result<Vec<String>, KafkaError> {
+    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let metadata = client
+        .fetch_metadata(None, timeout)
+        .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+    Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
+}
+
 /// Returns the number of partitions of `topic`. Blocks the thread for at most `timeout`.
 ///
 /// # Errors

@@ -166,14 +166,14 @@ impl Api {
         self.send_with_retries(self.http.post(url).json(&body), ANSWER, None).await
     }
 
-    /// Submits another run of a job.
+    /// Submits a job again, with these changes. A request that names the new job can be repeated.
     pub(super) async fn run_again(
         &self,
         job_id: &str,
         changes: &Value,
     ) -> Result<SubmittedJobs, ApiError> {
-        let url = self.url(&["jobs", job_id, "runs"])?;
-        self.send_once(self.http.post(url).json(changes), SUBMITTED).await
+        let request = self.http.post(self.url(&["jobs", job_id, "runs"])?).json(changes);
+        self.send_with_retries(request, ANSWER, None).await
     }
 
     /// Like `get`, but tries only once and within `limit`.

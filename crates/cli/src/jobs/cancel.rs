@@ -2,13 +2,15 @@
 
 use std::process::ExitCode;
 
+use clap_complete::engine::ArgValueCompleter;
 use fleet_job::view::{CancelOutcome, Cancellation};
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 
 use super::api::MAX_WAIT;
 use crate::{
-    api_error::ApiError, error::CliError, output, server_args::ServerArgs, wait_notice::WaitNotice,
+    api_error::ApiError, error::CliError, output, server_args::ServerArgs, suggestions,
+    wait_notice::WaitNotice,
 };
 
 /// The number of concurrent requests.
@@ -32,7 +34,7 @@ pub(crate) struct Args {
     server: ServerArgs,
 
     /// The ids of the jobs
-    #[arg(value_name = "JOB_ID", required = true)]
+    #[arg(value_name = "JOB_ID", required = true, add = ArgValueCompleter::new(suggestions::jobs))]
     job_ids: Vec<String>,
 
     /// The reason, which is shown with the jobs

@@ -1,19 +1,33 @@
-//! `mcp-fleet jobs run-again`: submits another run of a job.
+//! `mcp-fleet jobs run-again`: submits jobs once more, as they were or with other arguments.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
-use serde_json::{Map, Value};
+use clap_complete::engine::ArgValueCompleter;
+use fleet_ops::shutdown;
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
-use super::api::Api;
-use crate::{error::CliError, output, server_args::ServerArgs};
+use super::{
+    api::Api,
+    wait::{JobWaits, WaitEnd},
+};
+use crate::{
+    error::CliError,
+    job_end::{EndPrinter, WaitResult},
+    output,
+    result_output::ResultArgs,
+    server_args::ServerArgs,
+    submit::INTERRUPTED,
+    suggestions,
+};
 
 const EXAMPLES: &str = "Examples:
-  mcp-fleet jobs run-again job-123
-  mcp-fleet jobs run-again job-123 --arguments '{\"path\":\"LICENSE\"}'
-  mcp-fleet jobs run-again job-123 job-124 --json
+  mcp-fleet jobs run-again job-123 --wait
+  mcp-fleet jobs run-again job-123 --arguments '{\"path\":\"README.md\"}' --wait
+  mcp-fleet jobs list --state failed --all --json | jq -r .jobID | xargs mcp-fleet jobs run-again
 
-Each run is a new job of whoever submits it, whatever has become of the first one. The exit code is
-1 if one of the jobs could not be submitted.";
+Each run is a new job, which names the first one in its metadata. The first job stays as it is,
+whatever its state. The exit codes with --wait are those of `mcp-fleet submit --wait`.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -21,63 +35,154 @@ pub(crate) struct Args {
     #[command(flatten)]
     server: ServerArgs,
 
-    /// The ids of the jobs
-    #[arg(value_name = "JOB_ID", required = true)]
+    /// The ids of the jobs to run again
+    #[arg(
+        value_name = "JOB_ID",
+        required = true,
+        add = ArgValueCompleter::new(suggestions::jobs),
+    )]
     job_ids: Vec<String>,
 
-    /// Other arguments for the call of the job, as a JSON object
-    #[arg(long, value_name = "JSON", value_parser = parse_arguments)]
-    arguments: Option<Map<String, Value>>,
+    /// Other arguments for the call, as a JSON object; for one job
+    #[arg(help_heading = "Jobs", long, value_name = "JSON")]
+    arguments: Option<String>,
 
-    /// The id of the new job, in place of a generated one
-    #[arg(long, value_name = "ID")]
+    /// The id of the new job; by default a new UUID; for one job
+    #[arg(help_heading = "Jobs", long, value_name = "ID")]
     job_id: Option<String>,
 
-    /// Print one JSON object per new job
-    #[arg(help_heading = "Output", long)]
+    /// Wait until every run has ended
+    #[arg(help_heading = "Waiting", long)]
+    wait: bool,
+
+    /// How long to wait, in seconds
+    #[arg(
+        help_heading = "Waiting",
+        long,
+        requires = "wait",
+        default_value_t = 600,
+        value_name = "SECONDS"
+    )]
+    timeout: u64,
+
+    #[command(flatten)]
+    result: ResultArgs,
+
+    /// Print JSON: one object per run, or with --wait each job as it ends, then a summary
+    #[arg(help_heading = "Output", long, conflicts_with = "format")]
     json: bool,
 }
 
-fn parse_arguments(text: &str) -> Result<Map<String, Value>, String> {
-    serde_json::from_str(text).map_err(|error| format!("expected a JSON object: {error}"))
-}
-
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
-    if args.job_id.is_some() && args.job_ids.len() > 1 {
-        let problem = "--job-id names one new job; give it with one job to run again";
-        return Err(CliError::Usage(problem.to_owned()));
+    let changes = read_changes(&args)?;
+    if args.result.is_given() && !args.wait {
+        return Err(CliError::Usage(
+            "results are known only after --wait, which -o and --save need".to_owned(),
+        ));
     }
-    let api = args.server.api()?;
-    let changes = changes(&args);
+    let stop = shutdown::signal_token()
+        .map_err(|error| CliError::Io("could not install signal handlers", error))?;
+    let timeout = Duration::from_secs(args.timeout.min(u64::from(u32::MAX)));
+    let deadline = Instant::now() + timeout;
 
-    let mut code = ExitCode::SUCCESS;
+    let (api, mut runs) = (args.server.api()?, Vec::new());
     for job_id in &args.job_ids {
-        if let Err(error) = run_one(&api, job_id, &changes, args.json).await {
-            output::problem(&format!("{job_id}: {}", fleet_ops::errors::chain(&error)));
-            code = ExitCode::FAILURE;
+        let new = run_again(&api, job_id, changes.clone()).await?;
+        let is_data = args.json && !args.wait;
+        match is_data {
+            true => output::json(&json!({"jobID": new, "runOf": job_id})),
+            false if args.wait => output::note(&format!("{job_id} runs again as {new}")),
+            false => output::line(&format!("{job_id} runs again as {new}")),
+        }
+        runs.push(new);
+    }
+    if !args.wait {
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let printer = EndPrinter::new(args.json, &args.result, runs.len());
+    let ids: Vec<_> = runs.iter().collect();
+    let waiting = JobWaits::new(api, deadline, ids.len());
+    let ends = tokio::select! {
+        ends = waiting.wait_for_all(&ids, &printer) => ends,
+        () = stop.cancelled() => {
+            waiting.clear();
+            output::problem("interrupted; the jobs continue without this command");
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+    };
+    waiting.clear();
+
+    let mut waited = WaitResult::of(ids.len());
+    for end in &ends {
+        if let WaitEnd::Ended(job) = end {
+            waited.add_end(&job.event);
         }
     }
-    Ok(code)
+    waited.print(timeout, &printer);
+    Ok(ExitCode::from(waited.exit_code()))
 }
 
-async fn run_one(api: &Api, job_id: &str, changes: &Value, json: bool) -> Result<(), CliError> {
-    for job in api.run_again(job_id, changes).await?.jobs {
-        match json {
-            true => output::json(&job),
-            false => output::line(&format!("{} runs {job_id} again", job.job_id)),
-        }
+/// Returns what the runs do differently.
+fn read_changes(args: &Args) -> Result<Map<String, Value>, CliError> {
+    let is_for_one = args.arguments.is_some() || args.job_id.is_some();
+    if is_for_one && args.job_ids.len() > 1 {
+        return Err(CliError::Usage("--arguments and --job-id go with one job".to_owned()));
     }
-    Ok(())
-}
 
-/// What the run does differently.
-fn changes(args: &Args) -> Value {
     let mut changes = Map::new();
     if let Some(arguments) = &args.arguments {
-        changes.insert("arguments".to_owned(), arguments.clone().into());
+        let arguments: Map<String, Value> = serde_json::from_str(arguments).map_err(|error| {
+            CliError::Usage(format!("--arguments is not a JSON object: {error}"))
+        })?;
+        changes.insert("arguments".to_owned(), arguments.into());
     }
     if let Some(job_id) = &args.job_id {
         changes.insert("jobID".to_owned(), job_id.as_str().into());
     }
-    changes.into()
+    Ok(changes)
+}
+
+/// Submits a job again and returns the id of the new one. With an id from the start, a request that
+/// is repeated makes one job.
+async fn run_again(
+    api: &Api,
+    job_id: &str,
+    mut changes: Map<String, Value>,
+) -> Result<String, CliError> {
+    changes.entry("jobID").or_insert_with(|| uuid::Uuid::now_v7().to_string().into());
+    let submitted = api.run_again(job_id, &Value::from(changes)).await?;
+    let new = submitted.jobs.into_iter().next();
+    new.map(|job| job.job_id).ok_or_else(|| {
+        CliError::Usage(format!("{} did not say which job runs `{job_id}` again", api.name()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn changes(words: &[&str]) -> Result<Value, String> {
+        let words = ["run-again"].iter().chain(words);
+        let command = Command::try_parse_from(words).map_err(|error| error.to_string())?;
+        read_changes(&command.args).map(Value::from).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn changes_are_for_one_job() {
+        assert_eq!(changes(&["a", "b"]), Ok(json!({})));
+        let one = changes(&["a", "--arguments", r#"{"x":1}"#, "--job-id", "n"]);
+        assert_eq!(one, Ok(json!({"arguments": {"x": 1}, "jobID": "n"})));
+        assert!(changes(&["a", "b", "--arguments", "{}"]).unwrap_err().contains("one job"));
+        assert!(changes(&["a", "--arguments", "[]"]).unwrap_err().contains("JSON object"));
+        assert!(changes(&[]).is_err());
+    }
 }

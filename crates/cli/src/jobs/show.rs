@@ -9,7 +9,9 @@ use crate::{
     result_output::{NotStructured, ResultArgs},
     result_view::ResultFormat,
     server_args::ServerArgs,
+    suggestions,
 };
+use clap_complete::engine::ArgValueCompleter;
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet jobs show job-123
@@ -25,7 +27,7 @@ pub(crate) struct Args {
     server: ServerArgs,
 
     /// The id of the job
-    #[arg(value_name = "JOB_ID")]
+    #[arg(value_name = "JOB_ID", add = ArgValueCompleter::new(suggestions::jobs))]
     job_id: String,
 
     #[command(flatten)]

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use clap_complete::engine::ArgValueCompleter;
 use fleet_job::{event::JobState, view::JobView};
 use fleet_ops::shutdown;
 use futures::{StreamExt as _, stream};
@@ -27,6 +28,7 @@ use crate::{
     result_output::ResultArgs,
     server_args::ServerArgs,
     submit::{FAILED, INTERRUPTED, NO_RESULT, TIMED_OUT},
+    suggestions,
     wait_notice::WaitNotice,
 };
 
@@ -59,7 +61,7 @@ pub(crate) struct Args {
     server: ServerArgs,
 
     /// The ids of the jobs
-    #[arg(value_name = "JOB_ID", required = true)]
+    #[arg(value_name = "JOB_ID", required = true, add = ArgValueCompleter::new(suggestions::jobs))]
     job_ids: Vec<String>,
 
     /// How long to wait, in seconds

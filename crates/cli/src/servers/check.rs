@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clap_complete::engine::ArgValueCompleter;
 use serde_json::json;
 
 use super::report::{Condition, HostedServer};
@@ -10,6 +11,7 @@ use crate::{
     near_names::{did_you_mean, near_names},
     output,
     server_args::ServerArgs,
+    suggestions,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -29,7 +31,7 @@ pub(crate) struct Args {
     server: ServerArgs,
 
     /// The servers to check; all by default
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(suggestions::hosted_servers))]
     names: Vec<String>,
 
     /// Print one JSON object per line

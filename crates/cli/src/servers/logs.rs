@@ -8,7 +8,9 @@ use crate::{
     output,
     result_view::for_terminal,
     server_args::ServerArgs,
+    suggestions,
 };
+use clap_complete::engine::ArgValueCompleter;
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet servers logs db
@@ -23,7 +25,7 @@ pub(crate) struct Args {
     server: ServerArgs,
 
     /// The name of the hosted server
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(suggestions::hosted_servers))]
     name: String,
 }
 

@@ -2,10 +2,11 @@
 
 use std::{process::ExitCode, time::Duration};
 
+use clap_complete::engine::ArgValueCompleter;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{error::CliError, output, server_args::ServerArgs};
+use crate::{error::CliError, output, server_args::ServerArgs, suggestions};
 
 /// How long a server may take to end.
 const REMOVED: Duration = Duration::from_secs(60);
@@ -23,7 +24,7 @@ pub(crate) struct Args {
     server: ServerArgs,
 
     /// The servers to remove
-    #[arg(value_name = "NAME", required = true)]
+    #[arg(value_name = "NAME", required = true, add = ArgValueCompleter::new(suggestions::hosted_servers))]
     names: Vec<String>,
 
     /// Print one JSON object per line

@@ -39,13 +39,17 @@ struct UnknownToolOfJobs {
 impl UnknownTools {
     fn describe(&self) -> String {
         let (server, code) = (&self.server, codes::UNKNOWN_TOOL);
-        let remedy = "nothing was submitted; --no-check submits it anyway";
+        let remedy = "(--no-check submits it anyway)";
         if let [UnknownToolOfJobs { name, hint, .. }] = self.tools.as_slice() {
-            return format!("{server} offers no tool `{name}`{hint}; {remedy} [{code}]");
+            return format!(
+                "nothing was submitted: {server} offers no tool `{name}`{hint} {remedy} [{code}]"
+            );
         }
 
         let count = self.tools.len();
-        let mut text = format!("{server} does not offer {count} of the tools; {remedy} [{code}]");
+        let mut text = format!(
+            "nothing was submitted: {server} does not offer {count} of the tools {remedy} [{code}]"
+        );
         // Writing to a string cannot fail.
         for UnknownToolOfJobs { name, calls, hint } in self.tools.iter().take(SHOWN) {
             let _written = write!(text, "\n  `{name}` ({calls} calls){hint}");
@@ -117,6 +121,8 @@ fn initialized_servers(job: &Job) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use fleet_job::decode;
     use serde_json::{Value, json};
 
@@ -152,8 +158,8 @@ mod tests {
         assert_eq!(missing(&good, &[]), [""; 0]);
 
         let query = call(json!({"tool": "query", "server": "db"}));
-        assert_eq!(missing(&[query.clone()], &[hosted("db", "running")]), ["db__query"]);
-        assert_eq!(missing(&[query.clone()], &[hosted("db", "failed")]), [""; 0]);
+        assert_eq!(missing(slice::from_ref(&query), &[hosted("db", "running")]), ["db__query"]);
+        assert_eq!(missing(slice::from_ref(&query), &[hosted("db", "failed")]), [""; 0]);
         let init = json!({"mcpServers": {"db": {"command": "x"}}});
         let init = job(json!({"jobID": "i", "jobType": "server-init", "payload": init}));
         assert_eq!(missing(&[init, query.clone()], &[]), [""; 0]);
@@ -171,12 +177,12 @@ mod tests {
         let error = UnknownTools { server: "http://a".to_owned(), tools };
         let text = error.to_string();
         let lines: Vec<_> = text.lines().collect();
-        assert!(lines[0].contains("2 of the tools; nothing was submitted"), "{text}");
+        assert!(lines[0].starts_with("nothing was submitted: http://a does not offer 2"), "{text}");
         assert_eq!(lines[1], "  `files__file_raed` (1 calls); did you mean `files__file_read`?");
         assert_eq!(lines.len(), 3);
 
         let tools = error.tools.into_iter().take(1).collect();
         let one = UnknownTools { server: error.server, tools };
-        assert!(one.to_string().starts_with("http://a offers no tool `files__file_raed`; did you"));
+        assert!(one.to_string().contains("no tool `files__file_raed`; did you mean"));
     }
 }

@@ -244,7 +244,7 @@ impl JobWait {
         bar.finish_and_clear();
 
         Ok(match self.stop.is_cancelled() {
-            true => Submission::Interrupted { open: pending.len() },
+            true => Submission::Interrupted { open: Some(pending.len()) },
             false => Submission::Waited(waited),
         })
     }

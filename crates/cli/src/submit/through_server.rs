@@ -57,7 +57,7 @@ pub(super) async fn submit(
         ends = waiting.wait_for_all(&ids, &printer) => ends,
         () = stop.cancelled() => {
             waiting.clear();
-            return Ok(Submission::Interrupted { open: ids.len() });
+            return Ok(Submission::Interrupted { open: None });
         }
     };
     waiting.clear();

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use clap_complete::engine::ArgValueCompleter;
 use fleet_ops::shutdown;
 use serde_json::{Map, Value};
 
@@ -16,6 +17,7 @@ use crate::{
     result_view::ResultFormat,
     server_args::ServerArgs,
     submit::{FAILED, INTERRUPTED, TIMED_OUT},
+    suggestions,
     tool_schema::Schema,
 };
 
@@ -48,7 +50,7 @@ pub(crate) struct Args {
     server: ServerArgs,
 
     /// The name of the tool
-    #[arg(value_name = "TOOL")]
+    #[arg(value_name = "TOOL", add = ArgValueCompleter::new(suggestions::tools))]
     tool: String,
 
     /// Arguments of the tool

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clap_complete::engine::ArgValueCompleter;
 use fleet_job::glob::Glob;
 
 use crate::{
@@ -10,6 +11,7 @@ use crate::{
     offered_tool::OfferedTool,
     output,
     server_args::ServerArgs,
+    suggestions,
 };
 
 /// The maximum length of a description in the table.
@@ -35,7 +37,7 @@ pub(crate) struct Args {
     pattern: Option<String>,
 
     /// Only tools of this hosted server
-    #[arg(help_heading = "Filters", long, value_name = "NAME")]
+    #[arg(help_heading = "Filters", long, value_name = "NAME", add = ArgValueCompleter::new(suggestions::hosted_servers))]
     of: Option<String>,
 
     /// Print one JSON object per line: the tool as the server describes it

@@ -9,8 +9,10 @@ use crate::{
     output,
     result_view::for_terminal,
     server_args::ServerArgs,
+    suggestions,
     tool_schema::{Parameter, Schema},
 };
+use clap_complete::engine::ArgValueCompleter;
 
 /// The maximum lengths of texts in the tables.
 const TYPE: usize = 40;
@@ -29,7 +31,7 @@ pub(crate) struct Args {
     server: ServerArgs,
 
     /// The name of the tool
-    #[arg(value_name = "TOOL")]
+    #[arg(value_name = "TOOL", add = ArgValueCompleter::new(suggestions::tools))]
     tool: String,
 
     /// Print one JSON object: the tool as the server describes it

@@ -10,7 +10,6 @@
 //! record of the registry goes before a wish of the same name.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -37,13 +36,13 @@ use super::{
 };
 use crate::{Fleet, fleet::InitError, status::ServerStatus};
 
+mod wanted;
 mod writing;
+
+use wanted::{Goal, MAX_NAMES, Wanted};
 
 /// The most servers that are started concurrently because the registry wants them.
 const STARTS: usize = 8;
-/// The most names that are followed. Policy bounds how many servers run; this bounds the memory
-/// that others can make us use.
-const MAX_NAMES: usize = 1000;
 /// The waits between attempts to meet a wish.
 const ATTEMPTS: Backoff = Backoff { base: Duration::from_secs(5), max: Duration::from_secs(60) };
 
@@ -72,90 +71,6 @@ pub struct Shared {
     /// The number of attempts that have ended.
     attempts: watch::Sender<u64>,
     starts: Semaphore,
-}
-
-/// What the registry wants.
-#[derive(Default)]
-struct Wanted {
-    by_name: BTreeMap<String, Wish>,
-    /// The number of the last wish. Wishes are identified by numbers.
-    changes: u64,
-}
-
-/// What the registry wants for one name.
-struct Wish {
-    number: u64,
-    goal: Goal,
-    /// Held during an attempt to meet the wish.
-    gate: Arc<tokio::sync::Mutex<()>>,
-    /// Whether this process wants it, rather than the registry.
-    is_own: bool,
-    /// Whether there was an attempt to meet the wish.
-    tried: bool,
-    /// Why the wish is not met.
-    problem: Option<String>,
-}
-
-/// What should be hosted under a name.
-#[derive(Clone)]
-enum Goal {
-    /// A server with this configuration.
-    Hosted(ServerEntry),
-    /// The record is unreadable, so nothing changes.
-    Unreadable,
-    /// Nothing.
-    Gone,
-}
-
-impl Wanted {
-    /// Notes a new wish. Returns its number; `None` if there are too many names.
-    fn put_wish(&mut self, name: String, goal: Goal, problem: Option<String>) -> Option<u64> {
-        let old = self.by_name.get(&name);
-        if old.is_none() && self.by_name.len() >= MAX_NAMES {
-            return None;
-        }
-
-        self.changes += 1;
-        let gate = old.map(|wish| wish.gate.clone()).unwrap_or_default();
-        let tried = matches!(goal, Goal::Unreadable);
-        let number = self.changes;
-        self.by_name.insert(name, Wish { number, goal, gate, is_own: false, tried, problem });
-        Some(number)
-    }
-
-    /// Notes that this process wants a server. Returns the wish's number; `None` if there is a wish
-    /// of this name already, or there are too many names.
-    fn put_own_wish(&mut self, name: &str, entry: &ServerEntry) -> Option<u64> {
-        if self.wants(name) {
-            return None;
-        }
-        let number = self.put_wish(name.to_owned(), Goal::Hosted(entry.clone()), None)?;
-        self.current_wish(name, number).into_iter().for_each(|wish| wish.is_own = true);
-        Some(number)
-    }
-
-    /// Returns whether the last readable record of a name wants a server.
-    fn has_readable(&self, name: &str) -> bool {
-        self.by_name.get(name).is_some_and(|wish| matches!(wish.goal, Goal::Hosted(_)))
-    }
-
-    /// Returns the wish of a name if it still is this one.
-    fn current_wish(&mut self, name: &str, number: u64) -> Option<&mut Wish> {
-        self.by_name.get_mut(name).filter(|wish| wish.number == number)
-    }
-
-    /// Returns the wish of a name if it wants anything.
-    fn wish(&self, name: &str) -> Option<&Wish> {
-        self.by_name.get(name).filter(|wish| !matches!(wish.goal, Goal::Gone))
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        self.wish(name).is_some()
-    }
-
-    fn has_own(&self, name: &str) -> bool {
-        self.wish(name).is_some_and(|wish| wish.is_own)
-    }
 }
 
 impl Shared {
@@ -290,6 +205,8 @@ impl Shared {
         let was_hosted = self.fleet.status(name).is_some();
         if was_wanted || was_hosted {
             self.share_write(name, Write::Remove { at: fleet_ops::clock::now() }).await?;
+            // The registry may not know what this process alone wants.
+            self.wanted().forget_own(name);
             self.fleet.remove(name).await;
             self.catch_up().await;
             self.wait_until_tried(name).await;

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::*;
+use super::{wanted::Wish, *};
 use crate::registry::memory::MemoryRegistry;
 
 fn entry(command: &str) -> ServerEntry {
@@ -132,8 +132,10 @@ async fn a_server_of_ones_own_can_be_removed() {
     shared.follow(stop.clone()).unwrap();
     shared.wait_until_read().await;
 
+    eventually("the refusal", || !shared.refused_servers().is_empty()).await;
     assert!(shared.remove("own").await.unwrap());
-    eventually("its removal", || !shared.wanted().wants("own")).await;
+    assert!(!shared.wanted().wants("own") && shared.refused_servers().is_empty());
+    assert!(!shared.remove("own").await.unwrap());
     stop.cancel();
 }
 
