@@ -40,6 +40,13 @@ struct State {
     proofs: usize,
 }
 
+impl State {
+    /// Returns whether losing a partition could do harm, and a commit could prove the membership.
+    fn has_standing(&self) -> bool {
+        self.owned.values().any(|owned| owned.standing.is_some())
+    }
+}
+
 /// A partition that this member owns.
 #[derive(Debug)]
 struct Owned {
@@ -212,8 +219,7 @@ impl Membership {
 
     fn judge_contact(&self, judge: impl FnOnce(&Contact, Duration) -> bool) -> bool {
         let state = self.state();
-        judge(&state.contact, self.now())
-            && state.owned.values().any(|owned| owned.standing.is_some())
+        judge(&state.contact, self.now()) && state.has_standing()
     }
 
     /// Returns a commit of one partition that changes nothing, for use as a proof.
@@ -246,12 +252,17 @@ impl Membership {
         if self.is_out_of_contact() {
             return LOOK_AGAIN;
         }
-        let until_proof = self.state().contact.until_proof(self.now());
-        // A proof that is due and was not accepted is tried again a little later.
-        let until_proof =
-            if until_proof.is_zero() { self.gap / LOOKS_PER_GAP } else { until_proof };
+        let state = self.state();
+        let longest = self.gap / 3;
+        if !state.has_standing() {
+            return longest;
+        }
 
-        until_proof.min(self.gap / 3)
+        match state.contact.until_proof(self.now()) {
+            // A proof that is due and was not accepted is tried again a little later.
+            Duration::ZERO => self.gap / LOOKS_PER_GAP,
+            until_proof => until_proof.min(longest),
+        }
     }
 }
 
