@@ -35,8 +35,6 @@ pub(crate) enum Command {
     RunAgain(run_again::Args),
     /// Cancel jobs
     Cancel(cancel::Args),
-    /// Run jobs again, as they were or with other arguments
-    RunAgain(run_again::Args),
     /// Follow jobs: a live table on a terminal, otherwise one line per event
     Watch(watch::Args),
 }
@@ -48,7 +46,6 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Wait(args) => wait::run(args).await,
         Command::RunAgain(args) => run_again::run(args).await,
         Command::Cancel(args) => cancel::run(args).await,
-        Command::RunAgain(args) => run_again::run(args).await,
         Command::Watch(args) => watch::run(args).await,
     }
 }

@@ -224,7 +224,7 @@ pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, Kafk
 ///
 /// Returns [`KafkaError::Client`] or [`KafkaError::Unreachable`].
 pub fn topic_names(settings: &Settings, timeout: Duration) -> Result<Vec<String>, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
     let metadata = client
         .fetch_metadata(None, timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
