@@ -62,10 +62,13 @@ impl FleetRole {
         }
     }
 
-    /// Whether a principal is there to read metrics and for nothing else, not even for what
-    /// everybody may read.
-    pub(crate) fn is_metrics_only(principal: &Principal) -> bool {
-        matches!(principal.via, Via::Key { .. }) && principal.roles == [Self::Metrics.as_str()]
+    /// Whether a principal is there for what its role is for and for nothing else, not even for what
+    /// everybody may read: to read metrics or, where jobs are signed, to make their calls.
+    pub(crate) fn is_for_its_role_only(principal: &Principal, jobs: JobRights) -> bool {
+        let is_only = |role: Self| principal.roles == [role.as_str()];
+        matches!(principal.via, Via::Key { .. })
+            && (is_only(Self::Metrics)
+                || (jobs == JobRights::OfSubmitters && is_only(Self::Worker)))
     }
 
     fn allows(self, action: Action, jobs: JobRights) -> bool {

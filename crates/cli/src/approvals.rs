@@ -22,7 +22,7 @@ const SHOW_EXAMPLES: &str = "Examples:
 
 const APPROVE_EXAMPLES: &str = "Examples:
   mcp-fleet approvals approve job-123 --reason 'agreed in #ops'
-  mcp-fleet approvals list --json | jq -r .jobID | xargs mcp-fleet approvals approve
+  mcp-fleet approvals list --json | jq -r .jobID | xargs -d '\\n' mcp-fleet approvals approve --
 
 It takes the right `jobs.approve`, and nobody approves a job of their own. The exit code is 1 if one
 of the jobs could not be decided on.";
@@ -79,7 +79,7 @@ pub(crate) struct DecideArgs {
     #[arg(value_name = "JOB_ID", required = true)]
     job_ids: Vec<String>,
 
-    /// Why; shown to whoever looks at the job, and kept in the audit log of its call
+    /// Why; shown to whoever looks at the job
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 
@@ -184,6 +184,7 @@ mod tests {
         let approval = PendingApproval {
             rule: "ask".to_owned(),
             requested_by: Some("Alice".to_owned()),
+            approved: None,
             expires_at: now.plus(Duration::from_secs(7200)),
             envelope: r#"{"jobID":"j"}"#.to_owned(),
             key: None,

@@ -1,6 +1,11 @@
 //! Everything about a dead letter, with the original record.
 
-use fleet_job::{dead_letter::Reasons, record::RawRecord, time::Timestamp};
+use fleet_job::{
+    approval,
+    dead_letter::Reasons,
+    record::{Header, RawRecord, SIGNATURE_HEADER},
+    time::Timestamp,
+};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
@@ -67,11 +72,16 @@ impl Details {
             group,
             first_error,
             value_omitted_bytes: letter.value_omitted,
-            headers: record.headers.iter().map(bytes::header_to_json).collect(),
+            headers: record.headers.iter().filter(is_shown).map(bytes::header_to_json).collect(),
             key: bytes::to_json(record.key.as_deref()),
             value: bytes::to_json(record.value.as_deref()),
         }
     }
+}
+
+/// Returns whether a header is for people, and not a signature for servers.
+fn is_shown((name, _): &&Header) -> bool {
+    ![SIGNATURE_HEADER, approval::HEADER].iter().any(|own| name.eq_ignore_ascii_case(own))
 }
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ pub struct PendingApproval {
     /// Who has submitted the job, for people, if a server knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_by: Option<String>,
+    /// Who has approved it, and why; once that is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved: Option<Approved>,
     /// When the job expires if nobody has decided.
     pub expires_at: Timestamp,
     /// The envelope as it will be written.
@@ -39,6 +42,19 @@ pub struct PendingApproval {
     /// The record's headers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<(String, String)>,
+}
+
+/// The word of whoever has approved a job, for people. The signed decision is in the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Approved {
+    /// Who.
+    pub by: String,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When.
+    pub time: Timestamp,
 }
 
 impl PendingApproval {
@@ -65,6 +81,7 @@ impl PendingApproval {
         Some(Self {
             rule,
             requested_by: None,
+            approved: None,
             expires_at,
             envelope: text(value)?,
             key: match key {
@@ -111,6 +128,13 @@ impl AskedApproval {
 }
 
 impl JobEvent {
+    /// Removes the headers of a record that waits for approval: signatures are for servers.
+    pub fn hide_signatures(&mut self) {
+        if let Some(approval) = &mut self.approval {
+            approval.headers.clear();
+        }
+    }
+
     /// Returns what waits for approval, if the job does.
     pub fn awaits_approval(&self) -> Option<&PendingApproval> {
         let waits = self.state == crate::event::JobState::AwaitingApproval;

@@ -9,13 +9,18 @@
 //! Everything that ends the wait (a decision, a cancellation, the time) is claimed first, like a
 //! submission, so that only one of two replicas does it.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use fleet_access::{Action, AuditOutcome};
 use fleet_codes as codes;
 use fleet_job::{
-    approval::{HEADER, MAX_RECORD_BYTES, PendingApproval},
+    approval::{Approved, HEADER, MAX_RECORD_BYTES, PendingApproval},
     decode,
+    envelope::Envelope,
     event::{JobEvent, JobState},
     filter::JobFilter,
     outcome::{ErrorKind, JobError},
@@ -23,17 +28,20 @@ use fleet_job::{
     view::JobView,
 };
 use fleet_ledger::{Known, Query, query::Visibility};
+use serde_json::json;
 use tokio::time::interval;
 
 use super::{
     Caller, Jobs, JobsError,
-    claims::Claim,
+    claims::{CLAIM_LIFETIME, Claim},
     not_found,
-    submit::{Submission, Undo},
+    submit::{Approval, Submission, Undo},
 };
 
 /// How often to look for jobs that nobody has approved in time.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often to look for approved jobs whose record is missing.
+const RESUME_INTERVAL: Duration = Duration::from_secs(300);
 /// The most jobs that are looked at on one page.
 const PAGE: usize = 100;
 /// The longest reason of a decision, in bytes.
@@ -92,7 +100,9 @@ impl Jobs {
         verdict: Verdict,
     ) -> Result<JobView, JobsError> {
         let known = self.find_pending(job_id, caller).await?;
-        let record = caller.begin_with(Action::ApproveJob, &known.event).await?;
+        let said = json!({ "approve": verdict.approves, "reason": verdict.reason });
+        let said = said.as_object().cloned().unwrap_or_default();
+        let record = caller.begin_deciding(&known.event, &said).await?;
         let decided = self.decide_pending(known, caller, verdict).await;
         match &decided {
             Ok(_) => record.end(AuditOutcome::Succeeded, None),
@@ -137,50 +147,110 @@ impl Jobs {
 
         let (claim, known) = self.claim_end_of_wait(&job_id).await?;
         if verdict.approves {
-            self.approve(known, caller, verdict.reason, &claim).await?;
+            self.approve(known, caller, verdict.reason, claim).await?;
         } else {
             let by = caller.principal().display_name();
             let reason = verdict.reason.map_or_else(String::new, |reason| format!(": {reason}"));
             let message = format!("{by} has denied approval{reason}");
             let error = JobError::new(ErrorKind::Cancelled, message)
                 .with_error_code(codes::APPROVAL_DENIED);
-            self.end_wait(known.event, JobState::Cancelled, error).await?;
+            self.end_wait(known.event, JobState::Cancelled, error, &claim).await?;
         }
         let known = self.inner.store.get(&job_id).await?.ok_or_else(|| not_found(&job_id))?;
         Ok(self.view(known))
     }
 
-    /// Writes the record of a job that is approved.
+    /// Writes the record of a job that is approved, even if the caller stops waiting. The `queued`
+    /// event before it keeps what it takes to write the record, so that
+    /// [`resume_approved`](Self::resume_approved) can, should this process die in between.
     async fn approve(
         &self,
         known: Known,
         caller: &Caller,
         reason: Option<String>,
-        claim: &Claim,
+        claim: Claim,
     ) -> Result<(), JobsError> {
-        let event = &known.event;
         let lost = || JobsError::NotReady("the job's record is not in its event".to_owned());
-        let pending = event.awaits_approval().ok_or_else(lost)?;
-        let signature = self.sign_approval(pending.envelope.as_bytes(), caller, reason);
+        let mut pending = known.event.awaits_approval().cloned().ok_or_else(lost)?;
+        let record = pending.record(&self.inner.topics.jobs);
+        let envelope = decode::decode(&record, usize::MAX).map_err(|_| lost())?;
+        let value = pending.envelope.as_bytes();
+        let signature = self.sign_approval(&envelope, value, caller, reason.clone());
         let signature = signature.ok_or_else(|| {
             JobsError::NotReady("this server has no key to sign the decision with".to_owned())
         })?;
 
-        let record = pending.record(&self.inner.topics.jobs);
-        let envelope = decode::decode(&record, usize::MAX).map_err(|_| lost())?;
-        let headers = pending.record_headers().into_iter();
+        let by = caller.principal().display_name().to_owned();
+        pending.approved = Some(Approved { by, reason, time: fleet_ops::clock::now() });
+        pending.headers.push((HEADER.to_owned(), signature));
+        self.write_approved(envelope, pending, claim).await
+    }
+
+    async fn write_approved(
+        &self,
+        envelope: Envelope,
+        pending: PendingApproval,
+        claim: Claim,
+    ) -> Result<(), JobsError> {
         let job = Submission {
             envelope,
             value: Some(pending.envelope.clone().into_bytes()),
             key: pending.key.clone(),
-            submitted_at: event.submitted_at.unwrap_or(event.time),
-            headers: headers.chain([(HEADER.to_owned(), Some(signature.into_bytes()))]).collect(),
+            // The record is new, and must not be deleted because of its age.
+            submitted_at: fleet_ops::clock::now(),
+            headers: pending.record_headers(),
             // The headers have the submitter's signature, if there is one.
             submitter: None,
-            approval: None,
-            undo: Undo::Restore(Box::new(known.clone())),
+            approval: Approval::Given(Box::new(pending)),
+            // Whether the broker has taken the record may be unknown.
+            undo: Undo::Nothing,
         };
-        self.enqueue(vec![job], Some(claim)).await
+        let this = self.clone();
+        let writing = tokio::spawn(async move { this.enqueue(vec![job], Some(&claim)).await });
+        writing.await.map_err(|error| JobsError::NotReady(error.to_string()))?
+    }
+
+    /// Writes the records of jobs that were approved by a server that has died since, until the
+    /// server stops. That is rare, so it is looked for rarely.
+    pub(super) async fn resume_approved(self) {
+        self.wait_until_read().await;
+        let mut ticks = interval(RESUME_INTERVAL);
+        while self.is_next_tick(&mut ticks).await {
+            if let Err(error) = self.for_each_in(JobState::Queued, Self::resume).await {
+                let error = fleet_ops::errors::chain(&error);
+                tracing::debug!(error, "could not look for approved jobs without a record");
+            }
+        }
+    }
+
+    /// Writes the record of one job, if it was approved and the record is missing.
+    async fn resume(self, event: Arc<JobEvent>) {
+        let Some(pending) = event.approval.clone().filter(|_| event.source.is_none()) else {
+            return;
+        };
+        // Whoever holds the claim may still be writing.
+        if fleet_ops::clock::now().since(event.time) < CLAIM_LIFETIME {
+            return;
+        }
+
+        let job_id = event.job_id.clone();
+        let resumed = async {
+            let claim = self.claim_approval(&job_id).await?;
+            let since = HashMap::from([(job_id.clone(), event.time)]);
+            if !self.find_written(since).await?.is_empty() {
+                return Ok(());
+            }
+            let record = pending.record(&self.inner.topics.jobs);
+            match decode::decode(&record, usize::MAX) {
+                Ok(envelope) => self.write_approved(envelope, *pending, claim).await,
+                Err(_) => Ok(()),
+            }
+        };
+        if let Err(error) = resumed.await {
+            let error: JobsError = error;
+            let error = fleet_ops::errors::chain(&error);
+            tracing::warn!(error, job_id, "could not write the record of an approved job");
+        }
     }
 
     /// Returns whether a caller has submitted the job of an event.
@@ -193,7 +263,8 @@ impl Jobs {
     }
 
     fn check_is_pending(&self, known: &Known) -> Result<(), JobsError> {
-        match known.event.awaits_approval() {
+        let pending = known.event.awaits_approval();
+        match pending.filter(|pending| pending.expires_at > fleet_ops::clock::now()) {
             Some(_) => Ok(()),
             None => Err(JobsError::NotPending(Box::new(self.view(known.clone())))),
         }
@@ -204,18 +275,25 @@ impl Jobs {
         &self,
         job_id: &str,
     ) -> Result<(Claim, Known), JobsError> {
-        let id = format!("approval:{job_id}");
-        let claim = self.claim_jobs(&HashSet::from([id.clone()])).await?;
-        if !claim.won.contains(&id) {
-            let why = "somebody else is deciding on this job; try again in a minute";
-            return Err(JobsError::NotReady(why.to_owned()));
-        }
-
+        let claim = self.claim_approval(job_id).await?;
         // Somebody else may have ended the wait before the claim.
         self.catch_up().await?;
         let known = self.inner.store.get(job_id).await?.ok_or_else(|| not_found(job_id))?;
-        self.check_is_pending(&known)?;
-        Ok((claim, known))
+        match known.event.awaits_approval() {
+            Some(_) => Ok((claim, known)),
+            None => Err(JobsError::NotPending(Box::new(self.view(known)))),
+        }
+    }
+
+    async fn claim_approval(&self, job_id: &str) -> Result<Claim, JobsError> {
+        // No job has such an id.
+        let id = format!("\0approval:{job_id}");
+        let claim = self.claim_jobs(&HashSet::from([id.clone()])).await?;
+        if claim.won.contains(&id) {
+            return Ok(claim);
+        }
+        let why = "somebody else is deciding on this job; try again in a minute";
+        Err(JobsError::NotReady(why.to_owned()))
     }
 
     /// Writes the end of a job that has waited for approval. No worker has it.
@@ -224,9 +302,11 @@ impl Jobs {
         event: JobEvent,
         state: JobState,
         error: JobError,
+        claim: &Claim,
     ) -> Result<(), JobsError> {
         let time = fleet_ops::clock::now();
         let event = JobEvent { state, approval: None, error: Some(error), time, ..event };
+        claim.check_age()?;
         self.write_event(event).await
     }
 
@@ -234,30 +314,31 @@ impl Jobs {
     pub(super) async fn expire_approvals(self) {
         let mut ticks = interval(EXPIRE_INTERVAL);
         while self.is_next_tick(&mut ticks).await {
-            if let Err(error) = self.expire_pending().await {
+            let looked = self.for_each_in(JobState::AwaitingApproval, Self::expire_if_due).await;
+            if let Err(error) = looked {
                 let error = fleet_ops::errors::chain(&error);
                 tracing::debug!(error, "could not look for jobs that nobody has approved in time");
             }
         }
     }
 
-    async fn expire_pending(&self) -> Result<(), JobsError> {
+    /// Does something with each job in a state.
+    async fn for_each_in<F: Future<Output = ()>>(
+        &self,
+        state: JobState,
+        act: impl Fn(Self, Arc<JobEvent>) -> F,
+    ) -> Result<(), JobsError> {
         self.check_log_is_read()?;
-        let states = vec![JobState::AwaitingApproval];
         let mut query = Query {
-            filter: JobFilter { states, ..JobFilter::default() },
+            filter: JobFilter { states: vec![state], ..JobFilter::default() },
             visibility: Visibility::new(|_, _| true),
             limit: PAGE,
             ..Query::default()
         };
         loop {
             let page = self.inner.store.list(&query).await?;
-            let now = fleet_ops::clock::now();
             for known in page.jobs {
-                let pending = known.event.awaits_approval();
-                if pending.is_some_and(|pending| pending.expires_at <= now) {
-                    self.expire(&known.event.job_id).await;
-                }
+                act(self.clone(), Arc::new(known.event)).await;
             }
             match page.next {
                 Some(next) => query.after = Some(next),
@@ -266,12 +347,19 @@ impl Jobs {
         }
     }
 
+    async fn expire_if_due(self, event: Arc<JobEvent>) {
+        let pending = event.awaits_approval();
+        if pending.is_some_and(|pending| pending.expires_at <= fleet_ops::clock::now()) {
+            self.expire(&event.job_id).await;
+        }
+    }
+
     /// Ends one job, unless another replica does.
     async fn expire(&self, job_id: &str) {
-        let Ok((_claim, known)) = self.claim_end_of_wait(job_id).await else { return };
+        let Ok((claim, known)) = self.claim_end_of_wait(job_id).await else { return };
         let error = JobError::new(ErrorKind::Expired, "nobody has approved the job in time")
             .with_error_code(codes::APPROVAL_EXPIRED);
-        if let Err(error) = self.end_wait(known.event, JobState::Expired, error).await {
+        if let Err(error) = self.end_wait(known.event, JobState::Expired, error, &claim).await {
             let error = fleet_ops::errors::chain(&error);
             tracing::warn!(error, job_id, "could not end a job that nobody has approved in time");
         }

@@ -249,8 +249,10 @@ mod tests {
             action.narrow(&mut filter);
             filter.states
         };
-        use JobState::{Cancelled, Expired, Failed, Queued, Retrying, Running, Succeeded};
-        assert_eq!(states(cancel(), &[]), [Queued, Running, Retrying]);
+        use JobState::{
+            AwaitingApproval, Cancelled, Expired, Failed, Queued, Retrying, Running, Succeeded,
+        };
+        assert_eq!(states(cancel(), &[]), [Queued, Running, Retrying, AwaitingApproval]);
         assert_eq!(states(run(), &[]), [Succeeded, Failed, Cancelled, Expired]);
         assert_eq!(states(run(), &[Failed]), [Failed], "what the caller asks for stays");
     }

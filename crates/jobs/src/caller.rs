@@ -17,6 +17,7 @@ use fleet_ops::{
     http::{CREDENTIALS, credential_bytes},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::JobsError;
@@ -115,12 +116,35 @@ impl Caller {
         action: Action,
         event: &JobEvent,
     ) -> Result<OpenRecord, JobsError> {
+        self.begin_saying(action, event, Arguments::None).await
+    }
+
+    /// Checks that the caller may decide on a job that awaits approval, and begins its record in the
+    /// audit log, with what it says.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin_with`](Self::begin_with).
+    pub(crate) async fn begin_deciding(
+        &self,
+        event: &JobEvent,
+        said: &Map<String, Value>,
+    ) -> Result<OpenRecord, JobsError> {
+        self.begin_saying(Action::ApproveJob, event, Arguments::Known(said)).await
+    }
+
+    async fn begin_saying(
+        &self,
+        action: Action,
+        event: &JobEvent,
+        said: Arguments<'_>,
+    ) -> Result<OpenRecord, JobsError> {
         let named = self.about_job(&event.job_id);
         let names = named.names();
         let context = Context { owner_names: &names, ..Context::default() };
         let resource = Resource::job(event.owner.as_deref(), event.tenant.as_deref());
         let decision = named.check(action, &resource, &context)?;
-        named.begin_record(action, &resource, &decision, Arguments::None).await
+        named.begin_record(action, &resource, &decision, said).await
     }
 
     /// Begins the record of something that is allowed in the audit log.

@@ -183,11 +183,11 @@ impl Jobs {
         caller: &Caller,
         reason: Option<&str>,
     ) -> Result<Cancellation, JobsError> {
-        let (_claim, known) = self.claim_end_of_wait(job_id).await?;
+        let (claim, known) = self.claim_end_of_wait(job_id).await?;
         let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
         let message = format!("cancelled while waiting for approval{reason}");
         let error = JobError::new(ErrorKind::Cancelled, message);
-        self.end_wait(known.event, JobState::Cancelled, error).await?;
+        self.end_wait(known.event, JobState::Cancelled, error, &claim).await?;
         Ok(Cancellation::of(self.get(job_id, caller).await?))
     }
 

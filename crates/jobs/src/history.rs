@@ -113,7 +113,8 @@ struct Earlier {
 impl Earlier {
     /// Adds an event unless it repeats the one before. Returns whether there is room for more.
     fn add(&mut self, event: JobEvent) -> bool {
-        let event = JobEvent { owner: None, ..event };
+        let mut event = JobEvent { owner: None, ..event };
+        event.hide_signatures();
         let view = JobView { event, cancel_requested_at: None }.without_result();
         if self.events.last() == Some(&view) {
             return true;

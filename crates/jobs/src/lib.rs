@@ -213,6 +213,7 @@ impl Jobs {
         tokio::spawn(jobs.clone().measure_topics());
         tokio::spawn(jobs.clone().restate_overtaken());
         tokio::spawn(jobs.clone().expire_approvals());
+        tokio::spawn(jobs.clone().resume_approved());
         Ok(jobs)
     }
 

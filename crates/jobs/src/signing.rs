@@ -6,7 +6,6 @@ use fleet_access::{JobRights, Principal};
 use fleet_job::{
     approval,
     control::{Control, Scope},
-    decode,
     envelope::Envelope,
     record::{Header, RawRecord},
 };
@@ -53,39 +52,11 @@ impl Jobs {
     /// The header with the signature of a job whose record has this value; `None` if jobs are not
     /// signed, or if nobody may be made responsible for this one.
     pub(crate) fn sign_job(&self, job: &Submission, value: &[u8]) -> Option<Header> {
-        self.sign_envelope(&job.envelope, value, job.submitter.as_ref()?)
-    }
-
-    /// The same of a job that is not submitted by this process, such as one that is replayed.
-    pub(crate) fn sign_envelope(
-        &self,
-        envelope: &Envelope,
-        value: &[u8],
-        submitter: &Submitter,
-    ) -> Option<Header> {
-        let Submitter { principal, on_behalf_of } = submitter;
+        let Submitter { principal, on_behalf_of } = job.submitter.as_ref()?;
         let (topic, now) = (&self.inner.topics.jobs, fleet_ops::clock::now());
         let (keys, on_behalf_of) = (self.keys()?, on_behalf_of.clone());
-        let signature = keys.sign_job(topic, envelope, value, principal, on_behalf_of, now)?;
+        let signature = keys.sign_job(topic, &job.envelope, value, principal, on_behalf_of, now)?;
         Some((HEADER.to_owned(), Some(signature.into_bytes())))
-    }
-
-    /// The headers of a record that a caller writes again: signed anew, on behalf of whose job it
-    /// was. A record that holds no job stays as it is.
-    pub(crate) fn sign_again(&self, record: &RawRecord, caller: &Caller) -> Vec<Header> {
-        let headers = record.headers.clone();
-        if !self.signs() {
-            return headers;
-        }
-        let Ok(envelope) = decode::decode(record, usize::MAX) else { return headers };
-        let (job_id, owner) = (envelope.job_id.clone(), envelope.owner.clone());
-        let submitter = Submitter {
-            principal: Arc::clone(caller.principal()),
-            on_behalf_of: Some(OnBehalfOf { job_id, owner }),
-        };
-        let value = record.value.as_deref().unwrap_or_default();
-        let signature = self.sign_envelope(&envelope, value, &submitter);
-        without_signature(headers).into_iter().chain(signature).collect()
     }
 
     /// Who has submitted the job of a record, if it says so with a signature.
@@ -99,12 +70,13 @@ impl Jobs {
     /// private key.
     pub(crate) fn sign_approval(
         &self,
+        envelope: &Envelope,
         value: &[u8],
         caller: &Caller,
         reason: Option<String>,
     ) -> Option<String> {
         let (topic, now) = (&self.inner.topics.jobs, fleet_ops::clock::now());
-        self.keys()?.sign_approval(topic, value, caller.principal(), reason, now)
+        self.keys()?.sign_approval(topic, envelope, value, caller.principal(), reason, now)
     }
 
     /// The headers of the record of a request.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use fleet_job::{
+    approval::PendingApproval,
     decode,
     envelope::Envelope,
     event::{JobEvent, JobState},
@@ -39,7 +40,7 @@ use super::{
     outcome_of,
     request::{BadRequest, Prepared},
     rights,
-    signing::Submitter,
+    signing::{Submitter, without_signature},
 };
 use crate::metrics;
 
@@ -66,10 +67,21 @@ pub(crate) struct Submission {
     pub(crate) headers: Vec<Header>,
     /// As whom the job is to run; `None` if nobody is known to have submitted it.
     pub(crate) submitter: Option<Submitter>,
-    /// The rule that wants the job to be approved before its record is written.
-    pub(crate) approval: Option<String>,
+    /// Whether somebody has to approve the job before its record is written.
+    pub(crate) approval: Approval,
     /// What to do with the `queued` event if the envelope can't be written.
     pub(crate) undo: Undo,
+}
+
+/// Whether somebody has to approve a job before its record is written.
+#[derive(Debug, Clone)]
+pub(crate) enum Approval {
+    /// Nobody.
+    NotNeeded,
+    /// Somebody else than its submitter, as this rule wants.
+    Wanted(String),
+    /// Somebody has.
+    Given(Box<PendingApproval>),
 }
 
 /// What to do with a `queued` event whose envelope could not be written.
@@ -248,7 +260,7 @@ impl Jobs {
                     submitted_at: now,
                     headers,
                     submitter,
-                    approval,
+                    approval: approval.map_or(Approval::NotNeeded, Approval::Wanted),
                     undo,
                 });
             }
@@ -306,7 +318,7 @@ impl Jobs {
 
     /// Returns those of these jobs that are in the jobs topic. If the search takes too long, the
     /// jobs that it did not find count as written. The map has the times of submission.
-    async fn find_written(
+    pub(crate) async fn find_written(
         &self,
         jobs: HashMap<String, Timestamp>,
     ) -> Result<Vec<String>, JobsError> {
@@ -392,14 +404,19 @@ impl Jobs {
                 submitted_at: Some(job.submitted_at),
                 ..JobEvent::about(&job.envelope, JobState::Queued, now)
             };
-            if let Some(rule) = &job.approval {
-                let pending = self.pending_approval(job, rule, &value, now)?;
-                let (state, approval) = (JobState::AwaitingApproval, Some(Box::new(pending)));
-                events.push(JobEvent { state, approval, ..event });
-                continue;
+            match &job.approval {
+                Approval::Wanted(rule) => {
+                    let pending = self.pending_approval(job, rule, &value, now)?;
+                    let (state, approval) = (JobState::AwaitingApproval, Some(Box::new(pending)));
+                    events.push(JobEvent { state, approval, ..event });
+                    continue;
+                }
+                Approval::Given(pending) => {
+                    events.push(JobEvent { approval: Some(pending.clone()), ..event });
+                }
+                Approval::NotNeeded => events.push(event),
             }
 
-            events.push(event);
             let signature = self.sign_job(job, &value);
             records.push(Outgoing {
                 topic: self.inner.topics.jobs.clone(),
@@ -435,7 +452,7 @@ impl Jobs {
             topic: self.inner.topics.events.clone(),
             key: Some(event.job_id.clone().into_bytes()),
             value: Some(event.to_bytes()),
-            headers: job.headers.clone(),
+            headers: without_signature(job.headers.clone()),
             ..Outgoing::default()
         });
         let delivered = self.write_all(records.collect()).await?;

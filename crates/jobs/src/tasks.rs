@@ -15,6 +15,7 @@ use fleet_job::{
     glob::Glob,
     number,
     outcome::ErrorKind,
+    record::SIGNATURE_HEADER,
     time::Timestamp,
     trace::TraceContext,
     view::{JobView, tool_result},
@@ -35,7 +36,7 @@ use super::{
     caller::derived_id,
     not_found, outcome_of,
     signing::{Submitter, without_signature},
-    submit::{Submission, Undo},
+    submit::{Approval, Submission, Undo},
 };
 use crate::config::JobsConfig;
 
@@ -120,7 +121,7 @@ impl Tasks {
             submitted_at: now,
             headers,
             submitter: Some(Submitter::new(Arc::clone(caller.principal()))),
-            approval: None,
+            approval: Approval::NotNeeded,
             undo: Undo::Remove,
         };
         self.jobs
@@ -222,6 +223,7 @@ impl Tasks {
         let source = event.source.clone().ok_or_else(lost)?;
         let settings = self.jobs.inner.link.follower.settings().clone();
         let (topic, from) = (source.topic, [(source.partition, source.offset)]);
+        let topic_of_task = topic.clone();
         let mut found = run_blocking(move || {
             let records = reader::first_records(&settings, &topic, &from, READ_TIMEOUT);
             Ok::<_, JobsError>(records?)
@@ -231,9 +233,17 @@ impl Tasks {
         let record = record.filter(|record| record.position.offset == source.offset);
         let record = record.ok_or_else(lost)?;
 
+        let mut envelope = decode::decode(&record, usize::MAX).map_err(|_| lost())?;
+        // Whoever may write to the events topic can point to any record.
+        if topic_of_task != self.jobs.inner.topics.jobs || envelope.job_id != event.job_id {
+            return Err(lost());
+        }
         // Whoever answers, the call remains that of its submitter.
         let submitter = self.jobs.signed_submitter(&record);
-        let mut envelope = decode::decode(&record, usize::MAX).map_err(|_| lost())?;
+        if submitter.is_none() && self.jobs.signs() && record.header(SIGNATURE_HEADER).is_some() {
+            let why = "the signature of the task's call is not accepted any more";
+            return Err(JobsError::NotReady(why.to_owned()));
+        }
         let Work::ToolCall(ToolCall { task: Some(round), .. }) = &mut envelope.work else {
             return Err(lost());
         };
@@ -247,7 +257,7 @@ impl Tasks {
         let submitted_at = event.submitted_at.unwrap_or(event.time);
         let undo = Undo::Restore(Box::new(before));
         let headers = without_signature(record.headers);
-        let (value, approval) = (None, None);
+        let (value, approval) = (None, Approval::NotNeeded);
         let job =
             Submission { envelope, value, key, submitted_at, headers, submitter, approval, undo };
         self.jobs.enqueue_detached(job).await

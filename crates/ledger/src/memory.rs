@@ -206,7 +206,7 @@ impl Inner {
             standing,
             submitted: submitted_at(event).as_millis(),
             time: event.time.as_millis(),
-            // There are seven states.
+            // There are few states.
             state: state as u8,
             job_type: self.names.intern(event.job_type.as_deref()),
             tool: self.names.intern(event.tool.as_deref()),

@@ -33,6 +33,8 @@ use totals::{HELD, Held, Totals};
 pub const FILE_NAME: &str = "ledger.sqlite";
 /// The number of the first terminal state.
 const FIRST_TERMINAL: usize = 3;
+/// The number of the last terminal state. States that were added later have greater numbers.
+const LAST_TERMINAL: usize = 6;
 /// How many jobs to delete in one transaction.
 const DELETE_BATCH: i64 = 1_000;
 
@@ -172,7 +174,7 @@ impl SqliteStore {
         let transaction = writer.transaction()?;
         let mut totals = Totals::read(&transaction)?;
         let which = format!(
-            "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} AND time < {oldest} ORDER BY time LIMIT {DELETE_BATCH}"
+            "SELECT id FROM jobs WHERE state BETWEEN {FIRST_TERMINAL} AND {LAST_TERMINAL} AND time < {oldest} ORDER BY time LIMIT {DELETE_BATCH}"
         );
 
         let forgotten = delete_jobs(&transaction, &which, &mut totals)?;
@@ -268,7 +270,7 @@ fn insert_job(
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
     )?;
 
-    // There are seven states.
+    // There are few states.
     let state = state_number(event.state) as i64;
     insert.execute(params![
         update.job_id.as_str(),
@@ -323,7 +325,7 @@ fn enforce_bounds(
         // Delete exactly the excess jobs; if only bytes exceed the bound, one job at a time.
         let portion = (totals.jobs - max_jobs).clamp(1, DELETE_BATCH);
         let ended = format!(
-            "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} ORDER BY time, id LIMIT {portion}"
+            "SELECT id FROM jobs WHERE state BETWEEN {FIRST_TERMINAL} AND {LAST_TERMINAL} ORDER BY time, id LIMIT {portion}"
         );
         let deleted = delete_jobs(connection, &ended, totals)?;
         forgotten.ended += deleted;

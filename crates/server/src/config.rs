@@ -132,6 +132,11 @@ impl ServerConfig {
         let tls = args.tls.files()?;
         let access = access_source(args, public_url.as_ref(), tls.as_ref());
 
+        let jobs = jobs_config(args)?;
+        if jobs.is_some() && access.signing_keys.is_none() && access.signing_public_keys.is_some() {
+            return Err(ServerError::UnsignedSubmissions);
+        }
+
         // Report unusable roots now rather than at the first call.
         let excluded = non_empty_paths(&args.excluded);
         Files::new(&roots, args.files_max_read)?.without(&excluded)?;
@@ -157,7 +162,7 @@ impl ServerConfig {
             audit: audit_config(args)?,
             registry: registry_config(args),
             jobs_topic: args.jobs_topic.clone(),
-            jobs: jobs_config(args)?,
+            jobs,
             compression: args.compression,
             repeat_window: args.repeat_window,
             repeat_max_bytes: args.repeat_max_bytes,

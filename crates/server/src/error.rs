@@ -62,6 +62,25 @@ pub enum ServerError {
         #[source]
         error: SigningKeysError,
     },
+    /// The file of signing keys has public keys only.
+    #[error(
+        "{} has no private key, so nothing could be signed; put public keys into the file of \
+         --signing-public-keys (MCP_SIGNING_PUBLIC_KEYS_FILE) [{code}]",
+        path.display(),
+        code = codes::SIGNING_KEYS
+    )]
+    NoSigningKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Jobs are accepted, and can't be signed although signatures are verified.
+    #[error(
+        "--signing-public-keys (MCP_SIGNING_PUBLIC_KEYS_FILE) is set without --signing-key \
+         (MCP_SIGNING_KEY_FILE), so jobs that this server accepts would not be signed; set both, or \
+         neither, or --jobs=false [{code}]",
+        code = codes::SIGNING_KEYS
+    )]
+    UnsignedSubmissions,
     /// Nothing tells callers apart.
     #[error(
         "mcp-server has neither API keys nor issuers of tokens nor certificates of clients, so it \

@@ -10,7 +10,9 @@ use fleet_job::{
     record::{Position, RawRecord},
     time::Timestamp,
 };
-use fleet_signing::{HEADER, JobProof, PassedJob, PresentedCall, SigningKeys, calls_of, generate_key};
+use fleet_signing::{
+    HEADER, JobProof, PassedJob, PresentedCall, SigningKeys, calls_of, generate_key,
+};
 use serde_json::{Map, Value, json};
 
 const TOPIC: &str = "mcp-jobs";
@@ -28,9 +30,7 @@ fn measure(criterion: &mut Criterion) {
     let mut alice = Principal::new("keys", "alice", PrincipalKind::Person, via);
     alice.add_roles(["agent".to_owned()]);
 
-    let call = |n: usize| {
-        json!({"server": "files", "tool": "file_read", "arguments": {"path": format!("docs/{n}.md")}})
-    };
+    let call = |n: usize| json!({"server": "files", "tool": "file_read", "arguments": {"path": format!("docs/{n}.md")}});
     let jobs = [
         ("one call", json!({"jobID": "j", "jobType": "tool-call", "payload": call(0)})),
         (

@@ -1,14 +1,15 @@
 //! Signed decisions about jobs that awaited approval.
 
 use fleet_access::{Principal, PrincipalId};
-use fleet_job::time::Timestamp;
+use fleet_job::{envelope::Envelope, time::Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    calls::calls_of,
     fault::SignatureFault,
     keys::SigningKeys,
-    merkle::Hash,
-    proof::{digest_of, hash_text},
+    merkle::{Hash, Tree},
+    proof::{PassedJob, PresentedCall, Signed, digest_of, hash_text},
 };
 
 /// The `typ` of a decision's signature.
@@ -21,9 +22,17 @@ pub struct ApprovalClaims {
     /// The jobs topic.
     #[serde(rename = "aud")]
     topic: String,
-    /// The SHA-256 of the record's value, which holds the job's id, tools and arguments.
+    /// The job's id.
+    #[serde(rename = "jobID")]
+    job_id: String,
+    /// The SHA-256 of the record's value.
     #[serde(with = "hash_text")]
     value: Hash,
+    /// The number of calls.
+    calls: usize,
+    /// The root of the tree over the calls.
+    #[serde(with = "hash_text")]
+    root: Hash,
     /// The id of the principal that has decided.
     pub by: String,
     /// Its name, for people.
@@ -48,14 +57,19 @@ impl SigningKeys {
     pub fn sign_approval(
         &self,
         topic: &str,
+        envelope: &Envelope,
         value: &[u8],
         by: &Principal,
         reason: Option<String>,
         now: Timestamp,
     ) -> Option<String> {
+        let leaves: Vec<_> = calls_of(&envelope.work).map(|call| call.leaf()).collect();
         let claims = ApprovalClaims {
             topic: topic.to_owned(),
+            job_id: envelope.job_id.clone(),
             value: digest_of(value),
+            calls: leaves.len(),
+            root: Tree::new(leaves).root(),
             by: by.id().to_string(),
             name: by.display_name().to_owned(),
             reason,
@@ -64,18 +78,20 @@ impl SigningKeys {
         self.sign(TYPE, &claims)
     }
 
-    /// Verifies a decision about a record whose value has this digest.
-    pub(crate) fn verify_approval(
+    /// Who has approved the job that a call is made for; `None` if nobody has.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is wrong with the decision, or that it is not about this call.
+    pub fn approval_of(
         &self,
-        topic: &str,
-        value: Hash,
-        text: &str,
-    ) -> Result<ApprovalClaims, SignatureFault> {
+        passed: &PassedJob,
+        call: &PresentedCall<'_>,
+    ) -> Result<Option<ApprovalClaims>, SignatureFault> {
+        let Some(text) = passed.approval() else { return Ok(None) };
         let claims: ApprovalClaims = self.verify(TYPE, text)?;
-        match (claims.topic == topic, claims.value == value) {
-            (true, true) => Ok(claims),
-            (false, _) => Err(SignatureFault::OtherTopic),
-            (true, false) => Err(SignatureFault::OtherRecord),
-        }
+        let ApprovalClaims { topic, job_id, value, calls, root, .. } = &claims;
+        passed.check(call, Signed { topic, job_id, value, calls: *calls, root })?;
+        Ok(Some(claims))
     }
 }

@@ -42,8 +42,7 @@ pub use fault::SignatureFault;
 pub use keys::{SigningKeys, SigningKeysError, generate_key};
 pub use proof::{JobProof, PassedJob, PresentedCall};
 
-/// The header of a record, of a job or of a request to cancel one, that holds its signature.
-pub const HEADER: &str = "mcp-fleet-signature";
+pub use fleet_job::record::SIGNATURE_HEADER as HEADER;
 
 /// The most bytes that a signature may have. A principal's attributes are the claims of a token,
 /// which a request header bounds to less.

@@ -8,7 +8,6 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     HEADER,
-    approval::ApprovalClaims,
     calls::{CallContent, calls_of},
     claims::{JobClaims, TYPE},
     fault::SignatureFault,
@@ -75,7 +74,7 @@ impl JobProof {
         }
 
         // A tree of one leaf has no paths.
-        let has_paths = signature.is_some() && work.calls().nth(1).is_some();
+        let has_paths = work.calls().nth(1).is_some();
         let tree = has_paths.then(|| Tree::new(calls_of(work).map(|call| call.leaf()).collect()));
         let value = digest_of(record.value.as_deref().unwrap_or_default());
         Self(Some(SignedRecord { signature, approval, value, tree }))
@@ -117,21 +116,6 @@ impl PassedJob {
 }
 
 impl SigningKeys {
-    /// Who has approved the job that a call is made for; `None` if nobody has.
-    ///
-    /// # Errors
-    ///
-    /// Returns what is wrong with the decision.
-    pub fn approval_of(
-        &self,
-        passed: &PassedJob,
-        topic: &str,
-    ) -> Result<Option<ApprovalClaims>, SignatureFault> {
-        let Some(text) = &passed.approval else { return Ok(None) };
-        let value = passed.value.as_deref().and_then(decode).ok_or(SignatureFault::Malformed)?;
-        self.verify_approval(topic, value, text).map(Some)
-    }
-
     /// Verifies that a record of `topic` is a job that was signed with one of these keys.
     ///
     /// # Errors
@@ -166,20 +150,47 @@ impl SigningKeys {
     ) -> Result<JobClaims, SignatureFault> {
         let signature = passed.signature.as_deref().ok_or(SignatureFault::Missing)?;
         let claims: JobClaims = self.verify(TYPE, signature)?;
-        if claims.topic != call.topic {
+        let JobClaims { topic, job_id, value, calls, root, .. } = &claims;
+        passed.check(call, Signed { topic, job_id, value, calls: *calls, root })?;
+        Ok(claims)
+    }
+}
+
+/// What was signed of a job, by its submitter or by whoever has approved it.
+pub(crate) struct Signed<'a> {
+    pub(crate) topic: &'a str,
+    pub(crate) job_id: &'a str,
+    pub(crate) value: &'a Hash,
+    pub(crate) calls: usize,
+    pub(crate) root: &'a Hash,
+}
+
+impl PassedJob {
+    /// The signed decision of somebody who has approved the job.
+    pub(crate) fn approval(&self) -> Option<&str> {
+        self.approval.as_deref()
+    }
+
+    /// Checks that a call is one of those that were signed.
+    pub(crate) fn check(
+        &self,
+        call: &PresentedCall<'_>,
+        signed: Signed<'_>,
+    ) -> Result<(), SignatureFault> {
+        if signed.topic != call.topic {
             return Err(SignatureFault::OtherTopic);
         }
-        if claims.job_id != call.job_id {
+        if signed.job_id != call.job_id {
             return Err(SignatureFault::OtherJob);
         }
-        if passed.value.as_deref().and_then(decode) != Some(claims.value) {
+        if self.value.as_deref().and_then(decode).as_ref() != Some(signed.value) {
             return Err(SignatureFault::OtherRecord);
         }
 
-        let path = decode_path(&passed.path).ok_or(SignatureFault::Malformed)?;
-        let (leaf, count) = (call.content.leaf(), claims.calls);
-        match merkle::verify(leaf, passed.call, count, &path, &claims.root) {
-            true => Ok(claims),
+        let path = decode_path(&self.path).ok_or(SignatureFault::Malformed)?;
+        let leaf = call.content.leaf();
+        match merkle::verify(leaf, self.call, signed.calls, &path, signed.root) {
+            true => Ok(()),
             false => Err(SignatureFault::OtherCall),
         }
     }

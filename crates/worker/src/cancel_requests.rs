@@ -150,8 +150,9 @@ impl Listener for ControlReader {
             }
             keys.refresh();
         }
-        for record in records {
-            let control = match &self.keys {
+        let unknown = self.keys.as_mut().map(PublicKeys::take_unknown).unwrap_or_default();
+        for record in unknown.into_iter().chain(records) {
+            let control = match &mut self.keys {
                 Some(keys) => keys.read_control(&record),
                 None => record.value.as_deref().and_then(Control::from_bytes),
             };

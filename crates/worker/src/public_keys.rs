@@ -1,6 +1,6 @@
 //! The public keys with which requests to cancel are verified.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, mem, path::PathBuf, sync::Arc, time::Duration};
 
 use fleet_job::{control::Control, record::RawRecord};
 use fleet_ops::errors::chain;
@@ -12,6 +12,9 @@ use crate::metrics as names;
 /// How often to look for a file that does not exist yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// The most requests that wait for a key to become known.
+const MAX_UNKNOWN: usize = 1_000;
+
 /// The file of public keys, and what was last read from it.
 #[derive(Debug)]
 pub(crate) struct PublicKeys {
@@ -22,6 +25,8 @@ pub(crate) struct PublicKeys {
     keys: Option<Arc<SigningKeys>>,
     /// What was wrong with the file when it was last read.
     problem: Option<String>,
+    /// Requests that were signed with a key that is not in the file yet.
+    unknown: VecDeque<RawRecord>,
 }
 
 /// Why the public keys can't be used.
@@ -64,7 +69,7 @@ impl PublicKeys {
             }
             Err(error) => return Err(error),
         };
-        Ok(Self { path, topic, keys, problem: None })
+        Ok(Self { path, topic, keys, problem: None, unknown: VecDeque::new() })
     }
 
     /// Waits until there are keys. Returns `false` if they are not needed any more.
@@ -100,13 +105,26 @@ impl PublicKeys {
         }
     }
 
+    /// The requests that were signed with a key that was not known when they came. They are to be
+    /// read again, once the file was.
+    pub(crate) fn take_unknown(&mut self) -> VecDeque<RawRecord> {
+        mem::take(&mut self.unknown)
+    }
+
     /// Reads a request that a server of this fleet has signed; `None` if nobody has, or if this
     /// version does not understand it.
-    pub(crate) fn read_control(&self, record: &RawRecord) -> Option<Control> {
+    pub(crate) fn read_control(&mut self, record: &RawRecord) -> Option<Control> {
         let value = record.value.as_deref()?;
         let keys = self.keys.as_ref()?;
         let control = keys.verify_control(&self.topic, value, record.header(HEADER));
         control.unwrap_or_else(|fault| {
+            if fault.is_retryable() {
+                // Keys are being replaced, and the file may be behind.
+                if self.unknown.len() == MAX_UNKNOWN {
+                    self.unknown.pop_front();
+                }
+                self.unknown.push_back(record.clone());
+            }
             counter!(names::REFUSED_CONTROLS.name, "fault" => fault.as_str()).increment(1);
             let offset = record.position.offset;
             tracing::warn!(
@@ -161,7 +179,9 @@ mod tests {
 
         write(&new);
         keys.refresh();
-        assert_eq!(keys.read_control(&record(Some(&new))), Some(control.clone()));
+        let waiting = keys.take_unknown();
+        assert_eq!(waiting.len(), 1, "the one that no key of this fleet had signed before");
+        assert_eq!(keys.read_control(&waiting[0]), Some(control.clone()));
         std::fs::write(&path, "").unwrap();
         keys.refresh();
         assert_eq!(keys.read_control(&record(Some(&new))), Some(control.clone()), "as before");

@@ -74,7 +74,8 @@ pub(super) fn allow(
         return Some(Builtin::Role(role));
     }
 
-    let reads = default.access == DefaultAccess::ReadOnly && !FleetRole::is_metrics_only(principal);
+    let reads = default.access == DefaultAccess::ReadOnly
+        && !FleetRole::is_for_its_role_only(principal, default.jobs);
     match Reach::of(action) {
         Reach::Always => Some(Builtin::Read),
         Reach::OwnJobs => facts.is_own_job().then_some(Builtin::OwnJob),
@@ -98,7 +99,8 @@ pub(super) fn allow_ever(principal: &Principal, action: Action, default: Default
     match Reach::of(action) {
         Reach::Always | Reach::OwnJobs => true,
         Reach::Reading | Reach::ReadOnlyTools => {
-            default.access == DefaultAccess::ReadOnly && !FleetRole::is_metrics_only(principal)
+            default.access == DefaultAccess::ReadOnly
+                && !FleetRole::is_for_its_role_only(principal, default.jobs)
         }
         Reach::Nothing => false,
     }

@@ -19,7 +19,7 @@ const AT_ONCE: usize = 8;
 const EXAMPLES: &str = "Examples:
   mcp-fleet jobs cancel job-123 --reason 'wrong arguments'
   mcp-fleet jobs list --state queued --tenant acme --all --json \\
-    | jq -r .jobID | xargs mcp-fleet jobs cancel
+    | jq -r .jobID | xargs -d '\\n' mcp-fleet jobs cancel --
 
 Exit codes:
   0  all jobs are cancelled

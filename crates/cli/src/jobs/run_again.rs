@@ -24,7 +24,7 @@ use crate::{
 const EXAMPLES: &str = "Examples:
   mcp-fleet jobs run-again job-123 --wait
   mcp-fleet jobs run-again job-123 --arguments '{\"path\":\"README.md\"}' --wait
-  mcp-fleet jobs list --state failed --all --json | jq -r .jobID | xargs mcp-fleet jobs run-again
+  mcp-fleet jobs list --state failed --all --json | jq -r .jobID | xargs -d '\\n' mcp-fleet jobs run-again --
 
 Each run is a new job, which names the first one in its metadata. The first job stays as it is,
 whatever its state. The exit codes with --wait are those of `mcp-fleet submit --wait`.";

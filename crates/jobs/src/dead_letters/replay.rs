@@ -107,7 +107,6 @@ impl ReplayedLetter {
 
 /// A replay on its thread.
 struct Run {
-    jobs: Jobs,
     settings: Settings,
     topics: Topics,
     producer: Arc<Producer>,
@@ -133,11 +132,11 @@ impl Jobs {
             JobsError::NotReady("another replay is running; try again when it is done".to_owned())
         })?;
         let (producer, handle) = (self.inner.link.producer.clone(), Handle::current());
-        let (jobs, caller) = (self.clone(), caller.clone());
+        let caller = caller.clone();
 
         self.read_letters(move |settings, topics| {
             let (settings, topics) = (settings.clone(), topics.clone());
-            Run { jobs, settings, topics, producer, request, caller, handle, _permit: permit }.run()
+            Run { settings, topics, producer, request, caller, handle, _permit: permit }.run()
         })
         .await
     }
@@ -267,11 +266,10 @@ impl Run {
 
     /// Writes the record and then its marker.
     fn write(&self, letter: &Letter, record: RawRecord) -> Result<String, JobsError> {
-        let headers = dead_letter::headers_for_replay(&record.headers);
-        let record = RawRecord { headers, ..record };
         let back = Outgoing {
             topic: self.topics.jobs.clone(),
-            headers: self.jobs.sign_again(&record, &self.caller),
+            // Whoever replays it, the job remains that of its submitter: it is not signed anew.
+            headers: dead_letter::headers_for_replay(&record.headers),
             key: record.key,
             value: record.value,
             ..Outgoing::default()

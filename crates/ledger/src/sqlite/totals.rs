@@ -28,7 +28,7 @@ impl Held {
         Self {
             bytes: i64::try_from(value.len()).unwrap_or(i64::MAX),
             time: event.time.as_millis(),
-            // There are seven states.
+            // There are few states.
             state: state_number(event.state) as u16,
             owner: event.owner.clone(),
             tenant: event.tenant.clone(),

@@ -135,6 +135,11 @@ pub(crate) fn read_signing_keys(source: &AccessSource) -> Result<Option<SigningK
             .map_err(|error| ServerError::SigningKeys { path: path.clone(), error })
     };
     let keys = source.signing_keys.as_ref().map(read).transpose()?;
+    if let (Some(path), Some(keys)) = (&source.signing_keys, &keys)
+        && !keys.can_sign()
+    {
+        return Err(ServerError::NoSigningKey { path: path.clone() });
+    }
     let public = source.signing_public_keys.as_ref().map(read).transpose()?;
     Ok(match (keys, public) {
         (Some(keys), Some(public)) => Some(keys.and_verifiers_of(public)),

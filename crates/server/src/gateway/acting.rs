@@ -8,6 +8,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use fleet_access::{Action, Asker, Context, FleetRole, Principal, Resource};
 use fleet_codes::{self as codes, Code};
+use fleet_job::meta;
 use fleet_signing::{
     CallContent, CurrentKeys, PassedJob, PresentedCall, SignatureFault, SigningKeys,
 };
@@ -70,18 +71,23 @@ impl Gateway {
         params: &CallToolRequestParams,
         context: &mut RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
+        // Nobody behind this gateway is to see it.
+        let passed = PassedJob::of_meta(&context.meta);
+        context.meta.shift_remove(meta::SIGNED_JOB);
+
         let Some(signed_jobs) = self.inner.signed_jobs.get() else { return Ok(()) };
         let Some(keys) = signed_jobs.keys.get() else { return Ok(()) };
         let asking = self.asked_by(context)?;
 
-        let (found, label) = match signed_jobs.find_submitter(&keys, &asking, params, context) {
-            Ok(None) => return Ok(()),
-            Ok(Some(submitter)) => {
-                let label = submitter.signature;
-                (Ok(submitter), label)
-            }
-            Err(refused) => (Err(refused.answer(&asking, params)), refused.label()),
-        };
+        let (found, label) =
+            match signed_jobs.find_submitter(&keys, passed, &asking, (params, context)) {
+                Ok(None) => return Ok(()),
+                Ok(Some(submitter)) => {
+                    let label = submitter.signature;
+                    (Ok(submitter), label)
+                }
+                Err(refused) => (Err(refused.answer(&asking, params)), refused.label()),
+            };
         metrics::counter!(PRESENTED_CALLS.name, "signature" => label).increment(1);
 
         let Submitter { principal, is_approved, .. } = found?;
@@ -100,12 +106,12 @@ impl SignedJobs {
     fn find_submitter(
         &self,
         keys: &SigningKeys,
+        passed: Option<Result<PassedJob, SignatureFault>>,
         asking: &Asking,
-        params: &CallToolRequestParams,
-        context: &RequestContext<RoleServer>,
+        (params, context): (&CallToolRequestParams, &RequestContext<RoleServer>),
     ) -> Result<Option<Submitter>, Refused> {
         let worker = asking.asker();
-        let passed = match PassedJob::of_meta(&context.meta) {
+        let passed = match passed {
             // A worker calls for jobs alone. One that does not say so is of an older version, or
             // somebody else has its key.
             None if FleetRole::Worker.is_held_by(worker.principal()) => {
@@ -119,13 +125,13 @@ impl SignedJobs {
         }
 
         let passed = passed.map_err(Refused::Job)?;
-        let approval = keys.approval_of(&passed, &self.topic).map_err(Refused::Job)?;
+        let call = PresentedCall {
+            topic: &self.topic,
+            job_id: traces::job_id(context).unwrap_or_default(),
+            content: content_of(params),
+        };
+        let approval = keys.approval_of(&passed, &call).map_err(Refused::Job)?;
         let (principal, signature) = if passed.is_signed() {
-            let call = PresentedCall {
-                topic: &self.topic,
-                job_id: traces::job_id(context).unwrap_or_default(),
-                content: content_of(params),
-            };
             let claims = keys.verify_call(&passed, &call).map_err(Refused::Job)?;
             (Arc::new(claims.principal.into_principal()), "valid")
         } else {
@@ -135,7 +141,7 @@ impl SignedJobs {
         // Nobody approves what they have submitted themselves.
         let is_approved =
             approval.is_some_and(|approval| approval.is_by_another_than(principal.id()));
-        // Whoever was served without credentials once is not, where credentials are wanted now.
+        // If this server requires credentials, a principal that was never verified acts as the topic.
         let is_served = principal.is_verified() || self.serves_unverified;
         let principal = if is_served { principal } else { Arc::clone(&self.unsigned) };
         Ok(Some(Submitter { principal, is_approved, signature }))

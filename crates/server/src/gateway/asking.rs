@@ -348,6 +348,7 @@ impl Asking {
             self.decide(Action::CallTool, &resource, Arguments::NotYetKnown)
         };
         match provider.right(tool) {
+            _ if self.presents_jobs() => true,
             ToolRight::Call(annotations) => see(annotations).is_visible(),
             ToolRight::OnServer(action) | ToolRight::OnJobs(action) => {
                 self.asker.may_ever(action) && !is_denied_by_file(&see(Annotations::default()))
@@ -359,7 +360,14 @@ impl Asking {
     pub(crate) fn sees_tool(&self, route: &Route<Tool>) -> bool {
         let annotations = annotations_of(route.listed.annotations.as_ref());
         let resource = Resource::tool(Some(&route.server), &route.name, annotations);
-        self.sees(Action::CallTool, &resource)
+        self.sees(Action::CallTool, &resource) || self.presents_jobs()
+    }
+
+    /// Whether the caller makes the calls of others' jobs. It has to know what tools want of their
+    /// callers, although it may call none for itself.
+    fn presents_jobs(&self) -> bool {
+        let any = (&Resource::default(), &Context::default());
+        !self.asker.is_presented() && self.asker.decide(Action::ActAs, any.0, any.1).is_allowed()
     }
 
     /// Whether a list shows a prompt of a hosted server.

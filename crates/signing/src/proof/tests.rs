@@ -121,30 +121,42 @@ fn a_signature_is_good_for_its_own_calls_alone() {
 }
 
 #[test]
-fn a_decision_is_good_for_its_own_record_alone() {
+fn a_decision_is_good_for_its_own_calls_alone() {
     let keys = keys();
-    let (mut record, envelope) = signed(&keys, &batch(1));
-    let value = record.value.clone().unwrap();
-    let approve = |keys: &SigningKeys, value: &[u8]| {
-        let text = keys.sign_approval(TOPIC, value, &Principal::local(), None, Timestamp::MIN);
+    let (mut record, envelope) = signed(&keys, &batch(2));
+    let approve = |keys: &SigningKeys, record: &RawRecord, envelope: &Envelope| {
+        let value = record.value.as_deref().unwrap();
+        let by = Principal::local();
+        let text = keys.sign_approval(TOPIC, envelope, value, &by, None, Timestamp::MIN);
         (approval::HEADER.to_owned(), text.map(String::into_bytes))
     };
-    let check = |record: &RawRecord| {
-        let member = JobProof::new(record, &envelope.work).of_call(0);
-        keys.approval_of(&PassedJob::deserialize(member).unwrap(), TOPIC)
+    let check = |record: &RawRecord, job_id: &str, content: CallContent<'_>| {
+        let member = JobProof::new(record, &envelope.work).of_call(1);
+        let call = PresentedCall { topic: TOPIC, job_id, content };
+        keys.approval_of(&PassedJob::deserialize(member).unwrap(), &call)
     };
-    assert_eq!(check(&record), Ok(None));
+    let call = |index: usize| calls_of(&envelope.work).nth(index).unwrap();
+    assert_eq!(check(&record, "j", call(1)), Ok(None));
 
-    record.headers.push(approve(&keys, &value));
-    let claims = check(&record).unwrap().unwrap();
-    assert!(claims.is_by_another_than(alice().id()));
-    assert!(!claims.is_by_another_than(Principal::local().id()));
+    // Also of a job that nobody has signed.
+    let own = approve(&keys, &record, &envelope);
+    let unsigned = RawRecord { headers: vec![own.clone()], ..record.clone() };
+    record.headers.push(own);
+    for record in [&record, &unsigned] {
+        let claims = check(record, "j", call(1)).unwrap().unwrap();
+        assert!(claims.is_by_another_than(alice().id()));
+        assert!(!claims.is_by_another_than(Principal::local().id()));
+        let other = CallContent { tool: "drop".into(), ..call(1) };
+        assert_eq!(check(record, "j", other), Err(SignatureFault::OtherCall));
+        assert_eq!(check(record, "k", call(1)), Err(SignatureFault::OtherJob));
+    }
 
     // The decision about another record, or by another fleet.
-    *record.headers.last_mut().unwrap() = approve(&keys, b"{}");
-    assert_eq!(check(&record), Err(SignatureFault::OtherRecord));
-    *record.headers.last_mut().unwrap() = approve(&self::keys(), &value);
-    assert_eq!(check(&record), Err(SignatureFault::UnknownKey));
+    let (other, other_job) = signed(&keys, &batch(3));
+    *record.headers.last_mut().unwrap() = approve(&keys, &other, &other_job);
+    assert_eq!(check(&record, "j", call(1)), Err(SignatureFault::OtherRecord));
+    *record.headers.last_mut().unwrap() = approve(&self::keys(), &record, &envelope);
+    assert_eq!(check(&record, "j", call(1)), Err(SignatureFault::UnknownKey));
 }
 
 #[test]
