@@ -146,15 +146,15 @@ impl Jobs {
         found.ok_or_else(|| JobsError::NoLetter(format!("{partition}-{offset}")))
     }
 
-    /// Deletes all dead letters, or those that were written before a time. Only says how many that
-    /// are if `dry_run`.
+    /// Deletes the dead letters that were written before a time. Only says how many that are if
+    /// `dry_run`.
     ///
     /// # Errors
     ///
     /// Returns an error if the caller may not delete dead letters, or the brokers don't.
     pub async fn purge_dead_letters(
         &self,
-        before: Option<Timestamp>,
+        before: Timestamp,
         dry_run: bool,
         caller: &Caller,
     ) -> Result<PurgeReport, JobsError> {
@@ -162,7 +162,7 @@ impl Jobs {
         let decision = caller.check(action, &resource, &Context::default())?;
 
         let read = move |settings: &Settings, topics: &Topics| {
-            let spans = admin::spans(settings, &topics.dlq, before, TIMEOUT)?;
+            let spans = admin::spans(settings, &topics.dlq, Some(before), TIMEOUT)?;
             Ok((spans, admin::cluster_id(settings, TIMEOUT)?))
         };
         let (spans, cluster) = self.read_letters(read).await?;
