@@ -13,17 +13,21 @@ use fleet_access::{Action, Arguments, Context, Resource};
 use fleet_dead_letters::{
     Bucket, Details, Filter, Histogram, Letter, Replayed, Summary, marker_topic,
 };
-use fleet_job::{record::RawRecord, time::Timestamp, topics::Topics};
+use fleet_job::{
+    record::{Position, RawRecord},
+    time::Timestamp,
+    topics::Topics,
+};
 use fleet_kafka::{
     KafkaError, admin,
-    reader::{self, From, Reader},
+    reader::{From, Reader},
     settings::Settings,
 };
-use fleet_ops::blocking::run_blocking;
+use fleet_ops::{blocking::run_blocking, clock};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Caller, Jobs, JobsError, outcome_of};
+use super::{Caller, Jobs, JobsError, outcome_of, records::record_at};
 
 mod replay;
 
@@ -33,8 +37,6 @@ pub use replay::{ReplayReport, ReplayRequest};
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long reading the letters may take.
 const SCAN_LIMIT: Duration = Duration::from_secs(20);
-/// How long to wait for a record whose position is known.
-const FETCH_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(200);
 /// The longest message in a list, in characters.
 const LISTED_TEXT: usize = 512;
@@ -128,12 +130,8 @@ impl Jobs {
     ) -> Result<Details, JobsError> {
         let caller = caller.clone();
         let read = move |settings: &Settings, topics: &Topics| {
-            let from = [(partition, offset)];
-            let mut found = reader::first_records(settings, &topics.dlq, &from, FETCH_LIMIT)?;
-            let record = found.remove(&partition);
-            let Some(record) = record.filter(|record| record.position.offset == offset) else {
-                return Ok(None);
-            };
+            let position = Position { topic: topics.dlq.clone(), partition, offset };
+            let Some(record) = record_at(settings, &position)? else { return Ok(None) };
 
             let letter = Letter::read(&record);
             if !may_see(&caller, &letter) {
@@ -146,21 +144,23 @@ impl Jobs {
         found.ok_or_else(|| JobsError::NoLetter(format!("{partition}-{offset}")))
     }
 
-    /// Deletes all dead letters, or those that were written before a time. Only says how many that
-    /// are if `dry_run`.
+    /// Deletes the dead letters that were written before a time. Only says how many that are if
+    /// `dry_run`.
     ///
     /// # Errors
     ///
     /// Returns an error if the caller may not delete dead letters, or the brokers don't.
     pub async fn purge_dead_letters(
         &self,
-        before: Option<Timestamp>,
+        before: Timestamp,
         dry_run: bool,
         caller: &Caller,
     ) -> Result<PurgeReport, JobsError> {
         let (action, resource) = (Action::DeleteDeadLetters, Resource::default());
         let decision = caller.check(action, &resource, &Context::default())?;
 
+        // All letters are older than a time to come, of which not every broker knows that.
+        let before = (before < clock::now()).then_some(before);
         let read = move |settings: &Settings, topics: &Topics| {
             let spans = admin::spans(settings, &topics.dlq, before, TIMEOUT)?;
             Ok((spans, admin::cluster_id(settings, TIMEOUT)?))

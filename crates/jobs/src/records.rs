@@ -10,7 +10,12 @@ use fleet_job::{
     record::{Position, RawRecord},
     view::JobRecord,
 };
-use fleet_kafka::reader;
+use fleet_kafka::{
+    KafkaError,
+    admin::{self, Span},
+    reader,
+    settings::Settings,
+};
 use fleet_ledger::Known;
 use fleet_ops::blocking::run_blocking;
 use serde_json::Value;
@@ -103,11 +108,7 @@ impl Jobs {
 
         let fetch = move || {
             let _permit = permit;
-            let Position { topic, partition, offset } = &position;
-            let from = [(*partition, *offset)];
-            let mut found = reader::first_records(&settings, topic, &from, FETCH_LIMIT)?;
-            let record = found.remove(partition);
-            Ok::<_, JobsError>(record.filter(|record| record.position == position))
+            Ok::<_, JobsError>(record_at(&settings, &position)?)
         };
         run_blocking(fetch).await
     }
@@ -138,6 +139,28 @@ impl Jobs {
         };
         run_blocking(search).await
     }
+}
+
+/// Returns the record at a position; `None` if it does not exist. Blocks the thread.
+pub(crate) fn record_at(
+    settings: &Settings,
+    position: &Position,
+) -> Result<Option<RawRecord>, KafkaError> {
+    let Position { topic, partition, offset } = position;
+    let spans = match admin::spans(settings, topic, None, FETCH_LIMIT) {
+        Err(KafkaError::NoTopic(_)) => return Ok(None),
+        spans => spans?,
+    };
+    // Reading would wait for a record that may still come.
+    let exists =
+        |span: &Span| span.partition == *partition && (span.start..span.end).contains(offset);
+    if !spans.iter().any(exists) {
+        return Ok(None);
+    }
+
+    let from = [(*partition, *offset)];
+    let mut found = reader::first_records(settings, topic, &from, FETCH_LIMIT)?;
+    Ok(found.remove(partition).filter(|record| record.position == *position))
 }
 
 /// Returns the text of a record's key; `None` if the record has none.

@@ -1,7 +1,8 @@
 //! The REST interface to jobs, for clients that don't speak MCP.
 //!
 //! `routes` is one table of operations, from which both the router and the OpenAPI document are
-//! made. So every path is documented, and every documented path exists.
+//! made. So every path is documented, and every documented path exists. The server extends the
+//! table by operations that are not about jobs.
 
 use std::sync::Arc;
 

@@ -109,7 +109,7 @@ pub(crate) struct ServersReport {
     /// One entry per server.
     servers: Vec<ServerReport>,
     /// Oddities that don't prevent hosting.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
 
@@ -135,12 +135,12 @@ pub(crate) struct ServerReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     environment: Option<Vec<String>>,
     /// The addresses that the server would connect to.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     addresses: Vec<String>,
     /// The limits that would apply.
     limits: LimitsReport,
     /// Oddities that don't prevent hosting.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
 

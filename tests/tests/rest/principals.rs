@@ -98,7 +98,7 @@ pub(crate) fn another_principals_jobs_are_not_there(env: &Env) {
         ("GET", "/dead-letters"),
         ("GET", "/dead-letters/0-0"),
         ("POST", "/dead-letters/replays"),
-        ("DELETE", "/dead-letters?all=true"),
+        ("DELETE", "/dead-letters?before=0"),
     ] {
         ask(other, method, path).problem(403, "denied");
     }

@@ -306,7 +306,10 @@ impl Shared {
     }
 
     fn apply_change(self: &Arc<Self>, change: RegistryChange, stop: &CancellationToken) {
-        if self.writes().observe(&change) == Observed::Outdated {
+        // Nobody else writes to a registry that is not shared, so what it says is in order. Its
+        // changes can be read before the write that made them is acknowledged.
+        let observed = self.writes().observe(&change);
+        if observed == Observed::Outdated && self.registry.is_shared() {
             return;
         }
 

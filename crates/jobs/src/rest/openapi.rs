@@ -83,7 +83,7 @@ fn describe_operation(operation: &Operation, schemas: &mut SchemaGenerator) -> V
                 "name": param.name,
                 "in": param.location.as_str(),
                 "description": param.description,
-                "required": param.location.as_str() == "path",
+                "required": param.required,
                 "schema": (param.schema)(schemas),
             });
             about["example"] = match param.example.parse::<u64>() {

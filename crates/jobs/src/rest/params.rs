@@ -62,6 +62,8 @@ pub struct Param {
     pub location: ParamLocation,
     /// Whether it may occur several times.
     pub many: bool,
+    /// Whether it must be given.
+    pub required: bool,
     /// What it means.
     pub description: &'static str,
     /// The schema of its value.

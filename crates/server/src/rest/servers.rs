@@ -67,6 +67,7 @@ const NAME: Param = Param {
     name: "id",
     location: ParamLocation::Path,
     many: false,
+    required: true,
     description: "The name of the server.",
     schema: |_| json_schema!({"type": "string", "minLength": 1}),
     example: "files",

@@ -18,6 +18,8 @@ use crate::gateway::{CallStatistics, Gateway, VisibleTool};
 
 /// The most tools in a list.
 const MAX_LISTED: usize = 2_000;
+/// The longest name of a server, in characters.
+const MAX_SERVER_NAME: usize = 40;
 /// The longest part of a name that an error repeats, in characters.
 const SHOWN_NAME: usize = 256;
 
@@ -39,7 +41,7 @@ struct ListedTool {
     #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<String>,
     /// What the tool says of itself: `readOnlyHint`, `destructiveHint` and others.
-    #[serde(skip_serializing_if = "Value::is_null")]
+    #[serde(default, skip_serializing_if = "Value::is_null")]
     annotations: Value,
     /// How calls at this replica have gone.
     calls: CallStatistics,
@@ -64,7 +66,7 @@ struct ShownTool {
     /// The schema of the arguments.
     input_schema: Value,
     /// The schema of structured results.
-    #[serde(skip_serializing_if = "Value::is_null")]
+    #[serde(default, skip_serializing_if = "Value::is_null")]
     output_schema: Value,
 }
 
@@ -72,14 +74,16 @@ const SERVER: Param = Param {
     name: "server",
     location: ParamLocation::Query,
     many: false,
+    required: false,
     description: "Only tools of this hosted server.",
-    schema: |_| json_schema!({"type": "string", "minLength": 1, "maxLength": 40}),
+    schema: |_| json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_SERVER_NAME}),
     example: "files",
 };
 const NAME: Param = Param {
     name: "id",
     location: ParamLocation::Path,
     many: false,
+    required: true,
     description: "The name under which the tool is offered.",
     schema: |_| json_schema!({"type": "string", "minLength": 1}),
     example: "files__file_digest",
@@ -137,15 +141,20 @@ async fn list_tools(
     State(gateway): State<Gateway>,
     Caller(asking): Caller,
     parameters: Parameters,
-) -> Response {
+) -> Result<Response, Problem> {
     let server = parameters.get("server");
+    if server.is_some_and(|name| !(1..=MAX_SERVER_NAME).contains(&name.chars().count())) {
+        let why = format!("must be 1 to {MAX_SERVER_NAME} characters long");
+        return Err(Problem::parameter("server", why));
+    }
+
     let mut tools = gateway.tools_with_servers(&asking);
     tools.retain(|tool| server.is_none() || tool.server.as_deref() == server);
     let complete = tools.len() <= MAX_LISTED;
 
     let listed = tools.into_iter().take(MAX_LISTED);
     let tools = listed.map(|tool| listed_tool(&gateway, &tool)).collect();
-    Json(ToolPage { tools, complete }).into_response()
+    Ok(Json(ToolPage { tools, complete }).into_response())
 }
 
 /// `GET /tools/{id}`.

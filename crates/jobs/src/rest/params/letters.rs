@@ -52,16 +52,13 @@ impl Parameters {
         })
     }
 
-    /// Returns the time before which letters are deleted; `None` for all letters.
-    pub(in crate::rest) fn purged(&self) -> Result<Option<Timestamp>, Problem> {
-        match (self.time("before")?, self.parse("all")?.unwrap_or(false)) {
-            (Some(before), false) => Ok(Some(before)),
-            (None, true) => Ok(None),
-            _ => {
-                let why = "either `before` or `all=true` says which letters to delete";
-                Err(Problem::parameter("before", why))
-            }
-        }
+    /// Returns the time before which letters are deleted.
+    pub(in crate::rest) fn purged(&self) -> Result<Timestamp, Problem> {
+        self.time("before")?.ok_or_else(|| {
+            let why =
+                "says which letters to delete, and is missing; a time in the future deletes all";
+            Problem::parameter("before", why)
+        })
     }
 
     /// Returns a number within bounds.
@@ -143,11 +140,10 @@ mod tests {
     #[test]
     fn a_purge_says_what_it_deletes() {
         let read = |query| Parameters::read(Some(query), PURGE).and_then(|it| it.purged());
-        assert_eq!(read("all=true").unwrap(), None);
-        assert!(read("before=0").unwrap().is_some());
-        for bad in ["", "all=false", "before=0&all=true", "dryRun=true"] {
+        assert_eq!(read("before=5").unwrap().as_millis(), 5);
+        for bad in ["", "before=soon", "dryRun=true"] {
             let error = format!("{:?}", read(bad).unwrap_err());
-            assert!(error.contains("`all=true`"), "{error}");
+            assert!(error.contains("`before`"), "{error}");
         }
     }
 }

@@ -13,7 +13,15 @@ const fn query_param(
     schema: fn(&mut SchemaGenerator) -> Schema,
     example: &'static str,
 ) -> Param {
-    Param { name, location: ParamLocation::Query, many: false, description, schema, example }
+    Param {
+        name,
+        location: ParamLocation::Query,
+        many: false,
+        required: false,
+        description,
+        schema,
+        example,
+    }
 }
 
 const fn header_param(
@@ -22,13 +30,22 @@ const fn header_param(
     schema: fn(&mut SchemaGenerator) -> Schema,
     example: &'static str,
 ) -> Param {
-    Param { name, location: ParamLocation::Header, many: false, description, schema, example }
+    Param {
+        name,
+        location: ParamLocation::Header,
+        many: false,
+        required: false,
+        description,
+        schema,
+        example,
+    }
 }
 
 const ID: Param = Param {
     name: "id",
     location: ParamLocation::Path,
     many: false,
+    required: true,
     description: "The job's id, percent-encoded: `mcp-jobs/0/17` is `mcp-jobs%2F0%2F17`.",
     schema: |_| {
         let pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$";
@@ -287,6 +304,7 @@ pub(in crate::rest) const ONE_LETTER: &[Param] = &[Param {
     name: "id",
     location: ParamLocation::Path,
     many: false,
+    required: true,
     description: "The letter's position: `<partition>-<offset>`.",
     schema: place_schema,
     example: "0-17",
@@ -327,18 +345,15 @@ pub(in crate::rest) const REPLAY: &[Param] = &[
 ];
 /// The parameters of `DELETE /dead-letters`.
 pub(in crate::rest) const PURGE: &[Param] = &[
-    query_param(
-        "before",
-        "Delete letters that were written before this time.",
-        time_schema,
-        "2026-11-01T00:00:00Z",
-    ),
-    query_param(
-        "all",
-        "Delete all letters. Either this or `before` is required.",
-        |_| json_schema!({"type": "boolean", "default": false}),
-        "true",
-    ),
+    Param {
+        required: true,
+        ..query_param(
+            "before",
+            "Delete letters that were written before this time. A time in the future deletes all.",
+            time_schema,
+            "2026-11-01T00:00:00Z",
+        )
+    },
     DRY_RUN,
 ];
 /// No parameters.

@@ -148,7 +148,7 @@ pub(super) fn purge_operation() -> Operation {
     let example = json!({"topic": "mcp-jobs.dlq", "dryRun": false, "letters": 1200});
     Operation {
         summary: "Delete dead letters",
-        description: "Deletes the letters that were written before a time, or all of them, for good. Kafka can't delete \
+        description: "Deletes the letters that were written before a time for good. Kafka can't delete \
                       records from the middle of a partition, so there is no filter. With `dryRun`, nothing is deleted.",
         params: params::PURGE,
         answers: vec![Answer::new(
