@@ -336,9 +336,7 @@ fn the_status_of_a_fleet_says_what_is_wrong(env: &Env) {
         (printed.code, report)
     };
     wait::poll_until_ok("a healthy fleet", wait::LONG, || match status(&operator) {
-        (0, report) if report["facts"]["kafka"]["workers"].as_array().map(Vec::len) == Some(1) => {
-            Ok(())
-        }
+        (0, report) if report["facts"]["kafka"]["workers"] == json!(1) => Ok(()),
         other => Err(other),
     });
     let screen = operator.run(&["status"]).success();

@@ -43,7 +43,8 @@ impl EndPrinter {
         if self.as_json {
             output::json(end);
         } else {
-            self.say(&describe_end(end));
+            let line = describe_end(end);
+            self.say(&painted(&line, end.state, self.results.takes_stdout()));
         }
 
         let Some(result) = end.result.as_ref().filter(|_| end.state == JobState::Succeeded) else {
@@ -89,6 +90,20 @@ fn describe_end(end: &JobEvent) -> String {
         describe_note(end)
     );
     shorten(&line, MAX_LINE)
+}
+
+/// Gives the state in a line the colour of its end, if the line goes to a terminal.
+fn painted(line: &str, state: JobState, to_stderr: bool) -> String {
+    let word = console::style(state.as_str());
+    let word = match state {
+        JobState::Succeeded => word.green(),
+        JobState::Failed => word.red(),
+        JobState::Cancelled | JobState::Expired => word.yellow(),
+        JobState::Queued | JobState::Running | JobState::Retrying => word,
+    };
+    let word = if to_stderr { word.for_stderr() } else { word };
+    // The time before the state has no such word.
+    line.replacen(state.as_str(), &word.to_string(), 1)
 }
 
 /// How the awaited jobs have ended.
@@ -202,6 +217,18 @@ mod tests {
         check(2, &[good, good], true, 4);
         check(2, &[good, bad], true, 1);
         check(2, &[bad], false, 3);
+    }
+
+    #[test]
+    fn only_the_state_of_a_line_is_painted_and_only_on_a_terminal() {
+        let line = "2026  failed     j  failed_tool";
+        console::set_colors_enabled(true);
+        console::set_colors_enabled_stderr(false);
+        let red = painted(line, JobState::Failed, false);
+        assert_eq!(red, "2026  \u{1b}[31mfailed\u{1b}[0m     j  failed_tool");
+        assert_eq!(painted(line, JobState::Failed, true), line);
+        assert_eq!(painted(line, JobState::Queued, false), line);
+        console::set_colors_enabled(false);
     }
 
     #[test]

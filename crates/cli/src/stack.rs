@@ -14,7 +14,7 @@ use fleet_job::{
 };
 use fleet_kafka::{admin, settings::Settings};
 use fleet_mcp_client::{ClientConfig, McpClient, ToolCall};
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     broker::RunningBroker,
@@ -271,6 +271,13 @@ pub(crate) async fn wait_for_servers(
     entries: &[(String, ServerEntry)],
 ) -> Result<Vec<(String, Condition)>, CliError> {
     let server = McpServer::new(ClientConfig::new(ClientConfig::parse_urls(server_url)?))?;
+    if !entries.iter().any(|(name, _)| name == FILES) {
+        // An earlier run with the same data may have hosted the files, which the policy of this one
+        // refuses.
+        let arguments = Map::from_iter([("name".to_owned(), FILES.into())]);
+        server.call_own::<Value>("server_remove", arguments, READY).await?;
+    }
+
     let deadline = tokio::time::Instant::now() + SETTLE;
     loop {
         let servers = servers::read_servers(&servers::fetch_servers(&server).await?);

@@ -21,8 +21,9 @@ pub(super) struct KafkaFacts {
     pub(super) problem: Option<String>,
     pub(super) topics: Vec<TopicFacts>,
     pub(super) group: String,
-    /// The client id of each worker in the group.
-    pub(super) workers: Vec<String>,
+    /// The number of workers: members of the group that read the jobs topic. A worker may have a
+    /// second member for the delayed topic.
+    pub(super) workers: usize,
     /// Whether the workers are dividing the partitions right now.
     pub(super) is_rebalancing: bool,
     /// How far the workers have come; `None` if there is no jobs topic.

@@ -84,8 +84,8 @@ fn ask_kafka(settings: &Settings, topics: &Topics, group: &str) -> Result<KafkaF
 
     Ok(KafkaFacts {
         topics: facts,
-        is_rebalancing: !members.clients.is_empty() && members.state != "Stable",
-        workers: members.clients,
+        is_rebalancing: !members.subscriptions.is_empty() && members.state != "Stable",
+        workers: members.readers_of(&topics.jobs),
         lag,
         unreadable_commits,
         dead_letters,
