@@ -166,9 +166,14 @@ impl Context {
 
         self.last_read().remove(&partition);
         self.unreadable().set_paused(partition, false);
-        *self.told.lock() = Told::default();
+        self.tell_all_again();
 
         generation
+    }
+
+    /// Makes the next statistics news for the engine, whatever they say.
+    pub(super) fn tell_all_again(&self) {
+        *self.told.lock() = Told::default();
     }
 
     pub(super) fn identity(&self) -> LogIdentity {
