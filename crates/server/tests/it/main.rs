@@ -57,6 +57,7 @@ mod repeats;
 mod rest;
 #[cfg(test)]
 mod sessions;
+#[cfg(test)]
 mod signed_jobs;
 #[cfg(test)]
 mod sse;

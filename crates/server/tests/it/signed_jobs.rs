@@ -11,7 +11,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    access::Keys,
+    access::{Keys, list_tools},
     common::{Server, eventually},
 };
 
@@ -163,6 +163,12 @@ async fn the_key_of_a_worker_is_good_for_jobs_alone() {
     let old = json!({"io.mcp-fleet/jobId": "j"});
     let (_, answer) = fleet.call(&fleet.worker, "server_list", old).await;
     assert_eq!(refusal(&answer), ["server-busy", "FLEET-WORKER-REFUSED"], "{answer}");
+
+    // It has to know what tools want of their callers.
+    let listed = list_tools(&fleet.server, &[&format!("Bearer {}", fleet.worker)]).await;
+    let listed: Value = listed.json().await.unwrap();
+    let tools = listed["result"]["tools"].as_array().unwrap();
+    assert!(tools.iter().any(|tool| tool["name"] == "server_remove"), "{listed}");
 
     // An agent calls for itself, and may not present what others have signed.
     let (_, answer) = fleet.call(&fleet.agent, "server_list", own).await;
