@@ -254,6 +254,10 @@ impl Run {
         let (owner, tenant) = (letter.owner.as_deref(), letter.tenant.as_deref());
         let (action, resource) = (Action::ReplayDeadLetters, Resource::job(owner, tenant));
         let decision = self.caller.decide_about_letter(action, owner, tenant);
+        if !decision.is_allowed() {
+            // The rules have changed since the first pass.
+            return Err(JobsError::Denied { action, decision: Box::new(decision) });
+        }
         drop(self.caller.admit(action, &resource, 0, clock::monotonic())?);
 
         let named = self.caller.about_job(&letter.job_id);
@@ -294,6 +298,7 @@ impl Run {
 fn ends_with_letter(error: &JobsError) -> bool {
     match error {
         JobsError::Kafka(error) => error.is_too_large(),
+        JobsError::Denied { .. } => true,
         _ => false,
     }
 }
