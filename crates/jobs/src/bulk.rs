@@ -5,7 +5,10 @@
 //! id that follows from the operation's name, and such a run is not run again by its operation. So an operation goes on at any replica, whatever
 //! happened to the one before, and ends when its client sends no more steps.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use fleet_access::{Action, Resource};
 use fleet_job::{
@@ -201,6 +204,13 @@ impl Jobs {
         trace: &TraceContext,
     ) -> Result<String, JobsError> {
         let new_id = run_id(operation, job_id, caller);
+        // A run that exists must not count towards a limit again, or a repeated step would use up the
+        // limit on what is done and never get to the rest.
+        let wanted = HashSet::from([new_id.clone()]);
+        if !self.find_existing(&wanted, caller).await?.is_empty() {
+            return Ok(new_id);
+        }
+
         let run = RunRequest { job_id: Some(new_id.clone()), ..RunRequest::default() };
         self.run_again(job_id, run, caller, trace).await?;
         Ok(new_id)
