@@ -62,10 +62,31 @@ pub struct ReplayReport {
     pub replayed: usize,
     /// The number of letters that could not be replayed.
     pub failed: usize,
-    /// The number of letters that are left for another request, because of `max`.
+    /// The number of letters that are left for another request, because of `max`, or because the
+    /// replay ended early.
     pub left: usize,
     /// The letters that were replayed or would be, and then others, 500 at most.
     pub letters: Vec<ReplayedLetter>,
+    /// Why the replay ended early, in which case the letters that it did not get to are `left`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl ReplayReport {
+    /// Ends the replay of `planned` letters early. What was done until then stays in the report; if
+    /// that is nothing, the error is all there is to say.
+    ///
+    /// # Errors
+    ///
+    /// Returns `error` if the report names no letter.
+    fn end_early(&mut self, planned: usize, error: JobsError) -> Result<(), JobsError> {
+        if self.letters.is_empty() {
+            return Err(error);
+        }
+        self.left += planned.saturating_sub(self.letters.len());
+        self.error = Some(error.to_string());
+        Ok(())
+    }
 }
 
 /// What was done with a letter.
@@ -202,7 +223,7 @@ impl Run {
         }
 
         let deadline = Instant::now() + SCAN_LIMIT;
-        let is_whole = for_each_record(&self.settings, &self.topics.dlq, deadline, |record| {
+        let read = for_each_record(&self.settings, &self.topics.dlq, deadline, |record| {
             if plan.replay.contains(&(record.position.partition, record.position.offset)) {
                 let letter = Letter::read(&record);
                 let mut named = ReplayedLetter::new(&letter, Verdict::Replay);
@@ -223,12 +244,16 @@ impl Run {
             }
             let is_done = report.letters.len() >= plan.replay.len();
             Ok(if is_done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
+        });
 
-        if !is_whole {
-            report.left += plan.replay.len().saturating_sub(report.letters.len());
+        match read {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                report.left += plan.replay.len().saturating_sub(report.letters.len());
+                Ok(())
+            }
+            Err(error) => report.end_early(plan.replay.len(), error),
         }
-        Ok(())
     }
 
     fn may_replay(&self, letter: &Letter) -> bool {
@@ -300,5 +325,32 @@ fn ends_with_letter(error: &JobsError) -> bool {
         JobsError::Kafka(error) => error.is_too_large(),
         JobsError::Denied { .. } => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_in_the_middle_keeps_what_was_done() {
+        let error = || JobsError::NotReady("the broker is gone".to_owned());
+        let mut report = ReplayReport { left: 1, ..ReplayReport::default() };
+        assert!(report.end_early(5, error()).is_err(), "nothing was done");
+        assert_eq!(report.left, 1);
+
+        let letter = ReplayedLetter {
+            letter: "mcp-jobs.dlq/0/17".to_owned(),
+            job_id: "j".to_owned(),
+            kind: "tool".to_owned(),
+            verdict: Verdict::Replay,
+            replay_count: 0,
+            replayed_to: Some("mcp-jobs/0/4712".to_owned()),
+            error: None,
+        };
+        (report.letters, report.replayed) = (vec![letter; 2], 2);
+        assert!(report.end_early(5, error()).is_ok());
+        assert_eq!((report.replayed, report.left), (2, 4));
+        assert!(report.error.is_some_and(|text| text.contains("the broker is gone")));
     }
 }
