@@ -2,7 +2,10 @@
 //!
 //! Two passes over the topic, as in `mcp-fleet dlq replay`: the first plans, the second carries the
 //! plan out. Each letter is written, acknowledged and marked before the next, so that a request that
-//! is repeated after an interruption repeats at most one job.
+//! is repeated after this process was interrupted repeats at most one job. A replay whose client goes
+//! away stops after the letter at hand, and until then a second one is refused. Nothing keeps two
+//! processes, be they servers or `mcp-fleet dlq replay`, from replaying the same letter at the same
+//! time.
 
 use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc, time::Instant};
 
@@ -21,6 +24,7 @@ use fleet_ops::clock;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::{runtime::Handle, sync::OwnedSemaphorePermit};
+use tokio_util::sync::CancellationToken;
 
 use super::{SCAN_LIMIT, TIMEOUT, for_each_record, read_replayed};
 use crate::{Caller, Jobs, JobsError, outcome_of};
@@ -134,16 +138,20 @@ struct Run {
     request: ReplayRequest,
     caller: Caller,
     handle: Handle,
+    /// Whether nobody waits for the report anymore.
+    stop: CancellationToken,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Jobs {
     /// Replays the dead letters that match a filter, as far as `caller` may: writes their records
-    /// back to the jobs topic. A second request continues where the first one ended.
+    /// back to the jobs topic. A second request continues where the first one ended. Dropping the
+    /// future stops the replay after the letter at hand.
     ///
     /// # Errors
     ///
-    /// Returns an error if another replay is running here, or a topic can't be read or written.
+    /// Returns an error if another replay is running in this process, or a topic can't be read or
+    /// written before the first letter is replayed.
     pub async fn replay_dead_letters(
         &self,
         request: ReplayRequest,
@@ -153,11 +161,13 @@ impl Jobs {
             JobsError::NotReady("another replay is running; try again when it is done".to_owned())
         })?;
         let (producer, handle) = (self.inner.link.producer.clone(), Handle::current());
-        let caller = caller.clone();
+        let (caller, stop) = (caller.clone(), CancellationToken::new());
+        // The thread goes on if this future is dropped, unless it is told.
+        let _stop_when_dropped = stop.clone().drop_guard();
 
         self.read_letters(move |settings, topics| {
             let (settings, topics) = (settings.clone(), topics.clone());
-            Run { settings, topics, producer, request, caller, handle, _permit: permit }.run()
+            Run { settings, topics, producer, request, caller, handle, stop, _permit: permit }.run()
         })
         .await
     }
@@ -190,6 +200,7 @@ impl Run {
         let (mut planner, mut others, mut letters) = (Planner::default(), Vec::new(), 0_usize);
 
         let is_whole = for_each_record(&self.settings, &self.topics.dlq, deadline, |record| {
+            self.check_wanted()?;
             letters += 1;
             if letters > MAX_LETTERS {
                 return Ok(ControlFlow::Break(()));
@@ -224,6 +235,7 @@ impl Run {
 
         let deadline = Instant::now() + SCAN_LIMIT;
         let read = for_each_record(&self.settings, &self.topics.dlq, deadline, |record| {
+            self.check_wanted()?;
             if plan.replay.contains(&(record.position.partition, record.position.offset)) {
                 let letter = Letter::read(&record);
                 let mut named = ReplayedLetter::new(&letter, Verdict::Replay);
@@ -253,6 +265,14 @@ impl Run {
                 Ok(())
             }
             Err(error) => report.end_early(plan.replay.len(), error),
+        }
+    }
+
+    /// Checks that somebody still waits for the report.
+    fn check_wanted(&self) -> Result<(), JobsError> {
+        match self.stop.is_cancelled() {
+            true => Err(JobsError::NotReady("the client of this replay is gone".to_owned())),
+            false => Ok(()),
         }
     }
 
