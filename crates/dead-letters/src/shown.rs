@@ -63,10 +63,8 @@ mod tests {
     use crate::testing;
 
     fn shown(text: &str) -> String {
-        let record = RawRecord {
-            value: Some(text.into()),
-            ..testing::record(1, "j", ErrorKind::Tool, 0)
-        };
+        let record =
+            RawRecord { value: Some(text.into()), ..testing::record(1, "j", ErrorKind::Tool, 0) };
         String::from_utf8(value(&record).unwrap().into_owned()).unwrap()
     }
 
@@ -84,7 +82,8 @@ mod tests {
             let shown = shown(&text);
             assert!(!shown.contains("geheim"), "{text}: {shown}");
         }
-        let whole = shown(&format!(r#"{{"jobID":"j","jobType":"server-init","payload":{servers}}}"#));
+        let whole =
+            shown(&format!(r#"{{"jobID":"j","jobType":"server-init","payload":{servers}}}"#));
         assert!(whole.contains("TOKEN") && whole.contains("***"), "{whole}");
     }
 
