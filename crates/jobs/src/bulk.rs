@@ -1,23 +1,28 @@
 //! Operations on all jobs that match a filter, in steps of one page of the list.
 //!
 //! Each step is decided on, limited and recorded job by job, as if the jobs had been named one by
-//! one. A step can be repeated: a job that has ended is not cancelled, and another run of a job has
-//! an id that follows from the operation's name. So an operation goes on at any replica, whatever
+//! one. A step can be repeated: a job that has ended is not cancelled, another run of a job has an
+//! id that follows from the operation's name, and such a run is not run again by its operation. So an operation goes on at any replica, whatever
 //! happened to the one before, and ends when its client sends no more steps.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use fleet_access::{Action, Resource};
 use fleet_job::{
     bulk::{BulkItem, BulkOutcome, BulkReport},
     event::{JobEvent, JobState},
     filter::JobFilter,
+    meta::RUN_OF,
     trace::TraceContext,
     view::CancelOutcome,
 };
 use fleet_ledger::{Cursor, Known, Query, query::MAX_LIMIT};
 use fleet_ops::clock;
 use futures::stream::{self, StreamExt as _};
+use serde_json::Value;
 
 use super::{Caller, Jobs, JobsError, RunRequest, caller::derived_id};
 
@@ -62,7 +67,9 @@ impl BulkAction {
                 !event.state.is_terminal()
                     && caller.decide_about(Action::CancelJob, event).is_allowed()
             }
-            Self::Run { .. } => event.state.is_terminal(),
+            Self::Run { operation } => {
+                event.state.is_terminal() && !is_run_of_operation(event, operation, caller)
+            }
         }
     }
 
@@ -196,12 +203,31 @@ impl Jobs {
         caller: &Caller,
         trace: &TraceContext,
     ) -> Result<String, JobsError> {
-        let owner = caller.owner.as_deref().unwrap_or_default();
-        let new_id = derived_id("run", &[owner, operation, job_id]);
+        let new_id = run_id(operation, job_id, caller);
+        // A run that exists must not count towards a limit again, or a repeated step would use up the
+        // limit on what is done and never get to the rest.
+        let wanted = HashSet::from([new_id.clone()]);
+        if !self.find_existing(&wanted, caller).await?.is_empty() {
+            return Ok(new_id);
+        }
+
         let run = RunRequest { job_id: Some(new_id.clone()), ..RunRequest::default() };
         self.run_again(job_id, run, caller, trace).await?;
         Ok(new_id)
     }
+}
+
+/// The id of the run that an operation makes of a job.
+fn run_id(operation: &str, job_id: &str, caller: &Caller) -> String {
+    let owner = caller.owner.as_deref().unwrap_or_default();
+    derived_id("run", &[owner, operation, job_id])
+}
+
+/// Whether a job was made by an earlier step of this operation. It may match the same filter, and
+/// would otherwise be run again by the next one.
+fn is_run_of_operation(event: &JobEvent, operation: &str, caller: &Caller) -> bool {
+    let first = event.metadata.get(RUN_OF).and_then(Value::as_str);
+    first.is_some_and(|first| event.job_id == run_id(operation, first, caller))
 }
 
 fn item_of(event: &JobEvent, outcome: BulkOutcome) -> BulkItem {
@@ -270,5 +296,22 @@ mod tests {
         assert!(!applies(cancel(), JobState::Running, "you"));
         assert!(applies(run(), JobState::Succeeded, "me"));
         assert!(!applies(run(), JobState::Queued, "me"));
+    }
+
+    #[test]
+    fn the_runs_of_an_operation_are_not_run_again_by_a_repeated_step() {
+        let me = Caller::new(Some("me".to_owned()), None, Asker::local());
+        let failed_run = |operation: &str, first: &str| {
+            let id = run_id(operation, first, &me);
+            let mut event = JobEvent::new(&id, JobState::Failed, Timestamp::default());
+            event.owner = Some("me".to_owned());
+            event.metadata.insert(RUN_OF.to_owned(), first.into());
+            event
+        };
+        assert!(!run().applies(&failed_run("o", "j"), &me));
+        assert!(run().applies(&failed_run("another", "j"), &me));
+
+        let claimed = JobEvent { job_id: "k".to_owned(), ..failed_run("o", "j") };
+        assert!(run().applies(&claimed, &me), "metadata alone does not tell");
     }
 }

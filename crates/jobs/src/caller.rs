@@ -9,6 +9,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use fleet_access::{
     Action, AdmittedCall, Arguments, Asker, Context, Decision, OpenRecord, Principal, Resource,
+    RuleName,
 };
 use fleet_job::{control::Scope, event::JobEvent};
 use fleet_ledger::query::Visibility;
@@ -182,8 +183,8 @@ impl Caller {
     }
 
     /// Decides whether the caller may do something with the dead letter of a job of this owner and
-    /// this tenant: by the rules, or because the job is the caller's own. Whether the caller may
-    /// have to do with dead letters at all was decided before.
+    /// this tenant: by the rules of the policy, or if none of them decides, because the job is the
+    /// caller's own. Whether the caller may have to do with dead letters at all was decided before.
     pub(crate) fn decide_about_letter(
         &self,
         action: Action,
@@ -192,7 +193,9 @@ impl Caller {
     ) -> Decision {
         let decision = self.decide(action, owner, tenant);
         let is_own = owner.is_some_and(|owner| self.names().contains(&owner));
-        match is_own && !decision.is_allowed() {
+        // A rule of the policy holds for one's own letters, too.
+        let is_open = matches!(decision.rule, RuleName::Builtin(_)) && !decision.is_allowed();
+        match is_own && is_open {
             true => self.decide(Action::ReadJob, owner, tenant),
             false => decision,
         }
@@ -319,7 +322,7 @@ pub(crate) fn derived_id(prefix: &str, parts: &[&str]) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use fleet_access::{CurrentRights, Principal, PrincipalKind, Via};
+    use fleet_access::{AccessPolicy, CurrentRights, Principal, PrincipalKind, RuleEffect, Via};
     use fleet_job::{event::JobState, time::Timestamp};
 
     use super::*;
@@ -406,6 +409,31 @@ mod tests {
         let alice = Caller::new(Some(alice().id().to_string()), None, asker(alice()));
         assert!(alice.may_see(&job_of(alice.owner.clone())));
         assert!(!alice.may_see(&job_of(None)) && !alice.may_see(&job_of(a.owner)));
+    }
+
+    #[test]
+    fn a_rule_about_dead_letters_holds_for_ones_own() {
+        let decide = |policy: &str| {
+            let rights = AccessPolicy::parse(policy, None).unwrap().into_rights();
+            let asker = Asker::new(Arc::new(alice()), CurrentRights::new(rights));
+            let owner = alice().id().to_string();
+            let caller = Caller::new(Some(owner.clone()), None, asker);
+            let decide = |owner| {
+                caller.decide_about_letter(Action::ReplayDeadLetters, Some(owner), None).verdict
+            };
+            (decide(&owner), decide("keys:bob"))
+        };
+        let rule = |effect: &str| {
+            format!(
+                "[[rule]]\nname = 'r'\neffect = '{effect}'\nprincipals = ['anyone']\n\
+                 actions = ['dead-letters.replay']\n"
+            )
+        };
+
+        assert_eq!(decide(""), (RuleEffect::Allow, RuleEffect::Deny));
+        assert_eq!(decide(&rule("allow")), (RuleEffect::Allow, RuleEffect::Allow));
+        assert_eq!(decide(&rule("deny")), (RuleEffect::Deny, RuleEffect::Deny));
+        assert_eq!(decide(&rule("approve")), (RuleEffect::Approve, RuleEffect::Approve));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_access::{Action, Arguments, Context, Resource};
+use fleet_access::{Action, Arguments, Context, Decision, Resource};
 use fleet_dead_letters::{
     Bucket, Details, Filter, Histogram, Letter, Replayed, Summary, marker_topic,
 };
@@ -149,15 +149,16 @@ impl Jobs {
     ///
     /// # Errors
     ///
-    /// Returns an error if the caller may not delete dead letters, or the brokers don't.
+    /// Returns an error if the caller may not delete the dead letters of all tenants, or the brokers
+    /// don't.
     pub async fn purge_dead_letters(
         &self,
         before: Timestamp,
         dry_run: bool,
         caller: &Caller,
     ) -> Result<PurgeReport, JobsError> {
-        let (action, resource) = (Action::DeleteDeadLetters, Resource::default());
-        let decision = caller.check(action, &resource, &Context::default())?;
+        let action = Action::DeleteDeadLetters;
+        let decision = check_purge(caller)?;
 
         // All letters are older than a time to come, of which not every broker knows that.
         let before = (before < clock::now()).then_some(before);
@@ -177,7 +178,8 @@ impl Jobs {
             ));
         }
 
-        let record = caller.begin_record(action, &resource, &decision, Arguments::None).await?;
+        let whole = Resource::default();
+        let record = caller.begin_record(action, &whole, &decision, Arguments::None).await?;
         let settings = self.inner.link.follower.settings();
         let deleted = admin::delete_records(settings, &report.topic, &spans).await;
         let deleted = deleted.map_err(JobsError::from);
@@ -199,6 +201,15 @@ impl Jobs {
         })
         .await
     }
+}
+
+/// Checks that the caller may delete letters, whosever they are.
+///
+/// A record is deleted with all before it, so the right within one tenant is not enough: it takes
+/// that for letters without a tenant.
+fn check_purge(caller: &Caller) -> Result<Decision, JobsError> {
+    let everybodys = Resource { tenant: Some(""), ..Resource::default() };
+    caller.check(Action::DeleteDeadLetters, &everybodys, &Context::default())
 }
 
 fn may_see(caller: &Caller, letter: &Letter) -> bool {
@@ -254,5 +265,35 @@ fn read_replayed(
         false => Err(JobsError::NotReady(
             "which dead letters have been replayed could not be read in time".to_owned(),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use fleet_access::{AccessPolicy, Asker, CurrentRights, Principal, PrincipalKind, Via};
+
+    use super::*;
+
+    #[test]
+    fn a_purge_takes_more_than_the_right_within_a_tenant() {
+        let may_purge = |tenant: Option<&str>, tenants: &str| {
+            let rules = format!(
+                "[[rule]]\nname = 'r'\neffect = 'allow'\nprincipals = ['anyone']\n\
+                 actions = ['dead-letters.delete']\n{tenants}"
+            );
+            let rights = AccessPolicy::parse(&rules, None).unwrap().into_rights();
+            let via = Via::Key { id: "k".to_owned() };
+            let mut principal = Principal::new("keys", "ops", PrincipalKind::Person, via);
+            principal.tenant = tenant.map(str::to_owned);
+            let asker = Asker::new(Arc::new(principal), CurrentRights::new(rights));
+            check_purge(&Caller::new(Some("ops".to_owned()), None, asker)).is_ok()
+        };
+
+        assert!(!may_purge(Some("acme"), ""));
+        assert!(!may_purge(Some("acme"), "tenants = ['acme']"));
+        assert!(may_purge(Some("acme"), "tenants = ['*']"));
+        assert!(may_purge(None, ""));
     }
 }

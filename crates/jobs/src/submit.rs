@@ -280,7 +280,7 @@ impl Jobs {
     /// Returns the states of those jobs that exist. A `queued` job that no worker has reported on
     /// exists only if its envelope is in the jobs topic: the process that wrote the event may have
     /// died before it wrote the envelope and answered its caller.
-    async fn find_existing(
+    pub(crate) async fn find_existing(
         &self,
         job_ids: &HashSet<String>,
         caller: &Caller,

@@ -2,7 +2,10 @@
 //!
 //! Two passes over the topic, as in `mcp-fleet dlq replay`: the first plans, the second carries the
 //! plan out. Each letter is written, acknowledged and marked before the next, so that a request that
-//! is repeated after an interruption repeats at most one job.
+//! is repeated after this process was interrupted repeats at most one job. A replay whose client goes
+//! away stops after the letter at hand, and until then a second one is refused. Nothing keeps two
+//! processes, be they servers or `mcp-fleet dlq replay`, from replaying the same letter at the same
+//! time.
 
 use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc, time::Instant};
 
@@ -21,6 +24,7 @@ use fleet_ops::clock;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::{runtime::Handle, sync::OwnedSemaphorePermit};
+use tokio_util::sync::CancellationToken;
 
 use super::{SCAN_LIMIT, TIMEOUT, for_each_record, read_replayed};
 use crate::{Caller, Jobs, JobsError, outcome_of};
@@ -62,10 +66,31 @@ pub struct ReplayReport {
     pub replayed: usize,
     /// The number of letters that could not be replayed.
     pub failed: usize,
-    /// The number of letters that are left for another request, because of `max`.
+    /// The number of letters that are left for another request, because of `max`, or because the
+    /// replay ended early.
     pub left: usize,
     /// The letters that were replayed or would be, and then others, 500 at most.
     pub letters: Vec<ReplayedLetter>,
+    /// Why the replay ended early, in which case the letters that it did not get to are `left`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl ReplayReport {
+    /// Ends the replay of `planned` letters early. What was done until then stays in the report; if
+    /// that is nothing, the error is all there is to say.
+    ///
+    /// # Errors
+    ///
+    /// Returns `error` if the report names no letter.
+    fn end_early(&mut self, planned: usize, error: JobsError) -> Result<(), JobsError> {
+        if self.letters.is_empty() {
+            return Err(error);
+        }
+        self.left += planned.saturating_sub(self.letters.len());
+        self.error = Some(error.to_string());
+        Ok(())
+    }
 }
 
 /// What was done with a letter.
@@ -113,16 +138,20 @@ struct Run {
     request: ReplayRequest,
     caller: Caller,
     handle: Handle,
+    /// Whether nobody waits for the report anymore.
+    stop: CancellationToken,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Jobs {
     /// Replays the dead letters that match a filter, as far as `caller` may: writes their records
-    /// back to the jobs topic. A second request continues where the first one ended.
+    /// back to the jobs topic. A second request continues where the first one ended. Dropping the
+    /// future stops the replay after the letter at hand.
     ///
     /// # Errors
     ///
-    /// Returns an error if another replay is running here, or a topic can't be read or written.
+    /// Returns an error if another replay is running in this process, or a topic can't be read or
+    /// written before the first letter is replayed.
     pub async fn replay_dead_letters(
         &self,
         request: ReplayRequest,
@@ -132,11 +161,13 @@ impl Jobs {
             JobsError::NotReady("another replay is running; try again when it is done".to_owned())
         })?;
         let (producer, handle) = (self.inner.link.producer.clone(), Handle::current());
-        let caller = caller.clone();
+        let (caller, stop) = (caller.clone(), CancellationToken::new());
+        // The thread goes on if this future is dropped, unless it is told.
+        let _stop_when_dropped = stop.clone().drop_guard();
 
         self.read_letters(move |settings, topics| {
             let (settings, topics) = (settings.clone(), topics.clone());
-            Run { settings, topics, producer, request, caller, handle, _permit: permit }.run()
+            Run { settings, topics, producer, request, caller, handle, stop, _permit: permit }.run()
         })
         .await
     }
@@ -169,6 +200,7 @@ impl Run {
         let (mut planner, mut others, mut letters) = (Planner::default(), Vec::new(), 0_usize);
 
         let is_whole = for_each_record(&self.settings, &self.topics.dlq, deadline, |record| {
+            self.check_wanted()?;
             letters += 1;
             if letters > MAX_LETTERS {
                 return Ok(ControlFlow::Break(()));
@@ -202,7 +234,8 @@ impl Run {
         }
 
         let deadline = Instant::now() + SCAN_LIMIT;
-        let is_whole = for_each_record(&self.settings, &self.topics.dlq, deadline, |record| {
+        let read = for_each_record(&self.settings, &self.topics.dlq, deadline, |record| {
+            self.check_wanted()?;
             if plan.replay.contains(&(record.position.partition, record.position.offset)) {
                 let letter = Letter::read(&record);
                 let mut named = ReplayedLetter::new(&letter, Verdict::Replay);
@@ -223,12 +256,24 @@ impl Run {
             }
             let is_done = report.letters.len() >= plan.replay.len();
             Ok(if is_done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
+        });
 
-        if !is_whole {
-            report.left += plan.replay.len().saturating_sub(report.letters.len());
+        match read {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                report.left += plan.replay.len().saturating_sub(report.letters.len());
+                Ok(())
+            }
+            Err(error) => report.end_early(plan.replay.len(), error),
         }
-        Ok(())
+    }
+
+    /// Checks that somebody still waits for the report.
+    fn check_wanted(&self) -> Result<(), JobsError> {
+        match self.stop.is_cancelled() {
+            true => Err(JobsError::NotReady("the client of this replay is gone".to_owned())),
+            false => Ok(()),
+        }
     }
 
     fn may_replay(&self, letter: &Letter) -> bool {
@@ -254,6 +299,10 @@ impl Run {
         let (owner, tenant) = (letter.owner.as_deref(), letter.tenant.as_deref());
         let (action, resource) = (Action::ReplayDeadLetters, Resource::job(owner, tenant));
         let decision = self.caller.decide_about_letter(action, owner, tenant);
+        if !decision.is_allowed() {
+            // The rules have changed since the first pass.
+            return Err(JobsError::Denied { action, decision: Box::new(decision) });
+        }
         drop(self.caller.admit(action, &resource, 0, clock::monotonic())?);
 
         let named = self.caller.about_job(&letter.job_id);
@@ -294,6 +343,34 @@ impl Run {
 fn ends_with_letter(error: &JobsError) -> bool {
     match error {
         JobsError::Kafka(error) => error.is_too_large(),
+        JobsError::Denied { .. } => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_in_the_middle_keeps_what_was_done() {
+        let error = || JobsError::NotReady("the broker is gone".to_owned());
+        let mut report = ReplayReport { left: 1, ..ReplayReport::default() };
+        assert!(report.end_early(5, error()).is_err(), "nothing was done");
+        assert_eq!(report.left, 1);
+
+        let letter = ReplayedLetter {
+            letter: "mcp-jobs.dlq/0/17".to_owned(),
+            job_id: "j".to_owned(),
+            kind: "tool".to_owned(),
+            verdict: Verdict::Replay,
+            replay_count: 0,
+            replayed_to: Some("mcp-jobs/0/4712".to_owned()),
+            error: None,
+        };
+        (report.letters, report.replayed) = (vec![letter; 2], 2);
+        assert!(report.end_early(5, error()).is_ok());
+        assert_eq!((report.replayed, report.left), (2, 4));
+        assert!(report.error.is_some_and(|text| text.contains("the broker is gone")));
     }
 }

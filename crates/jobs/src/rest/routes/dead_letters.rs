@@ -93,7 +93,8 @@ pub(super) fn show_operation() -> Operation {
     example["value"] = json!({"text": "{\"jobID\":\"job-123\",…}"});
     Operation {
         summary: "Get a dead letter",
-        description: "Everything about a dead letter, with the key, the headers and the value of the original record.",
+        description: "Everything about a dead letter, with the key, the headers and the value of the original record. If the job \
+                      hosts servers, the values of their environment variables and headers are `***`.",
         params: params::ONE_LETTER,
         answers: vec![Answer::new(
             200,
@@ -125,7 +126,9 @@ pub(super) fn replay_operation() -> Operation {
         description: "Writes the original records of letters back to the jobs topic, oldest first, with one more in their \
                       count of replays; letters that have reached `maxReplays` are left alone. Of a job with several \
                       letters only the newest is replayed. Replayed letters are marked, so a request that is repeated \
-                      continues with those that are `left`. One letter is replayed by `letter`, a group by `kind` and \
+                      continues with those that are `left`. A server runs one replay at a time, and stops it after the \
+                      letter at hand if the client disconnects; replays by several servers at the same time can replay \
+                      a letter twice. One letter is replayed by `letter`, a group by `kind` and \
                       `about`. With `dryRun`, nothing is written.",
         params: params::REPLAY,
         answers: vec![Answer::new(
@@ -148,8 +151,9 @@ pub(super) fn purge_operation() -> Operation {
     let example = json!({"topic": "mcp-jobs.dlq", "dryRun": false, "letters": 1200});
     Operation {
         summary: "Delete dead letters",
-        description: "Deletes the letters that were written before a time for good. Kafka can't delete \
-                      records from the middle of a partition, so there is no filter. With `dryRun`, nothing is deleted.",
+        description: "Deletes the letters that were written before a time for good, whosever they are: within one tenant, \
+                      the right to do so is not enough. Kafka can't delete records from the middle of a partition, so \
+                      there is no filter. With `dryRun`, nothing is deleted.",
         params: params::PURGE,
         answers: vec![Answer::new(
             200,
