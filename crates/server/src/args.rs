@@ -394,6 +394,16 @@ pub struct Args {
         value_name = "SECRET"
     )]
     pub owner_key: Option<String>,
+    /// A file with that secret, in place of --owner-key, which goes before it. It is read at the
+    /// start.
+    #[arg(
+        help_heading = "Jobs",
+        long,
+        env = "MCP_OWNER_KEY_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
+    pub owner_key_file: Option<PathBuf>,
     /// Tools whose calls take long: names or patterns. If the client supports tasks, their calls
     /// run as durable tasks.
     #[arg(
