@@ -34,7 +34,8 @@ impl InitError {
     /// Returns whether the same attempt would always fail.
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::Name(_) | Self::Launch(_) => true,
+            Self::Name(_) => true,
+            Self::Launch(error) => !error.is_temporary(),
             Self::TooMany(_) | Self::Connect(_) | Self::Closed | Self::Removed => false,
         }
     }

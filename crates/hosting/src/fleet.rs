@@ -28,6 +28,7 @@ use super::{
     launch,
     notices::{DropReason, Notice},
     routes::Routes,
+    secret_store::SecretStore,
     secrets::Secrets,
     status::{ServerStatus, Unavailable},
     upstream::Upstream,
@@ -47,6 +48,7 @@ const SHOWN_METHOD: usize = 128;
 /// All hosted servers.
 pub struct Fleet {
     pub(super) policy: CurrentPolicy,
+    pub(super) secret_store: SecretStore,
     servers: RwLock<BTreeMap<String, Arc<Hosted>>>,
     routes: RwLock<Arc<Routes>>,
     changes: broadcast::Sender<Change>,
@@ -70,10 +72,16 @@ impl Drop for Watched {
 }
 
 impl Fleet {
-    /// Creates a fleet without servers.
+    /// Creates a fleet without servers, whose configurations can use no secrets.
     pub fn new(policy: CurrentPolicy) -> Arc<Self> {
+        Self::with_secrets(policy, SecretStore::default())
+    }
+
+    /// Creates a fleet without servers, whose configurations can use the secrets of a store.
+    pub fn with_secrets(policy: CurrentPolicy, secret_store: SecretStore) -> Arc<Self> {
         Arc::new(Self {
             policy,
+            secret_store,
             servers: RwLock::default(),
             routes: RwLock::default(),
             changes: broadcast::Sender::new(MAX_BEHIND),
@@ -89,6 +97,11 @@ impl Fleet {
         self.policy.get()
     }
 
+    /// Returns the secrets that configurations can use.
+    pub fn secret_store(&self) -> &SecretStore {
+        &self.secret_store
+    }
+
     /// Returns whether there is a server of this name, in whatever state. While this server shuts
     /// down, every name counts as hosted, since its servers are being removed.
     pub fn is_hosted(&self, name: &str) -> bool {
@@ -99,7 +112,9 @@ impl Fleet {
     /// successfully or not.
     pub async fn is_hosted_from(&self, name: &str, entry: &ServerEntry) -> bool {
         let Some(hosted) = self.find_hosted(name) else { return false };
-        let Ok(spec) = launch::resolve(entry, &self.policy()).await else { return false };
+        let Ok(spec) = launch::resolve(entry, &self.policy(), &self.secret_store).await else {
+            return false;
+        };
         hosted.state().launch.as_ref().is_some_and(|launch| launch.spec == spec)
     }
 

@@ -155,6 +155,17 @@ pub struct Args {
         value_name = "NAME"
     )]
     pub expand_env: Vec<String>,
+    /// A directory with one file per secret, such as a mounted Secret: `${secret:NAME}` in the
+    /// configuration of a hosted server is the text of the file NAME, if its rule lists it in
+    /// `secrets`. Without such a file, it is the variable MCP_SECRET_NAME.
+    #[arg(
+        help_heading = "Hosted servers",
+        long,
+        env = "MCP_SECRETS_DIR",
+        value_name = "DIR",
+        value_parser = path_parser(),
+    )]
+    pub secrets_dir: Option<PathBuf>,
     /// Whose requests are served. `auto`: on loopback, everybody on this machine if nothing is
     /// configured; elsewhere, only callers with a key, a token or a client certificate. `required`:
     /// only callers with one of these, on loopback, too. `local`, on loopback only: callers with one

@@ -11,7 +11,11 @@ use fleet_job::{glob::Glob, mcp_servers::ServerEntry};
 use fleet_jobs::{Owners, config::JobsConfig};
 use fleet_kafka::compression::Compression;
 use fleet_ledger::Retention;
-use fleet_ops::{config::{named_path, read_secret_text}, http::guard::Origin, tls::TlsFiles};
+use fleet_ops::{
+    config::{named_path, read_secret_text},
+    http::guard::Origin,
+    tls::TlsFiles,
+};
 use fleet_policy::Policy;
 use url::Url;
 
@@ -61,6 +65,8 @@ pub struct ServerConfig {
     pub access: AccessSource,
     /// Servers that are hosted from the start, by name.
     pub servers: Vec<(String, ServerEntry)>,
+    /// A directory of secrets for hosted servers.
+    pub secrets_dir: Option<PathBuf>,
     /// Whether other servers are hosted at all.
     pub hosting: bool,
     /// Whether callers' actions are recorded, and where.
@@ -102,6 +108,7 @@ impl Default for ServerConfig {
             policy_source: PolicySource::default(),
             access: AccessSource::default(),
             servers: Vec::new(),
+            secrets_dir: None,
             hosting: true,
             audit: AuditConfig::default(),
             registry: None,
@@ -152,6 +159,7 @@ impl ServerConfig {
             files_max_read: args.files_max_read,
             policy: policy_source.load()?,
             servers: static_servers::read(args)?,
+            secrets_dir: named_path(&args.secrets_dir),
             hosting: args.hosting,
             policy_source,
             audit: audit_config(args)?,

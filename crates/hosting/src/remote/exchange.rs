@@ -36,6 +36,7 @@ use super::{
 use crate::{
     inbound::{to_error_data, wire_id},
     outage::Outage,
+    remote_headers::ServerHeaders,
     secrets::Secrets,
     unreadable::unreadable_answer,
 };
@@ -209,6 +210,8 @@ pub(crate) async fn discard_body(response: Response) {
 pub(super) struct RemoteLink {
     client: FollowedClient,
     url: Url,
+    /// The configured headers. Those that a request comes with may be older.
+    headers: ServerHeaders,
     /// What the log must not show.
     secrets: Secrets,
     /// Until when every request gets a connection of its own, in milliseconds of the monotonic
@@ -217,12 +220,41 @@ pub(super) struct RemoteLink {
 }
 
 impl RemoteLink {
-    pub(super) fn new(client: FollowedClient, url: Url, secrets: Secrets) -> Self {
-        Self { client, url, secrets, reuses_none_until: AtomicU64::new(0) }
+    pub(super) fn new(
+        client: FollowedClient,
+        url: Url,
+        headers: ServerHeaders,
+        secrets: Secrets,
+    ) -> Self {
+        Self { client, url, headers, secrets, reuses_none_until: AtomicU64::new(0) }
     }
 
-    /// Posts a message.
+    /// Posts a message, and once more if its secrets are out of date.
     pub(super) async fn post(
+        &self,
+        mut headers: HeaderMap,
+        message: &ClientJsonRpcMessage,
+    ) -> Result<Answer, HttpFailure> {
+        let sent = self.headers.now().await;
+        sent.set_in(&mut headers);
+        let answer = self.post_with(headers.clone(), message).await?;
+        let Answer::Rejected(rejected) = &answer else { return Ok(answer) };
+        if rejected.status != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+
+        // Whoever answers 401 has not taken the message.
+        match self.headers.after_refusal(&sent).await {
+            Some(renewed) => {
+                renewed.set_in(&mut headers);
+                self.post_with(headers, message).await
+            }
+            None => Ok(answer),
+        }
+    }
+
+    /// Posts a message with these headers.
+    async fn post_with(
         &self,
         mut headers: HeaderMap,
         message: &ClientJsonRpcMessage,
@@ -271,8 +303,18 @@ impl RemoteLink {
         if let Some(Ok(last_event)) = last_event.map(HeaderValue::try_from) {
             headers.insert(LAST_EVENT_ID, last_event);
         }
+        let sent = self.headers.now().await;
+        sent.set_in(&mut headers);
         let request = |url| self.client.current().get(url).headers(headers.clone());
-        let response = self.send(request).await?;
+        let mut response = self.send(request).await?;
+        if response.status() == StatusCode::UNAUTHORIZED
+            && let Some(renewed) = self.headers.after_refusal(&sent).await
+        {
+            discard_body(response).await;
+            renewed.set_in(&mut headers);
+            let request = |url| self.client.current().get(url).headers(headers.clone());
+            response = self.send(request).await?;
+        }
 
         if !response.status().is_success() {
             return match read_rejection(response, None, &self.secrets).await {
@@ -287,7 +329,8 @@ impl RemoteLink {
     }
 
     /// Deletes a session.
-    pub(super) async fn delete(&self, headers: HeaderMap) -> Result<(), HttpFailure> {
+    pub(super) async fn delete(&self, mut headers: HeaderMap) -> Result<(), HttpFailure> {
+        self.headers.now().await.set_in(&mut headers);
         let request = |url| self.client.current().delete(url).headers(headers.clone());
         self.send(request).await.map(drop)
     }

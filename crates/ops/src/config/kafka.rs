@@ -153,7 +153,10 @@ mod tests {
 
         // librdkafka's own properties about files.
         let own = "sasl.oauthbearer.assertion.private.key.file";
-        check(&[("KAFKA_PROPERTY_SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE", file)], &[(own, file)]);
+        check(
+            &[("KAFKA_PROPERTY_SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE", file)],
+            &[(own, file)],
+        );
         check(&[("KAFKA_PROPERTY_CLIENT_ID_FILE", file)], &[("client.id.file", file)]);
 
         let missing = Env::of([("KAFKA_PROPERTY_SSL_KEY_PASSWORD_FILE", "/nowhere/secret")]);

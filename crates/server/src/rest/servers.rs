@@ -302,7 +302,8 @@ async fn check_servers(
     for name in config.servers.keys() {
         decide(&asking, name)?;
     }
-    let report = ServersReport::examine(&config, &gateway.fleet().policy()).await;
+    let fleet = gateway.fleet();
+    let report = ServersReport::examine(&config, &fleet.policy(), fleet.secret_store()).await;
     Ok(Json(report).into_response())
 }
 

@@ -56,6 +56,8 @@ mod repeats;
 #[cfg(test)]
 mod rest;
 #[cfg(test)]
+mod secrets;
+#[cfg(test)]
 mod sessions;
 mod signed_jobs;
 #[cfg(test)]
