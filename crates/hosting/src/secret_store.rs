@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, fmt, io, path::PathBuf, sync::Arc};
 
 use fleet_codes as codes;
+use fleet_job::mcp_servers::expand::is_secret_name;
 use futures::future::BoxFuture;
 
 mod environment;
@@ -175,7 +176,9 @@ impl SecretStore {
     ///
     /// Returns an error if no source has the secret, or the first one that has it can't read it.
     pub async fn read(&self, name: &str) -> Result<SecretValue, SecretError> {
-        for source in &*self.sources {
+        // What is no name could be a path.
+        let sources = if is_secret_name(name) { &*self.sources } else { &[] };
+        for source in sources {
             match source.read(name).await {
                 Ok(Some(value)) => return Ok(value),
                 Ok(None) => {}
@@ -186,7 +189,7 @@ impl SecretStore {
             }
         }
 
-        let places: Vec<_> = self.sources.iter().map(|source| source.place(name)).collect();
+        let places: Vec<_> = sources.iter().map(|source| source.place(name)).collect();
         let places = if places.is_empty() { "a source".to_owned() } else { places.join(" or ") };
         Err(SecretError::Missing { name: name.to_owned(), places })
     }
@@ -283,6 +286,8 @@ mod tests {
         let error = store.read("a").await.err().unwrap();
         assert!(!error.is_temporary() && error.to_string().contains("`a` from memory"), "{error}");
 
+        first.set("../a", "path");
+        assert!(matches!(store.read("../a").await, Err(SecretError::Missing { .. })));
         let error = store.read("b").await.err().unwrap().to_string();
         assert!(error.contains("no secret `b`; expected memory or memory"), "{error}");
     }

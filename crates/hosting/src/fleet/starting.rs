@@ -19,7 +19,7 @@ use crate::{
     secret_store::{SecretOccasion, SecretUse},
     status::ServerStatus,
     supervise::{note_end, supervise_upstream},
-    upstream::Upstream,
+    upstream::{ConnectError, Upstream},
 };
 
 /// When to try again if somebody must change something first.
@@ -193,7 +193,11 @@ impl Fleet {
             }
         }
 
-        self.record_secrets(hosted, launch).await?;
+        if let Err(error) = self.record_secrets(hosted, launch).await {
+            let failure = ConnectError::plain(error.to_string());
+            hosted.state_mut().note_start_failure(&failure, Instant::now());
+            return Err(error.into());
+        }
         let upstream = self.connect_upstream(hosted, launch).await?;
 
         let replaced = {
