@@ -86,6 +86,7 @@ pub async fn run_until(
         access::warn_of_readable_secrets(&config);
     }
 
+    access::warn_of_shared_secrets(&config);
     let secrets = SecretStore::local(config.secrets_dir.clone());
     let secrets = secrets.audited(Arc::new(SecretUses(log.clone())));
     let fleet = Fleet::with_secrets(CurrentPolicy::new(config.policy.clone()), secrets);

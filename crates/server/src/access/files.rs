@@ -74,6 +74,21 @@ pub(crate) fn warn_of_readable_secrets(config: &ServerConfig) {
     }
 }
 
+/// Warns of children that may read the files of all secrets, whichever their rule lists.
+pub(crate) fn warn_of_shared_secrets(config: &ServerConfig) {
+    let Some(directory) = &config.secrets_dir else { return };
+    let unlimited = config.policy.commands.iter().find(|rule| !rule.confinement.limits_files());
+    if let Some(rule) = unlimited {
+        tracing::warn!(
+            directory = %directory.display(),
+            command = %rule.argv,
+            "a [[command]] has neither `read_files` nor `write_files`, so its children may read every \
+             file of the secrets directory; limit their files, or keep secrets in MCP_SECRET_… \
+             variables, which children can't read"
+        );
+    }
+}
+
 /// The keys file, its pepper and the private key of the port, as far as they are below a root.
 fn readable_secrets(
     source: &AccessSource,

@@ -59,6 +59,7 @@ mod rest;
 mod secrets;
 #[cfg(test)]
 mod sessions;
+#[cfg(test)]
 mod signed_jobs;
 #[cfg(test)]
 mod sse;
