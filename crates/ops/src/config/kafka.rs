@@ -14,12 +14,14 @@ const FILE_SUFFIX: &str = ".file";
 /// Secrets have beside the password. None of them is a property of librdkafka once `.file` is added
 /// to its name, so properties such as `sasl.oauthbearer.assertion.private.key.file` keep their
 /// meaning.
-const FROM_FILES: [&str; 12] = [
+const FROM_FILES: [&str; 14] = [
     "sasl.username",
     "sasl.password",
     "sasl.oauthbearer.config",
     "sasl.oauthbearer.client.id",
     "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.client.credentials.client.id",
+    "sasl.oauthbearer.client.credentials.client.secret",
     "sasl.oauthbearer.assertion.private.key.passphrase",
     "sasl.oauthbearer.assertion.private.key.pem",
     "ssl.key.password",
