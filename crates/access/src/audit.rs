@@ -35,6 +35,9 @@ const MAX_VALUES_BYTES: u64 = 16 * 1024;
 /// The action of a record about credentials that were refused, before anybody knows what was to be
 /// done.
 const AUTHENTICATE: &str = "authenticate";
+/// The action of a record about a secret that a hosted server was given. The server itself uses it,
+/// under its policy for hosted servers, so no rule about principals decides.
+const USE_SECRET: &str = "secrets.use";
 
 /// One decision or one call, as the audit log has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -43,18 +46,19 @@ const AUTHENTICATE: &str = "authenticate";
 pub struct AuditRecord {
     /// When it ended; of the outcome `started`, when it began.
     pub time: Timestamp,
-    /// Who asked; missing if nobody was authenticated.
+    /// Who asked; missing if nobody was authenticated, or the server itself did it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<AuditPrincipal>,
     /// The address that the request came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// What was to be done, such as `tools.call`; `authenticate` if the credentials were refused.
+    /// What was to be done, such as `tools.call`; `authenticate` if the credentials were refused;
+    /// `secrets.use` if the server gave a secret to a hosted server.
     pub action: String,
     /// What it was about.
     #[serde(default, skip_serializing_if = "AuditResource::is_empty")]
     pub resource: AuditResource,
-    /// The rule that decided; missing if nobody was authenticated.
+    /// The rule that decided; missing if there is no principal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     /// What was decided.
@@ -131,6 +135,9 @@ pub struct AuditResource {
     /// The method of an extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
+    /// The name of the secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
     /// The tenant of the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
@@ -222,6 +229,33 @@ impl AuditRecord {
         }
     }
 
+    /// The record of a secret that a hosted server is given. It has the secret's name and never its
+    /// value.
+    pub fn of_secret_use(time: Timestamp, server: &str, secret: &str) -> Self {
+        let resource = AuditResource {
+            server: Some(cut(server)),
+            secret: Some(cut(secret)),
+            ..AuditResource::default()
+        };
+        Self {
+            time,
+            principal: None,
+            peer: None,
+            action: USE_SECRET.to_owned(),
+            resource,
+            rule: None,
+            verdict: RuleEffect::Allow,
+            outcome: AuditOutcome::Started,
+            code: None,
+            fault: None,
+            arguments_digest: None,
+            arguments: None,
+            job_id: None,
+            trace_id: None,
+            left_out: None,
+        }
+    }
+
     /// Adds the digest of the arguments, and their values as far as `redaction` leaves them. Values
     /// that are longer than 16 KiB as JSON are left out.
     pub fn add_arguments(&mut self, arguments: &Map<String, Value>, redaction: Option<&Redaction>) {
@@ -267,6 +301,7 @@ impl AuditResource {
             prompt: resource.prompt.map(cut),
             uri: resource.uri.map(cut),
             method: resource.method.map(cut),
+            secret: None,
             tenant: tenant.map(cut),
         }
     }
@@ -331,6 +366,14 @@ mod tests {
         );
         assert_eq!(line, expected);
         assert_eq!(serde_json::from_str::<AuditRecord>(&line).unwrap(), record());
+    }
+
+    #[test]
+    fn the_use_of_a_secret_has_its_name_and_no_principal() {
+        let time = Timestamp::from_millis_clamped(1_795_000_000_123);
+        let line = AuditRecord::of_secret_use(time, "db", "db-password").to_line();
+        let expected = r#"{"time":"2026-11-18T11:06:40.123Z","action":"secrets.use","resource":{"server":"db","secret":"db-password"},"verdict":"allow","outcome":"started"}"#;
+        assert_eq!(line, expected);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use fleet_job::{
     glob,
     mcp_servers::{
         ServerEntry, StdioServer, Transport, dotenv,
-        expand::{FieldExpandError, Variable},
+        expand::{FieldExpandError, Reference, Variable},
     },
 };
 use serde::Serialize;
@@ -44,6 +44,8 @@ struct AllowedCommand {
     env_files: Vec<PathBuf>,
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     expand: BTreeSet<String>,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    secrets: BTreeSet<String>,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -53,6 +55,8 @@ struct AllowedRemote {
     port: Option<u16>,
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     expand: BTreeSet<String>,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    secrets: BTreeSet<String>,
 }
 
 /// Why no policy can allow a server.
@@ -106,14 +110,17 @@ impl LocalPolicy {
         surroundings: &Surroundings<'_>,
     ) -> Result<(), LocalPolicyError> {
         let used = RefCell::new(BTreeSet::new());
-        let lookup = |variable: &str| {
-            used.borrow_mut().insert(variable.to_owned());
-            (surroundings.variable)(variable).map_or(Variable::Unset, Variable::Value)
-        };
-        // The server reports a variable that is not set when it starts the child.
-        let lenient = |variable: &str| match lookup(variable) {
-            Variable::Unset => Variable::Value(String::new()),
-            other => other,
+        let secrets = RefCell::new(BTreeSet::new());
+        // The server reports what is not set when it starts the child.
+        let lenient = |reference: Reference<'_>| match reference {
+            Reference::Variable(variable) => {
+                used.borrow_mut().insert(variable.to_owned());
+                Variable::Value((surroundings.variable)(variable).unwrap_or_default())
+            }
+            Reference::Secret(name) => {
+                secrets.borrow_mut().insert(name.to_owned());
+                Variable::Value(String::new())
+            }
         };
         let expanded = entry
             .expand(&lenient)
@@ -121,11 +128,12 @@ impl LocalPolicy {
 
         match (&entry.transport, &expanded.transport) {
             (Transport::Stdio(written), Transport::Stdio(expanded)) => {
-                let expand = used.into_inner();
-                self.command.push(allowed_command(written, expanded, expand, surroundings));
+                let command = allowed_command(written, expanded, surroundings);
+                let (expand, secrets) = (used.into_inner(), secrets.into_inner());
+                self.command.push(AllowedCommand { expand, secrets, ..command });
             }
             (_, Transport::Url(server) | Transport::Http(server) | Transport::Sse(server)) => {
-                let remote = allowed_remote(&server.url, used.into_inner());
+                let remote = allowed_remote(&server.url, used.into_inner(), secrets.into_inner());
                 self.remote.push(remote.ok_or_else(|| LocalPolicyError::Url {
                     server: name.to_owned(),
                     url: server.url.clone(),
@@ -141,7 +149,6 @@ impl LocalPolicy {
 fn allowed_command(
     written: &StdioServer,
     expanded: &StdioServer,
-    expand: BTreeSet<String>,
     surroundings: &Surroundings<'_>,
 ) -> AllowedCommand {
     let cwd = expanded.cwd.as_ref().map(|cwd| surroundings.directory.join(cwd));
@@ -158,18 +165,22 @@ fn allowed_command(
         cwd: cwd.clone().into_iter().collect(),
         env: names.into_iter().map(|name| glob::escape(name)).collect(),
         env_files: env_file.into_iter().collect(),
-        expand,
+        ..AllowedCommand::default()
     }
 }
 
-fn allowed_remote(url: &str, expand: BTreeSet<String>) -> Option<AllowedRemote> {
+fn allowed_remote(
+    url: &str,
+    expand: BTreeSet<String>,
+    secrets: BTreeSet<String>,
+) -> Option<AllowedRemote> {
     let url = Url::parse(url).ok()?;
     let host = match url.host()? {
         Host::Domain(name) => name.to_owned(),
         Host::Ipv4(address) => address.to_string(),
         Host::Ipv6(address) => address.to_string(),
     };
-    Some(AllowedRemote { host, port: url.port_or_known_default(), expand })
+    Some(AllowedRemote { host, port: url.port_or_known_default(), expand, secrets })
 }
 
 #[cfg(test)]
@@ -193,7 +204,7 @@ mod tests {
         let allowed = policy(json!({
             "command": "uvx",
             "args": ["my-*", "--data=${DATA}", "${OTHER}"],
-            "env": {"A": "1", "LOG": "${DATA}"},
+            "env": {"A": "1", "LOG": "${DATA}", "KEY": "${secret:key}"},
             "cwd": "${DATA}",
             "envFile": ".env",
         }));
@@ -201,7 +212,8 @@ mod tests {
         assert_eq!(command.argv, ["uvx", "my-\\*", "--data=${DATA}", "${OTHER}"]);
         assert_eq!(command.cwd, [Path::new("/data")]);
         assert_eq!(command.env_files, [Path::new("/data/.env")]);
-        assert_eq!(command.env, ["A", "LOG", "TOKEN"]);
+        assert_eq!(command.env, ["A", "KEY", "LOG", "TOKEN"]);
+        assert_eq!(command.secrets.iter().collect::<Vec<_>>(), ["key"]);
         assert_eq!(command.expand.iter().collect::<Vec<_>>(), ["DATA", "OTHER"]);
     }
 

@@ -163,6 +163,10 @@ table! {
             "Policy does not allow this environment variable to be set or expanded.",
             "The variable is not in the rule's list, or it is one that changes which program runs.",
             "Use `--allow-env`, or `env` or `expand` in the `[[command]]` or `[[remote]]`.";
+        POLICY_SECRET = "FLEET-POLICY-SECRET":
+            "Policy does not allow this secret to be used.",
+            "`${secret:…}` in a configuration names a secret that the rule does not list.",
+            "List it in `secrets` of the `[[command]]` or `[[remote]]`.";
         POLICY_REMOTE = "FLEET-POLICY-REMOTE":
             "Policy does not allow a connection to this remote server.",
             "No rule covers its host, or the rule does not reach addresses of this kind.",

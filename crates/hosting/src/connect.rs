@@ -185,7 +185,7 @@ impl Connector<'_> {
     ) -> Result<Upstream, FailedAttempt> {
         let news = News::default();
         let limit = self.attempt.limit;
-        let remote = remote::transport(spec, self.policy.clone(), limit, news.clone())
+        let remote = remote::transport(self.server, spec, self.policy.clone(), limit, news.clone())
             .map_err(|error| FailedAttempt::without_client(&error))?;
         let client = HostedClient::new(news.clone());
         let client = PendingClient::new(
@@ -234,7 +234,7 @@ impl Connector<'_> {
         let news = News::default();
         let client = fleet_egress::client(&spec.url, self.policy.clone())
             .map_err(|error| FailedAttempt::without_client(&error))?;
-        let transport = SseTransport::new(spec, client);
+        let transport = SseTransport::new(self.server, spec, client);
         let client = HostedClient::new(news.clone()).in_revision(revision);
         let client = PendingClient::new(
             self.server,

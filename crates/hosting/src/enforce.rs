@@ -15,6 +15,7 @@ use super::{
     Fleet,
     hosted::{Hosted, Phase},
     launch::{self, LaunchError, LaunchSpec},
+    secret_store::SecretStore,
     upstream::Upstream,
 };
 
@@ -38,7 +39,7 @@ impl Fleet {
         };
 
         let policy = self.policy();
-        match policy_refusal(&entry, &policy).await {
+        match policy_refusal(&entry, &policy, &self.secret_store).await {
             Some(reason) => self.refuse_server(hosted, &reason, &policy),
             None => {
                 if hosted.state_mut().set_allowed() {
@@ -94,8 +95,12 @@ async fn drain_upstream(hosted: Arc<Hosted>, upstream: Arc<Upstream>, limit: std
 
 /// Returns why a policy refuses a configuration, if it does. Other problems, such as a missing
 /// file, are no reason to end a running server.
-async fn policy_refusal(entry: &ServerEntry, policy: &Policy) -> Option<String> {
-    match launch::resolve(entry, policy).await {
+async fn policy_refusal(
+    entry: &ServerEntry,
+    policy: &Policy,
+    store: &SecretStore,
+) -> Option<String> {
+    match launch::resolve(entry, policy, store).await {
         Ok(LaunchSpec::Child(_)) => None,
         Ok(LaunchSpec::Url(spec) | LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec)) => {
             // A name that can't be resolved is not a matter of policy.

@@ -34,18 +34,20 @@ impl InitError {
     /// Returns whether the same attempt would always fail.
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::Name(_) | Self::Launch(_) => true,
+            Self::Name(_) => true,
+            Self::Launch(error) => !error.is_temporary(),
             Self::TooMany(_) | Self::Connect(_) | Self::Closed | Self::Removed => false,
         }
     }
 
     /// Returns the outage if the request itself is fine: a remote can't be reached or refuses our
-    /// credentials, or this server is shutting down.
+    /// credentials, a secret can't be read or recorded now, or this server is shutting down.
     pub fn outage_reason(&self) -> Option<OutageReason> {
         match self {
             Self::Connect(error) => error.outage_reason(),
             Self::Closed => Some(OutageReason::Unavailable),
-            Self::Name(_) | Self::Launch(_) | Self::TooMany(_) | Self::Removed => None,
+            Self::Launch(error) => error.is_temporary().then_some(OutageReason::Unavailable),
+            Self::Name(_) | Self::TooMany(_) | Self::Removed => None,
         }
     }
 }

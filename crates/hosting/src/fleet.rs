@@ -28,6 +28,7 @@ use super::{
     launch,
     notices::{DropReason, Notice},
     routes::Routes,
+    secret_store::SecretStore,
     secrets::Secrets,
     status::{ServerStatus, Unavailable},
     upstream::Upstream,
@@ -47,6 +48,7 @@ const SHOWN_METHOD: usize = 128;
 /// All hosted servers.
 pub struct Fleet {
     pub(super) policy: CurrentPolicy,
+    pub(super) secret_store: SecretStore,
     servers: RwLock<BTreeMap<String, Arc<Hosted>>>,
     routes: RwLock<Arc<Routes>>,
     changes: broadcast::Sender<Change>,
@@ -70,10 +72,16 @@ impl Drop for Watched {
 }
 
 impl Fleet {
-    /// Creates a fleet without servers.
+    /// Creates a fleet without servers, whose configurations can use no secrets.
     pub fn new(policy: CurrentPolicy) -> Arc<Self> {
+        Self::with_secrets(policy, SecretStore::default())
+    }
+
+    /// Creates a fleet without servers, whose configurations can use the secrets of a store.
+    pub fn with_secrets(policy: CurrentPolicy, secret_store: SecretStore) -> Arc<Self> {
         Arc::new(Self {
             policy,
+            secret_store,
             servers: RwLock::default(),
             routes: RwLock::default(),
             changes: broadcast::Sender::new(MAX_BEHIND),
@@ -89,6 +97,11 @@ impl Fleet {
         self.policy.get()
     }
 
+    /// Returns the secrets that configurations can use.
+    pub fn secret_store(&self) -> &SecretStore {
+        &self.secret_store
+    }
+
     /// Returns whether there is a server of this name, in whatever state. While this server shuts
     /// down, every name counts as hosted, since its servers are being removed.
     pub fn is_hosted(&self, name: &str) -> bool {
@@ -99,7 +112,9 @@ impl Fleet {
     /// successfully or not.
     pub async fn is_hosted_from(&self, name: &str, entry: &ServerEntry) -> bool {
         let Some(hosted) = self.find_hosted(name) else { return false };
-        let Ok(spec) = launch::resolve(entry, &self.policy()).await else { return false };
+        let Ok(spec) = launch::resolve(entry, &self.policy(), &self.secret_store).await else {
+            return false;
+        };
         hosted.state().launch.as_ref().is_some_and(|launch| launch.spec == spec)
     }
 
@@ -372,9 +387,11 @@ async fn stop_upstreams(hosted: &Hosted) {
 
 #[cfg(test)]
 mod tests {
+    use futures::future::BoxFuture;
     use serde_json::json;
 
     use super::*;
+    use crate::secret_store::{SecretAudit, SecretUse, UnrecordedUse, testing::MemorySecrets};
 
     #[tokio::test]
     async fn a_server_that_never_ran_is_forgotten_after_a_while() {
@@ -389,5 +406,35 @@ mod tests {
 
         assert!(fleet.statuses_at(Instant::now() + Duration::from_secs(3600)).is_empty());
         assert!(!fleet.is_hosted("x"));
+    }
+
+    /// An audit log that can't keep anything.
+    struct NoAudit;
+
+    impl SecretAudit for NoAudit {
+        fn record<'a>(&'a self, used: SecretUse<'a>) -> BoxFuture<'a, Result<(), UnrecordedUse>> {
+            let (secret, reason) = (used.secret.to_owned(), "the disk is full".to_owned());
+            Box::pin(std::future::ready(Err(UnrecordedUse { secret, reason })))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_does_not_get_a_secret_whose_use_is_not_recorded() {
+        let policy = "[[remote]]\nhost = '127.0.0.1'\nsecrets = ['token']\n";
+        let policy = CurrentPolicy::new(Policy::from_toml(policy).unwrap());
+        let secrets = MemorySecrets::default();
+        secrets.set("token", "hunter2");
+        let fleet = Fleet::with_secrets(policy, secrets.store().audited(Arc::new(NoAudit)));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let config = json!({"url": url, "headers": {"X-Key": "${secret:token}"}});
+        let entry = serde_json::from_value(config).unwrap();
+
+        let error = fleet.initialize("x", &entry).await.unwrap_err();
+        assert!(!error.is_permanent() && error.outage_reason().is_some(), "{error}");
+        assert!(error.to_string().contains("`token` could not be recorded"), "{error}");
+        let status = serde_json::to_string(&fleet.statuses()).unwrap();
+        assert!(status.contains("the disk is full") && !status.contains("hunter2"), "{status}");
+        assert!(futures::FutureExt::now_or_never(listener.accept()).is_none(), "it was sent");
     }
 }

@@ -16,19 +16,24 @@ use fleet_codes as codes;
 use fleet_job::mcp_servers::{
     ServerEntry, Transport,
     dotenv::DotenvError,
-    expand::{FieldExpandError, Variable},
+    expand::{ExpandError, FieldExpandError, Reference, Variable},
 };
 use fleet_policy::{Policy, Refusal, confinement::Confinement};
-use http::{HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::Serialize;
 use url::Url;
 
-use super::secrets::Secrets;
+use crate::{
+    remote_headers::RemoteHeaders,
+    secret_store::{SecretError, SecretStore, SecretValue, UnrecordedUse},
+    secrets::{Secrets, secret_reference},
+};
 
 mod child;
-mod named_file;
+pub(crate) mod named_file;
 mod url_target;
+
+pub(crate) use url_target::parse_header;
 
 /// Something that may be started. Equal specs start the same thing. There is no `Debug`, because a
 /// spec contains secrets.
@@ -59,18 +64,31 @@ pub struct ChildSpec {
     pub confinement: Confinement,
     /// The values to hide in what the child writes.
     pub secrets: Secrets,
+    /// The names of the secrets that it gets.
+    pub used: BTreeSet<String>,
 }
 
 /// A remote that may be connected to.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct RemoteSpec {
     /// The URL.
     pub url: Url,
     /// Headers for every request.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub headers: RemoteHeaders,
     /// The values to hide in errors.
     pub secrets: Secrets,
+    /// The names of the secrets that it gets.
+    pub used: BTreeSet<String>,
 }
+
+impl PartialEq for RemoteSpec {
+    fn eq(&self, other: &Self) -> bool {
+        // The values to hide grow when secrets of the headers change, which needs no new connection.
+        self.url == other.url && self.headers == other.headers && self.used == other.used
+    }
+}
+
+impl Eq for RemoteSpec {}
 
 impl LaunchSpec {
     /// Returns the values to hide in texts about the server.
@@ -80,9 +98,18 @@ impl LaunchSpec {
             Self::Url(spec) | Self::Remote(spec) | Self::Sse(spec) => &spec.secrets,
         }
     }
+
+    /// Returns the names of the secrets that the server gets.
+    pub fn used_secrets(&self) -> &BTreeSet<String> {
+        match self {
+            Self::Child(spec) => &spec.used,
+            Self::Url(spec) | Self::Remote(spec) | Self::Sse(spec) => &spec.used,
+        }
+    }
 }
 
-/// Why a configuration must not or can't be started. The caller can fix all of these.
+/// Why a configuration must not or can't be started. The caller can fix these, but for those that
+/// are [temporary](Self::is_temporary).
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// A variable can't be expanded.
@@ -91,6 +118,12 @@ pub enum LaunchError {
     /// Policy refuses it.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// A secret can't be used.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The use of a secret can't be recorded.
+    #[error(transparent)]
+    Unrecorded(#[from] UnrecordedUse),
     /// A path in the configuration is unusable.
     #[error("cannot use `{field}` {path:?} [{code}]", code = codes::SERVER_CONFIG)]
     Path {
@@ -134,6 +167,21 @@ pub enum LaunchError {
     OwnHeader(String),
 }
 
+impl LaunchError {
+    pub(crate) fn in_field(path: String, error: ExpandError) -> Self {
+        Self::Expand(FieldExpandError { path, error })
+    }
+
+    /// Returns whether the same configuration may be started later.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Secret(error) => error.is_temporary(),
+            Self::Unrecorded(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Refers to the rule of a policy that allows something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RuleRef {
@@ -156,13 +204,18 @@ impl fmt::Display for RuleRef {
     }
 }
 
-/// Turns a configuration into something that may be started.
+/// Turns a configuration into something that may be started, with the secrets as `store` has them
+/// now.
 ///
 /// # Errors
 ///
 /// Returns an error if policy refuses the configuration, or something that it names does not exist.
-pub async fn resolve(entry: &ServerEntry, policy: &Policy) -> Result<LaunchSpec, LaunchError> {
-    resolve_with_rule(entry, policy).await.map(|(spec, _)| spec)
+pub async fn resolve(
+    entry: &ServerEntry,
+    policy: &Policy,
+    store: &SecretStore,
+) -> Result<LaunchSpec, LaunchError> {
+    resolve_with_rule(entry, policy, store).await.map(|(spec, _)| spec)
 }
 
 /// Does the same as [`resolve`], and also returns the rule that allows it.
@@ -173,42 +226,56 @@ pub async fn resolve(entry: &ServerEntry, policy: &Policy) -> Result<LaunchSpec,
 pub async fn resolve_with_rule(
     entry: &ServerEntry,
     policy: &Policy,
+    store: &SecretStore,
 ) -> Result<(LaunchSpec, RuleRef), LaunchError> {
     match &entry.transport {
         Transport::Stdio(server) => {
-            let (spec, rule) = child::resolve_child(server, policy).await?;
+            let (spec, rule) = child::resolve_child(server, policy, store).await?;
             let number = policy.commands.iter().position(|other| std::ptr::eq(other, rule));
             let (number, line, covers) =
                 (number.unwrap_or_default() + 1, rule.line, rule.argv.to_string());
             Ok((LaunchSpec::Child(spec), RuleRef { table: "command", number, line, covers }))
         }
         Transport::Url(server) => {
-            let (spec, rule) = url_target::resolve_remote(server, policy)?;
+            let (spec, rule) = url_target::resolve_remote(server, policy, store).await?;
             Ok((LaunchSpec::Url(spec), url_target::rule_ref(rule, policy)))
         }
         Transport::Http(server) => {
-            let (spec, rule) = url_target::resolve_remote(server, policy)?;
+            let (spec, rule) = url_target::resolve_remote(server, policy, store).await?;
             Ok((LaunchSpec::Remote(spec), url_target::rule_ref(rule, policy)))
         }
         Transport::Sse(server) => {
-            let (spec, rule) = url_target::resolve_remote(server, policy)?;
+            let (spec, rule) = url_target::resolve_remote(server, policy, store).await?;
             Ok((LaunchSpec::Sse(spec), url_target::rule_ref(rule, policy)))
         }
     }
 }
 
-/// The variables of the server's environment that a rule allows, and the values that were used.
+/// The variables of the server's environment that a rule allows, the secrets that were read, and the
+/// values that were used.
 struct Environment<'a> {
     allowed: &'a BTreeSet<String>,
+    secrets: BTreeMap<String, SecretValue>,
     used: RefCell<BTreeMap<String, String>>,
 }
 
 impl<'a> Environment<'a> {
-    fn new(allowed: &'a BTreeSet<String>) -> Self {
-        Self { allowed, used: RefCell::default() }
+    fn new(allowed: &'a BTreeSet<String>, secrets: BTreeMap<String, SecretValue>) -> Self {
+        Self { allowed, secrets, used: RefCell::default() }
     }
 
-    fn look_up(&self, name: &str) -> Variable {
+    fn look_up(&self, reference: Reference<'_>) -> Variable {
+        match reference {
+            Reference::Variable(name) => self.look_up_variable(name),
+            // Those that a rule does not allow were refused before any was read.
+            Reference::Secret(name) => match self.secrets.get(name) {
+                Some(value) => Variable::Value(value.expose().to_owned()),
+                None => Variable::Unset,
+            },
+        }
+    }
+
+    fn look_up_variable(&self, name: &str) -> Variable {
         if !self.allowed.contains(name) {
             return Variable::Refused(
                 "it is not listed; to allow it, use --expand-env (MCP_EXPAND_ENV) or `expand` in the [[command]] or \
@@ -221,6 +288,30 @@ impl<'a> Environment<'a> {
         self.used.borrow_mut().insert(name.to_owned(), value.clone());
         Variable::Value(value)
     }
+
+    /// Returns the variables that were used, and the secrets.
+    fn into_used(self) -> (BTreeMap<String, String>, BTreeMap<String, SecretValue>) {
+        (self.used.into_inner(), self.secrets)
+    }
+}
+
+/// Reads the secrets `names`, all of which a rule must allow. A secret that it does not allow is not
+/// looked for, so a refusal tells nothing about it.
+async fn read_secrets(
+    names: &BTreeSet<String>,
+    allowed: &BTreeSet<String>,
+    rule: &impl fmt::Display,
+    store: &SecretStore,
+) -> Result<BTreeMap<String, SecretValue>, LaunchError> {
+    if let Some(name) = names.iter().find(|name| !allowed.contains(*name)) {
+        return Err(Refusal::Secret { name: name.clone(), rule: rule.to_string() }.into());
+    }
+    Ok(store.read_all(names).await?)
+}
+
+/// Returns secrets as [`Secrets`] hides them.
+fn to_hide(secrets: &BTreeMap<String, SecretValue>) -> impl Iterator<Item = (String, String)> {
+    secrets.iter().map(|(name, value)| (secret_reference(name), value.expose().to_owned()))
 }
 
 /// Picks the error to report if several rules fail. A rule that allows the configuration but fails

@@ -35,23 +35,25 @@ pub(super) struct RemoteTransport {
     pub(super) over: CancellationToken,
 }
 
-/// Creates the transport to a remote whose start may take as long as `limit`. Sends nothing yet.
+/// Creates the transport to the remote `server`, whose start may take as long as `limit`. Sends nothing yet.
 /// New sessions are noted in `news`.
 ///
 /// # Errors
 ///
 /// As [`fleet_egress::client`].
 pub(super) fn transport(
+    server: &str,
     spec: &RemoteSpec,
     policy: CurrentPolicy,
     limit: Duration,
     news: News,
 ) -> Result<RemoteTransport, TlsError> {
+    let headers = spec.headers.of_server(server);
     let config = StreamableHttpClientTransportConfig::with_uri(spec.url.as_str())
-        .custom_headers(spec.headers.iter().cloned().collect())
+        .custom_headers(headers.present().iter().collect())
         .max_concurrent_requests(CONCURRENCY);
     let client = fleet_egress::client(&spec.url, policy)?;
-    let link = RemoteLink::new(client, spec.url.clone(), spec.secrets.clone());
+    let link = RemoteLink::new(client, spec.url.clone(), headers, spec.secrets.clone());
     let (client, over) = SessionClient::new(link, DISCOVER_PATIENCE.min(limit / 3), news);
     let transport = StreamableHttpClientTransport::with_client(client.clone(), config);
     Ok(RemoteTransport { transport, client, over })

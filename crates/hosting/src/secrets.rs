@@ -1,5 +1,7 @@
-//! Secrets: values of the server's own environment that went into a configuration. Texts that
-//! others may read, such as the end of a child's standard error, show the variable's name instead.
+//! Secrets: values of the server's own environment, and of `${secret:name}`, that went into a
+//! configuration. Texts that others may read, such as the end of a child's standard error, show the
+//! name instead. A secret may change while its server runs: its new value is added, and the last
+//! ones before stay hidden, since texts may still have them.
 //!
 //! Such texts often quote JSON, on a single line and up to a limit. A value is therefore also found
 //! if it is escaped, by whatever JSON writer, if its white space was replaced by blanks, and if it
@@ -11,6 +13,7 @@
 use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use fleet_wire::{quote, shorten};
+use parking_lot::RwLock;
 
 use self::escapes::{has_escapes, with_usual_escapes, without_cut_escape};
 
@@ -23,31 +26,117 @@ const MAX_MESSAGE: usize = 8 * 1024;
 /// What [`quote`] and [`fleet_wire::shorten`] write where they cut.
 const CUT: char = '…';
 
-/// The values to hide. Clones share them. There is no `Debug`, which could reveal them.
-#[derive(Clone, PartialEq, Eq, Default)]
-pub struct Secrets {
-    /// The forms of the values, the longest first, since it may contain a shorter one.
-    forms: Arc<[Form]>,
-    longest: usize,
+/// How many values of one name are hidden. Those before are forgotten.
+const KEPT_VALUES: usize = 4;
+
+/// The values to hide. Clones share them, also those that are added later. There is no `Debug`,
+/// which could reveal them.
+#[derive(Clone, Default)]
+pub struct Secrets(Arc<RwLock<Arc<Forms>>>);
+
+impl PartialEq for Secrets {
+    fn eq(&self, other: &Self) -> bool {
+        *self.forms() == *other.forms()
+    }
+}
+
+impl Eq for Secrets {}
+
+/// Returns how texts name a secret, without `${` and `}`.
+pub(crate) fn secret_reference(name: &str) -> String {
+    format!("secret:{name}")
 }
 
 impl Secrets {
     /// Hides the values of these variables.
     pub fn new(variables: BTreeMap<String, String>) -> Self {
-        let long = variables.into_iter().filter(|(_, value)| value.len() >= SHORTEST);
-        let mut forms = Vec::new();
-        let mut longest = 0;
-        for (variable, value) in long {
-            longest = longest.max(longest_form(&value));
-            forms.extend(forms_of(&value).into_iter().map(|form| Form::new(&variable, form)));
+        let mut forms = Forms::default();
+        for (variable, value) in variables {
+            forms.add(&variable, &value);
         }
-        forms.sort_by_key(|form| Reverse(form.text.len()));
-        Self { forms: forms.into(), longest }
+        Self(Arc::new(RwLock::new(Arc::new(forms))))
+    }
+
+    /// Hides another value of a variable, in all clones. A value that is known becomes the last one
+    /// to be forgotten.
+    pub fn add(&self, variable: &str, value: &str) {
+        let mut shared = self.0.write();
+        let mut forms = Forms::clone(&shared);
+        forms.add(variable, value);
+        *shared = Arc::new(forms);
+    }
+
+    fn forms(&self) -> Arc<Forms> {
+        self.0.read().clone()
     }
 
     /// Replaces every value in a text with `${NAME}`, including a value that was cut off.
     pub fn hide<'a>(&self, text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {
-        let text = text.into();
+        self.forms().hide(text.into())
+    }
+
+    /// Replaces every value in the message of an error. The message may quote what the server sent,
+    /// and the server may even have written it, so it is shortened if it is very long.
+    pub fn hide_in_message(&self, message: &str) -> String {
+        self.hide(shorten(message, MAX_MESSAGE)).into_owned()
+    }
+
+    /// Returns the length of the longest value in any form, of which a text that was cut may begin
+    /// with a part.
+    pub fn longest(&self) -> usize {
+        self.forms().longest
+    }
+}
+
+/// The values to hide, in all their forms.
+#[derive(Clone, PartialEq, Eq, Default)]
+struct Forms {
+    /// The longest first, since it may contain a shorter one.
+    all: Vec<Arc<Form>>,
+    longest: usize,
+    /// The variable of each value, by the value's number. The one that was added last is the last.
+    values: Vec<(usize, String)>,
+    /// The number of the next value.
+    next: usize,
+}
+
+impl Forms {
+    /// Adds a value, or makes a known one the last of its variable.
+    fn add(&mut self, variable: &str, value: &str) {
+        if value.len() < SHORTEST {
+            return;
+        }
+
+        let known = self.all.iter().find(|form| form.variable == variable && form.text == value);
+        if let Some(number) = known.map(|form| form.value) {
+            self.values.retain(|(other, _)| *other != number);
+            self.values.push((number, variable.to_owned()));
+            return;
+        }
+
+        let number = self.next;
+        self.next += 1;
+        self.values.push((number, variable.to_owned()));
+        let forms = forms_of(value).into_iter();
+        self.all.extend(forms.map(|form| Arc::new(Form::new(variable, form, number))));
+        self.all.sort_by_key(|form| Reverse(form.text.len()));
+        self.longest = self.longest.max(longest_form(value));
+        self.forget_oldest(variable);
+    }
+
+    /// Forgets the oldest value of a variable if there are too many.
+    fn forget_oldest(&mut self, variable: &str) {
+        let mut own = self.values.iter().filter(|(_, other)| other == variable);
+        if own.clone().count() <= KEPT_VALUES {
+            return;
+        }
+        if let Some(&(oldest, _)) = own.next() {
+            self.values.retain(|(number, _)| *number != oldest);
+            self.all.retain(|form| form.value != oldest);
+        }
+    }
+
+    fn hide<'a>(&self, text: Cow<'a, str>) -> Cow<'a, str> {
         if has_escapes(&text) {
             let usual = with_usual_escapes(&text);
             let hidden = self.hide_forms(Cow::Borrowed(&*usual));
@@ -58,14 +147,9 @@ impl Secrets {
         self.hide_forms(text)
     }
 
-    /// Replaces every value in the message of an error. The message may quote what the server sent,
-    /// and the server may even have written it, so it is shortened if it is very long.
-    pub fn hide_in_message(&self, message: &str) -> String {
-        self.hide(shorten(message, MAX_MESSAGE)).into_owned()
-    }
-
     fn hide_forms<'a>(&self, mut text: Cow<'a, str>) -> Cow<'a, str> {
-        for Form { variable, text: form, .. } in &*self.forms {
+        for form in &self.all {
+            let Form { variable, text: form, .. } = &**form;
             if text.contains(form.as_str()) {
                 text = text.replace(form.as_str(), &format!("${{{variable}}}")).into();
             }
@@ -97,7 +181,7 @@ impl Secrets {
     fn value_at_end(&self, text: &str) -> Option<(&str, usize)> {
         let before_escape = without_cut_escape(text);
         let lost = text.len() - before_escape.len();
-        let found = self.forms.iter().filter_map(|form| {
+        let found = self.all.iter().filter_map(|form| {
             let whole = form.overlap_with_end_of(text);
             let cut = match lost {
                 0 => 0,
@@ -112,12 +196,6 @@ impl Secrets {
         });
         found.max_by_key(|(_, length)| *length)
     }
-
-    /// Returns the length of the longest value in any form, of which a text that was cut may begin
-    /// with a part.
-    pub fn longest(&self) -> usize {
-        self.longest
-    }
 }
 
 /// A form of a variable's value.
@@ -125,18 +203,20 @@ impl Secrets {
 struct Form {
     variable: String,
     text: String,
+    /// The number of the value that it is a form of.
+    value: usize,
     /// For each beginning of the text, the length of the longest shorter beginning that is its end.
     borders: Vec<usize>,
 }
 
 impl Form {
-    fn new(variable: &str, text: String) -> Self {
+    fn new(variable: &str, text: String, value: usize) -> Self {
         let bytes = text.as_bytes();
         let mut borders = vec![0; bytes.len()];
         for at in 1..bytes.len() {
             borders[at] = continue_match(bytes, &borders, borders[at - 1], bytes[at]);
         }
-        Self { variable: variable.to_owned(), text, borders }
+        Self { variable: variable.to_owned(), text, value, borders }
     }
 
     /// Returns the length of the longest beginning of this form, but not all of it, that is the end
@@ -198,6 +278,24 @@ mod tests {
             Secrets::new(variables.map(|(name, value)| (name.into(), value.into())).into());
         assert_eq!(secrets.hide("a hunter2-more, hunter2 1"), "a ${LONG}, ${KEY} 1");
         assert!(matches!(secrets.hide("nothing"), Cow::Borrowed("nothing")));
+    }
+
+    #[test]
+    fn the_last_values_of_a_secret_are_hidden_in_all_clones() {
+        let secrets = Secrets::new([("OTHER".to_owned(), "unchanged".to_owned())].into());
+        let clone = secrets.clone();
+        for number in 0..10 {
+            secrets.add("secret:key", &format!("hunter-{number}"));
+        }
+        let expected = "hunter-5 ${secret:key} ${secret:key} ${OTHER}";
+        assert_eq!(clone.hide("hunter-5 hunter-6 hunter-9 unchanged"), expected);
+        assert!(clone == secrets && clone.longest() > 0);
+
+        // One that is added again is not forgotten before the others.
+        secrets.add("secret:key", "hunter-6");
+        secrets.add("secret:key", "hunter-10");
+        let hidden = secrets.hide("hunter-6 hunter-7 hunter-10");
+        assert_eq!(hidden, "${secret:key} hunter-7 ${secret:key}");
     }
 
     #[test]

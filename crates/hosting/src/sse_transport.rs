@@ -17,6 +17,7 @@ use fleet_wire::{
     head::{Media, moved},
     sse::{Decoder, Event, EventTooLarge, MAX_EVENT},
 };
+use http::HeaderMap;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
 use rmcp::{
     RoleClient,
@@ -34,7 +35,12 @@ use tokio_util::{
 };
 use url::Url;
 
-use super::{inbound::Inbound, launch::RemoteSpec, remote::exchange::discard_body};
+use super::{
+    inbound::Inbound,
+    launch::RemoteSpec,
+    remote::exchange::discard_body,
+    remote_headers::{SentHeaders, ServerHeaders},
+};
 
 /// How many events may wait before we stop reading the stream.
 const QUEUE: usize = 64;
@@ -44,7 +50,7 @@ const POST_TIME: Duration = Duration::from_secs(60);
 /// The transport to a remote.
 pub(crate) struct SseTransport {
     client: FollowedClient,
-    spec: RemoteSpec,
+    headers: ServerHeaders,
     endpoint: watch::Receiver<Endpoint>,
     incoming: mpsc::Receiver<Incoming>,
     /// The requests that could not be posted, so that no event answers them.
@@ -115,14 +121,15 @@ pub(crate) enum SseError {
 
 impl SseTransport {
     /// Creates a transport over a client that obeys policy, and starts to open the stream.
-    pub(crate) fn new(spec: &RemoteSpec, client: FollowedClient) -> Self {
+    pub(crate) fn new(server: &str, spec: &RemoteSpec, client: FollowedClient) -> Self {
         let (found, endpoint) = watch::channel(Endpoint::Unknown);
         let (queue, incoming) = mpsc::channel(QUEUE);
         let (note_unsent, unsent) = mpsc::unbounded_channel();
-        let reading = (spec.clone(), client.current());
+        let headers = spec.headers.of_server(server);
+        let reading = (spec.url.clone(), headers.clone(), client.current());
         let reader = tokio::spawn(async move {
-            let (spec, client) = reading;
-            let error = match read_stream(&spec, &client, &found, &queue).await {
+            let (server, headers, client) = reading;
+            let error = match read_stream(&server, &headers, &client, &found, &queue).await {
                 Ok(()) => SseError::Ended,
                 Err(error) => error,
             };
@@ -135,7 +142,7 @@ impl SseTransport {
         let closed = CancellationToken::new();
         Self {
             client,
-            spec: spec.clone(),
+            headers,
             endpoint,
             incoming,
             unsent,
@@ -167,7 +174,7 @@ impl Transport<RoleClient> for SseTransport {
         item: TxJsonRpcMessage<RoleClient>,
     ) -> impl Future<Output = Result<(), SseError>> + Send + 'static {
         let (client, headers, mut endpoint) =
-            (self.client.clone(), self.spec.headers.clone(), self.endpoint.clone());
+            (self.client.clone(), self.headers.clone(), self.endpoint.clone());
         let closed = self.closed.clone();
         self.inbound.note_sent(&item);
         let note_unsent = self.note_unsent.clone();
@@ -219,17 +226,43 @@ impl Transport<RoleClient> for SseTransport {
 async fn post_message(
     client: &Client,
     endpoint: Url,
-    headers: &[(http::HeaderName, http::HeaderValue)],
+    headers: &ServerHeaders,
     message: &TxJsonRpcMessage<RoleClient>,
 ) -> Result<(), SseError> {
-    let request = |url| client.post(url).headers(headers.iter().cloned().collect()).json(message);
-    let sent = send_following_redirect(&endpoint, |url| request(url).timeout(POST_TIME)).await;
+    let request = |url| client.post(url).json(message).timeout(POST_TIME);
+    let sent = send_with(headers, &endpoint, request).await;
     // The URL contains the session, and perhaps other secrets.
     let response = sent.map_err(|error| SseError::Post(error.without_url()))?;
 
     let status = response.status();
     discard_body(response).await;
     if status.is_success() { Ok(()) } else { Err(SseError::Status { what: "a message", status }) }
+}
+
+/// Sends a request with the configured headers, and once more if their secrets are out of date.
+async fn send_with(
+    headers: &ServerHeaders,
+    url: &Url,
+    request: impl Fn(Url) -> RequestBuilder,
+) -> reqwest::Result<Response> {
+    let sent = headers.now().await;
+    let send = async |headers: &SentHeaders| {
+        let all: HeaderMap = headers.iter().collect();
+        send_following_redirect(url, |url| request(url).headers(all.clone())).await
+    };
+
+    let response = send(&sent).await?;
+    if response.status() != StatusCode::UNAUTHORIZED {
+        return Ok(response);
+    }
+    // Whoever answers 401 has not taken the message.
+    match headers.after_refusal(&sent).await {
+        Some(renewed) => {
+            discard_body(response).await;
+            send(&renewed).await
+        }
+        None => Ok(response),
+    }
 }
 
 /// Sends a request, and follows one redirect that stays on the server.
@@ -248,18 +281,19 @@ async fn send_following_redirect(
 
 /// Opens the stream, and reads it to its end.
 async fn read_stream(
-    spec: &RemoteSpec,
+    server: &Url,
+    headers: &ServerHeaders,
     client: &Client,
     endpoint: &watch::Sender<Endpoint>,
     queue: &mpsc::Sender<Incoming>,
 ) -> Result<(), SseError> {
     let request = |url| {
-        let request = client.get(url).headers(spec.headers.iter().cloned().collect());
-        request
+        client
+            .get(url)
             .header(header::ACCEPT, "text/event-stream")
             .header(header::CACHE_CONTROL, "no-store")
     };
-    let response = send_following_redirect(&spec.url, request)
+    let response = send_with(headers, server, request)
         .await
         .map_err(|error| SseError::Open(error.without_url()))?;
     let status = response.status();
@@ -283,7 +317,7 @@ async fn read_stream(
         while let Some(event) =
             decoder.next_event(&mut chunk).map_err(|EventTooLarge| SseError::TooLarge)?
         {
-            if take_event(event, spec, endpoint, queue).await? == Listener::Gone {
+            if take_event(event, server, endpoint, queue).await? == Listener::Gone {
                 return Ok(());
             }
         }
@@ -301,14 +335,14 @@ enum Listener {
 /// Notes the endpoint that an event names, or passes the event on.
 async fn take_event(
     event: Event,
-    spec: &RemoteSpec,
+    server: &Url,
     endpoint: &watch::Sender<Endpoint>,
     queue: &mpsc::Sender<Incoming>,
 ) -> Result<Listener, SseError> {
     if event.name == "endpoint" {
         if matches!(*endpoint.borrow(), Endpoint::Unknown) {
             let named = String::from_utf8_lossy(&event.data);
-            let url = own_endpoint(&spec.url, &named).ok_or(SseError::ForeignEndpoint)?;
+            let url = own_endpoint(server, &named).ok_or(SseError::ForeignEndpoint)?;
             endpoint.send_replace(Endpoint::Known(url));
         }
         return Ok(Listener::Here);

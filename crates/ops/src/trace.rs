@@ -4,8 +4,11 @@
 //! (`OTEL_EXPORTER_OTLP_ENDPOINT`, or `OTEL_TRACES_EXPORTER=otlp`). Otherwise a [`Span`] costs
 //! nothing and passes its parent's context on unchanged, so the trace continues in other processes.
 
+mod headers;
+
 use std::{
     borrow::Cow,
+    collections::HashMap,
     env,
     sync::OnceLock,
     time::{Duration, SystemTime},
@@ -17,6 +20,7 @@ use opentelemetry::{
     propagation::{Extractor, Injector, TextMapPropagator as _},
     trace::{SpanBuilder, Status, TraceContextExt as _, TracerProvider as _},
 };
+use opentelemetry_otlp::WithHttpConfig as _;
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
@@ -53,9 +57,11 @@ impl Drop for Exporting {
 /// Starts exporting spans if the environment asks for it. An invalid setting is logged and disables
 /// traces: jobs never depend on a trace collector.
 pub fn init(service: &'static str, version: &'static str) -> Exporting {
-    match is_export_requested(|name| env::var(name).ok().filter(|value| !value.is_empty())) {
-        Ok(false) => Exporting::default(),
-        Ok(true) => start_export(service, version),
+    let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    let requested = is_export_requested(variable);
+    match requested.and_then(|yes| yes.then(|| headers::read_headers(variable)).transpose()) {
+        Ok(None) => Exporting::default(),
+        Ok(Some(headers)) => start_export(service, version, headers),
         Err(why) => {
             tracing::warn!("traces are disabled: {why}");
             Exporting::default()
@@ -97,8 +103,13 @@ fn is_export_requested(variable: impl Fn(&str) -> Option<String>) -> Result<bool
 }
 
 /// Starts the exporter and installs the process's tracer.
-fn start_export(service: &'static str, version: &'static str) -> Exporting {
-    let exporter = match opentelemetry_otlp::SpanExporter::builder().with_http().build() {
+fn start_export(
+    service: &'static str,
+    version: &'static str,
+    headers: HashMap<String, String>,
+) -> Exporting {
+    let builder = opentelemetry_otlp::SpanExporter::builder().with_http();
+    let exporter = match builder.with_headers(headers).build() {
         Ok(exporter) => exporter,
         Err(error) => {
             tracing::warn!(%error, "could not start the trace exporter; traces are disabled");

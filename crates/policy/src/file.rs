@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use fleet_job::glob::Glob;
+use fleet_job::{glob::Glob, mcp_servers::expand::is_secret_name};
 use serde::{Deserialize, de::IgnoredAny};
 use toml::Spanned;
 
@@ -137,6 +137,8 @@ struct CommandFile {
     env_passthrough: Vec<String>,
     #[serde(default)]
     expand: BTreeSet<String>,
+    #[serde(default)]
+    secrets: BTreeSet<String>,
     read_files: Option<Vec<PathBuf>>,
     write_files: Option<Vec<PathBuf>>,
     connect_ports: Option<Vec<u16>>,
@@ -149,6 +151,8 @@ struct RemoteFile {
     port: Option<u16>,
     #[serde(default)]
     expand: BTreeSet<String>,
+    #[serde(default)]
+    secrets: BTreeSet<String>,
     ca_file: Option<PathBuf>,
     client_certificate_file: Option<PathBuf>,
     client_key_file: Option<PathBuf>,
@@ -233,6 +237,8 @@ fn command_rule(line: usize, file: CommandFile) -> Result<CommandRule, PolicyErr
         return Err(PolicyError::EveryVariable { entry: entry.to_owned(), line: Some(line) });
     }
 
+    check_secret_names(&file.secrets, line)?;
+
     Ok(CommandRule {
         argv,
         cwd: PathRule::new(file.cwd),
@@ -240,6 +246,7 @@ fn command_rule(line: usize, file: CommandFile) -> Result<CommandRule, PolicyErr
         env_files: PathRule::new(file.env_files),
         env_passthrough: file.env_passthrough,
         expand: file.expand,
+        secrets: file.secrets,
         confinement,
         line: Some(line),
     })
@@ -265,8 +272,18 @@ fn remote_rule(line: usize, file: RemoteFile) -> Result<RemoteRule, PolicyError>
         (None, None) => None,
         _ => return Err(PolicyError::HalfPair { line }),
     };
+    check_secret_names(&file.secrets, line)?;
+
     let tls = RemoteTls { authorities: file.ca_file, pair };
-    Ok(rule.with_port(file.port).expanding(file.expand).with_tls(tls).at_line(line))
+    let rule = rule.with_port(file.port).expanding(file.expand).with_secrets(file.secrets);
+    Ok(rule.with_tls(tls).at_line(line))
+}
+
+fn check_secret_names(names: &BTreeSet<String>, line: usize) -> Result<(), PolicyError> {
+    match names.iter().find(|name| !is_secret_name(name)) {
+        Some(name) => Err(PolicyError::SecretName { name: name.clone(), line }),
+        None => Ok(()),
+    }
 }
 
 fn server_rule(file: &ServerFile) -> ServerRule {

@@ -54,6 +54,8 @@ pub struct CommandRule {
     pub env_passthrough: Vec<String>,
     /// Variables of the server's own environment that `${VAR}` may refer to.
     pub expand: BTreeSet<String>,
+    /// Secrets that `${secret:name}` may refer to.
+    pub secrets: BTreeSet<String>,
     /// Which parts of the machine the child may use.
     pub confinement: Confinement,
     /// The rule's line in the policy file; `None` if a flag defined it.
@@ -144,6 +146,18 @@ pub enum Refusal {
     EnvName {
         /// The rejected name.
         name: String,
+    },
+    /// A secret is not listed.
+    #[error(
+        "policy refuses the secret `{name}` for `{rule}`: it is not listed. To allow it, add it to `secrets` in the \
+             [[command]] or [[remote]] of the policy file [{code}]",
+        code = codes::POLICY_SECRET
+    )]
+    Secret {
+        /// The name of the secret.
+        name: String,
+        /// The rule that covers the command line or the host.
+        rule: String,
     },
     /// An argument or a variable contains a zero byte.
     #[error("{place} contains a zero byte; remove it [{code}]", code = codes::SERVER_CONFIG)]
@@ -258,6 +272,18 @@ pub enum PolicyError {
         code = codes::POLICY_FILE
     )]
     ExpandForAll,
+    /// `secrets` has an entry that is no name of a secret, such as a pattern.
+    #[error(
+        "`secrets`{}: {name:?} is not the name of a secret; expected letters, digits, `-`, `_` and `.`, beginning with a \
+             letter or digit [{code}]",
+        in_line(Some(*line)), code = codes::POLICY_FILE
+    )]
+    SecretName {
+        /// The entry.
+        name: String,
+        /// The rule's line in the policy file.
+        line: usize,
+    },
     /// A client certificate without its key, or a key without its certificate.
     #[error(
         "the [[remote]] in line {line} of the policy file must have both `client_certificate_file` and \
@@ -366,6 +392,7 @@ impl CommandRule {
             env_files: PathRule::new(dirs),
             env_passthrough: Vec::new(),
             expand: BTreeSet::new(),
+            secrets: BTreeSet::new(),
             confinement: Confinement::default(),
             line: None,
         }

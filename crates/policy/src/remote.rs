@@ -19,6 +19,8 @@ pub struct RemoteRule {
     line: Option<usize>,
     /// Variables of the server's own environment that `${VAR}` may refer to.
     pub expand: BTreeSet<String>,
+    /// Secrets that `${secret:name}` may refer to.
+    pub secrets: BTreeSet<String>,
     /// The files of TLS connections to the host.
     pub tls: RemoteTls,
 }
@@ -75,6 +77,7 @@ impl RemoteRule {
                 port: None,
                 line: None,
                 expand: BTreeSet::new(),
+                secrets: BTreeSet::new(),
                 tls: RemoteTls::default(),
             });
         }
@@ -89,6 +92,7 @@ impl RemoteRule {
             port,
             line: None,
             expand: BTreeSet::new(),
+            secrets: BTreeSet::new(),
             tls: RemoteTls::default(),
         })
     }
@@ -104,6 +108,12 @@ impl RemoteRule {
     #[must_use]
     pub fn expanding(self, expand: BTreeSet<String>) -> Self {
         Self { expand, ..self }
+    }
+
+    /// Lets configurations that this rule covers refer to these secrets.
+    #[must_use]
+    pub fn with_secrets(self, secrets: BTreeSet<String>) -> Self {
+        Self { secrets, ..self }
     }
 
     /// Gives connections to the host these files.

@@ -294,3 +294,24 @@ fn the_tables_about_access_are_left_to_the_crate_that_reads_them() {
     assert_eq!(policy.unwrap().limits.servers.len(), 1);
     assert!(Policy::from_toml("[[rules]]\nname = 'r'").is_err());
 }
+
+#[test]
+fn secrets_belong_to_a_rule_and_are_listed_by_name() {
+    let policy = Policy::from_toml(
+        "[[command]]\nargv = ['x']\nsecrets = ['db.password', 'key']\n[[command]]\nargv = ['y']\n\
+         [[remote]]\nhost = 'a.example'\nsecrets = ['token']\n[[remote]]\nhost = 'b.example'",
+    )
+    .unwrap();
+    let listed: Vec<Vec<&str>> = (policy.commands.iter().map(|rule| &rule.secrets))
+        .chain(policy.remotes.iter().map(|rule| &rule.secrets))
+        .map(|names| names.iter().map(String::as_str).collect())
+        .collect();
+    assert_eq!(listed, [vec!["db.password", "key"], vec![], vec!["token"], vec![]]);
+
+    for bad in ["*", "a*", "../x", "a/b", ""] {
+        for table in ["[[command]]\nargv = ['x']", "[[remote]]\nhost = 'a.example'"] {
+            let error = Policy::from_toml(&format!("{table}\nsecrets = ['{bad}']")).unwrap_err();
+            assert!(matches!(error, PolicyError::SecretName { .. }), "{bad}: {error}");
+        }
+    }
+}

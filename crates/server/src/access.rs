@@ -33,7 +33,9 @@ pub(crate) mod metadata;
 mod refused;
 mod streams;
 
-pub(crate) use files::{read_rights, read_signing_keys, warn_of_readable_secrets};
+pub(crate) use files::{
+    read_rights, read_signing_keys, warn_of_readable_secrets, warn_of_shared_secrets,
+};
 pub(crate) use refused::RefusalNote;
 
 use issuers::{Flight, Issuers};

@@ -155,6 +155,17 @@ pub struct Args {
         value_name = "NAME"
     )]
     pub expand_env: Vec<String>,
+    /// A directory with one file per secret, such as a mounted Secret: `${secret:NAME}` in the
+    /// configuration of a hosted server is the text of the file NAME, if its rule lists it in
+    /// `secrets`. Without such a file, it is the variable MCP_SECRET_NAME.
+    #[arg(
+        help_heading = "Hosted servers",
+        long,
+        env = "MCP_SECRETS_DIR",
+        value_name = "DIR",
+        value_parser = path_parser(),
+    )]
+    pub secrets_dir: Option<PathBuf>,
     /// Whose requests are served. `auto`: on loopback, everybody on this machine if nothing is
     /// configured; elsewhere, only callers with a key, a token or a client certificate. `required`:
     /// only callers with one of these, on loopback, too. `local`, on loopback only: callers with one
@@ -394,6 +405,16 @@ pub struct Args {
         value_name = "SECRET"
     )]
     pub owner_key: Option<String>,
+    /// A file with that secret, in place of --owner-key, which goes before it. It is read at the
+    /// start.
+    #[arg(
+        help_heading = "Jobs",
+        long,
+        env = "MCP_OWNER_KEY_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
+    pub owner_key_file: Option<PathBuf>,
     /// Tools whose calls take long: names or patterns. If the client supports tasks, their calls
     /// run as durable tasks.
     #[arg(

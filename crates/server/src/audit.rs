@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use fleet_access::AuditLog;
+use fleet_access::{AuditLog, AuditOutcome, AuditRecord};
 use fleet_audit::{Destinations, Recorder};
+use fleet_hosting::secret_store::{SecretAudit, SecretUse, UnrecordedUse};
 use fleet_job::topics::Topics;
 use fleet_kafka::{admin::audit_topic, link::Link};
+use futures::future::BoxFuture;
 
 use crate::error::ServerError;
 
@@ -95,4 +97,24 @@ pub(crate) struct Audit {
     pub(crate) recorder: Recorder,
     /// Takes them.
     pub(crate) log: AuditLog,
+}
+
+/// Records each secret that a hosted server is given. If the log is required and can't take the
+/// record, the server does not get the secret.
+pub(crate) struct SecretUses(pub(crate) AuditLog);
+
+impl SecretAudit for SecretUses {
+    fn record<'a>(&'a self, used: SecretUse<'a>) -> BoxFuture<'a, Result<(), UnrecordedUse>> {
+        let SecretUse { server, secret, .. } = used;
+        Box::pin(async move {
+            let make = |time| AuditRecord::of_secret_use(time, server, secret);
+            let begun = self.0.begin(make).await;
+            let record = begun.map_err(|gap| UnrecordedUse {
+                secret: secret.to_owned(),
+                reason: gap.to_string(),
+            })?;
+            record.end(AuditOutcome::Succeeded, None);
+            Ok(())
+        })
+    }
 }

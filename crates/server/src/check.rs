@@ -10,12 +10,18 @@ use std::{
     process::ExitCode,
 };
 
-use fleet_hosting::launch::{self, LaunchSpec, RuleRef};
+use fleet_hosting::{
+    launch::{self, LaunchSpec, RuleRef},
+    secret_store::SecretStore,
+};
 use fleet_job::{
     mcp_servers::{ConfigError, McpServers, ServerEntry, UnusableEntry, text},
     tool_name,
 };
-use fleet_ops::errors::chain;
+use fleet_ops::{
+    config::{named_path, path_parser},
+    errors::chain,
+};
 use fleet_policy::{
     Policy,
     limits::{Limits, ServerLimits},
@@ -69,6 +75,9 @@ pub struct CheckArgs {
     /// A JSON file with an `mcpServers` or `servers` object, comments allowed; `-` for standard input
     #[arg(value_name = "CONFIG", required_unless_present_any = ["call", "action"])]
     pub config: Option<PathBuf>,
+    /// The directory of the server's secrets
+    #[arg(long, env = "MCP_SECRETS_DIR", value_name = "DIR", value_parser = path_parser())]
+    pub secrets_dir: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -191,7 +200,10 @@ async fn check_config(args: &CheckArgs) -> Result<ExitCode, CheckError> {
     let report = Report {
         decision: decision.is_given().then(|| decision.explain(&rights.rules)),
         servers: match &args.config {
-            Some(config) => Some(ServersReport::examine(&read_config(config)?, &policy).await),
+            Some(config) => {
+                let secrets = SecretStore::local(named_path(&args.secrets_dir));
+                Some(ServersReport::examine(&read_config(config)?, &policy, &secrets).await)
+            }
             None => None,
         },
     };
@@ -242,11 +254,15 @@ impl Report {
 
 impl ServersReport {
     /// Says what would happen to the servers of a configuration.
-    pub(crate) async fn examine(config: &McpServers, policy: &Policy) -> Self {
+    pub(crate) async fn examine(
+        config: &McpServers,
+        policy: &Policy,
+        secrets: &SecretStore,
+    ) -> Self {
         let mut servers = Vec::new();
         for (name, entry) in &config.servers {
             servers.push(match entry {
-                Ok(entry) => ServerReport::examine(name, entry, policy).await,
+                Ok(entry) => ServerReport::examine(name, entry, policy, secrets).await,
                 Err(entry) => ServerReport::for_unusable(name, entry, policy),
             });
         }
@@ -303,13 +319,18 @@ impl ServerReport {
         Self::new(name, policy).with_verdict(verdict, entry.error.to_string())
     }
 
-    async fn examine(name: &str, entry: &ServerEntry, policy: &Policy) -> Self {
+    async fn examine(
+        name: &str,
+        entry: &ServerEntry,
+        policy: &Policy,
+        secrets: &SecretStore,
+    ) -> Self {
         let mut report = Self::new(name, policy);
         if let Err(error) = tool_name::check_server(name) {
             return report.with_verdict(Verdict::Fails, error.to_string());
         }
 
-        match launch::resolve_with_rule(entry, policy).await {
+        match launch::resolve_with_rule(entry, policy, secrets).await {
             Ok((LaunchSpec::Child(spec), rule)) => {
                 report.rule = Some(rule);
                 report.program = Some(spec.program);

@@ -11,7 +11,11 @@ use fleet_job::{glob::Glob, mcp_servers::ServerEntry};
 use fleet_jobs::{Owners, config::JobsConfig};
 use fleet_kafka::compression::Compression;
 use fleet_ledger::Retention;
-use fleet_ops::{config::named_path, http::guard::Origin, tls::TlsFiles};
+use fleet_ops::{
+    config::{named_path, read_secret_text},
+    http::guard::Origin,
+    tls::TlsFiles,
+};
 use fleet_policy::Policy;
 use url::Url;
 
@@ -61,6 +65,8 @@ pub struct ServerConfig {
     pub access: AccessSource,
     /// Servers that are hosted from the start, by name.
     pub servers: Vec<(String, ServerEntry)>,
+    /// A directory of secrets for hosted servers.
+    pub secrets_dir: Option<PathBuf>,
     /// Whether other servers are hosted at all.
     pub hosting: bool,
     /// Whether callers' actions are recorded, and where.
@@ -102,6 +108,7 @@ impl Default for ServerConfig {
             policy_source: PolicySource::default(),
             access: AccessSource::default(),
             servers: Vec::new(),
+            secrets_dir: None,
             hosting: true,
             audit: AuditConfig::default(),
             registry: None,
@@ -157,6 +164,7 @@ impl ServerConfig {
             files_max_read: args.files_max_read,
             policy: policy_source.load()?,
             servers: static_servers::read(args)?,
+            secrets_dir: named_path(&args.secrets_dir),
             hosting: args.hosting,
             policy_source,
             audit: audit_config(args)?,
@@ -249,6 +257,15 @@ fn parse_public_url(args: &Args) -> Result<Option<Url>, ServerError> {
     Url::parse(text).ok().filter(is_base).map(Some).ok_or(ServerError::PublicUrl)
 }
 
+/// Returns the owner key. An empty variable counts as unset.
+fn owner_key(args: &Args) -> Result<Option<String>, ServerError> {
+    let given = args.owner_key.clone().filter(|key| !key.is_empty());
+    match (given, named_path(&args.owner_key_file)) {
+        (None, Some(path)) => Ok(Some(read_secret_text(&path).map_err(ServerError::OwnerKey)?)),
+        (given, _) => Ok(given),
+    }
+}
+
 fn jobs_config(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
     let Some(brokers) = brokers(args).filter(|_| args.jobs) else { return Ok(None) };
 
@@ -269,7 +286,7 @@ fn jobs_config(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
             max_jobs: args.ledger_max_jobs,
             max_bytes: args.ledger_max_bytes,
         },
-        owners: Owners::new(args.owner_key.as_deref()),
+        owners: Owners::new(owner_key(args)?.as_deref()),
         approval_ttl: args.approval_ttl,
         task_tools: non_empty(&args.task_tools).map(Glob::new).collect(),
         task_ttl: args.task_ttl,

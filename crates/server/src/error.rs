@@ -8,7 +8,10 @@ use fleet_codes as codes;
 use fleet_hosting::registry::RegistryError;
 use fleet_jobs::JobsError;
 use fleet_kafka::KafkaError;
-use fleet_ops::{config::ConfigError, tls::TlsError};
+use fleet_ops::{
+    config::{ConfigError, SecretFileError},
+    tls::TlsError,
+};
 use fleet_policy::PolicyError;
 use fleet_signing::SigningKeysError;
 
@@ -167,6 +170,9 @@ pub enum ServerError {
     /// An environment variable is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The file of the owner key can't be used.
+    #[error("MCP_OWNER_KEY_FILE (--owner-key-file) cannot be used [{code}]", code = codes::SETTING)]
+    OwnerKey(#[source] SecretFileError),
     /// TLS can't be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),

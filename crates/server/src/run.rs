@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use fleet_hosting::{
     Fleet,
     registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
+    secret_store::SecretStore,
 };
 use fleet_jobs::{Jobs, Tasks};
 use fleet_kafka::{compression::Compression, link::Link, settings::Settings};
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     access::{self, AccessControl},
     args::Args,
-    audit::Audit,
+    audit::{Audit, SecretUses},
     config::ServerConfig,
     conformance::Fixtures,
     error::ServerError,
@@ -82,10 +83,13 @@ pub async fn run_until(
     let log = audit.as_ref().map(|audit| audit.log.clone()).unwrap_or_default();
 
     if access.is_some() {
-        access::warn_of_readable_secrets(&config.access, config.tls.as_ref(), &config.roots);
+        access::warn_of_readable_secrets(&config);
     }
 
-    let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
+    access::warn_of_shared_secrets(&config);
+    let secrets = SecretStore::local(config.secrets_dir.clone());
+    let secrets = secrets.audited(Arc::new(SecretUses(log.clone())));
+    let fleet = Fleet::with_secrets(CurrentPolicy::new(config.policy.clone()), secrets);
     if !config.policy.commands.is_empty() {
         fleet_launcher::warn_if_inseparable();
     }

@@ -41,7 +41,8 @@ pub(super) fn describe(record: &AuditRecord) -> String {
 
 fn describe_resource(resource: &AuditResource) -> String {
     let text = |text: &Option<String>| text.as_deref().map(|text| shorten(text, MAX_TEXT));
-    let named = [&resource.tool, &resource.prompt, &resource.uri, &resource.method];
+    let named =
+        [&resource.tool, &resource.prompt, &resource.uri, &resource.method, &resource.secret];
     let what = named.into_iter().find_map(text);
     match (text(&resource.server), what) {
         (Some(server), Some(what)) => format!(" {server}/{what}"),

@@ -13,12 +13,13 @@ use fleet_policy::Refusal;
 use super::{Fleet, InitError, ServerDown};
 use crate::{
     hosted::{Hosted, LaunchSource, Phase},
-    launch,
+    launch::{self, LaunchError},
     metrics::HOSTED_RESTARTS,
     outage::{OutageReason, SOON},
+    secret_store::{SecretOccasion, SecretUse},
     status::ServerStatus,
     supervise::{note_end, supervise_upstream},
-    upstream::Upstream,
+    upstream::{ConnectError, Upstream},
 };
 
 /// When to try again if somebody must change something first.
@@ -39,7 +40,7 @@ impl Fleet {
     ) -> Result<ServerStatus, InitError> {
         tool_name::check_server(name)?;
         let policy = self.policy();
-        let spec = launch::resolve(entry, &policy).await?;
+        let spec = launch::resolve(entry, &policy, &self.secret_store).await?;
         let launch = LaunchSource { spec, entry: entry.clone() };
 
         loop {
@@ -59,7 +60,7 @@ impl Fleet {
             if !Arc::ptr_eq(&policy, &self.policy()) {
                 // The policy changed while the server was starting.
                 self.enforce_policy(&hosted).await;
-                launch::resolve(entry, &self.policy()).await?;
+                launch::resolve(entry, &self.policy(), &self.secret_store).await?;
             }
 
             drop(gate);
@@ -83,7 +84,7 @@ impl Fleet {
         };
         let Some(launch) = launch else { return Ok(None) };
 
-        let spec = launch::resolve(&launch.entry, &self.policy()).await?;
+        let spec = launch::resolve(&launch.entry, &self.policy(), &self.secret_store).await?;
         tracing::info!(server = hosted.name, "restarting a hosted server on request");
         self.start_server(&hosted, &LaunchSource { spec, ..launch }).await?;
         hosted.calls.reset();
@@ -153,7 +154,7 @@ impl Fleet {
         }
 
         let policy = self.policy();
-        launch.spec = match launch::resolve(&launch.entry, &policy).await {
+        launch.spec = match launch::resolve(&launch.entry, &policy, &self.secret_store).await {
             Ok(spec) => spec,
             Err(error) => {
                 let reason = chain(&error);
@@ -192,6 +193,11 @@ impl Fleet {
             }
         }
 
+        if let Err(error) = self.record_secrets(hosted, launch).await {
+            let failure = ConnectError::plain(error.to_string());
+            hosted.state_mut().note_start_failure(&failure, Instant::now());
+            return Err(error.into());
+        }
         let upstream = self.connect_upstream(hosted, launch).await?;
 
         let replaced = {
@@ -230,6 +236,19 @@ impl Fleet {
             old.stop().await;
         }
         Ok(upstream)
+    }
+
+    /// Records which secrets a server is given.
+    async fn record_secrets(
+        &self,
+        hosted: &Hosted,
+        launch: &LaunchSource,
+    ) -> Result<(), LaunchError> {
+        for secret in launch.spec.used_secrets() {
+            let (server, occasion) = (hosted.name.as_str(), SecretOccasion::Start);
+            self.secret_store.record_use(SecretUse { server, secret, occasion }).await?;
+        }
+        Ok(())
     }
 
     /// Connects to a server. A failure is noted in its state.

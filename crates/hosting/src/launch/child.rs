@@ -8,8 +8,10 @@ use std::{
 use fleet_job::mcp_servers::{StdioServer, dotenv};
 use fleet_policy::{CommandRule, LaunchRequest, NamedPath, Policy, Refusal};
 
-use super::{ChildSpec, Environment, LaunchError, named_file::NamedFile, pick_error};
-use crate::secrets::Secrets;
+use super::{
+    ChildSpec, Environment, LaunchError, named_file::NamedFile, pick_error, read_secrets, to_hide,
+};
+use crate::{secret_store::SecretStore, secrets::Secrets};
 
 /// The largest `envFile` that is read, in bytes.
 const MAX_ENV_FILE: u64 = 256 * 1024;
@@ -20,6 +22,7 @@ const BASE_ENV: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
 pub(super) async fn resolve_child<'a>(
     server: &StdioServer,
     policy: &'a Policy,
+    store: &SecretStore,
 ) -> Result<(ChildSpec, &'a CommandRule), LaunchError> {
     let mut argv = Vec::with_capacity(1 + server.args.len());
     argv.push(server.command.clone());
@@ -27,7 +30,7 @@ pub(super) async fn resolve_child<'a>(
 
     let mut error = None;
     for rule in policy.rules_for(&argv)? {
-        match resolve_under(rule, server).await {
+        match resolve_under(rule, server, store).await {
             Ok(spec) => return Ok((spec, rule)),
             Err(other) => error = Some(pick_error(error, other)),
         }
@@ -39,11 +42,16 @@ pub(super) async fn resolve_child<'a>(
 async fn resolve_under(
     rule: &CommandRule,
     written: &StdioServer,
+    store: &SecretStore,
 ) -> Result<ChildSpec, LaunchError> {
+    let used = written.secrets();
+    let values = read_secrets(&used, &rule.secrets, &rule.argv, store).await?;
     let (server, mut secrets) = {
-        let environment = Environment::new(&rule.expand);
-        let server = written.expand(&|name| environment.look_up(name))?;
-        (server, environment.used.into_inner())
+        let environment = Environment::new(&rule.expand, values);
+        let server = written.expand(&|reference| environment.look_up(reference))?;
+        let (mut hidden, values) = environment.into_used();
+        hidden.extend(to_hide(&values));
+        (server, hidden)
     };
 
     let cwd = match &server.cwd {
@@ -97,6 +105,7 @@ async fn resolve_under(
         env,
         confinement: rule.confinement.clone(),
         secrets: Secrets::new(secrets),
+        used,
     })
 }
 

@@ -15,17 +15,17 @@ use nix::fcntl::OFlag;
 
 /// A named file or directory, and its location.
 #[derive(Debug)]
-pub(super) struct NamedFile {
+pub(crate) struct NamedFile {
     /// The location. If the file can't be opened, the path as written: whether a file exists must
     /// not be revealed before policy has allowed its location.
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The file, opened without the right to read it.
     opened: io::Result<File>,
 }
 
 impl NamedFile {
     /// Opens what a path refers to. This has no effect on devices and named pipes.
-    pub(super) async fn open(path: PathBuf) -> Self {
+    pub(crate) async fn open(path: PathBuf) -> Self {
         let open = move || match open_unread(&path).and_then(|file| Ok((locate(&file)?, file))) {
             Ok((path, file)) => Self { path, opened: Ok(file) },
             Err(error) => Self { path: path_as_written(&path), opened: Err(error) },
@@ -37,13 +37,13 @@ impl NamedFile {
     }
 
     /// Returns why the file could not be opened.
-    pub(super) fn error(&self) -> Option<io::Error> {
+    pub(crate) fn error(&self) -> Option<io::Error> {
         let error = self.opened.as_ref().err()?;
         Some(error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error))
     }
 
     /// Reads the file if it is a regular file of at most `max` bytes.
-    pub(super) async fn read(self, max: u64) -> io::Result<String> {
+    pub(crate) async fn read(self, max: u64) -> io::Result<String> {
         let file = self.opened?;
         run_blocking(move || read_regular(&file, max)).await
     }

@@ -1,17 +1,18 @@
 //! Turns the configuration of a remote into one that may be connected to.
 
-use fleet_job::mcp_servers::RemoteServer;
+use fleet_job::mcp_servers::{RemoteServer, expand::secrets_in};
 use fleet_policy::{Policy, Refusal, remote::RemoteRule};
 use http::{HeaderName, HeaderValue};
 use url::{Host, Url};
 
-use super::{Environment, LaunchError, RemoteSpec, RuleRef, pick_error};
-use crate::secrets::Secrets;
+use super::{Environment, LaunchError, RemoteSpec, RuleRef, pick_error, read_secrets, to_hide};
+use crate::{remote_headers::RemoteHeaders, secret_store::SecretStore, secrets::Secrets};
 
 /// Resolves a remote under the first rule that allows all of it.
-pub(super) fn resolve_remote<'a>(
+pub(super) async fn resolve_remote<'a>(
     server: &RemoteServer,
     policy: &'a Policy,
+    store: &SecretStore,
 ) -> Result<(RemoteSpec, &'a RemoteRule), LaunchError> {
     let is_plain = !server.url.contains("${");
     if is_plain {
@@ -20,7 +21,7 @@ pub(super) fn resolve_remote<'a>(
 
     let mut error = None;
     for rule in &policy.remotes {
-        match resolve_under(rule, server, policy) {
+        match resolve_under(rule, server, policy, store).await {
             Ok(Some(spec)) => return Ok((spec, rule)),
             Ok(None) => {}
             Err(other) => error = Some(pick_error(error, other)),
@@ -30,14 +31,55 @@ pub(super) fn resolve_remote<'a>(
 }
 
 /// Resolves a remote under one rule. Returns `None` if the rule does not cover its host.
-fn resolve_under(
+async fn resolve_under(
     rule: &RemoteRule,
     written: &RemoteServer,
     policy: &Policy,
+    store: &SecretStore,
 ) -> Result<Option<RemoteSpec>, LaunchError> {
-    let environment = Environment::new(&rule.expand);
-    let lookup = |name: &str| environment.look_up(name);
-    let url = parse_url(&written.expand_url(&lookup)?)?;
+    let in_url = secrets_in([written.url.as_str()]);
+    let values = read_secrets(&in_url, &rule.secrets, rule, store).await?;
+    let (url, variables) = {
+        let environment = Environment::new(&rule.expand, values.clone());
+        let url = parse_url(&written.expand_url(&|reference| environment.look_up(reference))?)?;
+        (url, environment.into_used().0)
+    };
+    if !covers(rule, &url, written, policy)? {
+        return Ok(None);
+    }
+
+    let mut hidden = variables;
+    hidden.extend(to_hide(&values));
+    let in_headers = secrets_in(written.headers.values().map(String::as_str));
+    let values = read_secrets(&in_headers, &rule.secrets, rule, store).await?;
+    let variables = {
+        let environment = Environment::new(&rule.expand, values.clone());
+        // Only to find the first error, and which variables are used.
+        written.expand_headers(&|reference| environment.look_up(reference))?;
+        environment.into_used().0
+    };
+    hidden.extend(variables.clone());
+    hidden.extend(to_hide(&values));
+
+    let secrets = Secrets::new(hidden);
+    let headers = RemoteHeaders::new(
+        written.headers.clone(),
+        variables,
+        values,
+        store.clone(),
+        secrets.clone(),
+    )?;
+    let used = in_url.union(&in_headers).cloned().collect();
+    Ok(Some(RemoteSpec { url, headers, secrets, used }))
+}
+
+/// Returns whether a rule covers the host of a URL.
+fn covers(
+    rule: &RemoteRule,
+    url: &Url,
+    written: &RemoteServer,
+    policy: &Policy,
+) -> Result<bool, LaunchError> {
     let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
         return Err(LaunchError::Url);
     };
@@ -46,27 +88,20 @@ fn resolve_under(
         Host::Ipv4(ip) => ip.to_string(),
         Host::Ipv6(ip) => ip.to_string(),
     };
-
     if !rule.covers(&host_text, port) {
-        return Ok(None);
+        return Ok(false);
     }
 
     // An address is not resolved, so the check at connect time does not cover it.
     let address = match host {
-        Host::Domain(_) => None,
-        Host::Ipv4(ip) => Some(ip.into()),
-        Host::Ipv6(ip) => Some(ip.into()),
+        Host::Domain(_) => return Ok(true),
+        Host::Ipv4(ip) => ip.into(),
+        Host::Ipv6(ip) => ip.into(),
     };
-    if let Some(address) = address {
-        policy
-            .check_address(&host_text, port, address)
-            .map_err(|_| Refusal::Remote { target: shown_target(&written.url) })?;
+    match policy.check_address(&host_text, port, address) {
+        Ok(_) => Ok(true),
+        Err(_) => Err(Refusal::Remote { target: shown_target(&written.url) }.into()),
     }
-
-    let server = written.expand(&lookup)?;
-    let headers = server.headers.iter().map(parse_header).collect::<Result<_, _>>()?;
-    let secrets = Secrets::new(environment.used.into_inner());
-    Ok(Some(RemoteSpec { url, headers, secrets }))
 }
 
 fn parse_url(text: &str) -> Result<Url, LaunchError> {
@@ -93,15 +128,17 @@ fn shown_target(written: &str) -> String {
         .to_owned()
 }
 
-fn parse_header(
-    (name, value): (&String, &String),
+/// Parses a header that may be configured.
+pub(crate) fn parse_header(
+    name: &str,
+    value: &str,
 ) -> Result<(HeaderName, HeaderValue), LaunchError> {
     let parsed = (HeaderName::try_from(name), HeaderValue::try_from(value));
     let (Ok(parsed_name), Ok(mut parsed_value)) = parsed else {
-        return Err(LaunchError::Header(name.clone()));
+        return Err(LaunchError::Header(name.to_owned()));
     };
     if is_transports_own(&parsed_name) {
-        return Err(LaunchError::OwnHeader(name.clone()));
+        return Err(LaunchError::OwnHeader(name.to_owned()));
     }
     parsed_value.set_sensitive(true);
     Ok((parsed_name, parsed_value))
@@ -145,7 +182,7 @@ mod tests {
 
     use super::*;
 
-    fn check(name: &str, allowed: bool) {
+    async fn check(name: &str, allowed: bool) {
         let rules = vec![RemoteRule::parse("mcp.example.com").unwrap()];
         let policy = Policy { remotes: rules, ..Policy::default() };
         let config =
@@ -154,15 +191,15 @@ mod tests {
         else {
             panic!("no remote server");
         };
-        match resolve_remote(&server, &policy) {
+        match resolve_remote(&server, &policy, &SecretStore::default()).await {
             Ok(_) => assert!(allowed, "{name}"),
             Err(LaunchError::OwnHeader(refused)) => assert!(!allowed && refused == name, "{name}"),
             Err(other) => panic!("{name}: {other}"),
         }
     }
 
-    #[test]
-    fn reserved_headers_are_refused() {
+    #[tokio::test]
+    async fn reserved_headers_are_refused() {
         for name in [
             "Host",
             "content-length",
@@ -182,10 +219,10 @@ mod tests {
             "Accept-Encoding",
             "Accept",
         ] {
-            check(name, false);
+            check(name, false).await;
         }
-        check("Authorization", true);
-        check("X-Mcp-Key", true);
+        check("Authorization", true).await;
+        check("X-Mcp-Key", true).await;
     }
 
     #[test]

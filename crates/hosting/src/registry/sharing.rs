@@ -7,7 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use fleet_job::mcp_servers::{RemoteServer, ServerEntry, Transport, expand::is_variable_name};
+use fleet_job::mcp_servers::{
+    RemoteServer, ServerEntry, Transport,
+    expand::{is_secret_name, is_variable_name},
+};
 
 /// Schemes that precede a credential in a header.
 const SCHEMES: [&str; 4] = ["Bearer ", "Basic ", "Token ", "ApiKey "];
@@ -94,12 +97,15 @@ impl Plain {
     }
 }
 
-/// Returns whether a value is exactly `${VAR}` or `${env:VAR}`. A default would be a literal value,
+/// Returns whether a value is exactly `${VAR}`, `${env:VAR}` or `${secret:name}`. A default would be a literal value,
 /// unless it is empty.
 fn is_reference(value: &str) -> bool {
     let Some(body) = value.strip_prefix("${").and_then(|value| value.strip_suffix('}')) else {
         return false;
     };
+    if let Some(name) = body.strip_prefix("secret:") {
+        return is_secret_name(name);
+    }
     let name = body.strip_prefix("env:").unwrap_or(body);
     is_variable_name(name.strip_suffix(":-").unwrap_or(name))
 }
@@ -127,7 +133,7 @@ mod tests {
     #[test]
     fn references_are_shared_and_literals_are_not() {
         let env = |value: &str| json!({"command": "x", "env": {"API_KEY": value}});
-        for reference in ["${API_KEY}", "${env:KEY}", "${KEY:-}", ""] {
+        for reference in ["${API_KEY}", "${env:KEY}", "${KEY:-}", "${secret:api-key}", ""] {
             check(&[], env(reference), None);
         }
         for literal in [
@@ -139,6 +145,9 @@ mod tests {
             "${KEY}x",
             "${a}${b}",
             "${input:key}",
+            "${secret:}",
+            "${secret:key:-hunter2}",
+            "${secret:a}x",
             "${}",
             "${",
             "${a b}",
@@ -159,6 +168,7 @@ mod tests {
             |value: &str| json!({"url": "https://h/mcp", "headers": {"Authorization": value}});
         check(&[], header("Bearer ${TOKEN}"), None);
         check(&[], header("${TOKEN}"), None);
+        check(&[], header("Bearer ${secret:token}"), None);
         check(&[], header("Bearer abc"), Some("headers.Authorization"));
         check(&["authorization"], header("Bearer abc"), None);
         let url = |url: &str| json!({"type": "sse", "url": url});

@@ -36,6 +36,7 @@ use super::{
 use crate::{
     inbound::{to_error_data, wire_id},
     outage::Outage,
+    remote_headers::ServerHeaders,
     secrets::Secrets,
     unreadable::unreadable_answer,
 };
@@ -209,6 +210,8 @@ pub(crate) async fn discard_body(response: Response) {
 pub(super) struct RemoteLink {
     client: FollowedClient,
     url: Url,
+    /// The configured headers. Those that a request comes with may be older.
+    headers: ServerHeaders,
     /// What the log must not show.
     secrets: Secrets,
     /// Until when every request gets a connection of its own, in milliseconds of the monotonic
@@ -217,8 +220,13 @@ pub(super) struct RemoteLink {
 }
 
 impl RemoteLink {
-    pub(super) fn new(client: FollowedClient, url: Url, secrets: Secrets) -> Self {
-        Self { client, url, secrets, reuses_none_until: AtomicU64::new(0) }
+    pub(super) fn new(
+        client: FollowedClient,
+        url: Url,
+        headers: ServerHeaders,
+        secrets: Secrets,
+    ) -> Self {
+        Self { client, url, headers, secrets, reuses_none_until: AtomicU64::new(0) }
     }
 
     /// Posts a message.
@@ -229,16 +237,16 @@ impl RemoteLink {
     ) -> Result<Answer, HttpFailure> {
         const BOTH: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
         headers.insert(header::ACCEPT, BOTH);
-        let request = |url| self.client.current().post(url).headers(headers.clone()).json(message);
+        let request = |url, all| self.client.current().post(url).headers(all).json(message);
         let may_be_reused = self.reuses_connections();
-        let response = match self.send(request).await {
+        let response = match self.send_configured(headers.clone(), request).await {
             Err(HttpFailure::Connection(error))
                 if may_be_reused && is_lost(&error) && may_be_repeated(message) =>
             {
                 let until = clock::monotonic() + WITHOUT_REUSE;
                 let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
                 self.reuses_none_until.store(until, Ordering::Relaxed);
-                self.send(request).await?
+                self.send_configured(headers, request).await?
             }
             sent => sent?,
         };
@@ -271,8 +279,8 @@ impl RemoteLink {
         if let Some(Ok(last_event)) = last_event.map(HeaderValue::try_from) {
             headers.insert(LAST_EVENT_ID, last_event);
         }
-        let request = |url| self.client.current().get(url).headers(headers.clone());
-        let response = self.send(request).await?;
+        let request = |url, all| self.client.current().get(url).headers(all);
+        let response = self.send_configured(headers, request).await?;
 
         if !response.status().is_success() {
             return match read_rejection(response, None, &self.secrets).await {
@@ -288,8 +296,29 @@ impl RemoteLink {
 
     /// Deletes a session.
     pub(super) async fn delete(&self, headers: HeaderMap) -> Result<(), HttpFailure> {
-        let request = |url| self.client.current().delete(url).headers(headers.clone());
-        self.send(request).await.map(drop)
+        let request = |url, all| self.client.current().delete(url).headers(all);
+        self.send_configured(headers, request).await.map(drop)
+    }
+
+    /// Sends a request with the configured headers among its own, and once more if their secrets
+    /// were out of date.
+    async fn send_configured(
+        &self,
+        mut headers: HeaderMap,
+        request: impl Fn(Url, HeaderMap) -> RequestBuilder,
+    ) -> Result<Response, HttpFailure> {
+        let sent = self.headers.now().await;
+        sent.set_in(&mut headers);
+        let response = self.send(|url| request(url, headers.clone())).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+
+        // Whoever answers 401 has not taken the message.
+        let Some(renewed) = self.headers.after_refusal(&sent).await else { return Ok(response) };
+        discard_body(response).await;
+        renewed.set_in(&mut headers);
+        self.send(|url| request(url, headers.clone())).await
     }
 
     /// Whether requests share connections now.

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     dotenv::{self, DotenvProblem},
-    expand::{ExpandError, Variable, expand},
+    expand::{ExpandError, Reference, Variable, expand, is_secret_name, secrets_in},
     *,
 };
 
@@ -276,12 +276,57 @@ fn errors_name_the_path() {
     assert_eq!(error_of(json!([])), "`mcpServers.x` must be an object, not an array");
 }
 
-fn lookup(name: &str) -> Variable {
-    match name {
-        "HOME" => Variable::Value("/home/me".to_owned()),
-        "NESTED" => Variable::Value("${HOME}".to_owned()),
-        "SECRET" => Variable::Refused("not listed".to_owned()),
-        _ => Variable::Unset,
+fn lookup(reference: Reference<'_>) -> Variable {
+    match reference {
+        Reference::Variable("HOME") => Variable::Value("/home/me".to_owned()),
+        Reference::Variable("NESTED") => Variable::Value("${HOME}".to_owned()),
+        Reference::Variable("SECRET") => Variable::Refused("not listed".to_owned()),
+        Reference::Secret("db.password") => Variable::Value("${HOME}".to_owned()),
+        Reference::Secret("HOME") => Variable::Refused("not listed".to_owned()),
+        Reference::Variable(_) | Reference::Secret(_) => Variable::Unset,
+    }
+}
+
+#[test]
+fn secrets_are_expanded_once_and_have_no_default() {
+    let check = |text: &str, expected: Result<&str, ExpandError>| {
+        assert_eq!(expand(text, &lookup), expected.map(str::to_owned), "{text}");
+    };
+    check("Bearer ${secret:db.password}", Ok("Bearer ${HOME}"));
+    check("$${secret:db.password}", Ok("${secret:db.password}"));
+    check("${secret:other}", Err(ExpandError::NoSecret { name: "other".to_owned() }));
+    let refused =
+        ExpandError::SecretRefused { name: "HOME".to_owned(), reason: "not listed".to_owned() };
+    check("${secret:HOME}", Err(refused));
+    for name in ["", ".", "..", "../x", "/x", "a/b", "..data", ".a", "-a", "a b", "é", "a:-b"] {
+        let text = format!("secret:{name}");
+        check(&format!("${{{text}}}"), Err(ExpandError::Malformed { text }));
+    }
+}
+
+#[test]
+fn the_secrets_of_an_entry_are_found_wherever_they_are_expanded() {
+    let read = entry(json!({"command": "${secret:a}", "args": ["x${secret:b}${HOME}"],
+        "env": {"A": "${secret:c}", "B": "$${secret:no}"}, "envFile": "${secret:d}", "cwd": "${secret:e}"}))
+    .unwrap();
+    let Transport::Stdio(server) = read.transport else { panic!("stdio") };
+    assert_eq!(server.secrets().into_iter().collect::<String>(), "abcde");
+}
+
+proptest! {
+    #[test]
+    fn a_secret_is_found_if_and_only_if_it_is_expanded(name in "[a-zA-Z0-9._/-]{0,6}") {
+        let text = format!("${{secret:{name}}}");
+        let found = secrets_in([text.as_str()]);
+        let expanded = expand(&text, &|_| Variable::Value("x".to_owned()));
+        prop_assert_eq!(found.contains(&name), expanded.is_ok());
+        prop_assert_eq!(expanded.is_ok(), is_secret_name(&name));
+        // Nothing that leaves a directory.
+        if is_secret_name(&name) {
+            let path = std::path::Path::new("/secrets").join(&name);
+            prop_assert_eq!(path.parent(), Some(std::path::Path::new("/secrets")));
+            prop_assert_eq!(path.file_name().and_then(|file| file.to_str()), Some(name.as_str()));
+        }
     }
 }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use fleet_codes as codes;
 
-use super::{parse_bytes, parse_duration, redact};
+use super::{SecretFileError, parse_bytes, parse_duration, redact};
 
 /// A setting whose value cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A required variable is not set.
     #[error("{name} is not set: {expected} [{code}]", code = codes::SETTING)]
@@ -30,6 +30,15 @@ pub enum ConfigError {
         /// What is wrong with the value and what was expected.
         problem: String,
     },
+    /// A variable names a file without a usable secret.
+    #[error("the file of {name} cannot be used [{code}]", code = codes::SETTING)]
+    File {
+        /// The name of the variable.
+        name: String,
+        /// What is wrong with the file.
+        #[source]
+        error: SecretFileError,
+    },
 }
 
 impl ConfigError {
@@ -45,7 +54,9 @@ impl ConfigError {
     /// Returns the variable that the error is about.
     pub fn variable(&self) -> &str {
         match self {
-            Self::Missing { name, .. } | Self::Invalid { name, .. } => name,
+            Self::Missing { name, .. } | Self::Invalid { name, .. } | Self::File { name, .. } => {
+                name
+            }
         }
     }
 }
@@ -173,14 +184,14 @@ mod tests {
             ("ON", "Yes"),
             ("LIST", "a, b,,c"),
         ]);
-        assert_eq!(env.parse::<u16>("PORT"), Ok(Some(8080)));
-        assert_eq!(env.parse::<u16>("EMPTY"), Ok(None));
-        assert_eq!(env.parse::<u16>("UNSET"), Ok(None));
-        assert_eq!(env.duration("WAIT"), Ok(Some(Duration::from_millis(250))));
-        assert_eq!(env.bytes("SIZE"), Ok(Some(4 << 20)));
-        assert_eq!(env.bool("ON"), Ok(Some(true)));
+        assert_eq!(env.parse::<u16>("PORT").unwrap(), Some(8080));
+        assert_eq!(env.parse::<u16>("EMPTY").unwrap(), None);
+        assert_eq!(env.parse::<u16>("UNSET").unwrap(), None);
+        assert_eq!(env.duration("WAIT").unwrap(), Some(Duration::from_millis(250)));
+        assert_eq!(env.bytes("SIZE").unwrap(), Some(4 << 20));
+        assert_eq!(env.bool("ON").unwrap(), Some(true));
         assert_eq!(env.list("LIST"), ["a", "b", "c"]);
-        assert_eq!(env.required("PORT", "a port"), Ok("8080"));
+        assert_eq!(env.required("PORT", "a port").unwrap(), "8080");
         assert_eq!(env.iter().count(), 5);
     }
 

@@ -15,6 +15,8 @@ pub use env::{ConfigError, Env};
 pub use kafka::KAFKA_PREFIX;
 pub use path::{named_path, path_parser};
 pub use redact::{is_secret, redact};
-pub use secret::{SecretFileError, read_secret_file};
+pub use secret::{
+    MAX_SECRET, SecretFileError, read_secret_file, read_secret_text, without_last_line_break,
+};
 pub use units::{UnitError, parse_bytes, parse_duration};
 pub use vars::{Var, effective, markdown};

@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{AccessControl, AccessSource, AccessState, metadata};
-use crate::{error::ServerError, metrics::ACCESS_RELOADS};
+use crate::{config::ServerConfig, error::ServerError, metrics::ACCESS_RELOADS};
 
 impl AccessSource {
     /// The files that are read.
@@ -51,19 +51,40 @@ fn default_pepper_file(keys: &Path) -> PathBuf {
     name.into()
 }
 
-/// Warns of secret files that the `file_*` tools let every caller read: those about access, and the
-/// private key of the port.
-pub(crate) fn warn_of_readable_secrets(
-    source: &AccessSource,
-    tls: Option<&TlsFiles>,
-    roots: &[PathBuf],
-) {
-    for file in readable_secrets(source, tls, roots) {
+/// Warns of secret files that the `file_*` tools let every caller read: those about access, the
+/// private key of the port, and the secrets of hosted servers.
+pub(crate) fn warn_of_readable_secrets(config: &ServerConfig) {
+    let roots = &config.roots;
+    let directory = config.secrets_dir.iter().filter(|directory| is_below(directory, roots));
+    for directory in directory {
+        tracing::warn!(
+            directory = %directory.display(),
+            "a --root contains the secrets of hosted servers, so that every caller can read them \
+             with file_read; keep them outside of all roots, and replace them"
+        );
+    }
+
+    for file in readable_secrets(&config.access, config.tls.as_ref(), roots) {
         tracing::warn!(
             file = %file.display(),
             "a --root contains a file of the API keys or the private key of TLS, so that every \
              caller can read it with file_read; keep it outside of all roots, and replace the keys \
              and their pepper, or the certificate and its key"
+        );
+    }
+}
+
+/// Warns of children that may read the files of all secrets, whichever their rule lists.
+pub(crate) fn warn_of_shared_secrets(config: &ServerConfig) {
+    let Some(directory) = &config.secrets_dir else { return };
+    let unlimited = config.policy.commands.iter().find(|rule| !rule.confinement.limits_files());
+    if let Some(rule) = unlimited {
+        tracing::warn!(
+            directory = %directory.display(),
+            command = %rule.argv,
+            "a [[command]] has neither `read_files` nor `write_files`, so its children may read every \
+             file of the secrets directory; limit their files, or keep secrets in MCP_SECRET_… \
+             variables, which children can't read"
         );
     }
 }
@@ -74,16 +95,18 @@ fn readable_secrets(
     tls: Option<&TlsFiles>,
     roots: &[PathBuf],
 ) -> Vec<PathBuf> {
-    let roots: Vec<_> = roots.iter().filter_map(|root| root.canonicalize().ok()).collect();
-    let is_readable = |path: &PathBuf| {
-        path.canonicalize().is_ok_and(|path| roots.iter().any(|root| path.starts_with(root)))
-    };
-
     let tls_key = tls.map(|tls| tls.pair.key.clone());
     let signing = source.signing_keys.clone();
     let secrets = [source.keys.clone(), source.pepper_file(), tls_key, signing];
     let secrets = secrets.into_iter().flatten();
-    secrets.filter(is_readable).collect()
+    secrets.filter(|path| is_below(path, roots)).collect()
+}
+
+/// Returns whether a file or directory is below one of these directories, once links are followed.
+fn is_below(path: &Path, directories: &[PathBuf]) -> bool {
+    let Ok(path) = path.canonicalize() else { return false };
+    let directories = directories.iter().filter_map(|directory| directory.canonicalize().ok());
+    directories.into_iter().any(|directory| path.starts_with(directory))
 }
 
 /// What the files say.

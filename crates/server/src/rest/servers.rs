@@ -302,11 +302,12 @@ async fn check_servers(
     let config: Value = parse_body(&headers, &body, kind)?;
     let config = McpServers::from_value(&config)
         .map_err(|error| Problem::new(ProblemKind::BadServer, error.to_string()))?;
-    let policy = gateway.fleet().policy();
+    let fleet = gateway.fleet();
+    let policy = fleet.policy();
     check_count(config.servers.len(), policy.limits.max_servers)?;
 
     let record = begin_check(&asking, &config, body.len()).await?;
-    let report = ServersReport::examine(&config, &policy).await;
+    let report = ServersReport::examine(&config, &policy, fleet.secret_store()).await;
     end(record, true);
     Ok(Json(report).into_response())
 }

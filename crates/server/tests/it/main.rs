@@ -56,6 +56,8 @@ mod repeats;
 #[cfg(test)]
 mod rest;
 #[cfg(test)]
+mod secrets;
+#[cfg(test)]
 mod sessions;
 #[cfg(test)]
 mod signed_jobs;
