@@ -23,7 +23,7 @@ use fleet_kafka::{
     follow::{FollowGuard, Following},
     link::Link,
 };
-use fleet_ledger::{Cursor, Known, MemoryStore, Query, SqliteStore, Store};
+use fleet_ledger::{Cursor, Known, Query, Store, StoreError};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -122,6 +122,8 @@ pub(crate) enum LogState {
     Unreadable(String),
     /// The topic does not exist.
     Missing(String),
+    /// The topic has never been read, since the ledger's database is away.
+    StoreAway,
     /// The ledger holds everything that the topic held when this request to catch up was made.
     CaughtUp(u64),
 }
@@ -136,6 +138,7 @@ impl LogState {
 
         *self = match error {
             JobsError::Kafka(KafkaError::NoTopic(_)) => Self::Missing(error.cause()),
+            JobsError::LedgerAway(_) => Self::StoreAway,
             error => Self::Unreadable(error.cause()),
         };
         true
@@ -154,14 +157,9 @@ impl Jobs {
         stop: CancellationToken,
     ) -> Result<Self, JobsError> {
         let topics = Topics::of(&config.topic);
-        let store: Arc<dyn Store> = match &config.data_dir {
-            Some(directory) => {
-                // A topic of the same name on another cluster is another log.
-                let name = format!("{} {}", link.brokers(), topics.events);
-                Arc::new(SqliteStore::open(directory, &name, config.retention).await?)
-            }
-            None => Arc::new(MemoryStore::new(config.retention)),
-        };
+        // A topic of the same name on another cluster is another log.
+        let log = format!("{} {}", link.brokers(), topics.events);
+        let store = config.ledger.open(&log, config.retention).await?;
 
         let inner = Arc::new(Inner {
             link,
@@ -197,12 +195,15 @@ impl Jobs {
         self.inner.resolver.get_or_init(|| resolver);
     }
 
-    /// Waits until the events topic has been read once, or is known not to exist.
+    /// Waits until the events topic has been read once, or is known not to exist. A ledger whose
+    /// database is away is not waited for: everything but questions about jobs can be served.
     pub async fn wait_until_read(&self) {
         let mut state = self.inner.log_state.subscribe();
         // The sender lives as long as `self`.
         _ = state
-            .wait_for(|state| matches!(state, LogState::CaughtUp(_) | LogState::Missing(_)))
+            .wait_for(|state| {
+                matches!(state, LogState::CaughtUp(_) | LogState::Missing(_) | LogState::StoreAway)
+            })
             .await;
     }
 
@@ -335,6 +336,7 @@ impl Jobs {
             LogState::Unreadable(why) | LogState::Missing(why) => {
                 Err(JobsError::NotReady(why.clone()))
             }
+            LogState::StoreAway => Err(JobsError::LedgerAway(StoreError::Unanswered)),
         }
     }
 }

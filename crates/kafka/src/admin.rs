@@ -1,8 +1,9 @@
 //! Creating topics, describing topics and groups, and deleting records.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use fleet_job::{time::Timestamp, topics::Topics};
+use fleet_topic_id::{TopicIdError, topic_id};
 use rdkafka::{
     Offset, TopicPartitionList,
     admin::{
@@ -13,7 +14,10 @@ use rdkafka::{
     error::{KafkaError as Native, RDKafkaErrorCode},
 };
 
-use crate::{error::KafkaError, retry_while_moving::retry_while_moving, settings::Settings};
+use crate::{
+    consumer::LogIdentity, error::KafkaError, retry_while_moving::retry_while_moving,
+    settings::Settings,
+};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a broker may take to describe a topic.
@@ -457,6 +461,31 @@ pub fn spans(
 pub fn cluster_id(settings: &Settings, timeout: Duration) -> Result<Option<String>, KafkaError> {
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
     Ok(client.client().fetch_cluster_id(timeout))
+}
+
+/// Fetches what tells the log behind a topic's name from others, as far as the brokers reveal it.
+/// Blocks the thread for little more than twice `timeout`.
+///
+/// # Errors
+///
+/// Returns [`KafkaError::NoTopic`], or [`KafkaError::Client`].
+pub fn log_identity(
+    settings: &Settings,
+    topic: &str,
+    timeout: Duration,
+) -> Result<LogIdentity, KafkaError> {
+    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let cluster = client.client().fetch_cluster_id(timeout).map(Arc::from);
+
+    let topic = match topic_id(client.client(), topic, timeout) {
+        Ok(id) => id.map(Arc::from),
+        Err(TopicIdError::NoTopic) => return Err(KafkaError::NoTopic(topic.to_owned())),
+        Err(error) => {
+            tracing::warn!(topic, %error, "could not fetch the topic's id; going on without it");
+            None
+        }
+    };
+    Ok(LogIdentity { cluster, topic })
 }
 
 /// Deletes the records of `spans` permanently.

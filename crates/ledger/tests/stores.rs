@@ -1,9 +1,9 @@
-//! Tests both stores against a model that states the contract directly: every job has the state
+//! Tests all stores against a model that states the contract directly: every job has the state
 //! that the rule of `fleet_job::state` gives it.
 
 #![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
 
-use std::{collections::BTreeMap, fs::File, io, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs::File, io, path::Path, sync::LazyLock, time::Duration};
 
 use flate2::read::GzDecoder;
 use fleet_job::{
@@ -13,8 +13,10 @@ use fleet_job::{
     time::Timestamp,
 };
 use fleet_ledger::{
-    Batch, Known, LoggedEvent, MemoryStore, Query, Retention, SqliteStore, Store, Update,
+    Batch, DatabaseUrl, Known, LoggedEvent, MemoryStore, PostgresStore, Query, Retention,
+    SqliteStore, Store, Update,
     query::{MAX_LIMIT, Visibility},
+    testing::Cluster,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -30,11 +32,19 @@ fn unbounded() -> Retention {
     Retention { max_age: Duration::from_secs(1 << 40), max_jobs: usize::MAX, max_bytes: u64::MAX }
 }
 
+/// Where the stores in PostgreSQL are, if that is installed.
+static CLUSTER: LazyLock<Option<Cluster>> = LazyLock::new(Cluster::start);
+
 async fn stores(directory: &Path, retention: Retention) -> Vec<Box<dyn Store>> {
-    vec![
+    let mut stores: Vec<Box<dyn Store>> = vec![
         Box::new(MemoryStore::new(retention)),
         Box::new(SqliteStore::open(directory, "t", retention).await.unwrap()),
-    ]
+    ];
+    if let Some(cluster) = &*CLUSTER {
+        let url = DatabaseUrl::parse(&cluster.create_database()).unwrap();
+        stores.push(Box::new(PostgresStore::new(&url, retention)));
+    }
+    stores
 }
 
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -198,7 +208,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn both_stores_agree_with_the_model(events in prop::collection::vec(event(3), 0..60), cut in 0..60usize) {
+    fn all_stores_agree_with_the_model(events in prop::collection::vec(event(3), 0..60), cut in 0..60usize) {
         let updates = updates(events);
         let jobs = model(&updates);
         let directory = tempfile::tempdir().unwrap();
@@ -246,7 +256,7 @@ proptest! {
         });
     }
 
-    /// Both stores know which terminal events have been overtaken, and stop reporting them once
+    /// All stores know which terminal events have been overtaken, and stop reporting them once
     /// they have been restated.
     #[test]
     fn an_overtaken_end_is_restated_once(events in prop::collection::vec(event(3), 0..60)) {

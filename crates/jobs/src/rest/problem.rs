@@ -51,13 +51,14 @@ pub(super) enum ProblemKind {
     KafkaRefused,
     NotReady,
     KafkaUnavailable,
+    LedgerUnavailable,
     TooManyStreams,
     NoIssuerKeys,
     AuditUnavailable,
 }
 
 impl ProblemKind {
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 25] = [
         Self::BadRequest,
         Self::MalformedCredentials,
         Self::Unauthenticated,
@@ -79,6 +80,7 @@ impl ProblemKind {
         Self::KafkaRefused,
         Self::NotReady,
         Self::KafkaUnavailable,
+        Self::LedgerUnavailable,
         Self::TooManyStreams,
         Self::NoIssuerKeys,
         Self::AuditUnavailable,
@@ -148,6 +150,11 @@ impl ProblemKind {
             Self::KafkaUnavailable => {
                 ("kafka-unavailable", "Kafka can't be reached", StatusCode::SERVICE_UNAVAILABLE)
             }
+            Self::LedgerUnavailable => (
+                "ledger-unavailable",
+                "The states of jobs can't be looked up now",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
             Self::TooManyStreams => {
                 ("too-many-streams", "Too many streams are open", StatusCode::SERVICE_UNAVAILABLE)
             }
@@ -192,6 +199,7 @@ impl ProblemKind {
             Self::KafkaRefused => codes::KAFKA_REFUSED,
             Self::NotReady => codes::NOT_READY,
             Self::KafkaUnavailable => codes::KAFKA_UNAVAILABLE,
+            Self::LedgerUnavailable => codes::LEDGER_UNAVAILABLE,
             Self::TooManyStreams => codes::TOO_MANY_STREAMS,
             Self::NoIssuerKeys => codes::NO_ISSUER_KEYS,
             Self::AuditUnavailable => codes::AUDIT_UNAVAILABLE,
@@ -370,6 +378,10 @@ impl From<JobsError> for Problem {
                 Self::new(ProblemKind::KafkaUnavailable, detail)
             }
             JobsError::Kafka(_) => Self::new(ProblemKind::KafkaRefused, detail),
+            JobsError::LedgerAway(_) => {
+                tracing::debug!(error = error.cause(), "the ledger's database is away");
+                Self::new(ProblemKind::LedgerUnavailable, detail)
+            }
             JobsError::Store(_) => {
                 // The error names files, which only the operator should know.
                 tracing::error!(error = detail, "the ledger failed");
@@ -470,7 +482,8 @@ mod tests {
             (too_large, 413),
             (JobsError::Kafka(KafkaError::NoTopic("t".to_owned())), 503),
             (JobsError::Kafka(KafkaError::PollThread("gone")), 502),
-            (JobsError::Store(fleet_ledger::StoreError::Worker), 500),
+            (JobsError::from(fleet_ledger::StoreError::Worker), 500),
+            (JobsError::from(fleet_ledger::StoreError::Unanswered), 503),
         ] {
             let problem = Problem::from(error);
             assert_eq!(problem.status, status, "{problem:?}");

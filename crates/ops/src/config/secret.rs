@@ -10,7 +10,7 @@ use std::{
 pub enum SecretFileError {
     /// The file is missing, or can't be read.
     #[error(
-        "could not read the token from `{}`; check that the file exists and that this user may \
+        "could not read the secret from `{}`; check that the file exists and that this user may \
          read it",
         path.display()
     )]
@@ -23,7 +23,7 @@ pub enum SecretFileError {
     },
     /// The file has something else in it.
     #[error(
-        "`{}` does not hold a token; expected one line with an API key or an access token",
+        "`{}` does not hold a secret; expected one line without spaces in it",
         path.display()
     )]
     NotOneLine {
