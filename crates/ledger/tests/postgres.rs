@@ -170,7 +170,7 @@ impl Replica {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10, ..ProptestConfig::default() })]
 
     /// Whatever two replicas apply in whatever order, again or after a restart, the state is the one
     /// that a single store has that reads the log once.
@@ -181,7 +181,7 @@ proptest! {
             let memory = MemoryStore::new(unbounded());
             memory.apply(batch(&log)).await.unwrap();
 
-            let url = cluster.create_database();
+            let url = cluster.create_schema();
             let mut replicas = [Replica::start(&url, &log).await, Replica::start(&url, &log).await];
             for step in steps {
                 match step {

@@ -41,7 +41,7 @@ async fn stores(directory: &Path, retention: Retention) -> Vec<Box<dyn Store>> {
         Box::new(SqliteStore::open(directory, "t", retention).await.unwrap()),
     ];
     if let Some(cluster) = &*CLUSTER {
-        let url = DatabaseUrl::parse(&cluster.create_database()).unwrap();
+        let url = DatabaseUrl::parse(&cluster.create_schema()).unwrap();
         stores.push(Box::new(PostgresStore::new(&url, retention)));
     }
     stores
