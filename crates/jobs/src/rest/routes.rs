@@ -163,6 +163,7 @@ fn submit_operation() -> Operation {
             ProblemKind::BadJob,
             ProblemKind::KafkaRefused,
             ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
             ProblemKind::KafkaUnavailable,
             ProblemKind::Internal,
         ],
@@ -185,7 +186,12 @@ fn list_operation() -> Operation {
                       must match all filters.",
         params: params::LIST,
         answers: vec![Answer::new(200, "A page of jobs.", content)],
-        problems: &[ProblemKind::JobsOff, ProblemKind::NotReady, ProblemKind::Internal],
+        problems: &[
+            ProblemKind::JobsOff,
+            ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
+            ProblemKind::Internal,
+        ],
         ..Operation::new(Method::GET, "/jobs", "listJobs", Action::ReadJob, handlers::list_jobs)
     }
 }
@@ -213,6 +219,7 @@ fn show_operation() -> Operation {
             ProblemKind::JobsOff,
             ProblemKind::NoSuchJob,
             ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
             ProblemKind::Internal,
         ],
         ..Operation::new(Method::GET, "/jobs/{id}", "getJob", Action::ReadJob, handlers::show_job)
@@ -248,6 +255,7 @@ fn cancel_operation() -> Operation {
             ProblemKind::TooLate,
             ProblemKind::KafkaRefused,
             ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
             ProblemKind::KafkaUnavailable,
             ProblemKind::Internal,
         ],
@@ -286,6 +294,7 @@ fn watch_operation() -> Operation {
             ProblemKind::JobsOff,
             ProblemKind::NoSuchJob,
             ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
             ProblemKind::TooManyStreams,
             ProblemKind::Internal,
         ],
@@ -316,6 +325,7 @@ fn follow_operation() -> Operation {
         problems: &[
             ProblemKind::JobsOff,
             ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
             ProblemKind::TooManyStreams,
             ProblemKind::Internal,
         ],
