@@ -32,10 +32,12 @@ use deadpool_postgres::Client;
 use fleet_job::{state::Verdict, time::Timestamp};
 use parking_lot::Mutex;
 use tokio::time::timeout;
+use tokio_postgres::types::ToSql;
 
 use self::{
     database::{Database, Lent, Work},
     listing::{read_job, read_page},
+    log::{IS_OURS, OurLog, check_ours},
     project::{Reading, apply_batch, read_standing},
     text::{from_column, to_column},
 };
@@ -63,6 +65,7 @@ struct Inner {
     database: Database,
     /// Whether the tables are known to exist.
     is_prepared: AtomicBool,
+    ours: Mutex<OurLog>,
     reading: Mutex<Reading>,
     /// Jobs evicted for lack of space since the last report.
     evicted: Mutex<Forgotten>,
@@ -82,6 +85,7 @@ impl PostgresStore {
             retention,
             database: Database::new(url),
             is_prepared: AtomicBool::new(false),
+            ours: Mutex::default(),
             reading: Mutex::default(),
             evicted: Mutex::default(),
         };
@@ -140,14 +144,21 @@ impl PostgresStore {
         }
     }
 
-    async fn find_overtaken(client: &Client, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
+    async fn find_overtaken(
+        client: &Client,
+        ours: &OurLog,
+        limit: usize,
+    ) -> Result<Vec<Overtaken>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let sql =
-            "SELECT id, partition, event, standing FROM ledger_jobs WHERE is_overtaken LIMIT $1";
-        let statement = client.prepare_cached(sql).await?;
+        let sql = format!(
+            "SELECT id, partition, event, standing, {IS_OURS} FROM ledger_jobs WHERE is_overtaken LIMIT $3"
+        );
+        let statement = client.prepare_cached(&sql).await?;
 
-        let rows = client.query(&statement, &[&limit]).await?;
+        let values: [&(dyn ToSql + Sync); 3] = [&ours.topic, &ours.cluster_id, &limit];
+        let rows = client.query(&statement, &values).await?;
         let overtaken = rows.iter().map(|row| {
+            check_ours(row, 4)?;
             let job_id = from_column(row.try_get(0)?);
             let standing = read_standing(&job_id, row.try_get(3)?)?;
             Ok(Overtaken { job_id, partition: row.try_get(1)?, value: row.try_get(2)?, standing })
@@ -155,11 +166,21 @@ impl PostgresStore {
         overtaken.collect()
     }
 
-    async fn find_job(client: &Client, job_id: &str) -> Result<Option<Known>, StoreError> {
-        let sql = "SELECT partition, \"offset\", event FROM ledger_jobs WHERE id = $1";
-        let statement = client.prepare_cached(sql).await?;
-        let row = client.query_opt(&statement, &[&to_column(job_id)]).await?;
-        row.map(|row| read_job(&row, job_id)).transpose()
+    async fn find_job(
+        client: &Client,
+        ours: &OurLog,
+        job_id: &str,
+    ) -> Result<Option<Known>, StoreError> {
+        let sql = format!(
+            "SELECT partition, \"offset\", event, {IS_OURS} FROM ledger_jobs WHERE id = $3"
+        );
+        let statement = client.prepare_cached(&sql).await?;
+
+        let id = to_column(job_id);
+        let values: [&(dyn ToSql + Sync); 3] = [&ours.topic, &ours.cluster_id, &id];
+        let Some(row) = client.query_opt(&statement, &values).await? else { return Ok(None) };
+        check_ours(&row, 3)?;
+        read_job(&row, job_id).map(Some)
     }
 
     async fn count_states(client: &Client) -> Result<BTreeMap<&'static str, u64>, StoreError> {
@@ -197,6 +218,7 @@ impl Store for PostgresStore {
         let mut lent = self.lend(Work::Project).await?;
         let done = timeout(Work::Project.limit(), log::adopt_log(&mut lent.client, log)).await;
         let (generation, positions) = self.settle(lent, done)?;
+        *self.inner.ours.lock() = OurLog::of(log);
 
         let mut reading = self.inner.reading.lock();
         reading.resume(generation, positions);
@@ -204,8 +226,10 @@ impl Store for PostgresStore {
     }
 
     async fn overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
+        let ours = self.inner.ours.lock().clone();
         let lent = self.lend(Work::List).await?;
-        let done = timeout(Work::List.limit(), Self::find_overtaken(&lent.client, limit)).await;
+        let done =
+            timeout(Work::List.limit(), Self::find_overtaken(&lent.client, &ours, limit)).await;
         self.settle(lent, done)
     }
 
@@ -225,14 +249,16 @@ impl Store for PostgresStore {
     }
 
     async fn get(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
+        let ours = self.inner.ours.lock().clone();
         let lent = self.lend(Work::Find).await?;
-        let done = timeout(Work::Find.limit(), Self::find_job(&lent.client, job_id)).await;
+        let done = timeout(Work::Find.limit(), Self::find_job(&lent.client, &ours, job_id)).await;
         self.settle(lent, done)
     }
 
     async fn list(&self, query: &Query) -> Result<Page, StoreError> {
+        let ours = self.inner.ours.lock().clone();
         let lent = self.lend(Work::List).await?;
-        let done = timeout(Work::List.limit(), read_page(&lent.client, query)).await;
+        let done = timeout(Work::List.limit(), read_page(&lent.client, &ours, query)).await;
         self.settle(lent, done)
     }
 

@@ -6,7 +6,8 @@
 use std::{
     env, fs,
     io::Write as _,
-    os::unix::fs::{MetadataExt as _, chown},
+    net::TcpListener,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -14,12 +15,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fleet_ops::tls::PairFiles;
+
 /// Where Debian and its kin keep the programs, by version.
 const INSTALLED: &str = "/usr/lib/postgresql";
 /// How long starting or creating a database may take on a busy machine.
 const START: Duration = Duration::from_secs(60);
 /// The superuser, and the password where one is asked for.
 const USER: &str = "fleet";
+/// The usual port, which is a part of the socket's name.
+const PORT: u16 = 5432;
+/// The options of servers that need not survive a power failure.
+const QUICK: &str = "-c fsync=off -c full_page_writes=off";
 /// The password of [`Cluster::with_password`], which must show up nowhere.
 pub const PASSWORD: &str = "hunter2/hunter2";
 
@@ -40,6 +47,7 @@ pub struct Cluster {
     programs: PathBuf,
     directory: PathBuf,
     password: Option<&'static str>,
+    port: u16,
     options: String,
     /// Who runs the server, unless it was killed.
     supervisor: Option<Child>,
@@ -52,7 +60,7 @@ impl Cluster {
     ///
     /// Panics if PostgreSQL can't be started, or is missing although `FLEET_REQUIRE_TOOLS` is set.
     pub fn start() -> Option<Self> {
-        Self::start_with(None, "-c fsync=off -c full_page_writes=off")
+        Self::start_with(None, QUICK)
     }
 
     /// The same with a password ([`PASSWORD`]).
@@ -61,7 +69,42 @@ impl Cluster {
     ///
     /// As [`Cluster::start`].
     pub fn with_password() -> Option<Self> {
-        Self::start_with(Some(PASSWORD), "-c fsync=off -c full_page_writes=off")
+        Self::start_with(Some(PASSWORD), QUICK)
+    }
+
+    /// Starts a cluster that can also be reached on loopback ([`Cluster::tls_url`]), by TLS with this
+    /// certificate and not otherwise.
+    ///
+    /// # Panics
+    ///
+    /// As [`Cluster::start`].
+    pub fn with_tls(pair: &PairFiles) -> Option<Self> {
+        let mut cluster = Self::prepare(None, QUICK)?;
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        cluster.port = free.expect("a free port").port();
+
+        let certificate = cluster.take_file(&pair.certificate, "server.pem");
+        let key = cluster.take_file(&pair.key, "server.key");
+        let access = "local all all trust\nhostssl all all 127.0.0.1/32 trust\n";
+        fs::write(cluster.directory.join("data/pg_hba.conf"), access).expect("the access file");
+        cluster.options.push_str(&format!(
+            " -c ssl=on -c ssl_cert_file={certificate} -c ssl_key_file={key} \
+             -c listen_addresses=127.0.0.1 -c port={}",
+            cluster.port
+        ));
+        cluster.run();
+        Some(cluster)
+    }
+
+    /// Copies a file to where the server may read it, and returns its path.
+    fn take_file(&self, file: &Path, name: &str) -> String {
+        let taken = self.directory.join(name);
+        fs::copy(file, &taken).expect("a file for PostgreSQL");
+        fs::set_permissions(&taken, fs::Permissions::from_mode(0o600)).expect("its permissions");
+        if is_root() {
+            chown(&taken, Some(NOBODY), Some(NOBODY)).expect("its owner");
+        }
+        taken.display().to_string()
     }
 
     /// Starts a cluster with these options of the server.
@@ -70,6 +113,13 @@ impl Cluster {
     ///
     /// As [`Cluster::start`].
     pub fn start_with(password: Option<&'static str>, options: &str) -> Option<Self> {
+        let mut cluster = Self::prepare(password, options)?;
+        cluster.run();
+        Some(cluster)
+    }
+
+    /// Makes a cluster without starting it.
+    fn prepare(password: Option<&'static str>, options: &str) -> Option<Self> {
         let Some(programs) = find_programs() else {
             let is_required = env::var_os("FLEET_REQUIRE_TOOLS").is_some_and(|set| !set.is_empty());
             assert!(!is_required, "FLEET_REQUIRE_TOOLS is set, but there is no PostgreSQL");
@@ -77,10 +127,9 @@ impl Cluster {
         };
 
         let directory = make_directory();
-        let mut cluster =
-            Self { programs, directory, password, options: options.to_owned(), supervisor: None };
+        let options = options.to_owned();
+        let cluster = Self { programs, directory, password, port: PORT, options, supervisor: None };
         cluster.initialize();
-        cluster.run();
         Some(cluster)
     }
 
@@ -139,7 +188,8 @@ impl Cluster {
         let pipe = supervisor.stdin.as_mut().expect("the supervisor's pipe");
         pipe.write_all(b"\n").expect("the supervisor's pipe");
         supervisor.wait().expect("the supervisor");
-        for file in ["data/postmaster.pid", ".s.PGSQL.5432", ".s.PGSQL.5432.lock"] {
+        let socket = format!(".s.PGSQL.{}", self.port);
+        for file in ["data/postmaster.pid", &socket, &format!("{socket}.lock")] {
             _ = fs::remove_file(self.directory.join(file));
         }
     }
@@ -178,12 +228,17 @@ impl Cluster {
         format!("{}?options=-csearch_path={name}", self.url("postgres"))
     }
 
+    /// A URL of the server's address on loopback under this name, to which parameters can be added.
+    pub fn tls_url(&self, host: &str) -> String {
+        format!("postgres://{USER}@{host}:{}/postgres", self.port)
+    }
+
     fn url(&self, database: &str) -> String {
         let host = self.directory.display().to_string().replace('/', "%2F");
         let password = self
             .password
             .map_or_else(String::new, |password| format!(":{}", password.replace('/', "%2F")));
-        format!("postgres://{USER}{password}@{host}/{database}")
+        format!("postgres://{USER}{password}@{host}:{}/{database}", self.port)
     }
 
     /// Runs a statement in the database of this URL and returns what it says, without a header.
@@ -200,7 +255,8 @@ impl Cluster {
 
     fn psql(&self, database: &str, sql: &str) -> (bool, String) {
         let mut psql = Command::new(self.programs.join("psql"));
-        psql.arg("-h").arg(&self.directory).args(["-U", USER, "-d", database, "-XAtqc", sql]);
+        psql.arg("-h").arg(&self.directory).args(["-p", &self.port.to_string()]);
+        psql.args(["-U", USER, "-d", database, "-XAtqc", sql]);
         psql.env("PGPASSWORD", self.password.unwrap_or_default()).env("PGCONNECT_TIMEOUT", "5");
         let output = psql.output().expect("psql");
         let said = [output.stdout, output.stderr].concat();

@@ -20,6 +20,7 @@ use fleet_ledger::{
     Batch, DatabaseUrl, LogId, MemoryStore, PostgresStore, Query, Retention, Store, StoreError,
     Update, query::Visibility, testing::Cluster,
 };
+use fleet_ops::tls::testing::Authority;
 use proptest::prelude::*;
 use serde_json::json;
 use tokio_postgres::NoTls;
@@ -170,7 +171,7 @@ impl Replica {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
 
     /// Whatever two replicas apply in whatever order, again or after a restart, the state is the one
     /// that a single store has that reads the log once.
@@ -250,7 +251,7 @@ fn a_projector_takes_over_from_one_that_is_killed() {
         memory.apply(batch(&log)).await.unwrap();
         let expected = contents(&memory).await;
 
-        for _ in 0..3 {
+        for _ in 0..2 {
             let url = cluster.create_database();
             let store = open(&url);
             let positions = store.resume(&self::log("1")).await.unwrap();
@@ -376,6 +377,13 @@ fn another_log_empties_the_ledger_unless_somebody_follows_the_old_one() {
         cluster.query(&url, "UPDATE ledger_log SET seen_at = now() - interval '2 minutes'");
         assert_eq!(theirs.resume(&foreign).await.unwrap(), BTreeMap::new());
         assert_eq!(theirs.get("a").await.unwrap(), None);
+
+        // What the other fleet has in there is not shown as ours.
+        theirs.apply(batch(&update)).await.unwrap();
+        let error = ours.get("a").await.unwrap_err();
+        assert!(matches!(error, StoreError::Contested { .. }), "{error}");
+        assert!(ours.list(&Query::default()).await.unwrap_err().is_unavailable());
+        assert!(ours.forget(at(0)).await.is_ok());
     });
 }
 
@@ -447,5 +455,35 @@ fn a_database_that_is_away_is_an_error_until_it_is_back() {
         assert!(next <= 20, "{positions:?}");
         store.apply(batch(&updates[next..])).await.unwrap();
         assert_eq!(store.get("a").await.unwrap().unwrap().offset, 39);
+    });
+}
+
+#[test]
+fn connections_are_secured_as_sslmode_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let ours = Authority::new(directory.path(), "ours");
+    let foreign = Authority::new(directory.path(), "foreign");
+    let Some(cluster) = Cluster::with_tls(&ours.issue("server", "DNS:localhost")) else { return };
+
+    runtime().block_on(async {
+        let connects = async |host: &str, parameters: &str| {
+            let store = open(&format!("{}?{parameters}", cluster.tls_url(host)));
+            let result = store.counts().await;
+            assert!(result.as_ref().err().is_none_or(StoreError::is_unavailable), "{result:?}");
+            result.is_ok()
+        };
+        let trusted = format!("sslrootcert={}", ours.certificate().display());
+        let untrusted = format!("sslrootcert={}", foreign.certificate().display());
+
+        assert!(!connects("localhost", "sslmode=disable").await, "the server wants TLS");
+        assert!(connects("localhost", "").await);
+        assert!(connects("localhost", "sslmode=require").await);
+        assert!(!connects("localhost", &format!("sslmode=require&{untrusted}")).await);
+        assert!(connects("127.0.0.1", &format!("sslmode=verify-ca&{trusted}")).await);
+        assert!(!connects("127.0.0.1", &format!("sslmode=verify-full&{trusted}")).await);
+        assert!(connects("localhost", &format!("sslmode=verify-full&{trusted}")).await);
+        assert!(!connects("localhost", &format!("sslmode=verify-full&{untrusted}")).await);
+        assert!(!connects("localhost", "sslmode=verify-full").await, "not a public authority");
+        assert!(!connects("localhost", "sslmode=verify-full&sslrootcert=/none").await);
     });
 }

@@ -6,7 +6,10 @@ use deadpool_postgres::Client;
 use fleet_job::{event::JobEvent, time::Timestamp};
 use tokio_postgres::{Row, types::ToSql};
 
-use super::text::{from_column, to_column};
+use super::{
+    log::{IS_OURS, OurLog, check_ours},
+    text::{from_column, to_column},
+};
 use crate::{
     query::{Cursor, Page, Query},
     store::{Known, StoreError, strip_details},
@@ -19,7 +22,11 @@ const MAX_CHUNK: usize = 2_000;
 
 /// Reads one page, newest first. Jobs are read in chunks, which grow if most of what they hold may
 /// not be seen.
-pub(super) async fn read_page(client: &Client, query: &Query) -> Result<Page, StoreError> {
+pub(super) async fn read_page(
+    client: &Client,
+    ours: &OurLog,
+    query: &Query,
+) -> Result<Page, StoreError> {
     let limit = query.bounded_limit();
     let mut page = Page::default();
     let mut examined = 0;
@@ -27,7 +34,7 @@ pub(super) async fn read_page(client: &Client, query: &Query) -> Result<Page, St
     let mut chunk = limit + 1;
 
     loop {
-        let rows = read_chunk(client, query, after.as_ref(), chunk).await?;
+        let rows = read_chunk(client, ours, query, after.as_ref(), chunk).await?;
         let is_last = rows.len() < chunk;
 
         for row in rows {
@@ -36,6 +43,7 @@ pub(super) async fn read_page(client: &Client, query: &Query) -> Result<Page, St
                 return Ok(page);
             }
             examined += 1;
+            check_ours(&row, 7)?;
             let (job_id, submitted) = (from_column(row.try_get(3)?), row.try_get(4)?);
             let submitted_at = Timestamp::from_millis_clamped(submitted);
             if is_visible(query, &row)? {
@@ -60,19 +68,22 @@ fn is_visible(query: &Query, row: &Row) -> Result<bool, StoreError> {
 
 async fn read_chunk(
     client: &Client,
+    ours: &OurLog,
     query: &Query,
     after: Option<&Cursor>,
     limit: usize,
 ) -> Result<Vec<Row>, StoreError> {
     let conditions = Conditions::of(query, after);
     let sql = format!(
-        "SELECT partition, \"offset\", coalesce(brief, event), id, submitted, owner, tenant FROM ledger_jobs
+        "SELECT partition, \"offset\", coalesce(brief, event), id, submitted, owner, tenant, {IS_OURS}
+         FROM ledger_jobs
          WHERE {} ORDER BY submitted DESC, id DESC LIMIT {limit}",
         conditions.sql()
     );
 
     let statement = client.prepare_cached(&sql).await?;
-    let values: Vec<_> = conditions.values.iter().map(Value::as_sql).collect();
+    let mut values: Vec<&(dyn ToSql + Sync)> = vec![&ours.topic, &ours.cluster_id];
+    values.extend(conditions.values.iter().map(Value::as_sql));
     Ok(client.query(&statement, &values).await?)
 }
 
@@ -152,7 +163,8 @@ impl<'a> Conditions<'a> {
         text.push_str(parts.next().unwrap_or_default());
         for (part, value) in parts.zip(values.into_iter().flatten()) {
             self.values.push(value);
-            text.push_str(&format!("${}{part}", self.values.len()));
+            // After the parameters of our log.
+            text.push_str(&format!("${}{part}", self.values.len() + 2));
         }
         self.texts.push(text);
     }
@@ -184,7 +196,7 @@ mod tests {
         let conditions = Conditions::of(&query, Some(&after));
         assert_eq!(
             conditions.sql(),
-            "tool = $1 AND submitted < $2 AND (submitted, id) < ($3, $4) AND state = ANY ($5)"
+            "tool = $3 AND submitted < $4 AND (submitted, id) < ($5, $6) AND state = ANY ($7)"
         );
         assert_eq!(conditions.values.len(), 5);
     }

@@ -1,12 +1,40 @@
 //! Which log the database is a projection of, and what happens if it is another one.
 
 use deadpool_postgres::{Client, Transaction};
+use tokio_postgres::Row;
 
 use super::project::begin;
 use crate::store::{LogId, Positions, StoreError};
 
 /// Whoever follows another log keeps this database for as long after its last sign of life.
 const QUIET: &str = "1 minute";
+
+/// In a query whose first parameters are those of [`OurLog`]: whether the database still is a
+/// projection of our log. It is asked together with each row, since the database may have been given
+/// to another fleet at any time.
+pub(super) const IS_OURS: &str = "(SELECT $1::text IS NULL OR topic = $1
+    AND (cluster_id IS NULL OR $2::text IS NULL OR cluster_id = $2) FROM ledger_log)";
+
+/// The log that this process reads, once it is known.
+#[derive(Debug, Clone, Default)]
+pub(super) struct OurLog {
+    pub(super) topic: Option<String>,
+    pub(super) cluster_id: Option<String>,
+}
+
+impl OurLog {
+    pub(super) fn of(log: &LogId) -> Self {
+        Self { topic: Some(log.topic.clone()), cluster_id: log.cluster_id.clone() }
+    }
+}
+
+/// Checks what a row has in the column [`IS_OURS`].
+pub(super) fn check_ours(row: &Row, column: usize) -> Result<(), StoreError> {
+    match row.try_get(column)? {
+        Some(false) => Err(StoreError::Contested { log: None }),
+        _ => Ok(()),
+    }
+}
 
 /// What the database says of its log.
 struct KnownLog {
