@@ -20,7 +20,7 @@ fn submit(server: SocketAddr, count: usize) -> Vec<String> {
     let submitted = (0..count).map(|_| {
         let answer = rest::post(server, "/jobs", &job);
         assert!(answer.status < 300, "{answer:?}");
-        answer.json()["jobID"].as_str().expect("an id").to_owned()
+        answer.json()["jobs"][0]["jobID"].as_str().expect("an id").to_owned()
     });
     submitted.collect()
 }

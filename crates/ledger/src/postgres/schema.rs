@@ -14,7 +14,9 @@ const LOCK: i64 = 0x6d63_7066_6c65_6573;
 /// other.
 pub(super) async fn migrate(client: &mut Client) -> Result<(), StoreError> {
     let transaction = client.transaction().await?;
-    transaction.batch_execute("SET LOCAL statement_timeout = '60s'").await?;
+    // Without notes about what exists already.
+    let settings = "SET LOCAL statement_timeout = '60s'; SET LOCAL client_min_messages = warning";
+    transaction.batch_execute(settings).await?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
 
     let encoding: String = transaction.query_one("SHOW server_encoding", &[]).await?.try_get(0)?;
