@@ -298,6 +298,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Returns whether the store says only that others have changed it.
+    pub(crate) fn is_news(&self) -> bool {
+        matches!(self, Self::Contended | Self::Emptied | Self::WentBack { .. })
+    }
+
     /// Returns whether the store is away, so that the same call may succeed later.
     pub fn is_unavailable(&self) -> bool {
         match self {

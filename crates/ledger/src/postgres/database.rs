@@ -151,7 +151,9 @@ impl Lent {
     ) -> Result<T, StoreError> {
         let result = done.unwrap_or(Err(StoreError::Unanswered));
         if let Err(error) = &result {
-            metrics::count_error(self.work.as_str());
+            if !error.is_news() {
+                metrics::count_error(self.work.as_str());
+            }
             if error.is_unavailable() {
                 // The database may have become a standby, or never answer here again.
                 drop(Object::take(self.client));

@@ -57,6 +57,13 @@ pub(super) struct NewRow<'a> {
     pub(super) standing: Standing,
 }
 
+impl NewRow<'_> {
+    /// Returns about how many bytes the row has.
+    pub(super) fn size(&self) -> usize {
+        self.logged.value.len()
+    }
+}
+
 /// A job that keeps its event and is judged differently from now on.
 #[derive(Debug, PartialEq)]
 pub(super) struct Restood<'a> {

@@ -73,7 +73,8 @@ async fn read_chunk(
     after: Option<&Cursor>,
     limit: usize,
 ) -> Result<Vec<Row>, StoreError> {
-    let conditions = Conditions::of(query, after);
+    let mut conditions = Conditions::of(query, after);
+    let limit = conditions.value(Value::Number(i64::try_from(limit).unwrap_or(i64::MAX)));
     let sql = format!(
         "SELECT partition, \"offset\", coalesce(brief, event), id, submitted, owner, tenant, {IS_OURS}
          FROM ledger_jobs
@@ -162,11 +163,16 @@ impl<'a> Conditions<'a> {
         let mut parts = condition.split('?');
         text.push_str(parts.next().unwrap_or_default());
         for (part, value) in parts.zip(values.into_iter().flatten()) {
-            self.values.push(value);
-            // After the parameters of our log.
-            text.push_str(&format!("${}{part}", self.values.len() + 2));
+            text.push_str(&self.value(value));
+            text.push_str(part);
         }
         self.texts.push(text);
+    }
+
+    /// Adds a value and returns what stands for it. Those of our log come first.
+    fn value(&mut self, value: Value<'a>) -> String {
+        self.values.push(value);
+        format!("${}", self.values.len() + 2)
     }
 
     fn sql(&self) -> String {

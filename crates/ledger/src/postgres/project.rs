@@ -33,6 +33,8 @@ const SETTINGS: &str = "
     SET LOCAL enable_hashjoin = off;
     SET LOCAL enable_mergejoin = off";
 
+/// The most bytes of events in one statement, of which the database takes a gigabyte at most.
+const MAX_STATEMENT: usize = 8 << 20;
 /// Events above this size have a second, shorter form for lists.
 const BRIEF_ABOVE: usize = 1_024;
 
@@ -128,7 +130,7 @@ pub(super) async fn apply_batch(
     let partitions = touched_partitions(batch, &reading.read_to);
     let transaction = begin(client).await?;
     let (positions, generation) = lock_positions(&transaction, &partitions).await?;
-    check_reading(reading, &positions, generation)?;
+    check_reading(reading, &partitions, &positions, generation)?;
 
     let is_news = |update: &Update| !update.was_applied(&positions);
     let news = batch.updates.iter().filter(|update| is_news(update)).count();
@@ -199,18 +201,23 @@ async fn lock_positions(
 /// would be missing.
 fn check_reading(
     reading: &Reading,
+    partitions: &[i32],
     positions: &Positions,
     generation: i64,
 ) -> Result<(), StoreError> {
     if reading.generation.is_some_and(|known| known != generation) {
         return Err(StoreError::Emptied);
     }
-    for (partition, next) in positions {
-        if reading.read_to.get(partition).is_some_and(|read_to| next < read_to) {
-            return Err(StoreError::WentBack { partition: *partition });
-        }
+
+    let lacks = |partition: &&i32| {
+        let next = positions.get(partition);
+        let read_to = reading.read_to.get(partition);
+        read_to.is_some_and(|read_to| next.is_none_or(|next| next < read_to))
+    };
+    match partitions.iter().find(lacks) {
+        Some(partition) => Err(StoreError::WentBack { partition: *partition }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Returns whether nothing of the batch's positions is new.
@@ -257,17 +264,17 @@ async fn write_changes(
     transaction: &Transaction<'_>,
     changes: &Changes<'_>,
 ) -> Result<(), StoreError> {
-    if !changes.inserted.is_empty() {
-        let columns = Columns::of(changes.inserted.iter());
-        execute(transaction, INSERT, &columns.values(), changes.inserted.len()).await?;
+    for rows in portions(&changes.inserted, NewRow::size) {
+        let columns = Columns::of(rows.iter());
+        execute(transaction, INSERT, &columns.values(), rows.len()).await?;
     }
 
-    if !changes.replaced.is_empty() {
-        let columns = Columns::of(changes.replaced.iter().map(|(row, _)| row));
-        let was: Vec<_> = changes.replaced.iter().map(|(_, was)| was).collect();
+    for rows in portions(&changes.replaced, |(row, _)| row.size()) {
+        let columns = Columns::of(rows.iter().map(|(row, _)| row));
+        let was: Vec<_> = rows.iter().map(|(_, was)| was).collect();
         let mut values = columns.values();
         values.push(&was);
-        execute(transaction, REPLACE, &values, changes.replaced.len()).await?;
+        execute(transaction, REPLACE, &values, rows.len()).await?;
     }
 
     if !changes.restood.is_empty() {
@@ -294,6 +301,22 @@ async fn write_changes(
         execute(transaction, COUNT, &[&partitions, &states, &jobs, &bytes], counts.len()).await?;
     }
     Ok(())
+}
+
+/// Splits rows into portions for one statement each: as many as fit into [`MAX_STATEMENT`], and at
+/// least one.
+fn portions<T>(mut rows: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0_usize;
+        let is_within = |row: &T| {
+            bytes = bytes.saturating_add(size(row));
+            bytes <= MAX_STATEMENT
+        };
+        let fitting = rows.iter().map(is_within).take_while(|fits| *fits).count();
+        let portion;
+        (portion, rows) = rows.split_at(fitting.max(1).min(rows.len()));
+        (!portion.is_empty()).then_some(portion)
+    })
 }
 
 /// Executes a statement that has to change this many rows.
@@ -394,5 +417,38 @@ impl<'a> Columns<'a> {
             &self.briefs,
             &self.events,
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_is_bounded_by_bytes() {
+        let check = |sizes: &[usize], expected: &[usize]| {
+            let portions: Vec<_> = portions(sizes, |size| *size).map(<[usize]>::len).collect();
+            assert_eq!(portions, expected, "{sizes:?}");
+        };
+        let (all, half) = (MAX_STATEMENT, MAX_STATEMENT / 2);
+        check(&[], &[]);
+        check(&[1, 2, 3], &[3]);
+        check(&[half, half, half], &[2, 1]);
+        check(&[all + 1, 1, all, usize::MAX, usize::MAX], &[1, 1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn a_database_must_have_come_as_far_as_the_reader() {
+        let at = |next: i64| Positions::from([(0, next)]);
+        let check = |read_to: Positions, positions: Positions, is_right: bool| {
+            let reading = Reading { generation: Some(1), read_to };
+            assert_eq!(check_reading(&reading, &[0], &positions, 1).is_ok(), is_right);
+            assert!(check_reading(&reading, &[0], &positions, 2).is_err(), "it was emptied");
+        };
+        check(at(5), at(5), true);
+        check(at(5), at(6), true);
+        check(at(5), at(4), false);
+        check(at(5), Positions::new(), false);
+        check(Positions::new(), at(4), true);
     }
 }

@@ -197,9 +197,8 @@ mod tests {
 
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let accepting = tokio::spawn(async move { acceptor.accept(theirs).await.is_ok() });
-        let connected = files.read().unwrap().connect(name, ours).await.is_ok();
-        connected && accepting.await.unwrap()
+        tokio::spawn(async move { acceptor.accept(theirs).await.map(drop) });
+        files.read().unwrap().connect(name, ours).await.is_ok()
     }
 
     #[tokio::test]
