@@ -205,7 +205,7 @@ fn queries() -> Vec<Query> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn all_stores_agree_with_the_model(events in prop::collection::vec(event(3), 0..60), cut in 0..60usize) {
