@@ -76,6 +76,13 @@ fn log_failure(error: &JobsError) {
         JobsError::Kafka(KafkaError::NoTopic(topic)) => {
             tracing::debug!(topic, "the topic does not exist");
         }
+        JobsError::LedgerAway(_) => {
+            tracing::warn!(
+                error = error.cause(),
+                "could not use the ledger's database; questions about jobs are answered with 503, and \
+                 reading the events topic goes on when it is back"
+            );
+        }
         error => {
             tracing::warn!(error = error.cause(), "could not read a topic of jobs; trying again")
         }

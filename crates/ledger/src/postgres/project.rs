@@ -5,7 +5,10 @@
 //! the lock with its connection. The others then find in the row that the records have been
 //! applied, and read what became of them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, HashMap},
+};
 
 use deadpool_postgres::{Client, Transaction};
 use fleet_job::state::{Standing, Verdict};
@@ -344,12 +347,12 @@ async fn advance(
     execute(transaction, ADVANCE, &[&advanced, &next], advanced.len()).await
 }
 
-type Texts<'a> = Vec<Option<std::borrow::Cow<'a, str>>>;
+type Texts<'a> = Vec<Option<Cow<'a, str>>>;
 
 /// The columns of new rows, in the order of [`INSERT`].
 #[derive(Default)]
 struct Columns<'a> {
-    ids: Vec<std::borrow::Cow<'a, str>>,
+    ids: Vec<Cow<'a, str>>,
     partitions: Vec<i32>,
     offsets: Vec<i64>,
     states: Vec<&'static str>,
