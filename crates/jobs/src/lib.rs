@@ -23,7 +23,7 @@ use fleet_kafka::{
     follow::{FollowGuard, Following},
     link::Link,
 };
-use fleet_ledger::{Cursor, Known, Query, Store, StoreError};
+use fleet_ledger::{Batch, Cursor, Known, Query, Store, StoreError, Update};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -65,6 +65,8 @@ pub use tasks::Tasks;
 const MAX_CANCELLED: usize = 100_000;
 /// How long a query about an unknown job waits for the ledger to catch up.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the writer of events waits for the ledger to take them.
+const APPLY_LIMIT: Duration = Duration::from_secs(2);
 /// The most concurrent searches of the jobs topic.
 const MAX_SEARCHES: usize = 2;
 /// The longest part of an unknown job id that an error repeats, in characters.
@@ -322,6 +324,20 @@ impl Jobs {
             Err(_) => {
                 let why = "the events topic could not be read to its end in time";
                 Err(JobsError::NotReady(why.to_owned()))
+            }
+        }
+    }
+
+    /// Applies events that this server has just written, so that their writer finds them at once. If
+    /// the ledger's database is away or slow, the events reach it from the topic.
+    pub(crate) async fn apply_written(&self, updates: Vec<Update>) -> Result<(), JobsError> {
+        let batch = Batch { updates, ..Batch::default() };
+        match tokio::time::timeout(APPLY_LIMIT, self.inner.store.apply(batch)).await {
+            Ok(Err(error)) if !error.is_unavailable() => Err(error.into()),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => {
+                tracing::debug!("the ledger did not take events at once; it reads them later");
+                Ok(())
             }
         }
     }
