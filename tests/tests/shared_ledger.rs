@@ -58,8 +58,7 @@ fn replicas_share_a_ledger_whose_database_comes_and_goes(env: &Env) {
     std::fs::write(&file, format!("{url}\n")).expect("the file of the URL");
     let options = |fleet: &Fleet<'_>| {
         let file = ("MCP_LEDGER_FILE".to_owned(), file.display().to_string());
-        let env = vec![file, ("RUST_LOG".to_owned(), "debug".to_owned())];
-        ServerOptions { roots: vec![fleet.files()], env, ..ServerOptions::default() }
+        ServerOptions { roots: vec![fleet.files()], env: vec![file], ..ServerOptions::default() }
     };
     fleet.start_server(&fleet.with_jobs(options(&fleet)));
     let first = fleet.server.as_ref().expect("the server").address;
@@ -75,7 +74,11 @@ fn replicas_share_a_ledger_whose_database_comes_and_goes(env: &Env) {
     // Calls and jobs go on without the database, and so does a server that starts meanwhile.
     cluster.kill();
     for replica in [first, second.address] {
-        let answer = rest::get(replica, &format!("/jobs/{}", jobs[0]));
+        // The database's processes for open connections notice the kill a moment later.
+        let answer = wait::poll_until("an answer without the database", wait::LONG, || {
+            let answer = rest::get(replica, &format!("/jobs/{}", jobs[0]));
+            (answer.status != 200).then_some(answer)
+        });
         answer.problem(503, "ledger-unavailable");
         assert_eq!(answer.json()["code"], "FLEET-LEDGER-UNAVAILABLE");
         rest::get(replica, "/jobs").problem(503, "ledger-unavailable");
