@@ -278,8 +278,11 @@ impl Store for PostgresStore {
             // One batch at a time, so that projectors can go on in between.
             let mut lent = self.lend(Work::Project).await?;
             let work = async {
-                if let Some(generation) = generation {
-                    log::show_life(&lent.client, generation).await?;
+                // What others have made of it meanwhile is not ours to forget.
+                if let Some(generation) = generation
+                    && !log::show_life(&lent.client, generation).await?
+                {
+                    return Ok(None);
                 }
                 upkeep::forget_ended(&mut lent.client, oldest).await
             };

@@ -141,12 +141,12 @@ async fn empty(transaction: &Transaction<'_>) -> Result<i64, StoreError> {
     Ok(transaction.query_one(sql, &[]).await?.try_get(0)?)
 }
 
-/// Tells those who follow other logs that this one is followed.
-pub(super) async fn show_life(client: &Client, generation: i64) -> Result<(), StoreError> {
+/// Tells those who follow other logs that this one is followed. Returns whether the ledger still is
+/// of this generation.
+pub(super) async fn show_life(client: &Client, generation: i64) -> Result<bool, StoreError> {
     let sql = "UPDATE ledger_log SET seen_at = now() WHERE generation = $1";
     let statement = client.prepare_cached(sql).await?;
-    client.execute(&statement, &[&generation]).await?;
-    Ok(())
+    Ok(client.execute(&statement, &[&generation]).await? > 0)
 }
 
 /// Reads how far each partition has been projected.

@@ -7,8 +7,9 @@ use crate::store::StoreError;
 /// The steps that have made the tables, by their numbers.
 const MIGRATIONS: [(i32, &str); 1] =
     [(1, include_str!("../../migrations/postgres/0001_ledger.sql"))];
-/// Held by whoever changes the tables.
-const LOCK: i64 = 0x6d63_7066_6c65_6573;
+/// Waits to become the only one who changes the tables of this schema.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(
+    hashtextextended('fleet ledger: tables ' || coalesce(current_schema(), ''), 0))";
 
 /// Takes the steps that are missing, in one transaction. Replicas that start together wait for each
 /// other.
@@ -17,7 +18,7 @@ pub(super) async fn migrate(client: &mut Client) -> Result<(), StoreError> {
     // Without notes about what exists already.
     let settings = "SET LOCAL statement_timeout = '60s'; SET LOCAL client_min_messages = warning";
     transaction.batch_execute(settings).await?;
-    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    transaction.execute(LOCK, &[]).await?;
 
     let encoding: String = transaction.query_one("SHOW server_encoding", &[]).await?.try_get(0)?;
     if encoding != "UTF8" {

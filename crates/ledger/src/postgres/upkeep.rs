@@ -15,8 +15,9 @@ use crate::{
 const OVERHEAD: i64 = 1_100;
 /// How many jobs to delete in one transaction.
 const DELETE_BATCH: i64 = 1_000;
-/// Taken by whoever forgets old jobs, so that only one replica does at a time.
-const FORGET_LOCK: i64 = 0x6d63_7066_6c65_6574;
+/// Tries to become the only replica that forgets old jobs of this schema.
+const FORGET_LOCK: &str = "SELECT pg_try_advisory_xact_lock(
+    hashtextextended('fleet ledger: forget ' || coalesce(current_schema(), ''), 0))";
 
 /// How many jobs there are, and how large their events are.
 struct Totals {
@@ -76,9 +77,9 @@ pub(super) async fn forget_ended(
     oldest: i64,
 ) -> Result<Option<u64>, StoreError> {
     let transaction = begin(client).await?;
-    let sql = "SELECT pg_try_advisory_xact_lock($1)";
-    let is_ours: bool = transaction.query_one(sql, &[&FORGET_LOCK]).await?.try_get(0)?;
-    if !is_ours {
+    let lock = transaction.prepare_cached(FORGET_LOCK).await?;
+    let is_alone: bool = transaction.query_one(&lock, &[]).await?.try_get(0)?;
+    if !is_alone {
         return Ok(None);
     }
 
