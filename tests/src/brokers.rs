@@ -4,7 +4,16 @@
 //! Java and Maven. If they are missing, the tests that need Kafka print a warning and pass, unless
 //! `FLEET_REQUIRE_KAFKA=1`.
 
-use std::{fs, path::Path, process::Command, sync::OnceLock, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::Command,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
 
 use crate::{bins, kafka, kafka::Cluster, process, process::Process};
 
@@ -17,7 +26,7 @@ pub struct Env {
     pub brokers: String,
     /// The broker's name in messages.
     pub name: &'static str,
-    /// Kept for the lifetime of the process.
+    /// Kept as long as the environment is used.
     _running: Running,
 }
 
@@ -70,19 +79,32 @@ impl Env {
         matches!(self._running, Running::Process { .. })
     }
 
-    /// The embedded broker, as a process of its own, started on first use.
-    pub fn embedded_broker() -> &'static Self {
-        static ENV: OnceLock<Env> = OnceLock::new();
-        ENV.get_or_init(|| {
-            let directory = bins::scratch("embedded-broker");
-            process::remove_at_exit(&directory);
-            let (process, brokers) = start_embedded(&directory, "127.0.0.1:0");
-            Self {
-                brokers,
-                name: "the embedded broker",
-                _running: Running::Process { _process: process },
-            }
-        })
+    /// An embedded broker, as a process of its own. Tests of the same `module` that run at the same
+    /// time share it. One broker for all tests would have hundreds of topics.
+    pub fn embedded_broker(module: &'static str) -> Arc<Self> {
+        static RUNNING: Mutex<BTreeMap<&str, Weak<Env>>> = Mutex::new(BTreeMap::new());
+
+        // Held while the broker starts, so that the module's other tests wait for this one.
+        let mut running = RUNNING.lock();
+        if let Some(env) = running.get(module).and_then(Weak::upgrade) {
+            return env;
+        }
+
+        let directory = bins::scratch("embedded-broker");
+        process::remove_at_exit(&directory);
+        let (process, brokers) = start_embedded(&directory, "127.0.0.1:0");
+        let env = Arc::new(Self {
+            brokers,
+            name: "the embedded broker",
+            _running: Running::Process { _process: process },
+        });
+        running.insert(module, Arc::downgrade(&env));
+        env
+    }
+
+    /// Whether this is the embedded broker.
+    pub fn is_embedded(&self) -> bool {
+        matches!(self._running, Running::Process { .. })
     }
 }
 

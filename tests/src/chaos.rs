@@ -10,6 +10,7 @@ pub mod audit;
 pub mod evidence;
 pub mod hosted;
 pub mod jobs;
+pub mod keyring;
 pub mod ledger;
 pub mod watch;
 

@@ -54,7 +54,7 @@ macro_rules! on_every_broker {
         }
         mod embedded_broker {
             $(#[test] fn $case() {
-                super::$case($crate::Env::embedded_broker());
+                super::$case(&$crate::Env::embedded_broker(module_path!()));
             })+
         }
     };

@@ -7,11 +7,13 @@
 use std::{
     fs::{self, File},
     io::Write as _,
+    num::NonZeroUsize,
     os::unix::process::CommandExt as _,
     panic,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Once, OnceLock},
+    thread,
     time::Duration,
 };
 
@@ -74,6 +76,27 @@ impl Process {
         self.signal(Signal::SIGSTOP);
         let what = format!("{} to stand still", self.name);
         wait::poll_until(&what, wait::LONG, || self.stands_still().then_some(()));
+    }
+
+    /// Lets the threads of this name run only while nothing else wants to, or again like others.
+    /// They are starved only on a machine that is busy; see [`Burners`].
+    pub fn starve_threads(&self, name: &str, starve: bool) {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads");
+        let is_named = |thread: &fs::DirEntry| {
+            fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
+        };
+        let named: Vec<_> = threads.flatten().filter(is_named).collect();
+        assert!(!named.is_empty(), "{} has no thread {name}", self.name);
+
+        for thread in named {
+            let policy = if starve { "--idle" } else { "--other" };
+            let mut command = Command::new("chrt");
+            command.args([policy, "--pid", "0"]).arg(thread.file_name());
+            let output = command.output().expect("chrt");
+            // Only root may take it back, without which the threads are slow as long as the machine
+            // is busy.
+            assert!(output.status.success() || !starve, "{output:?}");
+        }
     }
 
     fn stands_still(&self) -> bool {
@@ -159,9 +182,28 @@ impl Drop for Process {
         signal::killpg(self.as_pid(), Signal::SIGKILL).ok();
         drop(self.child.wait());
         reaper(&format!("gone {}", self.child.id()));
-        if std::thread::panicking() {
+        if thread::panicking() {
             eprintln_log(&self.name, &self.log);
         }
+    }
+}
+
+/// Processes that keep all processors busy until this is dropped.
+#[derive(Debug)]
+pub struct Burners {
+    _processes: Vec<Process>,
+}
+
+impl Burners {
+    /// Starts them.
+    pub fn start(directory: &Path) -> Self {
+        let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let burner = |_| {
+            let mut command = Command::new("sh");
+            command.args(["-c", "while :; do :; done"]);
+            Process::start("burner", directory, command)
+        };
+        Self { _processes: (0..2 * processors).map(burner).collect() }
     }
 }
 

@@ -334,7 +334,8 @@ fn nothing_is_cancelled_until_the_control_topic_is_created(env: &Env) {
 #[test]
 fn a_dropped_call_is_cancelled_at_the_tool_in_both_eras() {
     for (era, sessions) in [(Era::Modern, "false"), (Era::Legacy, "true"), (Era::Legacy, "false")] {
-        let mut fleet = Fleet::new(Env::embedded_broker(), "eras", 1);
+        let env = Env::embedded_broker(module_path!());
+        let mut fleet = Fleet::new(&env, "eras", 1);
         let ledger = fleet.directory.join("ledger");
         fleet.server_env = vec![("MCP_LEGACY_SESSIONS".into(), sessions.into())];
         fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);

@@ -333,7 +333,7 @@ fn purge_asks_first(env: &Env) {
     fleet.wait_for_all();
     fleet.stop_workers();
     let letters = || json_of(&fleet, &["dlq", "list", "--json"])["letters"].clone();
-    if env.name == Env::embedded_broker().name {
+    if env.is_embedded() {
         let refused = run(&fleet, &["dlq", "purge", "--all", "--yes"]);
         assert!(refused.code == 1 && refused.stderr.contains("embedded"), "{refused:?}");
         assert_eq!(letters(), 3);

@@ -182,8 +182,8 @@ fn clients_of_others_log_in_and_call() {
 #[test]
 fn a_worker_gets_tokens_of_its_own() {
     let Some(python) = Python::get() else { return };
-    let env = Env::embedded_broker();
-    let mut fleet = Fleet::new(env, "worker-oauth", 2);
+    let env = Env::embedded_broker(module_path!());
+    let mut fleet = Fleet::new(&env, "worker-oauth", 2);
     let issuer = Issuer::start(&python, &fleet.directory);
     let protected = Protected::start("worker-oauth-server", &issuer, &fleet.directory, None);
     fleet.server_url.clone_from(&protected.url);

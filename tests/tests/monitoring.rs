@@ -163,7 +163,7 @@ fn the_runbook_has_exactly_one_section_for_each_alert() {
 fn kubernetes_gets_the_same_rules() {
     const HEAD: &str = "\
 # The groups of monitoring/prometheus/rules.yml for the Prometheus operator; the comments are in that file.
-# Written by UPDATE_DOCS=1 cargo test -p fleet-tests --test monitoring; a test fails when the two differ.
+# Written by UPDATE_DOCS=1 cargo test -p fleet-tests --test it monitoring; a test fails when the two differ.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
@@ -187,7 +187,7 @@ spec:
 
     assert!(
         read(path) == expected,
-        "{path} differs from rules.yml: run UPDATE_DOCS=1 cargo test -p fleet-tests --test monitoring"
+        "{path} differs from rules.yml: run UPDATE_DOCS=1 cargo test -p fleet-tests --test it monitoring"
     );
 }
 

@@ -23,6 +23,8 @@ const BATCH: usize = 400;
 /// settled job runs again (I4), and no key loses its order (I5).
 fn a_rolling_restart_repeats_nothing(env: &Env) {
     let mut fleet = Fleet::new(env, "rolling", 12);
+    // On a busy machine, a worker must not lose its partitions, since nothing may be repeated.
+    fleet.worker_env("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "30000");
     let ledger = fleet.directory.join("ledger");
     fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
     fleet.worker_env("MCP_MAX_IN_FLIGHT", "4");

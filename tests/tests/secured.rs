@@ -117,8 +117,8 @@ fn wait_for_reloads(server: &Service, count: usize) {
 
 #[test]
 fn a_worker_with_a_certificate_runs_jobs_over_tls_while_everything_is_rotated() {
-    let env = Env::embedded_broker();
-    let mut fleet = Fleet::new(env, "tls", 2);
+    let env = Env::embedded_broker(module_path!());
+    let mut fleet = Fleet::new(&env, "tls", 2);
     let first = Authority::new(&fleet.directory, "first");
     let files = Files::new(&fleet.directory, &first);
     let options = ServerOptions { env: files.server_env(), ..ServerOptions::default() };
@@ -178,8 +178,8 @@ fn healthcheck(port: u16, env: &[(&str, &str)]) -> Output {
 
 #[test]
 fn a_workers_own_port_speaks_tls() {
-    let env = Env::embedded_broker();
-    let mut fleet = Fleet::new(env, "tls-port", 1);
+    let env = Env::embedded_broker(module_path!());
+    let mut fleet = Fleet::new(&env, "tls-port", 1);
     fleet.start_file_server();
     let authority = Authority::new(&fleet.directory, "own");
     let PairFiles { certificate, key } = authority.issue("worker", NAMES);

@@ -59,6 +59,8 @@ actions! {
     CancelJob = "jobs.cancel",
     /// To answer what a job asks for, as a task of the protocol may.
     AnswerJob = "jobs.answer",
+    /// To decide on a job that awaits approval.
+    ApproveJob = "jobs.approve",
     /// To host, change and remove MCP servers.
     AdministerServers = "servers.administer",
     /// To see dead letters.
@@ -95,6 +97,7 @@ impl Action {
             | Self::SubmitJob
             | Self::CancelJob
             | Self::AnswerJob
+            | Self::ApproveJob
             | Self::AdministerServers
             | Self::ReplayDeadLetters
             | Self::DeleteDeadLetters
@@ -164,6 +167,9 @@ mod tests {
         assert!(ActionSet::matching("unknown").is_empty());
         assert_eq!(ActionSet::matching("*").iter().count(), Action::ALL.len());
         let jobs: Vec<_> = ActionSet::matching("jobs.*").iter().map(Action::as_str).collect();
-        assert_eq!(jobs, ["jobs.submit", "jobs.read", "jobs.cancel", "jobs.answer"]);
+        assert_eq!(
+            jobs,
+            ["jobs.submit", "jobs.read", "jobs.cancel", "jobs.answer", "jobs.approve"]
+        );
     }
 }

@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
+use fleet_codes::Code;
 use fleet_job::time::Timestamp;
 
 use crate::{
     action::Action,
     audit::{self, AuditGap, AuditLog, AuditRecord, AuditedValues, OpenRecord},
     limits::{AdmittedCall, LimitReached, LimitedCall, Limits},
-    principal::Principal,
+    principal::{Principal, PrincipalId},
     resource::{Arguments, Context, Resource},
     rules::{Decision, RuleEffect, RuleName, Rules},
 };
@@ -57,6 +58,10 @@ impl CurrentRights {
 #[derive(Debug, Clone)]
 pub struct Asker {
     principal: Arc<Principal>,
+    /// Who presents what the principal has asked for, if that is another one.
+    presenter: Option<PrincipalId>,
+    /// Whether somebody who may has approved what is asked for.
+    is_approved: bool,
     rights: CurrentRights,
     log: AuditLog,
     origin: Origin,
@@ -76,7 +81,8 @@ pub struct Origin {
 impl Asker {
     /// A principal that these rights decide about.
     pub fn new(principal: Arc<Principal>, rights: CurrentRights) -> Self {
-        Self { principal, rights, log: AuditLog::default(), origin: Origin::default() }
+        let (log, origin) = (AuditLog::default(), Origin::default());
+        Self { principal, presenter: None, is_approved: false, rights, log, origin }
     }
 
     /// Has what is done and refused recorded, with this origin.
@@ -93,6 +99,24 @@ impl Asker {
             refine(&mut asker.origin);
         }
         asker
+    }
+
+    /// The same request as one of `principal`, which this asker presents. Whether it may is for the
+    /// caller to decide.
+    #[must_use]
+    pub fn on_behalf_of(&self, principal: Arc<Principal>) -> Self {
+        Self { principal, presenter: Some(self.principal.id()), ..self.clone() }
+    }
+
+    /// The same request, which somebody who may has approved: what needs approval is allowed.
+    #[must_use]
+    pub fn approved(self) -> Self {
+        Self { is_approved: true, ..self }
+    }
+
+    /// Whether somebody presents what another principal has asked for.
+    pub fn is_presented(&self) -> bool {
+        self.presenter.is_some()
     }
 
     /// The local principal without any rules, which may do everything.
@@ -123,7 +147,13 @@ impl Asker {
         resource: &Resource<'_>,
         context: &Context<'_>,
     ) -> Decision {
-        self.rights.get().rules.decide(&self.principal, action, resource, context)
+        let decision = self.rights.get().rules.decide(&self.principal, action, resource, context);
+        match decision.verdict {
+            RuleEffect::Approve if self.is_approved => {
+                Decision { verdict: RuleEffect::Allow, ..decision }
+            }
+            _ => decision,
+        }
     }
 
     /// Decides as [`Rules::decide`] does about something that is to be done now, and records a
@@ -155,6 +185,20 @@ impl Asker {
         arguments: Arguments<'_>,
     ) {
         self.log.record_refusal(|time| self.describe(time, action, resource, decision, arguments));
+    }
+
+    /// Records that a job which this asker presents is not accepted.
+    pub fn record_bad_job(&self, resource: &Resource<'_>, code: Code, fault: &str) {
+        self.log.record_refusal(|time| {
+            // What decided is that the job and its signature don't belong together.
+            let rule = RuleName::Builtin("default:signed-jobs");
+            let decision = Decision { verdict: RuleEffect::Deny, rule, scopes: Vec::new() };
+            AuditRecord {
+                code: Some(code.to_string()),
+                fault: Some(fault.to_owned()),
+                ..self.describe(time, Action::ActAs, resource, &decision, Arguments::None)
+            }
+        });
     }
 
     /// Decides as [`Rules::may_ever`] does.
@@ -236,6 +280,9 @@ impl Asker {
             record.add_arguments(arguments, rights.audited.redaction(action, resource));
         }
 
+        if let Some(principal) = &mut record.principal {
+            principal.presented_by = self.presenter.map(|presenter| presenter.to_string());
+        }
         let Origin { peer, job_id, trace_id } = &self.origin;
         record.peer = peer.map(|peer| peer.to_canonical().to_string());
         record.job_id = job_id.as_deref().map(audit::cut);
@@ -247,7 +294,7 @@ impl Asker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{file::AccessPolicy, resource::Annotations};
+    use crate::{file::AccessPolicy, fleet_role::FleetRole, resource::Annotations};
 
     fn parse(text: &str) -> Rights {
         AccessPolicy::parse(text, None).unwrap().into_rights()
@@ -288,5 +335,32 @@ mod tests {
         assert!(admit() && !admit());
         rights.replace(parse(limited));
         assert!(!admit());
+    }
+
+    #[test]
+    fn what_is_presented_is_decided_on_as_its_author_and_recorded_with_both() {
+        let of = |subject: &str, role: FleetRole| {
+            let via = crate::Via::Key { id: subject.to_owned() };
+            let mut principal = Principal::new("keys", subject, crate::PrincipalKind::Node, via);
+            principal.add_roles([role.as_str().to_owned()]);
+            Arc::new(principal)
+        };
+        let (worker, operator) =
+            (of("worker", FleetRole::Worker), of("operator", FleetRole::Operator));
+        let worker = Asker::new(worker, CurrentRights::default());
+        let read = |asker: &Asker| {
+            asker.decide(Action::ReadMetrics, &Resource::default(), &Context::default())
+        };
+        assert!(!read(&worker).is_allowed());
+
+        let acting = worker.on_behalf_of(operator);
+        let decision = read(&acting);
+        assert!(decision.is_allowed());
+        let (resource, time) = (Resource::default(), Timestamp::MIN);
+        let record =
+            acting.describe(time, Action::ReadMetrics, &resource, &decision, Arguments::None);
+        let principal = record.principal.unwrap();
+        assert_eq!(principal.subject, "operator");
+        assert_eq!(principal.presented_by, Some(worker.principal().id().to_string()));
     }
 }

@@ -47,7 +47,7 @@ pub use authenticator::{Authenticator, WithoutCredentials};
 pub use certificates::CertificateTableError;
 pub use challenge::{Challenge, ChallengeError, RequiredScopes};
 pub use file::{AccessPolicy, AccessPolicyError};
-pub use fleet_role::FleetRole;
+pub use fleet_role::{FleetRole, JobRights};
 pub use keys::{KeyEntry, KeyIdError, KeysFile, KeysFileError, Pepper, check_key_id};
 pub use limits::{
     AdmittedCall, LimitKey, LimitReached, LimitTableError, LimitedCall, Limiter, Limits, Rate,
@@ -55,8 +55,8 @@ pub use limits::{
 };
 pub use presented::{ClientCertificate, MAX_AUTHORIZATION_BYTES, Presented};
 pub use principal::{
-    CERTIFICATES_ISSUER, KEYS_ISSUER, LOCAL_ISSUER, NoPrincipalId, OPEN_ISSUER, Principal,
-    PrincipalId, PrincipalKind, Via,
+    CERTIFICATES_ISSUER, KAFKA_ISSUER, KEYS_ISSUER, LOCAL_ISSUER, NoPrincipalId, OPEN_ISSUER,
+    Principal, PrincipalId, PrincipalKind, Via,
 };
 pub use principals::PrincipalTableError;
 pub use refusal::{AuthRefusal, AuthStatus, Fault};

@@ -15,6 +15,8 @@ pub const CERTIFICATES_ISSUER: &str = "certificates";
 pub const LOCAL_ISSUER: &str = "local";
 /// The issuer of the principal of a server that serves everybody.
 pub const OPEN_ISSUER: &str = "open";
+/// The issuer of the principals as which jobs act that nobody has signed.
+pub const KAFKA_ISSUER: &str = "kafka";
 
 /// Somebody whose credentials were verified, and everything that a decision may depend on.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +75,8 @@ pub enum Via {
     Loopback,
     /// Not at all: the server was told to serve everybody.
     Open,
+    /// By a record of a jobs topic, into which Kafka lets those write who may.
+    Topic,
 }
 
 /// The stable name of a principal: a digest of issuer and subject.
@@ -114,6 +118,14 @@ impl Principal {
     /// The principal of a server that serves everybody.
     pub fn anonymous() -> Self {
         Self::new(OPEN_ISSUER, "anonymous", PrincipalKind::Anonymous, Via::Open)
+    }
+
+    /// The principal as which the jobs of a topic act that nobody has signed: whoever may write to
+    /// the topic.
+    pub fn of_topic(topic: &str) -> Self {
+        let mut principal = Self::new(KAFKA_ISSUER, topic, PrincipalKind::Service, Via::Topic);
+        principal.name = Some(format!("kafka:{topic}"));
+        principal
     }
 
     /// The digest of issuer and subject.
@@ -191,6 +203,7 @@ impl Via {
             Self::Certificate => "certificate",
             Self::Loopback => "loopback",
             Self::Open => "open",
+            Self::Topic => "topic",
         }
     }
 }

@@ -34,16 +34,16 @@ pub use error::RuleError;
 pub use explain::{Applies, Explanation, RuleMatch};
 pub(crate) use selector::Selector;
 pub use selector::SelectorError;
-pub(crate) use table::{AccessTable, DefaultAccess, RuleTable};
+pub(crate) use table::{AccessTable, RuleTable};
 
 use crate::{
     action::Action,
-    fleet_role::FleetRole,
+    fleet_role::{FleetRole, JobRights},
     pattern::Pattern,
     principal::Principal,
     resource::{Context, Resource},
 };
-use builtin::Builtin;
+use builtin::{Builtin, Defaults};
 use facts::Facts;
 use index::Index;
 use rule::Rule;
@@ -53,7 +53,7 @@ use rule::Rule;
 pub struct Rules {
     rules: Vec<Rule>,
     index: Index,
-    default: DefaultAccess,
+    default: Defaults,
     /// The hosted servers whose annotations count.
     trusted_servers: Vec<Pattern>,
 }
@@ -73,9 +73,16 @@ impl Rules {
         Ok(Self {
             index: Index::new(&rules),
             rules,
-            default: access.default,
+            default: Defaults { access: access.default, jobs: JobRights::OfWorkers },
             trusted_servers: Pattern::list(trusted_servers),
         })
+    }
+
+    /// The same rules, where jobs run with these rights.
+    #[must_use]
+    pub fn with_job_rights(mut self, jobs: JobRights) -> Self {
+        self.default.jobs = jobs;
+        self
     }
 
     /// Decides whether a principal may do something.
@@ -130,7 +137,7 @@ impl Rules {
         let whole = Resource { server, ..Resource::default() };
         let is_allowed = about().any(|rule| rule.effect != RuleEffect::Deny)
             || !principal.is_verified()
-            || FleetRole::that_allows(principal, action).is_some()
+            || FleetRole::that_allows(principal, action, self.default.jobs).is_some()
             || (self.trusts_annotations(&whole)
                 && builtin::allow_ever(principal, action, self.default));
         is_allowed && !is_denied

@@ -21,6 +21,9 @@ pub(crate) enum ApiError {
     /// to people.
     #[error("no mcp-server responds at {url}: {reason} [{code}]", code = codes::NO_SERVER)]
     NoServer { url: String, reason: String },
+    /// The server runs, but can't work.
+    #[error("mcp-server at {url} is not ready: {reason} [{code}]", code = codes::NOT_READY)]
+    NotReady { url: String, reason: String },
     /// The connection broke, or the response took too long.
     #[error("the connection to {url} was lost: {reason}")]
     Lost { url: String, reason: String },
@@ -129,7 +132,7 @@ impl ApiError {
     /// server.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
-            Self::NoServer { .. } | Self::Lost { .. } => true,
+            Self::NoServer { .. } | Self::NotReady { .. } | Self::Lost { .. } => true,
             Self::Refused(refusal) => {
                 refusal.status.is_server_error()
                     || matches!(

@@ -4,6 +4,9 @@ use std::fmt::Write as _;
 
 use fleet_job::decode::DecodeError;
 
+/// How many lines are described. A whole file of another format would fill the screen.
+const MOST_DESCRIBED: usize = 20;
+
 /// The lines of a file that are not valid jobs; there is at least one.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.describe())]
@@ -20,9 +23,12 @@ impl BadLines {
         let (bad, lines, file) = (self.bad.len(), self.lines, &self.file);
         let mut text =
             format!("{bad} of {lines} lines of {file} are not valid jobs; nothing was submitted");
-        for (line, error) in &self.bad {
-            // Writing to a string cannot fail.
+        // Writing to a string cannot fail.
+        for (line, error) in self.bad.iter().take(MOST_DESCRIBED) {
             let _written = write!(text, "\n  line {line}: {}", fleet_ops::errors::chain(error));
+        }
+        if bad > MOST_DESCRIBED {
+            let _written = write!(text, "\n  … and {} more", bad - MOST_DESCRIBED);
         }
         text
     }

@@ -1,10 +1,11 @@
 //! The Kafka connection flags of all commands that need one.
 
+use clap_complete::engine::ArgValueCompleter;
 use fleet_job::topics::{DEFAULT_JOBS_TOPIC, Topics, parse_jobs_topic};
 use fleet_kafka::{compression::Compression, settings::Settings};
 use fleet_ops::config::Env;
 
-use crate::error::CliError;
+use crate::{error::CliError, suggestions};
 
 /// The brokers and the jobs topic.
 #[derive(Debug, Clone, clap::Args)]
@@ -29,6 +30,7 @@ pub(crate) struct Connection {
         default_value = DEFAULT_JOBS_TOPIC,
         value_name = "NAME",
         value_parser = parse_jobs_topic,
+        add = ArgValueCompleter::new(suggestions::topics),
     )]
     pub(crate) topic: String,
 

@@ -6,6 +6,7 @@
 
 mod advice;
 mod fleet;
+mod hosted;
 mod kafka_probe;
 mod role;
 mod supervisor;
@@ -23,12 +24,26 @@ use fleet::Fleet;
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet dev
+  mcp-fleet dev --servers mcp.json
+  mcp-fleet dev -- uvx my-server
   mcp-fleet dev --workers 4 --data-dir .fleet
   mcp-fleet dev --broker-port 19092 --server-port 18080";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
+    /// Host the servers of this mcpServers file instead of the files of this directory
+    #[arg(help_heading = "Hosted servers", long, value_name = "FILE")]
+    servers: Option<PathBuf>,
+
+    /// Host the server that this command starts, and nothing else
+    #[arg(value_name = "COMMAND", last = true, conflicts_with = "servers")]
+    command: Vec<String>,
+
+    /// The name of the server that the command starts; by default, it is made of the command
+    #[arg(help_heading = "Hosted servers", long, value_name = "NAME", requires = "command")]
+    name: Option<String>,
+
     /// How many workers to start
     #[arg(
         help_heading = "Fleet",
@@ -94,7 +109,19 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         prepare_data_dir(directory)?;
     }
 
+    std::fs::create_dir_all(&run_dir).map_err(|source| CliError::File {
+        what: "could not create the directory",
+        path: run_dir.clone(),
+        source,
+    })?;
+
     let config = StackConfig {
+        hosts: hosted::hosted_servers(
+            args.servers.as_deref(),
+            &args.command,
+            args.name.as_deref(),
+            &run_dir,
+        )?,
         brokers: args.brokers,
         broker_port: args.broker_port,
         server_port: args.server_port,
@@ -109,7 +136,10 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         jobs: true,
     };
 
-    output::line("starting …");
+    match config.server_port {
+        0 => output::line("starting …"),
+        port => output::line(&format!("starting http://127.0.0.1:{port} …")),
+    }
     Fleet::new(config, broker_dir)?.run(stop).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,15 +1,10 @@
 //! `mcp-fleet dlq`: lists, shows, replays and purges dead letters.
 //!
-//! Decisions (filters, histogram, plan, replay history) are in pure modules; [`scan`] and the
-//! commands themselves are a thin layer around them. docs/dead-letters.md documents this for users.
+//! Decisions (filters, histogram, plan, replay history) are in `fleet-dead-letters`; [`scan`] and
+//! the commands themselves are a thin layer around them. docs/dead-letters.md documents this for users.
 
-mod bytes;
 mod filter;
-mod histogram;
-mod letter;
 mod list;
-mod marker;
-mod plan;
 mod purge;
 mod replay;
 mod scan;

@@ -45,8 +45,27 @@ pub(crate) enum CliError {
     Io(&'static str, #[source] std::io::Error),
     #[error(transparent)]
     Lines(#[from] crate::bad_lines::BadLines),
-    #[error("invalid server URL")]
+    #[error("invalid server")]
     Client(#[from] fleet_mcp_client::ConfigError),
+    #[error("invalid server ({hint})")]
+    ServerUrl {
+        hint: &'static str,
+        #[source]
+        source: fleet_mcp_client::ConfigError,
+    },
+    #[error(transparent)]
+    Call(#[from] crate::mcp::CallError),
+    #[error(transparent)]
+    UnknownTool(#[from] crate::tools::UnknownTool),
+    #[cfg(feature = "fleet")]
+    #[error("no policy can allow the servers")]
+    LocalPolicy(#[from] crate::stack_policy::LocalPolicyError),
+    #[error(transparent)]
+    Source(#[from] crate::servers::SourceError),
+    #[error(transparent)]
+    UnknownTools(#[from] crate::submit::UnknownTools),
+    #[error(transparent)]
+    Arguments(#[from] crate::tools::ArgumentError),
     #[error(transparent)]
     Api(#[from] crate::api_error::ApiError),
     #[error(transparent)]

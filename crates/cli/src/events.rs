@@ -162,16 +162,20 @@ fn mark(verdict: Verdict) -> &'static str {
 /// Formats an event on one line.
 pub(crate) fn describe(event: &JobEvent) -> String {
     let worker = event.worker.as_deref().unwrap_or("-");
-    let note = match &event.error {
+    let (time, state, job, note) =
+        (event.time, event.state.as_str(), &event.job_id, describe_note(event));
+    format!("{time}  {state:9}  {job}  attempt {}  {worker}{note}", event.attempts)
+}
+
+/// Returns the end of an event's line: what went wrong, if anything did.
+pub(crate) fn describe_note(event: &JobEvent) -> String {
+    match &event.error {
         Some(error) => format!("  {}", error.message),
         None if event.has_lost_its_result() => {
             format!("  its result was too large to keep ({RESULT_OMITTED})")
         }
         None => String::new(),
-    };
-
-    let (time, state, job) = (event.time, event.state.as_str(), &event.job_id);
-    format!("{time}  {state:9}  {job}  attempt {}  {worker}{note}", event.attempts)
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! needed. Decisions (filters, rows, exit codes, the contents of the board) are in pure modules;
 //! [`api`], [`follow`] and the commands themselves are a thin layer around them.
 
-mod api;
+pub(crate) mod api;
 mod bars;
 mod board;
 mod cancel;
@@ -12,10 +12,11 @@ mod filter;
 mod follow;
 mod list;
 pub(crate) mod render;
+mod run_again;
 mod show;
 #[cfg(test)]
 mod stub;
-mod wait;
+pub(crate) mod wait;
 mod watch;
 
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ pub(crate) enum Command {
     Show(show::Args),
     /// Wait until jobs have ended
     Wait(wait::Args),
+    /// Submit jobs once more, as they were or with other arguments
+    RunAgain(run_again::Args),
     /// Cancel jobs
     Cancel(cancel::Args),
     /// Follow jobs: a live table on a terminal, otherwise one line per event
@@ -41,6 +44,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::List(args) => list::run(args).await,
         Command::Show(args) => show::run(args).await,
         Command::Wait(args) => wait::run(args).await,
+        Command::RunAgain(args) => run_again::run(args).await,
         Command::Cancel(args) => cancel::run(args).await,
         Command::Watch(args) => watch::run(args).await,
     }

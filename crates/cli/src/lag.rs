@@ -9,8 +9,10 @@ use std::{collections::HashMap, process::ExitCode, time::Duration};
 use fleet_group::Progress;
 use fleet_job::{record::RawRecord, time::Timestamp};
 use fleet_kafka::{
+    KafkaError,
     admin::{self, GroupPosition},
     reader,
+    settings::Settings,
 };
 use fleet_ops::{blocking::run_blocking, clock};
 use serde::Serialize;
@@ -66,7 +68,7 @@ pub(crate) struct Args {
 /// The progress of one partition.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct PartitionRow {
+pub(crate) struct PartitionRow {
     partition: i32,
     /// The offset after the last record.
     end: i64,
@@ -87,21 +89,21 @@ struct PartitionRow {
     oldest_age_ms: Option<u64>,
     /// Why the commit's metadata could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 /// Sums over all partitions.
-#[derive(Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct LagTotals {
+pub(crate) struct LagTotals {
     lag: i64,
     done: i64,
-    remaining: i64,
+    pub(crate) remaining: i64,
     open: i64,
     retried: usize,
     /// The number of stalled partitions.
-    stalled: usize,
-    oldest_age_ms: Option<u64>,
+    pub(crate) stalled: usize,
+    pub(crate) oldest_age_ms: Option<u64>,
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
@@ -110,17 +112,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (asked_topic, asked_group) = (topic.clone(), group.clone());
     let read = move || -> Result<_, CliError> {
         let _notice = WaitNotice::for_kafka(&settings);
-        let positions = admin::group_positions(&settings, &asked_group, &asked_topic, TIMEOUT)?;
-        let from: Vec<_> = positions.iter().filter_map(first_open).collect();
-        let oldest = reader::first_records(&settings, &asked_topic, &from, TIMEOUT)?;
-        Ok((positions, oldest))
+        Ok(fetch(&settings, &asked_group, &asked_topic, TIMEOUT)?)
     };
 
-    let (positions, oldest) = run_blocking(read).await?;
-
-    let rows = partition_rows(&positions, &oldest, clock::now());
-    let totals = sum_rows(&rows);
-    let has_no_commit = positions.iter().all(|position| position.committed.is_none());
+    let (rows, totals) = run_blocking(read).await?;
+    let has_no_commit = rows.iter().all(|row| row.committed.is_none());
 
     if args.json {
         let mut report = json!({ "topic": topic, "group": group, "partitions": rows });
@@ -152,6 +148,22 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     }
 
     Ok(ExitCode::SUCCESS)
+}
+
+/// Fetches how far `group` has come on each partition of `topic`. Blocks the thread for at most
+/// `timeout` per request.
+pub(crate) fn fetch(
+    settings: &Settings,
+    group: &str,
+    topic: &str,
+    timeout: Duration,
+) -> Result<(Vec<PartitionRow>, LagTotals), KafkaError> {
+    let positions = admin::group_positions(settings, group, topic, timeout)?;
+    let from: Vec<_> = positions.iter().filter_map(first_open).collect();
+    let oldest = reader::first_records(settings, topic, &from, timeout)?;
+    let rows = partition_rows(&positions, &oldest, clock::now());
+    let totals = sum_rows(&rows);
+    Ok((rows, totals))
 }
 
 /// Describes the stalled partitions; `None` if there are none.

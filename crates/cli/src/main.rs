@@ -6,10 +6,12 @@
 //! the operator's tool that container images contain.
 
 mod api_error;
+mod approvals;
 mod audit;
 mod bad_lines;
 #[cfg(feature = "fleet")]
 mod broker;
+mod call_progress;
 mod completions;
 mod connection;
 #[cfg(feature = "fleet")]
@@ -22,27 +24,42 @@ mod dlq;
 mod docs;
 mod error;
 mod events;
+mod input;
+mod job_end;
 mod jobs;
 mod keys;
 mod lag;
+mod mcp;
 mod moment;
+mod near_names;
+mod offered_tool;
 mod output;
 mod pending;
+mod result_output;
+mod result_view;
 #[cfg(feature = "fleet")]
 mod serve;
+mod server_args;
+mod servers;
 #[cfg(feature = "fleet")]
 mod stack;
+#[cfg(feature = "fleet")]
+mod stack_policy;
+mod status;
 mod submit;
+mod suggestions;
 #[cfg(feature = "fleet")]
 mod supervise;
 #[cfg(feature = "fleet")]
 mod tally;
+mod tool_schema;
+mod tools;
 mod topics;
 mod wait_notice;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use error::CliError;
 
 /// The same allocator as in `kafka-worker`, so that `mcp-fleet worker` behaves like it.
@@ -59,10 +76,14 @@ const LAPTOP_EXAMPLES: &str = "
 const LAPTOP_EXAMPLES: &str = "";
 
 const EXAMPLES: &str = "
+  mcp-fleet tools call files__file_read path=README.md
+  mcp-fleet servers add mcp.json
   mcp-fleet submit --tool files__file_read --arguments '{\"path\":\"README.md\"}' --wait
   mcp-fleet submit jobs.jsonl --brokers kafka:9092
+  mcp-fleet status
   mcp-fleet jobs watch
   mcp-fleet jobs list --state failed --since 24h
+  mcp-fleet approvals list
   mcp-fleet events --from-start --json
   mcp-fleet topics create --brokers kafka:9092 --partitions 12
   mcp-fleet audit --since 24h --outcome refused
@@ -87,20 +108,37 @@ enum Command {
     #[cfg(feature = "fleet")]
     /// Run a whole fleet (broker, server and workers) until Ctrl-C
     Dev(dev::Args),
-    /// Submit jobs to the jobs topic
+    /// Submit jobs through a server, or straight to Kafka
     Submit(submit::Args),
     /// Print job events as they happen
     Events(events::Args),
-    /// List, show, watch, wait for and cancel jobs through a server
+    /// List, show, watch, wait for, run again and cancel jobs through a server
     Jobs {
         #[command(subcommand)]
         command: jobs::Command,
+    },
+    /// List, show and decide on jobs that await approval, through a server
+    Approvals {
+        #[command(subcommand)]
+        command: approvals::Command,
+    },
+    /// List, describe and call the tools that a server offers
+    Tools {
+        #[command(subcommand)]
+        command: tools::Command,
+    },
+    /// List, add, check and remove the MCP servers that a server hosts
+    Servers {
+        #[command(subcommand)]
+        command: servers::Command,
     },
     /// List, show, replay and purge dead letters
     Dlq {
         #[command(subcommand)]
         command: dlq::Command,
     },
+    /// Show the whole fleet on one screen: what is wrong, and what to do
+    Status(status::Args),
     /// Show how far the workers have come on each partition
     Lag(lag::Args),
     /// Create the topics that a fleet needs
@@ -136,6 +174,7 @@ fn main() -> ExitCode {
         return code;
     }
 
+    completions::answer_shell::<Cli>();
     let cli = Cli::parse();
 
     let runtime = match &cli.command {
@@ -166,7 +205,11 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Submit(args) => submit::run(args).await,
         Command::Events(args) => events::run(args).await,
         Command::Jobs { command } => jobs::run(command).await,
+        Command::Approvals { command } => approvals::run(command).await,
+        Command::Tools { command } => tools::run(command).await,
+        Command::Servers { command } => servers::run(command).await,
         Command::Dlq { command } => dlq::run(command).await,
+        Command::Status(args) => status::run(args).await,
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
         Command::Audit(args) => audit::run(args).await,
@@ -177,12 +220,14 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Server(args) => serve::server(args).await,
         #[cfg(feature = "fleet")]
         Command::Worker(args) => serve::worker(args).await,
-        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Command::Completions(args) => completions::run(&args),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     /// Returns the help texts of a command and of its subcommands.

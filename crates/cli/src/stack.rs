@@ -1,24 +1,29 @@
 //! A whole fleet on one machine: broker, topics, server and workers.
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use fleet_job::{
     envelope::{Envelope, Work},
+    mcp_servers::ServerEntry,
     outcome::Outcome,
     topics::Topics,
 };
 use fleet_kafka::{admin, settings::Settings};
 use fleet_mcp_client::{ClientConfig, McpClient, ToolCall};
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     broker::RunningBroker,
     connection,
     error::CliError,
     keys,
+    mcp::McpServer,
+    servers::{self, Condition, HostedServer},
+    stack_policy::{LocalPolicy, Surroundings},
     supervise::{Process, own_program},
     wait_notice::WaitNotice,
 };
@@ -31,8 +36,19 @@ const READY: Duration = Duration::from_secs(30);
 /// How long workers may take to join the group and divide the partitions.
 const JOIN: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(100);
+/// How long to wait for servers of the user's own before saying that they are still starting.
+const SETTLE: Duration = Duration::from_secs(60);
 /// The time for a process to stop. Longer than a worker's drain.
 const STOP: Duration = Duration::from_secs(40);
+
+/// What the fleet hosts.
+#[derive(Debug, Clone)]
+pub(crate) enum HostedByStack {
+    /// The files of the root directory.
+    Files,
+    /// The servers of the user's own that this file lists.
+    Servers { file: PathBuf, entries: Vec<(String, ServerEntry)> },
+}
 
 /// What to start, and where.
 #[derive(Debug, Clone)]
@@ -45,7 +61,9 @@ pub(crate) struct StackConfig {
     pub(crate) run_dir: PathBuf,
     /// The directory for API keys, which outlive the fleet if the user keeps its data.
     pub(crate) keys_dir: PathBuf,
-    /// The directory whose files are hosted.
+    /// What is hosted.
+    pub(crate) hosts: HostedByStack,
+    /// The directory whose files are hosted, which is that of the fleet's processes.
     pub(crate) root: PathBuf,
     /// A directory below it that is not hosted, since it has the data and the keys of the fleet.
     pub(crate) hidden: Option<PathBuf>,
@@ -197,7 +215,7 @@ impl Stack {
 
 /// Variables of a fleet elsewhere that must not reach the one on this machine, whose parts speak
 /// plain HTTP on loopback and have keys of their own.
-const OF_OTHERS: [(&str, &str); 12] = [
+const OF_OTHERS: [(&str, &str); 14] = [
     ("MCP_TLS_CERTIFICATE_FILE", ""),
     ("MCP_TLS_KEY_FILE", ""),
     ("MCP_TLS_CLIENT_CA_FILE", ""),
@@ -210,6 +228,8 @@ const OF_OTHERS: [(&str, &str); 12] = [
     ("MCP_PUBLIC_URL", ""),
     ("MCP_AUDIT", "auto"),
     ("MCP_AUDIT_FILE", ""),
+    ("MCP_SERVERS_FILE", ""),
+    ("MCP_HOSTING", "true"),
 ];
 
 /// Waits until all workers have joined the group, so that each gets its share of the first jobs. A
@@ -244,6 +264,39 @@ pub(crate) async fn host_files(server_url: &str, config: &StackConfig) -> Result
     }
 }
 
+/// Waits until the servers of the user's own have started or failed, and returns what has become of
+/// each. One that takes long is still starting.
+pub(crate) async fn wait_for_servers(
+    server_url: &str,
+    entries: &[(String, ServerEntry)],
+) -> Result<Vec<(String, Condition)>, CliError> {
+    let server = McpServer::new(ClientConfig::new(ClientConfig::parse_urls(server_url)?))?;
+    if !entries.iter().any(|(name, _)| name == FILES) {
+        // An earlier run with the same data may have hosted the files, which the policy of this one
+        // refuses.
+        let arguments = Map::from_iter([("name".to_owned(), FILES.into())]);
+        server.call_own::<Value>("server_remove", arguments, READY).await?;
+    }
+
+    let deadline = tokio::time::Instant::now() + SETTLE;
+    loop {
+        let servers = servers::read_servers(&servers::fetch_servers(&server).await?);
+        let condition_of = |name: &String| {
+            let server = servers.iter().find(|server| server.name == *name);
+            server.map_or(Condition::Starts, HostedServer::condition)
+        };
+        let conditions: Vec<_> =
+            entries.iter().map(|(name, _)| (name.clone(), condition_of(name))).collect();
+
+        let is_open = conditions.iter().any(|(_, condition)| *condition == Condition::Starts);
+        if !is_open || tokio::time::Instant::now() >= deadline {
+            server.close().await;
+            return Ok(conditions);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Starts worker `number` without waiting for it. It listens on `port`, or on any free port if that
 /// is 0.
 pub(crate) fn start_worker(
@@ -263,13 +316,14 @@ pub(crate) fn start_worker(
         format!("--group={}", config.group),
         format!("--server-url={server_url}"),
         format!("--server-token-file={}", config.keys_dir.join("worker.key").display()),
+        format!("--signing-public-keys={}", config.keys_dir.join("signing.pub").display()),
         format!("--worker-id={name}"),
     ];
 
-    // On one machine, a dead worker should be noticed in seconds. Values that the user sets take
-    // precedence.
+    // On one machine, a dead worker should be noticed in seconds. A shorter session would need more
+    // frequent statistics, which wake idle workers. Values that the user sets take precedence.
     let quick = [
-        ("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "6000"),
+        ("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "9000"),
         ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS", "1500"),
     ];
     let quick = quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none());
@@ -294,7 +348,12 @@ pub(crate) fn start_server(
         "--access=local".to_owned(),
         format!("--access-keys={}", config.keys_file().display()),
         format!("--access-pepper-file={}", config.pepper_file().display()),
+        format!("--signing-key={}", config.keys_dir.join("signing.key").display()),
     ];
+
+    if let HostedByStack::Servers { file, .. } = &config.hosts {
+        args.push(format!("--servers={}", file.display()));
+    }
 
     if config.jobs {
         args.push(format!("--kafka-brokers={brokers}"));
@@ -332,6 +391,8 @@ fn files_argv(config: &StackConfig) -> Result<Vec<String>, CliError> {
         text(&exe)?,
         "server".to_owned(),
         "--stdio".to_owned(),
+        // Of its own tools, those for files alone.
+        "--hosting=false".to_owned(),
         format!("--root={}", text(&config.root)?),
     ];
     if let Some(hidden) = &config.hidden {
@@ -340,26 +401,59 @@ fn files_argv(config: &StackConfig) -> Result<Vec<String>, CliError> {
     Ok(argv)
 }
 
-/// Writes a policy that allows exactly the command line that hosts the files.
+/// Writes a policy that allows exactly what the fleet hosts.
 pub(crate) fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
-    #[derive(serde::Serialize)]
-    struct Policy {
-        command: Vec<Allowed>,
-    }
-    #[derive(serde::Serialize)]
-    struct Allowed {
-        argv: Vec<String>,
-    }
-
-    let argv = files_argv(config)?.iter().map(|word| fleet_job::glob::escape(word)).collect();
-    let policy = Policy { command: vec![Allowed { argv }] };
+    let policy = match &config.hosts {
+        HostedByStack::Files => LocalPolicy::for_command(&files_argv(config)?),
+        HostedByStack::Servers { entries, .. } => {
+            let surroundings = Surroundings {
+                directory: &config.root,
+                variable: &|name| std::env::var(name).ok(),
+                file: &|path| std::fs::read_to_string(path).ok(),
+            };
+            LocalPolicy::for_servers(entries, &surroundings)?
+        }
+    };
 
     let path = config.run_dir.join("policy.toml");
     let text = toml::to_string(&policy).map_err(|error| CliError::Usage(error.to_string()))?;
-    std::fs::write(&path, text).map_err(|source| CliError::File {
+    replace_file(&path, &text).map_err(|source| CliError::File {
         what: "could not write",
         path: path.clone(),
         source,
     })?;
     Ok(path)
+}
+
+/// Writes a file that a running server may be reading: it sees the old text or the new one, and
+/// never a part.
+fn replace_file(path: &Path, text: &str) -> std::io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Read as _};
+
+    use super::*;
+
+    #[test]
+    fn a_reader_of_the_policy_never_sees_a_part_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("policy.toml");
+        replace_file(&path, "old and long").unwrap();
+        let mut reader = fs::File::open(&path).unwrap();
+
+        replace_file(&path, "new").unwrap();
+
+        let mut seen = String::new();
+        reader.read_to_string(&mut seen).unwrap();
+        assert_eq!(seen, "old and long");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing else is left");
+    }
 }

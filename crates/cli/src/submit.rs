@@ -1,47 +1,35 @@
 //! `mcp-fleet submit`: submits jobs and optionally waits for them.
+//!
+//! Jobs go through the server if one is given, and straight to Kafka otherwise. Only a server can
+//! say whether a tool exists, and whether a job was submitted before.
 
+mod check;
+mod kafka;
 mod lines;
+mod requested;
+mod through_server;
 
-use std::{
-    collections::{HashMap, VecDeque},
-    io::Read as _,
-    path::PathBuf,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use fleet_job::{
-    decode,
-    envelope::{Envelope, ToolCall, Work},
-    event::{JobEvent, JobState, RESULT_OMITTED},
-    mcp_servers,
-    time::Timestamp,
-    topics::Topics,
-};
-use fleet_kafka::{
-    KafkaError, admin,
-    producer::{Delivered, Outgoing, Producer},
-    reader::{From, Reader},
-    settings::Settings,
-};
-use fleet_ops::{blocking::run_blocking, shutdown};
-use indicatif::ProgressBar;
-use serde_json::{Map, Value, json};
-use tokio_util::sync::CancellationToken;
+use clap_complete::engine::ArgValueCompleter;
+use fleet_job::view::Submitted;
+use fleet_ops::shutdown;
+use serde_json::json;
+
+pub(crate) use check::UnknownTools;
+pub(crate) use kafka::{progress_bar, write_all};
+use requested::Job;
 
 use crate::{
     connection::Connection,
-    dlq::text::shorten,
     error::CliError,
-    events,
-    jobs::render,
+    job_end::{EndPrinter, WaitResult},
     output,
-    pending::{PartitionOffset, Pending, RecordUpdate},
-    wait_notice::{Outage, SILENCE, WaitNotice},
+    result_output::ResultArgs,
+    server_args::ServerArgs,
+    suggestions,
 };
 
-/// How long a broker may take to respond at all.
-const REACH: Duration = Duration::from_secs(5);
 /// The exit code of `submit --wait` and `jobs wait` if a job has not succeeded.
 pub(crate) const FAILED: u8 = 1;
 /// The exit code on a timeout.
@@ -50,20 +38,19 @@ pub(crate) const TIMED_OUT: u8 = 3;
 pub(crate) const NO_RESULT: u8 = 4;
 /// The exit code that shells report for an interrupted process.
 pub(crate) const INTERRUPTED: u8 = 130;
-const OPEN: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(100);
-/// The maximum number of records that wait for acknowledgement.
-const WINDOW: usize = 1000;
-
-/// The message before the progress bar while no job reports its progress.
-const WAITING: &str = "waiting";
-/// The maximum length of a job's progress message in that place.
-const MAX_PROGRESS: usize = 100;
+/// The most job ids to print.
+const SHOWN_IDS: usize = 10;
 
 const EXAMPLES: &str = "Examples:
-  mcp-fleet submit --server files --tool file_list --arguments '{\"path\":\".\"}' --wait
+  mcp-fleet submit --tool files__file_list --arguments '{\"path\":\".\"}' --wait
+  mcp-fleet submit --tool db__query --arguments '{\"sql\":\"select 1\"}' --wait -o structured
   mcp-fleet submit --server-init .mcp.json --wait
+  mcp-fleet submit jobs.jsonl --server localhost:8080 --wait
   mcp-fleet submit jobs.jsonl --brokers kafka:9092 --wait --json
+
+With --server or MCP_SERVER_URL, jobs go through that mcp-server: tools that it does not know are an
+error before anything is submitted, and a job whose id was submitted before is not submitted again.
+Otherwise they go straight to Kafka, where nobody checks either.
 
 Exit codes with --wait:
   0    all jobs succeeded
@@ -76,6 +63,9 @@ Exit codes with --wait:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
+    server: ServerArgs,
+
+    #[command(flatten)]
     connection: Connection,
 
     /// Submit the jobs in this file, one JSON object per line; `-` for standard input
@@ -87,13 +77,9 @@ pub(crate) struct Args {
     )]
     file: Option<PathBuf>,
 
-    /// Submit one call of this tool
-    #[arg(help_heading = "Jobs", long, value_name = "NAME")]
+    /// Submit one call of this tool; that of a hosted server is named SERVER__TOOL
+    #[arg(help_heading = "Jobs", long, value_name = "NAME", add = ArgValueCompleter::new(suggestions::tools))]
     tool: Option<String>,
-
-    /// The hosted server that the tool belongs to
-    #[arg(help_heading = "Jobs", long, requires = "tool", value_name = "NAME")]
-    server: Option<String>,
 
     /// The tool's arguments as a JSON object
     #[arg(
@@ -117,13 +103,17 @@ pub(crate) struct Args {
     #[arg(help_heading = "Jobs", long, value_name = "KEY")]
     key: Option<String>,
 
+    /// Submit jobs although the server does not offer their tools
+    #[arg(help_heading = "Jobs", long)]
+    no_check: bool,
+
     /// Wait until every job has ended; see the exit codes below
-    #[arg(help_heading = "JobWait", long)]
+    #[arg(help_heading = "Waiting", long)]
     wait: bool,
 
     /// How long to wait, in seconds
     #[arg(
-        help_heading = "JobWait",
+        help_heading = "Waiting",
         long,
         requires = "wait",
         default_value_t = 600,
@@ -131,400 +121,131 @@ pub(crate) struct Args {
     )]
     timeout: u64,
 
+    /// With --wait: the result of one job is printed as text, those of several are not
+    #[command(flatten)]
+    result: ResultArgs,
+
     /// Print JSON: with --wait each terminal event on one line, then a summary
-    #[arg(help_heading = "Output", long)]
+    #[arg(help_heading = "Output", long, conflicts_with = "format")]
     json: bool,
 }
 
-/// A job and the key of its record.
-struct Job {
-    envelope: Envelope,
-    key: Option<String>,
+/// What has become of a submission.
+#[derive(Debug)]
+enum Submission {
+    /// The jobs were submitted, and nobody waits for them. `existing` has the jobs in order if
+    /// somebody knows which of them were submitted before.
+    Written { to: String, existing: Option<Vec<Submitted>> },
+    /// The wait is over.
+    Waited(WaitResult),
+    /// The user stopped the wait for `open` jobs, if their number is known.
+    Interrupted { open: Option<usize> },
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let jobs = read_jobs(&args)?;
+    if args.result.is_given() && !args.wait {
+        return Err(CliError::Usage(
+            "results are known only after --wait, which -o and --save need".to_owned(),
+        ));
+    }
 
-    let settings = args.connection.settings()?;
-    let topics = args.connection.topics();
-    let notice = WaitNotice::for_kafka(&settings);
-
-    // Fail quickly and clearly if Kafka is unreachable; a producer would take half a minute to
-    // fail.
-    let (look, topic) = (settings.clone(), topics.jobs.clone());
-    let look = move || Ok::<_, CliError>(admin::partitions(&look, &topic, REACH)?);
-    let partitions = run_blocking(look).await?;
-
-    // Open the reader before writing the first job, or it could miss the job's end.
-    let reader = if args.wait {
-        let (settings, topic) = (settings.clone(), topics.events.clone());
-        let open = move || Ok::<_, CliError>(Reader::open(&settings, &topic, From::Now, OPEN)?);
-        Some(run_blocking(open).await?)
-    } else {
-        None
-    };
-
-    drop(notice);
-    let producer = Producer::new(&settings)?;
-
-    let bar = progress_bar(jobs.len(), "submitting");
-    let places = write_jobs(&producer, &topics, partitions, &jobs, &bar).await?;
-    bar.finish_and_clear();
-
-    let Some(reader) = reader else {
-        let ids: Vec<_> = jobs.iter().map(|job| &job.envelope.job_id).collect();
-        if args.json {
-            output::json(&json!({"submitted": ids.len(), "jobs": ids}));
-        } else {
-            output::line(&format!("submitted {} jobs to {}", ids.len(), topics.jobs));
-            for id in ids.iter().take(10) {
-                output::line(&format!("  {id}"));
-            }
-        }
-        return Ok(ExitCode::SUCCESS);
-    };
-
-    let (timeout, as_json) = (Duration::from_secs(args.timeout), args.json);
+    let jobs = requested::read_jobs(&args)?;
     let stop = shutdown::signal_token()
         .map_err(|error| CliError::Io("could not install signal handlers", error))?;
-    let waiting = JobWait { settings, topic: topics.jobs, places, timeout, as_json, stop };
-    run_blocking(move || waiting.run(reader)).await
-}
 
-// --- What to submit -----------------------------------------------------------------------------
+    let timeout = Duration::from_secs(args.timeout.min(u64::from(u32::MAX)));
+    let printer = EndPrinter::new(args.json, &args.result, jobs.len());
+    let wait = args.wait.then(|| (printer.clone(), timeout));
 
-fn read_jobs(args: &Args) -> Result<Vec<Job>, CliError> {
-    if let Some(path) = &args.file {
-        return read_jobs_file(path, args.key.as_deref());
-    }
-
-    let job_id = args.job_id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
-
-    let mut object = json!({"jobID": job_id});
-    if let Some(path) = &args.server_init {
-        let payload = mcp_servers::text::parse(&read_input(path)?)
-            .map_err(|error| CliError::Usage(format!("`{}`: {error}", path.display())))?;
-        object["jobType"] = "server-init".into();
-        object["payload"] = payload;
-    } else {
-        let arguments: Map<String, Value> =
-            serde_json::from_str(&args.arguments).map_err(|error| {
-                CliError::Usage(format!("--arguments is not a JSON object: {error}"))
-            })?;
-        let call = ToolCall {
-            server: args.server.clone(),
-            tool: args.tool.clone().unwrap_or_default(),
-            arguments,
-            task: None,
-            extra: Map::new(),
-        };
-        object = Envelope::new(job_id, Work::ToolCall(call)).to_json();
-    }
-
-    let envelope = decode::from_json(object.to_string().as_bytes())
-        .map_err(|error| CliError::Usage(format!("invalid job: {error}")))?;
-    Ok(vec![Job { envelope, key: args.key.clone() }])
-}
-
-fn read_jobs_file(path: &PathBuf, key: Option<&str>) -> Result<Vec<Job>, CliError> {
-    let file = match path.to_str() {
-        Some("-") => "standard input".to_owned(),
-        _ => format!("`{}`", path.display()),
-    };
-    let text = mcp_servers::text::decode(&read_input(path)?)
-        .map_err(|error| CliError::Usage(format!("{file}: {error}")))?;
-
-    let jobs = lines::parse(&text, &file, key)?;
-    if jobs.is_empty() {
-        return Err(CliError::Usage(format!(
-            "{file} contains no jobs; expected one JSON object per line"
-        )));
-    }
-    Ok(jobs)
-}
-
-fn read_input(path: &PathBuf) -> Result<Vec<u8>, CliError> {
-    let bytes = if path.as_os_str() == "-" {
-        let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes).map(|_| bytes)
-    } else {
-        std::fs::read(path)
-    };
-    bytes.map_err(|source| CliError::File { what: "could not read", path: path.clone(), source })
-}
-
-// --- Writing ------------------------------------------------------------------------------------
-
-/// Writes the jobs in order and returns where each one was written.
-async fn write_jobs(
-    producer: &Producer,
-    topics: &Topics,
-    partitions: i32,
-    jobs: &[Job],
-    bar: &ProgressBar,
-) -> Result<Vec<PartitionOffset>, CliError> {
-    let now = fleet_ops::clock::now();
-    let queued: Vec<_> = jobs.iter().map(|job| queued_event(topics, &job.envelope, now)).collect();
-
-    // In a burst, jobs without a key take turns. While librdkafka's threads are still taking over
-    // the partitions of a new topic, it gives several times as many records to those that have been
-    // taken over. It may choose for a few jobs, because it avoids partitions without a leader.
-    let is_burst = i32::try_from(jobs.len()).unwrap_or(i32::MAX) > partitions;
-    let mut turn = rand::random_range(0..partitions);
-    let mut take_turn = || {
-        turn = (turn + 1) % partitions;
-        turn
+    let submission = match args.server.is_given() {
+        true => through_server::submit(&args.server, &jobs, !args.no_check, wait, stop).await?,
+        false => kafka::submit(args.connection, &jobs, wait, stop).await?,
     };
 
-    let records: Vec<_> = jobs
-        .iter()
-        .map(|job| Outgoing {
-            timestamp: Some(now),
-            partition: (is_burst && job.key.is_none()).then(&mut take_turn),
-            topic: topics.jobs.clone(),
-            key: job.key.as_ref().map(|key| key.clone().into_bytes()),
-            value: Some(job.envelope.to_json().to_string().into_bytes()),
-            headers: Vec::new(),
-        })
-        .collect();
-
-    // Write the queued events first: after the jobs, they could hide events of a fast worker.
-    write_all(producer, &queued, || {}).await?;
-    Ok(write_all(producer, &records, || bar.inc(1)).await?)
+    Ok(match submission {
+        Submission::Written { to, existing } => {
+            print_written(&jobs, &to, existing.as_deref(), args.json);
+            ExitCode::SUCCESS
+        }
+        Submission::Waited(waited) => {
+            waited.print(timeout, &printer);
+            ExitCode::from(waited.exit_code())
+        }
+        Submission::Interrupted { open } => {
+            output::problem(&match open {
+                Some(open) => format!(
+                    "interrupted; {open} jobs have not ended and continue without this command"
+                ),
+                None => "interrupted; the jobs continue without this command".to_owned(),
+            });
+            ExitCode::from(INTERRUPTED)
+        }
+    })
 }
 
-fn queued_event(topics: &Topics, envelope: &Envelope, now: Timestamp) -> Outgoing {
-    Outgoing {
-        timestamp: Some(now),
-        partition: None,
-        topic: topics.events.clone(),
-        key: Some(envelope.job_id.clone().into_bytes()),
-        value: Some(
-            JobEvent {
-                submitted_at: Some(now),
-                ..JobEvent::about(envelope, JobState::Queued, now)
-            }
-            .to_bytes(),
-        ),
-        headers: Vec::new(),
-    }
-}
+/// Prints what was submitted.
+fn print_written(jobs: &[Job], to: &str, submitted: Option<&[Submitted]>, as_json: bool) {
+    let ids: Vec<_> = jobs.iter().map(|job| &job.envelope.job_id).collect();
+    let existing: Vec<_> =
+        submitted.unwrap_or_default().iter().filter(|job| job.existing).collect();
+    let new = ids.len() - existing.len().min(ids.len());
 
-/// Writes `records` in order, several at a time, and returns where each one was written.
-pub(crate) async fn write_all(
-    producer: &Producer,
-    records: &[Outgoing],
-    mut written: impl FnMut(),
-) -> Result<Vec<PartitionOffset>, KafkaError> {
-    let mut places = Vec::with_capacity(records.len());
-    let (mut waiting, mut is_silent) = (VecDeque::new(), true);
-
-    for index in 0..=records.len() {
-        // After the last record, wait for all acknowledgements.
-        let room = match records.get(index) {
-            Some(record) => {
-                waiting.push_back(producer.enqueue_patiently(record).await?);
-                WINDOW
-            }
-            None => 0,
-        };
-
-        while waiting.len() > room
-            && let Some(delivery) = waiting.pop_front()
-        {
-            let Delivered { partition, offset } =
-                await_acknowledgement(delivery, &mut is_silent).await?;
-            places.push((partition, offset));
-            written();
+    if as_json {
+        let mut report = json!({"submitted": new, "jobs": ids});
+        if submitted.is_some() {
+            report["existing"] = existing.iter().map(|job| job.job_id.as_str()).collect();
         }
-    }
-    Ok(places)
-}
-
-/// Waits for an acknowledgement. If that takes long, tells the user, once per command.
-async fn await_acknowledgement(
-    delivery: impl Future<Output = Result<Delivered, KafkaError>>,
-    is_silent: &mut bool,
-) -> Result<Delivered, KafkaError> {
-    let mut delivery = std::pin::pin!(delivery);
-    if *is_silent {
-        match tokio::time::timeout(SILENCE, &mut delivery).await {
-            Ok(delivered) => return delivered,
-            Err(_) => {
-                *is_silent = false;
-                output::problem("waiting for Kafka to acknowledge the written records");
-            }
-        }
-    }
-    delivery.await
-}
-
-/// Creates a progress bar on standard error, which is hidden if that is not a terminal.
-pub(crate) fn progress_bar(length: usize, what: &'static str) -> ProgressBar {
-    let style =
-        indicatif::ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {rate} {elapsed}");
-    let bar = ProgressBar::new(length as u64).with_message(what);
-    let rate = |state: &indicatif::ProgressState, to: &mut dyn std::fmt::Write| {
-        // If formatting fails, the bar just shows no rate.
-        let _written = write!(to, "{:.0}/s", state.per_sec());
-    };
-
-    match style {
-        Ok(style) => bar.with_style(style.with_key("rate", rate)),
-        Err(_) => bar,
-    }
-}
-
-// --- JobWait ------------------------------------------------------------------------------------
-
-/// A wait for submitted jobs.
-struct JobWait {
-    settings: Settings,
-    topic: String,
-    places: Vec<PartitionOffset>,
-    timeout: Duration,
-    as_json: bool,
-    stop: CancellationToken,
-}
-
-impl JobWait {
-    fn run(&self, mut reader: Reader) -> Result<ExitCode, CliError> {
-        let deadline = Instant::now() + self.timeout;
-        let mut pending = Pending::new(&self.topic, self.places.iter().copied());
-        let mut waited = WaitResult { submitted: self.places.len(), ..WaitResult::default() };
-        let mut outage = Outage::default();
-        let bar = progress_bar(self.places.len(), WAITING);
-
-        while pending.len() > 0 && Instant::now() < deadline && !self.stop.is_cancelled() {
-            let record = reader.next(POLL)?;
-            if outage.observe(reader.is_out_of_reach(), Instant::now()) {
-                bar.suspend(|| output::problem(&Outage::message(&self.settings)));
-            }
-            match record.and_then(|record| pending.take(&record)) {
-                Some(RecordUpdate::Progress(progress)) => {
-                    bar.set_message(shorten(&render::describe_progress(&progress), MAX_PROGRESS));
-                }
-                Some(RecordUpdate::End(end)) => {
-                    waited.add_end(&end);
-                    bar.set_message(WAITING);
-                    bar.inc(1);
-                    bar.suspend(|| match self.as_json {
-                        true => output::json(&end),
-                        false => output::line(&events::describe(&end)),
-                    });
-                }
-                None => {}
-            }
-        }
-        bar.finish_and_clear();
-
-        if self.stop.is_cancelled() {
-            let open = pending.len();
-            output::problem(&format!(
-                "interrupted; {open} jobs have not ended and continue without this command"
-            ));
-            return Ok(ExitCode::from(INTERRUPTED));
-        }
-        waited.print(self.timeout, self.as_json);
-        Ok(ExitCode::from(waited.exit_code()))
-    }
-}
-
-/// How the awaited jobs have ended.
-#[derive(Debug, Default)]
-struct WaitResult {
-    submitted: usize,
-    states: HashMap<&'static str, usize>,
-    /// Jobs that succeeded with a result that was too large to keep.
-    omitted: usize,
-}
-
-impl WaitResult {
-    fn add_end(&mut self, end: &JobEvent) {
-        *self.states.entry(end.state.as_str()).or_default() += 1;
-        self.omitted += usize::from(end.has_lost_its_result());
+        return output::json(&report);
     }
 
-    fn count(&self, state: JobState) -> usize {
-        self.states.get(state.as_str()).copied().unwrap_or_default()
+    output::line(&format!("submitted {new} jobs to {to}"));
+    if !existing.is_empty() {
+        output::line(&format!(
+            "{} jobs were submitted before and are left as they are (existing)",
+            existing.len()
+        ));
     }
-
-    /// Returns the number of jobs that have not ended.
-    fn open(&self) -> usize {
-        self.submitted - self.states.values().sum::<usize>()
+    let state = |id: &str| existing.iter().find(|job| job.job_id == id).map(|job| &job.state);
+    for id in ids.iter().take(SHOWN_IDS) {
+        output::line(&match state(id) {
+            Some(state) => format!("  {id}  existing, {state}"),
+            None => format!("  {id}"),
+        });
     }
-
-    fn summary(&self) -> Value {
-        json!({
-            "submitted": self.submitted,
-            "succeeded": self.count(JobState::Succeeded),
-            "failed": self.count(JobState::Failed),
-            "expired": self.count(JobState::Expired),
-            "cancelled": self.count(JobState::Cancelled),
-            "waiting": self.open(),
-            "resultOmitted": self.omitted,
-        })
-    }
-
-    fn print(&self, timeout: Duration, as_json: bool) {
-        if as_json {
-            output::json(&self.summary());
-        } else {
-            let succeeded = self.count(JobState::Succeeded);
-            output::line(&format!("{succeeded} of {} jobs succeeded", self.submitted));
-        }
-
-        if self.omitted > 0 {
-            let omitted = self.omitted;
-            output::problem(&format!(
-                "the results of {omitted} jobs were too large to keep ({RESULT_OMITTED})"
-            ));
-        }
-
-        if self.open() > 0 {
-            let (open, seconds) = (self.open(), timeout.as_secs());
-            output::problem(&format!(
-                "{open} jobs have not ended within {seconds} s; they continue to run"
-            ));
-        }
-    }
-
-    /// Returns the exit code of the command.
-    fn exit_code(&self) -> u8 {
-        match () {
-            () if self.open() > 0 => TIMED_OUT,
-            () if self.count(JobState::Succeeded) < self.submitted => FAILED,
-            () if self.omitted > 0 => NO_RESULT,
-            () => 0,
-        }
+    if ids.len() > SHOWN_IDS {
+        output::line(&format!("  … and {} more", ids.len() - SHOWN_IDS));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use fleet_job::event::ResultOmitted;
+    use clap::Parser as _;
 
     use super::*;
 
-    #[test]
-    fn exit_codes() {
-        let check = |submitted, states: &[JobState], omitted: bool, expected| {
-            let mut waited = WaitResult { submitted, ..WaitResult::default() };
-            for state in states {
-                let mut end = JobEvent::new("j", *state, Timestamp::default());
-                if omitted && *state == JobState::Succeeded {
-                    end.omit_result(ResultOmitted { bytes: 9, limit_bytes: 5 });
-                }
-                waited.add_end(&end);
-            }
-            assert_eq!(waited.exit_code(), expected, "{waited:?}");
-        };
-        let (good, bad) = (JobState::Succeeded, JobState::Failed);
-        check(2, &[good, good], false, 0);
-        check(2, &[good, bad], false, 1);
-        check(2, &[good, JobState::Cancelled], false, 1);
-        check(2, &[good, good], true, 4);
-        check(2, &[good, bad], true, 1);
-        check(2, &[bad], false, 3);
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &[&str]) -> Result<Args, String> {
+        let words = ["submit", "--brokers=127.0.0.1:1"].iter().chain(words);
+        Command::try_parse_from(words).map(|call| call.args).map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn results_need_a_wait() {
+        let args = parse(&["--tool", "t", "-o", "text"]).unwrap();
+        let error = run(args).await.unwrap_err().to_string();
+        assert!(error.contains("--wait"), "{error}");
+        assert!(parse(&["--tool", "t", "--wait", "-o", "text", "--json"]).is_err());
+    }
+
+    #[tokio::test]
+    async fn the_name_of_a_hosted_server_is_refused_with_a_hint() {
+        let args = parse(&["--server", "files", "--tool", "file_list"]).unwrap();
+        let error = fleet_ops::errors::chain(&run(args).await.unwrap_err());
+        assert!(error.contains("SERVER__TOOL"), "{error}");
     }
 }

@@ -149,6 +149,18 @@ pub(crate) fn own_program() -> Result<PathBuf, CliError> {
     std::env::current_exe().map_err(|error| CliError::Io("could not find this program", error))
 }
 
+/// Renames the logs in `directory` from an earlier run to `NAME.log.1`, so that each run begins its
+/// own. Older ones are dropped.
+pub(crate) fn set_logs_aside(directory: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension() == Some(OsStr::new("log")) {
+            std::fs::rename(&path, path.with_extension("log.1"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Returns the last lines of a log file.
 pub(crate) fn tail(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
@@ -171,5 +183,28 @@ pub(crate) fn describe(status: ExitStatus) -> String {
             Err(_) => format!("was killed by signal {signal}"),
         },
         (None, None) => "ended".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn each_run_begins_its_own_logs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for (name, text) in [("broker.log", "second"), ("broker.log.1", "first"), ("keep", "")] {
+            fs::write(path(name), text).unwrap();
+        }
+
+        set_logs_aside(directory.path()).unwrap();
+
+        assert!(!path("broker.log").exists() && path("keep").exists());
+        assert_eq!(fs::read_to_string(path("broker.log.1")).unwrap(), "second");
+        set_logs_aside(directory.path()).unwrap();
+        assert_eq!(fs::read_to_string(path("broker.log.1")).unwrap(), "second");
     }
 }

@@ -213,6 +213,38 @@ table! {
             "The operation needs the approval of somebody else.",
             "A rule with `effect = \"approve\"` covers it.",
             "Ask somebody who may approve it, or have the rule changed.";
+        BAD_SIGNATURE = "FLEET-BAD-SIGNATURE":
+            "The job's signature does not fit the job, so the job was not run.",
+            "The record, its job id or its calls were changed after the job was submitted, or its signature was taken from another job, topic or fleet.",
+            "Find out who may write to the jobs topic (docs/access.md); submit the job again through the server.";
+        UNKNOWN_SIGNATURE = "FLEET-UNKNOWN-SIGNATURE":
+            "The job was signed with a key that the server does not have.",
+            "The key is that of another fleet, or keys are being replaced and this server has not read the new one.",
+            "Give every server the public key before any server signs with the private one; then replay the dead letter.";
+        WORKER_REFUSED = "FLEET-WORKER-REFUSED":
+            "The worker may not present the jobs of others, so its jobs wait.",
+            "Jobs are signed here, and the worker's principal lacks the right `act-as`, or the worker is of a version that does not pass signatures on.",
+            "Give the worker a key with the role `fleet-worker` or a rule for `act-as`; upgrade workers before servers sign.";
+        SIGNING_KEYS = "FLEET-SIGNING-KEYS":
+            "The file of signing keys cannot be used.",
+            "It is not PEM, or holds something else than Ed25519 keys.",
+            "Make one with `mcp-fleet keys init`, or with `openssl genpkey -algorithm ed25519`.";
+        OWN_APPROVAL = "FLEET-OWN-APPROVAL":
+            "The caller has submitted the job, and can't approve it.",
+            "Approval is the word of somebody else than who asks.",
+            "Ask another principal that has the right `jobs.approve`.";
+        NOT_PENDING = "FLEET-NOT-PENDING":
+            "The job does not await approval, or not any more.",
+            "Somebody has decided, it was cancelled, or its time has passed; or no rule asks for approval.",
+            "Look at the job's state; submit it again if it should still run.";
+        APPROVAL_DENIED = "FLEET-APPROVAL-DENIED":
+            "The job was not approved, so it has not run.",
+            "Somebody who may decide has denied it; the message has the reason.",
+            "Talk to them, then submit a job that they will approve.";
+        APPROVAL_EXPIRED = "FLEET-APPROVAL-EXPIRED":
+            "Nobody has approved the job in time.",
+            "`MCP_APPROVAL_TTL` has passed since it was submitted, or its deadline has.",
+            "Submit it again, and tell somebody who may approve it.";
         AUDIT_UNAVAILABLE = "FLEET-AUDIT-UNAVAILABLE":
             "The operation can't be recorded now, so it is not done.",
             "The audit log is required, and its file or topic can't be written. Jobs wait meanwhile.",
@@ -293,6 +325,14 @@ table! {
             "No mcp-server responds at the URL.",
             "The server is not running, or `--server` or `MCP_SERVER_URL` is wrong.",
             "Start mcp-server, or correct the URL.";
+        UNKNOWN_TOOL = "FLEET-UNKNOWN-TOOL":
+            "The server offers no tool of that name to this caller.",
+            "The name is misspelled, the hosted server of the tool is not running, or the caller may not use the tool.",
+            "`mcp-fleet tools list` lists the tools by name, and `mcp-fleet servers list` the hosted servers.";
+        TOOL_ARGUMENTS = "FLEET-TOOL-ARGUMENTS":
+            "The arguments on the command line do not suit the tool.",
+            "An argument is missing, misspelled or of another type than the tool's schema asks for.",
+            "`mcp-fleet tools show` prints the arguments of a tool; `KEY:=JSON` and `--args` take any JSON.";
         BAD_REQUEST = "FLEET-BAD-REQUEST":
             "The request could not be read.",
             "A parameter, header or part of the body is not valid.",
@@ -305,6 +345,18 @@ table! {
             "No job of this id is known, or the caller may not see it.",
             "The id is misspelled, the job is older than what the ledger keeps, or it is someone else's.",
             "Check the id and the credentials; a job written directly to Kafka is known once a worker has reached it.";
+        RECORD_GONE = "FLEET-RECORD-GONE":
+            "The job is known, but its record is no longer in the jobs topic, so its arguments are not known.",
+            "The topic's retention has deleted the record, or the topic was deleted and created again.",
+            "Submit the job again with its arguments; a dead letter has them, too. Raise `retention.ms` of the jobs topic to keep records for longer.";
+        NO_SUCH_LETTER = "FLEET-NO-SUCH-LETTER":
+            "There is no dead letter at this position, or the caller may not see it.",
+            "The position is misspelled, the letter was deleted, or its job is someone else's.",
+            "`GET /dead-letters` lists the newest letters with their positions.";
+        NO_SUCH_TOOL = "FLEET-NO-SUCH-TOOL":
+            "No tool of this name is offered, or the caller may not call it.",
+            "The name is misspelled, or the tool's server is not hosted now.",
+            "`GET /tools` lists the tools that the caller may call.";
         NO_SUCH_PATH = "FLEET-NO-SUCH-PATH":
             "There is nothing at this path.",
             "The path is misspelled.",

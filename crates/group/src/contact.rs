@@ -116,6 +116,20 @@ impl Contact {
         soon || self.is_broken(now)
     }
 
+    /// For how long no proof will be wanted unless something makes the membership doubtful. Zero if
+    /// one is wanted already.
+    #[must_use]
+    pub fn until_proof(&self, now: Duration) -> Duration {
+        let known = match self.state {
+            State::Vacant => return Duration::MAX,
+            State::Broken { .. } => return Duration::ZERO,
+            State::Unbroken { known } => known,
+        };
+        let silent = if self.is_excused { Duration::MAX } else { self.turned + self.patience.gap };
+
+        (known + self.patience.gap * 2 / 3).min(silent).saturating_sub(now)
+    }
+
     /// Whether the poll thread has not turned for so long that it may have missed the loss of
     /// partitions.
     fn is_silent(&self, now: Duration) -> bool {
@@ -217,6 +231,33 @@ mod tests {
             contact.sampled(received(second));
             assert!(!contact.is_broken(s(second)), "second {second}");
         }
+    }
+
+    #[test]
+    fn the_time_until_a_proof_is_known() {
+        let mut contact = Contact::new(Patience::new(s(30), s(25)));
+        assert_eq!(contact.until_proof(s(7)), Duration::MAX, "no partitions");
+
+        let check = |contact: &Contact, now: u64, expected: u64| {
+            let (now, expected) = (s(now), s(expected));
+            assert_eq!(contact.until_proof(now), expected);
+            let moment = Duration::from_millis(1);
+            if !expected.is_zero() {
+                assert!(!contact.wants_proof(now + expected));
+            }
+            assert!(contact.wants_proof(now + expected + moment));
+        };
+        contact.turned(s(7));
+        contact.assigned();
+        // Two thirds of a gap of 10 s, from the poll thread's last turn.
+        assert_eq!(contact.until_proof(s(7)), Duration::from_secs(20) / 3);
+        contact.sampled(received(10));
+        contact.turned(s(12));
+        contact.accepted(s(16));
+        check(&contact, 16, 6);
+        contact.turned(s(20));
+        contact.suspect(s(21));
+        check(&contact, 21, 0);
     }
 
     #[test]

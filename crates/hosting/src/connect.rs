@@ -78,6 +78,13 @@ impl FailedAttempt {
     fn without_client(error: &TlsError) -> Self {
         Self::without_fallback(chain(error))
     }
+
+    /// The same failure of a server that has refused `notifications/initialized`.
+    fn because_of(self, refusal: &str) -> Self {
+        let message =
+            format!("the handshake failed: it refused `notifications/initialized`: {refusal}");
+        Self { error: ConnectError { message, ..self.error }, ..self }
+    }
 }
 
 impl Connector<'_> {
@@ -178,21 +185,25 @@ impl Connector<'_> {
     ) -> Result<Upstream, FailedAttempt> {
         let news = News::default();
         let limit = self.attempt.limit;
-        let (transport, over) = remote::transport(spec, self.policy.clone(), limit, news.clone())
+        let remote = remote::transport(spec, self.policy.clone(), limit, news.clone())
             .map_err(|error| FailedAttempt::without_client(&error))?;
         let client = HostedClient::new(news.clone());
         let client = PendingClient::new(
             self.server,
-            transport,
+            remote.transport,
             (client, mode),
             self.attempt.clone(),
             news.clone(),
         );
-        let upstream = self.finish_handshake(client, None, news).await?;
+        let finished = self.finish_handshake(client, None, news).await;
+        let upstream = finished.map_err(|failed| match remote.client.refused_initialized() {
+            Some(refusal) => failed.because_of(&refusal),
+            None => failed,
+        })?;
 
         // Only after the handshake: a transport that ends during it reports why, and `stop` would
         // hide that.
-        let stop = upstream.stop.clone();
+        let (stop, over) = (upstream.stop.clone(), remote.over);
         tokio::spawn(async move {
             // Cancelled when the transport ends, at the latest.
             over.cancelled().await;

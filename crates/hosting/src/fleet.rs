@@ -174,10 +174,36 @@ impl Fleet {
         self.find_hosted(name).map(|hosted| self.status_of(&hosted, Instant::now()))
     }
 
-    /// Returns the status of every server.
+    /// Returns the status of every server, except those that have never run and failed to start
+    /// long ago: these are forgotten.
     pub fn statuses(&self) -> Vec<ServerStatus> {
-        let now = Instant::now();
+        self.statuses_at(Instant::now())
+    }
+
+    fn statuses_at(&self, now: Instant) -> Vec<ServerStatus> {
+        self.forget_failed(now);
         self.servers().values().map(|hosted| self.status_of(hosted, now)).collect()
+    }
+
+    /// Removes servers that have never run and whose last start failed long ago.
+    fn forget_failed(&self, now: Instant) {
+        let mut servers = self.servers.write();
+        let before = servers.len();
+        servers.retain(|_, hosted| {
+            if !hosted.is_forgotten(now) {
+                return true;
+            }
+            // Somebody who holds the gate is starting it.
+            let Ok(_gate) = hosted.gate.try_lock() else { return true };
+            hosted.state_mut().removed = true;
+            false
+        });
+
+        let has_forgotten = servers.len() < before;
+        drop(servers);
+        if has_forgotten {
+            self.rebuild_routes();
+        }
     }
 
     /// Subscribes to changes that clients should be notified of.
@@ -342,4 +368,26 @@ impl Fleet {
 async fn stop_upstreams(hosted: &Hosted) {
     let all = hosted.state_mut().take_upstreams();
     join_all(all.iter().map(|upstream| upstream.stop())).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_never_ran_is_forgotten_after_a_while() {
+        let policy = Policy::from_toml("[[remote]]\nhost = \"127.0.0.1\"\n").unwrap();
+        let fleet = Fleet::new(CurrentPolicy::new(policy));
+        // Nothing listens on port 1.
+        let entry = serde_json::from_value(json!({"url": "http://127.0.0.1:1/mcp"})).unwrap();
+        let begin = Instant::now();
+
+        fleet.initialize("x", &entry).await.unwrap_err();
+        assert_eq!(fleet.statuses_at(begin + Duration::from_secs(60)).len(), 1);
+
+        assert!(fleet.statuses_at(Instant::now() + Duration::from_secs(3600)).is_empty());
+        assert!(!fleet.is_hosted("x"));
+    }
 }

@@ -42,7 +42,9 @@ pub use results::{
 };
 
 /// Keys of `_meta` that concern only the connection between caller and gateway.
-const HOP_KEYS: [&str; 5] = [
+const HOP_KEYS: [&str; 6] = [
+    // Who has submitted the job is for our server alone.
+    fleet_job::meta::SIGNED_JOB,
     "progressToken",
     "io.modelcontextprotocol/protocolVersion",
     "io.modelcontextprotocol/clientInfo",
@@ -292,11 +294,16 @@ fn unread_answer(error: &ServiceError) -> Option<String> {
 }
 
 /// Makes a server's own error name that server. Jobs wait for the server that an error names, so a
-/// server must not name another one.
+/// server must not name another one. Nor may it ask for approval in the name of our rules.
 fn name_own_server(server: &str, mut error: ErrorData) -> ErrorData {
     if let Some(Value::Object(data)) = &mut error.data
-        && data.contains_key("reason")
+        && let Some(reason) = data.get("reason")
     {
+        if reason == "approval-required" {
+            for member in ["reason", "code", "rule", "approvalTtlMs"] {
+                data.shift_remove(member);
+            }
+        }
         data.insert("server".to_owned(), server.into());
     }
     error

@@ -25,6 +25,8 @@ use super::{
 /// The waits before restarts, from the second failure in a row on.
 const RESTARTS: Backoff =
     Backoff { base: Duration::from_millis(500), max: Duration::from_secs(60) };
+/// How long a server that has never run is listed after its last failed start.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(15 * 60);
 /// The uptime after which earlier failures are forgotten.
 const SUSTAINED: Duration = Duration::from_secs(60);
 
@@ -60,6 +62,8 @@ pub(super) struct State {
     /// Connections that get no more calls and still have running ones.
     draining: Vec<Arc<Upstream>>,
     failures: u32,
+    /// When the last start failed.
+    failed_at: Option<Instant>,
     not_before: Option<Instant>,
     random: Random,
 }
@@ -125,6 +129,7 @@ impl Hosted {
             removed: false,
             draining: Vec::new(),
             failures: 0,
+            failed_at: None,
             not_before: None,
             random: Random::new(rand::random()),
         };
@@ -168,6 +173,14 @@ impl Hosted {
         let attempt = Attempt::new(limit);
         self.state_mut().attempt = Some(attempt.clone());
         Attempting { hosted: self, attempt }
+    }
+
+    /// Returns whether nothing is left to be said about the server: it has never run, and its last
+    /// start failed long ago.
+    pub(super) fn is_forgotten(&self, now: Instant) -> bool {
+        let failed_at = self.state().failed_at;
+        failed_at.is_some_and(|at| now.saturating_duration_since(at) >= FORGOTTEN_AFTER)
+            && !self.ever_ran()
     }
 
     /// Returns whether the server has ever run.
@@ -274,6 +287,7 @@ impl State {
         if !matches!(self.phase, Phase::Running(_)) {
             self.stderr.clone_from(&error.stderr);
             self.phase = Phase::Failed;
+            self.failed_at = Some(now);
             self.back_off(now);
         }
     }
@@ -345,6 +359,8 @@ mod tests {
         }
         assert_eq!(hosted.state().restart_wait(now + RESTARTS.max), Duration::ZERO);
         assert!(!hosted.ever_ran());
+        assert!(!hosted.is_forgotten(now + FORGOTTEN_AFTER - Duration::from_millis(1)));
+        assert!(hosted.is_forgotten(now + FORGOTTEN_AFTER));
         // A short uptime changes nothing; a long one resets the failures.
         let wait_after = |uptime| {
             hosted.state_mut().note_uptime(uptime);

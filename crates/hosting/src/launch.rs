@@ -20,6 +20,7 @@ use fleet_job::mcp_servers::{
 };
 use fleet_policy::{Policy, Refusal, confinement::Confinement};
 use http::{HeaderName, HeaderValue};
+use schemars::JsonSchema;
 use serde::Serialize;
 use url::Url;
 
@@ -134,7 +135,7 @@ pub enum LaunchError {
 }
 
 /// Refers to the rule of a policy that allows something.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RuleRef {
     /// The table of the policy file that contains the rule.
     pub table: &'static str,

@@ -25,9 +25,18 @@ const DISCOVER_PATIENCE: Duration = Duration::from_millis(9500);
 /// The most concurrent calls of one remote.
 const CONCURRENCY: usize = 256;
 
-/// Creates the transport to a remote whose start may take as long as `limit`. Also returns a token
-/// that is cancelled when the connection has become useless. Sends nothing yet. New sessions are
-/// noted in `news`.
+/// A transport to a remote, and what is known about its connection.
+pub(super) struct RemoteTransport {
+    /// The transport for rmcp.
+    pub(super) transport: StreamableHttpClientTransport<SessionClient>,
+    /// The client below the transport. The connection lasts until both are dropped.
+    pub(super) client: SessionClient,
+    /// Cancelled when the connection has become useless.
+    pub(super) over: CancellationToken,
+}
+
+/// Creates the transport to a remote whose start may take as long as `limit`. Sends nothing yet.
+/// New sessions are noted in `news`.
 ///
 /// # Errors
 ///
@@ -37,12 +46,13 @@ pub(super) fn transport(
     policy: CurrentPolicy,
     limit: Duration,
     news: News,
-) -> Result<(StreamableHttpClientTransport<SessionClient>, CancellationToken), TlsError> {
+) -> Result<RemoteTransport, TlsError> {
     let config = StreamableHttpClientTransportConfig::with_uri(spec.url.as_str())
         .custom_headers(spec.headers.iter().cloned().collect())
         .max_concurrent_requests(CONCURRENCY);
     let client = fleet_egress::client(&spec.url, policy)?;
     let link = RemoteLink::new(client, spec.url.clone(), spec.secrets.clone());
     let (client, over) = SessionClient::new(link, DISCOVER_PATIENCE.min(limit / 3), news);
-    Ok((StreamableHttpClientTransport::with_client(client, config), over))
+    let transport = StreamableHttpClientTransport::with_client(client.clone(), config);
+    Ok(RemoteTransport { transport, client, over })
 }

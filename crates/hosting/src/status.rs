@@ -43,7 +43,7 @@ pub struct ServerStatus {
     /// The offered tools.
     pub tools: Vec<OfferedTool>,
     /// The listed tools, prompts and resources that can't be offered.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hidden_tools: Vec<HiddenTool>,
     /// The number of offered prompts.
     pub prompt_count: usize,
@@ -62,7 +62,7 @@ pub struct ServerStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sharing: Option<SharingStatus>,
     /// The restrictions on a child process that the kernel does not enforce.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_enforced: Vec<&'static str>,
     /// The last problem.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,7 +102,7 @@ pub struct BreakerStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
     /// The error of the last lost call.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub last_failure: String,
 }
 

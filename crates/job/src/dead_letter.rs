@@ -7,6 +7,7 @@
 //! else is text under `mcp-fleet-*`.
 
 use crate::{
+    approval,
     outcome::{ErrorKind, JobError},
     record::{Header, Position, RawRecord},
     time::Timestamp,
@@ -233,7 +234,9 @@ pub fn headers_for_replay(headers: &[Header]) -> Vec<Header> {
     let is_own = |index: usize, name: &str| {
         // A trace context behind the reasons belongs to the failure.
         let is_reason = header::REASONS.contains(&name) || TRACE.contains(&name);
-        name != header::REPLAY_COUNT && (index < reasons || !is_reason)
+        // Somebody has approved one run, and not this one.
+        let is_other = [header::REPLAY_COUNT, approval::HEADER].contains(&name);
+        !is_other && (index < reasons || !is_reason)
     };
 
     let own = headers.iter().enumerate().filter(|(index, (name, _))| is_own(*index, name));

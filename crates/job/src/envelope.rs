@@ -3,11 +3,11 @@
 //! [`Envelope`] is the meaning; [`wire`](crate::wire) has the JSON form. Unknown fields are kept at
 //! every level and written back, so that producers and tools can add their own.
 
-use std::num::NonZeroU32;
+use std::{borrow::Cow, num::NonZeroU32};
 
 use serde_json::{Map, Value};
 
-use crate::{time::Timestamp, tool_name};
+use crate::{mcp_servers, time::Timestamp, tool_name};
 
 /// The longest job id, idempotency key or tenant, in bytes.
 pub const MAX_ID_BYTES: usize = 256;
@@ -102,7 +102,55 @@ pub enum Work {
     ToolBatch(ToolBatch),
 }
 
+/// One call that a job makes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedCall<'a> {
+    /// The tool's full name.
+    pub tool: Cow<'a, str>,
+    /// The arguments.
+    pub arguments: Cow<'a, Map<String, Value>>,
+    /// The round of the task that the call belongs to. The calls of a batch belong to none, since
+    /// nobody could tell which of them has asked for input.
+    pub round: Option<&'a TaskRound>,
+    /// The name of the call in a result with several: that of the server or of the tool.
+    pub label: Cow<'a, str>,
+}
+
+/// The tool that starts a hosted server.
+const INITIALIZE: &str = "server_initialize";
+
 impl Work {
+    /// Returns the calls that the job makes, in their order. What is signed and what is called
+    /// comes from here.
+    pub fn calls(&self) -> impl Iterator<Item = PlannedCall<'_>> {
+        let (calls, is_batch, servers) = match self {
+            Self::ToolCall(call) => (std::slice::from_ref(call), false, None),
+            Self::ToolBatch(batch) => (&batch.calls[..], true, None),
+            // Decoding makes sure that there are servers.
+            Self::ServerInit(payload) => (&[][..], false, mcp_servers::roots::find(payload).ok()),
+        };
+
+        let calls = calls.iter().map(move |call| {
+            let tool = call.exposed_name();
+            PlannedCall {
+                label: tool.clone().into(),
+                tool: tool.into(),
+                arguments: Cow::Borrowed(&call.arguments),
+                round: call.task.as_ref().filter(|_| !is_batch),
+            }
+        });
+        let servers = servers.into_iter().flat_map(|found| found.entries);
+        calls.chain(servers.map(|(name, config)| PlannedCall {
+            tool: INITIALIZE.into(),
+            arguments: Cow::Owned(Map::from_iter([
+                ("name".to_owned(), name.clone().into()),
+                ("config".to_owned(), config.clone()),
+            ])),
+            round: None,
+            label: name.into(),
+        }))
+    }
+
     /// Returns the kind of job.
     pub fn job_type(&self) -> JobType {
         match self {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
+    approval::PendingApproval,
     envelope::{Envelope, Work},
     outcome::JobError,
     record::Position,
@@ -18,7 +19,7 @@ const USUAL_BYTES: usize = 1024;
 /// The code of a job that succeeded but whose result was too large to keep.
 pub const RESULT_OMITTED: &str = "result-omitted";
 
-/// The states of a job. The last four are terminal.
+/// The states of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
@@ -34,14 +35,16 @@ pub enum JobState {
     Failed,
     /// The job was stopped on request.
     Cancelled,
-    /// The job's deadline passed before it could start.
+    /// The job's deadline passed before it could start, or nobody approved it in time.
     Expired,
+    /// The job waits for the approval of somebody who may give it.
+    #[serde(rename = "awaiting_approval")]
+    AwaitingApproval,
 }
 
 impl JobState {
-    /// All states in the order in which jobs go through them. Stores keep indexes into this list,
-    /// so new states may only be appended.
-    pub const ALL: [Self; 7] = [
+    /// All states. Stores keep indexes into this list, so new states may only be appended.
+    pub const ALL: [Self; 8] = [
         Self::Queued,
         Self::Running,
         Self::Retrying,
@@ -49,6 +52,7 @@ impl JobState {
         Self::Failed,
         Self::Cancelled,
         Self::Expired,
+        Self::AwaitingApproval,
     ];
 
     /// Returns whether no other state can follow.
@@ -66,6 +70,7 @@ impl JobState {
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
             Self::Expired => "expired",
+            Self::AwaitingApproval => "awaiting_approval",
         }
     }
 }
@@ -126,6 +131,9 @@ pub struct JobEvent {
     /// What the job waits for through no fault of its own, in a `queued` or `retrying` event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
+    /// What waits for approval, in an `awaiting_approval` event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Box<PendingApproval>>,
     /// How long the job waited and ran, in a terminal event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
@@ -164,6 +172,7 @@ impl JobEvent {
             error: None,
             next_attempt_at: None,
             waiting: None,
+            approval: None,
             timings: None,
             tenant: None,
             owner: None,

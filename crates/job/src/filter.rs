@@ -1,10 +1,14 @@
 //! A selection of jobs, as used by the ledger, the HTTP API, the tools and the command line.
 
+use std::{borrow::Cow, collections::BTreeMap};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{
     event::{JobEvent, JobState},
+    outcome::JobError,
     time::Timestamp,
 };
 
@@ -30,6 +34,16 @@ pub struct JobFilter {
     /// Only jobs submitted before this time.
     #[serde(default)]
     pub until: Option<Timestamp>,
+    /// Only jobs whose id begins with this.
+    #[serde(default)]
+    pub id_prefix: Option<String>,
+    /// Only jobs whose newest event has an error with this code, such as `FLEET-TIMEOUT`.
+    #[serde(default)]
+    pub error_code: Option<String>,
+    /// Only jobs whose metadata has all of these members. A value that is not a string is compared
+    /// with its JSON text.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
 }
 
 impl JobFilter {
@@ -50,6 +64,26 @@ impl JobFilter {
             && same(&self.tenant, &event.tenant)
             && self.since.is_none_or(|since| submitted >= since)
             && self.until.is_none_or(|until| submitted < until)
+            && self.wants_id(&event.job_id)
+            && self.wants_error(event.error.as_ref())
+            && self.wants_metadata(&event.metadata)
+    }
+
+    /// Returns whether the filter accepts jobs with this id.
+    pub fn wants_id(&self, job_id: &str) -> bool {
+        self.id_prefix.as_deref().is_none_or(|prefix| job_id.starts_with(prefix))
+    }
+
+    /// Returns whether the filter accepts jobs with this error, or without one.
+    pub fn wants_error(&self, error: Option<&JobError>) -> bool {
+        self.error_code.as_deref().is_none_or(|code| error.map(JobError::stable_code) == Some(code))
+    }
+
+    /// Returns whether the filter accepts jobs with this metadata.
+    pub fn wants_metadata(&self, metadata: &Map<String, Value>) -> bool {
+        self.metadata.iter().all(|(name, wanted)| {
+            metadata.get(name).is_some_and(|value| text_of(value) == wanted.as_str())
+        })
     }
 
     /// Returns the filter as the query parameters of a URL.
@@ -61,6 +95,7 @@ impl JobFilter {
         let mut parameters: Vec<_> = states.into_iter().collect();
         parameters.extend(self.lasting_parameters());
         parameters.extend(time("since", self.since).into_iter().chain(time("until", self.until)));
+        parameters.extend(self.error_code.clone().map(|code| ("errorCode", code)));
         parameters
     }
 
@@ -68,9 +103,85 @@ impl JobFilter {
     /// Only these may filter a stream of events: a stream filtered by state would not show when a
     /// job leaves that state.
     pub fn lasting_parameters(&self) -> Vec<(&'static str, String)> {
-        [("type", &self.job_type), ("tool", &self.tool), ("tenant", &self.tenant)]
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value.clone()?)))
-            .collect()
+        let texts = [
+            ("type", &self.job_type),
+            ("tool", &self.tool),
+            ("tenant", &self.tenant),
+            ("idPrefix", &self.id_prefix),
+        ];
+        let texts = texts.into_iter().filter_map(|(name, value)| Some((name, value.clone()?)));
+        let members =
+            self.metadata.iter().map(|(name, value)| ("metadata", format!("{name}={value}")));
+        texts.chain(members).collect()
+    }
+}
+
+/// The text with which a value is compared.
+fn text_of(value: &Value) -> Cow<'_, str> {
+    match value {
+        Value::String(text) => Cow::Borrowed(text),
+        other => Cow::Owned(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::outcome::ErrorKind;
+
+    fn event() -> JobEvent {
+        let metadata = json!({"team": "search", "attempt": 3, "tags": ["a"]});
+        JobEvent {
+            error: Some(JobError::new(ErrorKind::Timeout, "too slow")),
+            metadata: metadata.as_object().cloned().unwrap_or_default(),
+            ..JobEvent::new("order-17", JobState::Failed, Timestamp::default())
+        }
+    }
+
+    fn check(filter: Value, expected: bool) {
+        let read: JobFilter = serde_json::from_value(filter.clone()).unwrap();
+        assert_eq!(read.matches(&event()), expected, "{filter}");
+    }
+
+    #[test]
+    fn a_search_looks_at_id_error_and_metadata() {
+        for (filter, expected) in [
+            (json!({"idPrefix": "order-"}), true),
+            (json!({"idPrefix": "order-18"}), false),
+            (json!({"errorCode": "FLEET-TIMEOUT"}), true),
+            (json!({"errorCode": "FLEET-TOOL"}), false),
+            (json!({"metadata": {"team": "search", "attempt": "3"}}), true),
+            (json!({"metadata": {"tags": "[\"a\"]"}}), true),
+            (json!({"metadata": {"team": "search", "attempt": "4"}}), false),
+            (json!({"metadata": {"unknown": ""}}), false),
+        ] {
+            check(filter, expected);
+        }
+    }
+
+    #[test]
+    fn an_error_of_an_older_worker_has_the_code_of_its_kind() {
+        let mut event = event();
+        if let Some(error) = &mut event.error {
+            error.error_code = None;
+        }
+        let code = Some("FLEET-TIMEOUT".to_owned());
+        assert!(JobFilter { error_code: code, ..JobFilter::default() }.matches(&event));
+    }
+
+    #[test]
+    fn a_url_has_all_conditions_and_a_stream_those_that_last() {
+        let filter = JobFilter {
+            id_prefix: Some("a".to_owned()),
+            error_code: Some("FLEET-TOOL".to_owned()),
+            metadata: [("x".to_owned(), "1=2".to_owned())].into(),
+            ..JobFilter::default()
+        };
+        let lasting = [("idPrefix", "a".to_owned()), ("metadata", "x=1=2".to_owned())];
+        assert_eq!(filter.lasting_parameters(), lasting);
+        let [prefix, member] = lasting;
+        assert_eq!(filter.parameters(), [prefix, member, ("errorCode", "FLEET-TOOL".to_owned())]);
     }
 }

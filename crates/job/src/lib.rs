@@ -3,6 +3,8 @@
 //!
 //! This crate is pure data and parsing: no IO, no async and no clock. Callers pass in the time.
 
+pub mod approval;
+pub mod bulk;
 pub mod control;
 pub mod dead_letter;
 pub mod decode;

@@ -26,11 +26,17 @@ pub const ATTEMPT: &str = "io.mcp-fleet/attempt";
 /// own key, with `#index` appended; in a task each round has, with `#` and a hash of its answers
 /// appended.
 pub const IDEMPOTENCY_KEY: &str = "io.mcp-fleet/idempotencyKey";
+/// In a call that a worker makes for a job: the job's signature and what shows that the call belongs
+/// to it; an empty object if the job is not signed.
+pub const SIGNED_JOB: &str = "io.mcp-fleet/signedJob";
 /// In an error result: `true` if a retry cannot help.
 pub const FINAL: &str = "io.mcp-fleet/final";
 /// In a result: `true` if it was remembered from an earlier call of the same job, so that no tool
 /// ran for this call.
 pub const REPEATED: &str = "io.mcp-fleet/repeated";
+
+/// In the metadata of a job: the id of the job that it is another run of.
+pub const RUN_OF: &str = "io.mcp-fleet/runOf";
 
 /// In an error result: details for programs.
 pub const ERROR_DETAILS: &str = "io.mcp-fleet/details";

@@ -238,6 +238,11 @@ impl JobError {
         self
     }
 
+    /// Returns the stable code. Older workers wrote none, so their errors have that of the kind.
+    pub fn stable_code(&self) -> &str {
+        self.error_code.as_deref().unwrap_or_else(|| self.kind.code().as_str())
+    }
+
     /// Adds the code of the layer that failed.
     #[must_use]
     pub fn with_code(mut self, code: i64) -> Self {

@@ -5,6 +5,9 @@ use crate::time::Timestamp;
 /// One header: a name and a value, which Kafka allows to be absent.
 pub type Header = (String, Option<Vec<u8>>);
 
+/// The header of a record, of a job or of a request to cancel one, that holds its signature.
+pub const SIGNATURE_HEADER: &str = "mcp-fleet-signature";
+
 /// The position of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Position {

@@ -14,7 +14,7 @@
 //! - Any other event without a source belongs to the newest source.
 //! - A round that asks for input is not an end, but it takes precedence over later events of the
 //!   same round by the worker. What the server writes in response to it (answers, a cancellation)
-//!   replaces it.
+//!   replaces it. The same holds for a job that awaits approval.
 //! - The id of a topic distinguishes its records from those of an earlier topic with the same name.
 //!   If one of two events has no id, the time of the record decides.
 //!
@@ -348,7 +348,7 @@ enum Relation {
 enum Rank {
     /// The job continues.
     Open,
-    /// The round is over and asks for input.
+    /// The round is over and asks for input, or the job asks for approval.
     Asks,
     /// The job has ended.
     Over,
@@ -359,6 +359,7 @@ impl Rank {
         match event {
             event if event.is_over() => Self::Over,
             event if event.asks_for_input() => Self::Asks,
+            event if event.state == JobState::AwaitingApproval => Self::Asks,
             _ => Self::Open,
         }
     }

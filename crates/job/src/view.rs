@@ -1,13 +1,13 @@
 //! A job as it is shown to people and programs.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    event::{JobEvent, JobState, RESULT_OMITTED},
+    event::{JobEvent, JobState, RESULT_OMITTED, Source},
     outcome::ErrorKind,
     size::clipped,
     time::Timestamp,
@@ -42,6 +42,10 @@ impl JobView {
     #[must_use]
     pub fn in_a_list(self) -> Self {
         let mut view = self.without_result();
+        if let Some(approval) = &mut view.event.approval {
+            approval.envelope.clear();
+            approval.headers.clear();
+        }
         view.event.metadata.clear();
         view.event.tool.iter_mut().for_each(shorten);
         view.event.error.iter_mut().for_each(|error| shorten(&mut error.message));
@@ -63,6 +67,11 @@ impl JobView {
         let event = &self.event;
         if event.asks_for_input() {
             return format!("job `{}` waits for input", event.job_id);
+        }
+
+        if let Some(approval) = event.awaits_approval() {
+            let (rule, until) = (&approval.rule, approval.expires_at);
+            return format!("job `{}` awaits approval (rule {rule}) until {until}", event.job_id);
         }
 
         let mut text = format!("job `{}` is {}", event.job_id, event.state.as_str());
@@ -125,6 +134,68 @@ pub struct JobList {
     /// The cursor for the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
+}
+
+/// How many jobs a caller may see in each state.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobCounts {
+    /// The number of jobs in each state, with all states.
+    pub states: BTreeMap<String, u64>,
+    /// The number of jobs in all states.
+    pub total: u64,
+    /// The ledger has forgotten jobs whose last event is older than this, so they are not counted.
+    /// Absent if it has forgotten none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_since: Option<Timestamp>,
+}
+
+impl JobCounts {
+    /// Creates the counts of these numbers of jobs, which may name a state several times.
+    pub fn of(
+        jobs: impl IntoIterator<Item = (JobState, u64)>,
+        complete_since: Option<Timestamp>,
+    ) -> Self {
+        let states = JobState::ALL.map(|state| (state.as_str().to_owned(), 0));
+        let mut counts = Self { states: states.into(), total: 0, complete_since };
+
+        for (state, number) in jobs {
+            *counts.states.entry(state.as_str().to_owned()).or_default() += number;
+            counts.total += number;
+        }
+        counts
+    }
+}
+
+/// What a job was asked to do: its record in the jobs topic.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobRecord {
+    /// The id of the job.
+    #[serde(rename = "jobID")]
+    pub job_id: String,
+    /// The position of the record.
+    pub source: Source,
+    /// When the record was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Timestamp>,
+    /// The record's key, if it is text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The envelope, with the payload as an object.
+    #[schemars(with = "crate::wire::WireEnvelope")]
+    pub envelope: Value,
+}
+
+/// The events of a job that are left in the events topic.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobHistory {
+    /// The events without results, oldest first. The last one is the state of the job.
+    pub events: Vec<JobView>,
+    /// Whether these are all events that the topic still has. Compaction may have removed earlier
+    /// ones in any case.
+    pub complete: bool,
 }
 
 /// The answer to a request to submit jobs.

@@ -5,18 +5,19 @@
 //! serves this machine only or everybody, the owner is a digest of the credentials that a proxy or
 //! a client sends.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use fleet_access::{
-    Action, AdmittedCall, Arguments, Asker, Context, Decision, OpenRecord, Resource,
+    Action, AdmittedCall, Arguments, Asker, Context, Decision, OpenRecord, Principal, Resource,
 };
-use fleet_job::event::JobEvent;
+use fleet_job::{control::Scope, event::JobEvent};
 use fleet_ledger::query::Visibility;
 use fleet_ops::{
     hex::hex,
     http::{CREDENTIALS, credential_bytes},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::JobsError;
@@ -69,6 +70,26 @@ impl Caller {
         })
     }
 
+    /// Decides whether the caller may do something.
+    pub(crate) fn decide_with(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        context: &Context<'_>,
+    ) -> Decision {
+        self.asker.decide(action, resource, context)
+    }
+
+    /// Decides whether the caller may call a tool.
+    pub(crate) fn decide_call(
+        &self,
+        resource: &Resource<'_>,
+        arguments: Arguments<'_>,
+    ) -> Decision {
+        let context = Context { arguments, ..Context::default() };
+        self.asker.decide(Action::CallTool, resource, &context)
+    }
+
     /// Checks that the caller may do something.
     ///
     /// # Errors
@@ -95,12 +116,35 @@ impl Caller {
         action: Action,
         event: &JobEvent,
     ) -> Result<OpenRecord, JobsError> {
+        self.begin_saying(action, event, Arguments::None).await
+    }
+
+    /// Checks that the caller may decide on a job that awaits approval, and begins its record in the
+    /// audit log, with what it says.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin_with`](Self::begin_with).
+    pub(crate) async fn begin_deciding(
+        &self,
+        event: &JobEvent,
+        said: &Map<String, Value>,
+    ) -> Result<OpenRecord, JobsError> {
+        self.begin_saying(Action::ApproveJob, event, Arguments::Known(said)).await
+    }
+
+    async fn begin_saying(
+        &self,
+        action: Action,
+        event: &JobEvent,
+        said: Arguments<'_>,
+    ) -> Result<OpenRecord, JobsError> {
         let named = self.about_job(&event.job_id);
         let names = named.names();
         let context = Context { owner_names: &names, ..Context::default() };
         let resource = Resource::job(event.owner.as_deref(), event.tenant.as_deref());
         let decision = named.check(action, &resource, &context)?;
-        named.begin_record(action, &resource, &decision, Arguments::None).await
+        named.begin_record(action, &resource, &decision, said).await
     }
 
     /// Begins the record of something that is allowed in the audit log.
@@ -124,8 +168,38 @@ impl Caller {
         Self { asker, ..self.clone() }
     }
 
+    /// Whose jobs the caller may cancel while nobody knows whose job an id is.
+    pub(crate) fn cancel_scope(&self) -> Scope {
+        Scope {
+            owners: self.names().into_iter().map(str::to_owned).collect(),
+            unowned: self.decide(Action::CancelJob, None, None).is_allowed(),
+        }
+    }
+
+    /// Who was authenticated.
+    pub(crate) fn principal(&self) -> &Arc<Principal> {
+        self.asker.principal()
+    }
+
+    /// Decides whether the caller may do something with the dead letter of a job of this owner and
+    /// this tenant: by the rules, or because the job is the caller's own. Whether the caller may
+    /// have to do with dead letters at all was decided before.
+    pub(crate) fn decide_about_letter(
+        &self,
+        action: Action,
+        owner: Option<&str>,
+        tenant: Option<&str>,
+    ) -> Decision {
+        let decision = self.decide(action, owner, tenant);
+        let is_own = owner.is_some_and(|owner| self.names().contains(&owner));
+        match is_own && !decision.is_allowed() {
+            true => self.decide(Action::ReadJob, owner, tenant),
+            false => decision,
+        }
+    }
+
     /// The owners of jobs that are this caller.
-    fn names(&self) -> Vec<&str> {
+    pub(crate) fn names(&self) -> Vec<&str> {
         [&self.owner, &self.former].into_iter().filter_map(Option::as_deref).collect()
     }
 

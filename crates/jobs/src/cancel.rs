@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fleet_access::{Action, Arguments, AuditOutcome::Failed, Context, Resource};
 use fleet_job::{
-    control::Control,
+    control::{Control, Scope},
     event::{JobEvent, JobState},
     outcome::{ErrorKind, JobError},
     time::Timestamp,
@@ -58,19 +58,27 @@ impl Jobs {
         if known.event.is_over() {
             return Ok(Cancellation::of(self.view(known)));
         }
+        if known.event.awaits_approval().is_some() {
+            return self.cancel_awaiting_approval(job_id, caller, reason).await;
+        }
         if known.event.asks_for_input() {
             return self.cancel_waiting_for_input(known.event, caller, reason).await;
         }
 
-        self.request_cancellation(job_id, known.event.submitted_at, reason).await?;
+        let owner = known.event.owner.as_deref();
+        let scope = self.signs().then(|| Scope::of_owner(owner));
+        let submitted_at = known.event.submitted_at;
+        self.request_cancellation(job_id, submitted_at, caller, reason, scope).await?;
         let job = self.wait(job_id, caller, limit).await?;
         Ok(Cancellation::of(job))
     }
 
     /// Requests the cancellation of a job that the ledger doesn't know. It may have been written to
-    /// Kafka directly, and no worker has read it yet. Whoever may not cancel jobs that belong to
-    /// nobody can't, since the job may turn out to be anybody's. A job that the caller may not see
-    /// is left alone, and the answer is the same as if there were none.
+    /// Kafka directly, and no worker has read it yet. It may turn out to be anybody's job, so the
+    /// request says whose jobs the caller may cancel, and workers compare. If jobs are not signed,
+    /// workers can't, and whoever may not cancel jobs that belong to nobody can't cancel this one. A
+    /// job that the caller may not see is left alone, and the answer is the same as if there were
+    /// none.
     async fn cancel_unknown_job(
         &self,
         job_id: &str,
@@ -78,18 +86,26 @@ impl Jobs {
         reason: Option<&str>,
         limit: Duration,
     ) -> Result<Cancellation, JobsError> {
-        let (named, nobodys) = (caller.about_job(job_id), Resource::job(None, None));
+        let named = caller.about_job(job_id);
+        let scope = self.scope_of(caller);
+        let owner = scope.as_ref().and(caller.owner.as_deref());
+        let (resource, names) = (Resource::job(owner, None), caller.names());
+        let context = Context { owner_names: &names, ..Context::default() };
         // The answer says nothing about others' jobs; the audit log may.
-        let Ok(decision) = named.check(Action::CancelJob, &nobodys, &Context::default()) else {
+        let Ok(decision) = named.check(Action::CancelJob, &resource, &context) else {
             return Ok(Cancellation::unknown());
         };
         if self.inner.store.get(job_id).await?.is_some() {
+            if scope.is_some() {
+                // An answer that came at once would say that there is a job.
+                tokio::time::sleep(limit).await;
+            }
             return Ok(Cancellation::unknown());
         }
 
-        let begun = named.begin_record(Action::CancelJob, &nobodys, &decision, Arguments::None);
+        let begun = named.begin_record(Action::CancelJob, &resource, &decision, Arguments::None);
         let record = begun.await?;
-        let cancelled = self.announce_cancellation(job_id, caller, reason, limit).await;
+        let cancelled = self.announce_cancellation(job_id, caller, reason, scope, limit).await;
         record.end(outcome_of(&cancelled), None);
         cancelled
     }
@@ -100,15 +116,17 @@ impl Jobs {
         job_id: &str,
         caller: &Caller,
         reason: Option<&str>,
+        scope: Option<Scope>,
         limit: Duration,
     ) -> Result<Cancellation, JobsError> {
         let waiter = self.inner.hub.add_waiter(job_id);
-        self.request_cancellation(job_id, None, reason).await?;
+        self.request_cancellation(job_id, None, caller, reason, scope).await?;
 
         let deadline = Instant::now() + limit;
         loop {
             let news = waiter.next_news();
-            if self.inner.store.get(job_id).await?.is_some() {
+            let known = self.inner.store.get(job_id).await?;
+            if known.is_some_and(|known| caller.may_see(&known.event)) {
                 break;
             }
             if timeout_at(deadline, news).await.is_err() {
@@ -128,25 +146,49 @@ impl Jobs {
         &self,
         job_id: &str,
         submitted_at: Option<Timestamp>,
+        caller: &Caller,
         reason: Option<&str>,
+        scope: Option<Scope>,
     ) -> Result<(), JobsError> {
         // The topic is compacted, so a second request for the same job must repeat the reason of
         // the first.
         let now = fleet_ops::clock::now();
+        let owner = scope.as_ref().and_then(|scope| scope.owners.first()).map(String::as_str);
         let earlier =
-            self.inner.cancelled().reason_for(job_id, submitted_at, now).map(str::to_owned);
+            self.inner.cancelled().reason_for(job_id, submitted_at, owner, now).map(str::to_owned);
         let reason = reason.or(earlier.as_deref());
 
-        let control = Control::cancel(job_id, submitted_at, now, reason);
+        // A request about a job that nobody knows must not displace that of somebody else.
+        let key = match (submitted_at, owner, &scope) {
+            (None, Some(owner), Some(_)) => format!("{job_id}\0{owner}"),
+            _ => job_id.to_owned(),
+        };
+        let control = Control::cancel(job_id, submitted_at, now, reason).within(scope);
         let record = Outgoing {
             topic: self.inner.topics.control.clone(),
-            key: Some(job_id.as_bytes().to_vec()),
+            key: Some(key.into_bytes()),
             value: Some(control.to_bytes()),
+            headers: self.sign_control(&control, caller),
             ..Outgoing::default()
         };
         self.inner.link.producer.send(&record).await?;
         self.inner.cancelled().add(control);
         Ok(())
+    }
+
+    /// Cancels a job that waits for approval. No worker has it, so its end is written here.
+    async fn cancel_awaiting_approval(
+        &self,
+        job_id: &str,
+        caller: &Caller,
+        reason: Option<&str>,
+    ) -> Result<Cancellation, JobsError> {
+        let (claim, known) = self.claim_end_of_wait(job_id).await?;
+        let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+        let message = format!("cancelled while waiting for approval{reason}");
+        let error = JobError::new(ErrorKind::Cancelled, message);
+        self.end_wait(known.event, JobState::Cancelled, error, &claim).await?;
+        Ok(Cancellation::of(self.get(job_id, caller).await?))
     }
 
     /// Cancels a task that waits for input. No worker has it, so its end is written here.

@@ -23,7 +23,7 @@ use super::{Inner, Jobs, JobsError};
 pub(super) const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a claim holds: the write limit, the producer's delivery timeout for the last record (at
 /// most 45 s by default), and a margin for clock differences.
-const CLAIM_LIFETIME: Duration = Duration::from_secs(75);
+pub(super) const CLAIM_LIFETIME: Duration = Duration::from_secs(75);
 /// How long to wait until the outcome of a claim has been read from the topic.
 const VERDICT_TIMEOUT: Duration = Duration::from_secs(5);
 /// After this many claims, expired ones are removed.

@@ -27,6 +27,8 @@ pub struct JobsConfig {
     pub retention: Retention,
     /// Derives the owner of a job from its submitter's credentials.
     pub owners: Owners,
+    /// How long somebody may take to approve a job.
+    pub approval_ttl: Duration,
     /// Tools that run as tasks, in addition to those that declare it themselves.
     pub task_tools: Vec<Glob>,
     /// How long a task can be queried.

@@ -2,6 +2,7 @@
 
 use fleet_access::{Action, AuditGap, Decision, LimitReached};
 use fleet_codes as codes;
+use fleet_job::view::JobView;
 use fleet_kafka::KafkaError;
 use fleet_ledger::StoreError;
 use fleet_ops::blocking::WorkLost;
@@ -23,6 +24,24 @@ pub enum JobsError {
          may be further back in the backlog than was searched"
     )]
     NotSearched(String),
+    /// The job's record is no longer in the jobs topic.
+    #[error(
+        "the record of job `{job_id}` is no longer in the jobs topic, so its arguments are not known; \
+         the topic's retention has deleted it, or the topic was created again"
+    )]
+    RecordGone {
+        /// The job's id.
+        job_id: String,
+    },
+    /// There is no such dead letter, or the caller may not see it. Callers are not told which.
+    #[error("there is no dead letter at `{0}`, or the caller may not see it")]
+    NoLetter(String),
+    /// Kafka is asked for something that these brokers can't do.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The job has ended before it could be cancelled.
+    #[error("{0}; it can no longer be cancelled")]
+    TooLate(String),
     /// The caller may not do this.
     #[error("{}", decision.message(action.as_str()).unwrap_or_default())]
     Denied {
@@ -31,6 +50,12 @@ pub enum JobsError {
         /// The decision, which is not to allow it.
         decision: Box<Decision>,
     },
+    /// The job does not await approval.
+    #[error("{}; it does not await approval [{code}]", .0.summary(), code = codes::NOT_PENDING)]
+    NotPending(Box<JobView>),
+    /// The caller has submitted the job that it wants to decide on.
+    #[error("job `{0}` was submitted by the caller; somebody else has to decide [{code}]", code = codes::OWN_APPROVAL)]
+    OwnApproval(String),
     /// The caller has reached a limit.
     #[error(transparent)]
     Limited(LimitReached),
@@ -109,9 +134,15 @@ impl JobsError {
             Self::Kafka(error) => error.is_retryable(),
             Self::NotFound(_)
             | Self::NotSearched(_)
+            | Self::RecordGone { .. }
+            | Self::TooLate(_)
+            | Self::NoLetter(_)
+            | Self::Unsupported(_)
             | Self::Bad(_)
             | Self::BadJob { .. }
             | Self::Denied { .. }
+            | Self::NotPending(_)
+            | Self::OwnApproval(_)
             | Self::TooLarge { .. } => false,
         }
     }

@@ -7,7 +7,6 @@ use std::{
 };
 
 use fleet_job::{
-    control::Control,
     event::JobEvent,
     record::RawRecord,
     state::{Restated, Verdict},
@@ -179,8 +178,7 @@ impl Listener for ControlLog {
 
     fn take(&mut self, records: Vec<RawRecord>, _: &FollowedTopic) -> Result<(), Stopped> {
         let jobs = self.0.jobs()?;
-        let read = |record: RawRecord| record.value.as_deref().and_then(Control::from_bytes);
-        for control in records.into_iter().filter_map(read) {
+        for control in records.iter().filter_map(|record| jobs.read_control(record)) {
             let job_id = control.job_id.clone();
             jobs.cancelled().add(control);
             jobs.hub.wake_waiters(&job_id);

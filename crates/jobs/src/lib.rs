@@ -15,35 +15,44 @@ use std::{
 use fleet_access::{Asker, AuditOutcome};
 use fleet_job::{
     control::Cancelled,
+    event::JobEvent,
     topics::Topics,
-    view::{JobList, JobView},
+    view::{JobCounts, JobList, JobView},
 };
 use fleet_kafka::{
     KafkaError,
     follow::{FollowGuard, Following},
     link::Link,
 };
-use fleet_ledger::{Batch, Cursor, Known, Query, Store, StoreError, Update};
+use fleet_ledger::{Batch, Cursor, Known, Page, Query, Store, StoreError, Update};
+use fleet_signing::CurrentKeys;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::JobsConfig;
 
+mod approvals;
 mod backlog;
+mod bulk;
 mod caller;
 mod cancel;
 mod claims;
 pub mod config;
+mod dead_letters;
 mod error;
 mod follow;
+mod history;
 mod hub;
 mod job_watch;
 pub mod metrics;
+mod records;
 pub mod request;
 pub mod rest;
 mod restate;
 mod rights;
+mod runs;
+mod signing;
 mod submit;
 pub mod tasks;
 #[cfg(feature = "testing")]
@@ -51,13 +60,17 @@ pub mod testing;
 mod upkeep;
 mod view;
 
+pub use approvals::Verdict;
+pub use bulk::BulkAction;
 pub use caller::{Caller, Owners};
 pub(crate) use claims::claim_schema;
+pub use dead_letters::{LetterList, PurgeReport, ReplayReport, ReplayRequest};
 pub use error::JobsError;
 pub(crate) use hub::EventReader;
 pub use job_watch::JobWatch;
 pub use request::{JobRequest, PageRequest};
 pub use rights::{ResolvedTool, ToolResolver};
+pub use runs::RunRequest;
 pub use submit::MAX_JOBS;
 pub use tasks::Tasks;
 
@@ -67,7 +80,9 @@ const MAX_CANCELLED: usize = 100_000;
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the writer of events waits for the ledger to take them.
 const APPLY_LIMIT: Duration = Duration::from_secs(2);
-/// The most concurrent searches of the jobs topic.
+/// How long the ledger is searched for the first job of a page.
+const SEARCH_TIME: Duration = Duration::from_millis(250);
+/// The most concurrent searches of a topic.
 const MAX_SEARCHES: usize = 2;
 /// The longest part of an unknown job id that an error repeats, in characters.
 const SHOWN_ID: usize = 256;
@@ -97,10 +112,16 @@ struct Inner {
     /// Notified when a stale event follows the end of a job in the events topic.
     overtaken: Notify,
     claims: Mutex<claims::Claims>,
-    /// Permits to search the jobs topic.
+    /// Permits to search a topic.
     searches: Arc<Semaphore>,
+    /// Permit to replay dead letters: two runs at once would replay a letter twice.
+    replaying: Arc<Semaphore>,
     /// Finds the tools that jobs name.
     resolver: OnceLock<ToolResolver>,
+    /// How long somebody may take to approve a job.
+    approval_ttl: Duration,
+    /// The keys that sign jobs.
+    signing: OnceLock<CurrentKeys>,
     stop: CancellationToken,
 }
 
@@ -179,7 +200,10 @@ impl Jobs {
             overtaken: Notify::new(),
             claims: Mutex::default(),
             searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
+            replaying: Arc::new(Semaphore::new(1)),
             resolver: OnceLock::new(),
+            approval_ttl: config.approval_ttl,
+            signing: OnceLock::new(),
             stop,
         });
         _ = inner.threads.set(follow::start_threads(&inner)?);
@@ -188,6 +212,8 @@ impl Jobs {
         tokio::spawn(jobs.clone().forget_old_jobs());
         tokio::spawn(jobs.clone().measure_topics());
         tokio::spawn(jobs.clone().restate_overtaken());
+        tokio::spawn(jobs.clone().expire_approvals());
+        tokio::spawn(jobs.clone().resume_approved());
         Ok(jobs)
     }
 
@@ -257,7 +283,8 @@ impl Jobs {
     /// Makes the view of a job that callers are shown.
     pub(crate) fn view(&self, known: Known) -> JobView {
         let cancelled = self.inner.cancelled();
-        let control = cancelled.get(&known.event.job_id, known.event.submitted_at).cloned();
+        let JobEvent { job_id, submitted_at, owner, .. } = &known.event;
+        let control = cancelled.get(job_id, *submitted_at, owner.as_deref()).cloned();
         drop(cancelled);
         view::view_of(known, control.as_ref())
     }
@@ -271,7 +298,7 @@ impl Jobs {
         self.check_log_is_read()?;
         query.visibility = caller.visibility();
 
-        let page = self.inner.store.list(&query).await?;
+        let page = self.search_page(query).await?;
         let listed = page.jobs.into_iter().map(|known| {
             let cursor =
                 Cursor { submitted_at: known.submitted_at(), job_id: known.event.job_id.clone() };
@@ -279,6 +306,36 @@ impl Jobs {
         });
         let (jobs, next) = view::bound_page(listed, page.next);
         Ok(JobList { jobs, next_cursor: next.map(|cursor| cursor.to_string()) })
+    }
+
+    /// Returns the next page of a list that has jobs, as far as it is found in time.
+    async fn search_page(&self, mut query: Query) -> Result<Page, JobsError> {
+        let started = std::time::Instant::now();
+        loop {
+            let page = self.inner.store.list(&query).await?;
+            let is_empty = page.jobs.is_empty() && started.elapsed() < SEARCH_TIME;
+            match page.next {
+                Some(next) if is_empty => query.after = Some(next),
+                _ => return Ok(page),
+            }
+        }
+    }
+
+    /// Returns how many jobs `caller` may see in each state.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the ledger can't be queried.
+    pub async fn counts(&self, caller: &Caller) -> Result<JobCounts, JobsError> {
+        self.check_log_is_read()?;
+        let (tallies, visibility) = (self.inner.store.tallies().await?, caller.visibility());
+
+        let visible = tallies
+            .tallies
+            .into_iter()
+            .filter(|tally| visibility.covers(tally.owner.as_deref(), tally.tenant.as_deref()));
+        let counts = visible.map(|tally| (tally.state, tally.jobs));
+        Ok(JobCounts::of(counts, tallies.complete_since))
     }
 
     /// Waits until a job has ended, for at most `limit`, and returns its state.

@@ -7,6 +7,7 @@ use fleet_job::{
     wire::WireEnvelope,
 };
 use fleet_ledger::{Cursor, Query, query::MAX_LIMIT};
+use fleet_signing::OnBehalfOf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -98,7 +99,7 @@ pub struct CallRequest {
 #[derive(JsonSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "the type stands for its schema and is never built")]
-enum Payload {
+pub(crate) enum Payload {
     /// JSON in a string.
     Text(String),
     /// An object.
@@ -113,6 +114,10 @@ pub(crate) struct Prepared {
     pub(crate) key: Option<String>,
     /// Whether a job with this id may exist already.
     pub(crate) may_exist: bool,
+    /// The rule that wants the job to be approved first.
+    pub(crate) approval: Option<String>,
+    /// The job that this one runs again.
+    pub(crate) on_behalf_of: Option<OnBehalfOf>,
 }
 
 /// Why a request is invalid. The message names the field.
@@ -167,7 +172,7 @@ impl JobRequest {
         calls.iter_mut().for_each(|call| call.task = None);
         envelope.owner = owner;
         envelope.tenant = envelope.tenant.or_else(|| caller.tenant().map(str::to_owned));
-        Ok(Prepared { envelope, key, may_exist })
+        Ok(Prepared { envelope, key, may_exist, approval: None, on_behalf_of: None })
     }
 
     /// Returns the type of the job and its payload, from whichever fields the request has.

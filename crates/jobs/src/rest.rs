@@ -1,7 +1,8 @@
 //! The REST interface to jobs, for clients that don't speak MCP.
 //!
 //! `routes` is one table of operations, from which both the router and the OpenAPI document are
-//! made. So every path is documented, and every documented path exists.
+//! made. So every path is documented, and every documented path exists. The server extends the
+//! table by operations that are not about jobs.
 
 use std::sync::Arc;
 
@@ -22,18 +23,24 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Jobs;
 
+mod approvals;
 mod asyncapi;
+mod bulk;
+mod dead_letters;
 mod handlers;
+mod inspection;
 mod openapi;
+mod operation;
 mod params;
 mod problem;
 mod routes;
 mod sse;
 
-pub use problem::translate_errors;
+pub use handlers::{parse_body, require_json};
+pub use operation::{Answer, Operation, RequestBody, SchemaOf, schema_of};
+pub use params::{Param, ParamLocation, Parameters};
+pub use problem::{Problem, ProblemKind, translate_errors};
 pub use routes::path_label;
-
-use problem::{Problem, ProblemKind};
 
 /// The state that all operations share.
 #[derive(Clone)]
@@ -56,19 +63,29 @@ pub struct RegistryTopic {
     pub schema: Schema,
 }
 
-/// Returns the file names and texts of the OpenAPI and AsyncAPI documents.
-pub fn documents(topics: &Topics, registry: &RegistryTopic) -> [(&'static str, String); 2] {
+/// Returns the file names and texts of the OpenAPI and AsyncAPI documents. The first one describes
+/// the operations on jobs and `more`.
+pub fn documents(
+    topics: &Topics,
+    registry: &RegistryTopic,
+    more: &[Operation],
+) -> [(&'static str, String); 2] {
     [
-        ("openapi.json", to_text(&openapi::build_document())),
+        ("openapi.json", to_text(&openapi::build_document(more))),
         ("asyncapi.json", to_text(&asyncapi::build_document(topics, registry))),
     ]
 }
 
-/// Builds the router of the REST interface. Without the job service, every operation on jobs
-/// answers that jobs are off.
-pub fn router(jobs: Option<Jobs>, registry: &RegistryTopic, stop: CancellationToken) -> Router {
+/// Builds the router of the REST interface, with the operations on jobs and `more`. Without the job
+/// service, every operation on jobs answers that jobs are off.
+pub fn router(
+    jobs: Option<Jobs>,
+    registry: &RegistryTopic,
+    more: Vec<Operation>,
+    stop: CancellationToken,
+) -> Router {
     let topics = jobs.as_ref().map(|jobs| jobs.topics().clone()).unwrap_or_default();
-    let [openapi, asyncapi] = documents(&topics, registry).map(|(_, text)| text.into());
+    let [openapi, asyncapi] = documents(&topics, registry, &more).map(|(_, text)| text.into());
     let api = Api {
         // Streams end when the server is told to stop, since they would keep it running.
         stop: jobs.as_ref().map_or(stop, Jobs::stop_token),
@@ -78,7 +95,7 @@ pub fn router(jobs: Option<Jobs>, registry: &RegistryTopic, stop: CancellationTo
         asyncapi,
     };
     let mut router = Router::new();
-    for operation in routes::operations() {
+    for operation in routes::operations().into_iter().chain(more) {
         let handler = operation
             .handler
             .layer(from_fn_with_state(operation.params, params::check_query))

@@ -6,7 +6,9 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use fleet_access::{Action, Annotations, Arguments, Context, Decision, OpenRecord, Resource};
+use fleet_access::{
+    Action, Annotations, Arguments, Context, Decision, JobRights, OpenRecord, Resource, RuleEffect,
+};
 use fleet_job::{
     envelope::{Envelope, ToolCall, Work},
     mcp_servers::McpServers,
@@ -50,11 +52,16 @@ pub(crate) struct AllowedJob {
     server: Option<String>,
     /// The tool of all its calls, if it is the same.
     tool: Option<String>,
+    /// The rule that wants one of its calls to be approved first.
+    pub(crate) approval: Option<String>,
 }
 
 impl AllowedJob {
     /// The same without what another call of the job does not share.
-    fn shared_with(self, other: &Self) -> Self {
+    fn shared_with(mut self, other: &Self) -> Self {
+        if self.approval.is_none() {
+            self.approval.clone_from(&other.approval);
+        }
         let is_one = (&self.server, &self.tool) == (&other.server, &other.tool);
         if is_one { self } else { Self { server: None, tool: None, ..self } }
     }
@@ -107,6 +114,7 @@ pub(crate) fn check_submission(
     caller: &Caller,
     envelope: &Envelope,
     resolve: Option<&ToolResolver>,
+    jobs: JobRights,
 ) -> Result<AllowedJob, JobsError> {
     let tenant = envelope.tenant.as_deref();
     let calls = match &envelope.work {
@@ -118,14 +126,17 @@ pub(crate) fn check_submission(
             let mut bytes = size::json_bytes(config);
             return check_all(servers.servers.keys().map(|name| {
                 let server = Resource { server: Some(name), tenant, ..Resource::default() };
-                let decision = check(caller, Action::SubmitJob, &server, Arguments::None)?;
-                check(caller, Action::AdministerServers, &server, Arguments::None)?;
+                let submit = check(caller, Action::SubmitJob, &server, Arguments::None, jobs)?;
+                let host =
+                    check(caller, Action::AdministerServers, &server, Arguments::None, jobs)?;
                 admit(caller, &server, std::mem::take(&mut bytes))?;
-                Ok(AllowedJob { decision, server: Some(name.clone()), tool: None })
+                let approval = submit.approval.or(host.approval);
+                let (decision, server) = (submit.decision, Some(name.clone()));
+                Ok(AllowedJob { decision, server, tool: None, approval })
             }));
         }
     };
-    check_all(calls.iter().map(|call| check_call(caller, call, tenant, resolve)))
+    check_all(calls.iter().map(|call| check_call(caller, call, tenant, resolve, jobs)))
 }
 
 /// What all of these parts of a job are allowed as.
@@ -143,6 +154,7 @@ fn check_call(
     call: &ToolCall,
     tenant: Option<&str>,
     resolve: Option<&ToolResolver>,
+    jobs: JobRights,
 ) -> Result<AllowedJob, JobsError> {
     let exposed = call.exposed_name();
     let resolved = resolve.and_then(|resolve| resolve(&exposed, &call.arguments));
@@ -156,20 +168,30 @@ fn check_call(
     };
 
     let resource = Resource { tenant, ..Resource::tool(server, tool, Annotations::default()) };
-    let decision = check(caller, Action::SubmitJob, &resource, Arguments::Known(arguments))?;
+    let known = Arguments::Known(arguments);
+    let Allowed { decision, mut approval } =
+        check(caller, Action::SubmitJob, &resource, known, jobs)?;
+    if jobs == JobRights::OfSubmitters && approval.is_none() {
+        // The call is decided on when it runs; whether it has to be approved first is better known
+        // now.
+        let call = caller.decide_call(&resource, known);
+        approval = (call.verdict == RuleEffect::Approve).then(|| call.rule.as_str().to_owned());
+    }
 
-    // Our own tools would do these with the rights of the worker.
+    // Our own tools would do these with the rights of the worker, if jobs are not signed.
     if server.is_none() && tool.starts_with(SERVER_TOOLS) {
         let named = arguments.get("name").and_then(Value::as_str);
         let resource = Resource { server: named, ..Resource::default() };
-        check(caller, Action::AdministerServers, &resource, Arguments::None)?;
+        let host = check(caller, Action::AdministerServers, &resource, Arguments::None, jobs)?;
+        approval = approval.or(host.approval);
     }
-    if server.is_none() && tool.starts_with(JOB_TOOLS) {
-        check(caller, Action::ActAs, &Resource { tenant, ..Resource::default() }, Arguments::None)?;
+    if jobs == JobRights::OfWorkers && server.is_none() && tool.starts_with(JOB_TOOLS) {
+        let any = Resource { tenant, ..Resource::default() };
+        check(caller, Action::ActAs, &any, Arguments::None, jobs)?;
     }
     admit(caller, &resource, size::json_bytes(&call.arguments))?;
     let (server, tool) = (server.map(str::to_owned), Some(tool.to_owned()));
-    Ok(AllowedJob { decision, server, tool })
+    Ok(AllowedJob { decision, server, tool, approval })
 }
 
 /// Refuses a name that may come to stand for another tool than the one that is decided on, from
@@ -195,13 +217,32 @@ fn check_name(caller: &Caller, call: &ToolCall) -> Result<(), JobsError> {
 /// The longest part of a name that an error repeats, in characters.
 const SHOWN_NAME: usize = 128;
 
+/// A part of a job that may be submitted.
+struct Allowed {
+    decision: Decision,
+    /// The rule that wants it to be approved first.
+    approval: Option<String>,
+}
+
+/// Checks a part of a job. Something that needs approval may be submitted if a job can wait for it,
+/// which only signed jobs can: whoever approves it must be known when it runs.
 fn check(
     caller: &Caller,
     action: Action,
     resource: &Resource<'_>,
     arguments: Arguments<'_>,
-) -> Result<Decision, JobsError> {
-    caller.check(action, resource, &Context { arguments, ..Context::default() })
+    jobs: JobRights,
+) -> Result<Allowed, JobsError> {
+    let context = Context { arguments, ..Context::default() };
+    if jobs == JobRights::OfSubmitters {
+        let decision = caller.decide_with(action, resource, &context);
+        if decision.verdict == RuleEffect::Approve {
+            let approval = Some(decision.rule.as_str().to_owned());
+            return Ok(Allowed { decision, approval });
+        }
+    }
+    let decision = caller.check(action, resource, &context)?;
+    Ok(Allowed { decision, approval: None })
 }
 
 fn admit(caller: &Caller, resource: &Resource<'_>, bytes: u64) -> Result<(), JobsError> {
@@ -227,6 +268,10 @@ mod tests {
 
     /// Whether a principal of the tenant `a` may submit a job under these rules.
     fn may_submit(rules: &str, job: Value) -> Result<(), String> {
+        may_submit_where(JobRights::OfWorkers, rules, job)
+    }
+
+    fn may_submit_where(jobs: JobRights, rules: &str, job: Value) -> Result<(), String> {
         let policy = AccessPolicy::parse(rules, None).unwrap();
         let rights = CurrentRights::new(policy.into_rights());
         let via = Via::Key { id: "k".to_owned() };
@@ -237,7 +282,7 @@ mod tests {
         let caller = Caller::new(Some("ci".to_owned()), None, asker);
         let request: crate::JobRequest = serde_json::from_value(job).unwrap();
         let prepared = request.prepare(&caller, || "j".to_owned()).unwrap();
-        check_submission(&caller, &prepared.envelope, Some(&resolver()))
+        check_submission(&caller, &prepared.envelope, Some(&resolver()), jobs)
             .map(drop)
             .map_err(|error| error.to_string())
     }
@@ -339,6 +384,12 @@ mod tests {
         let refusal = may_submit(submit, json!({"tool": "job_cancel"})).unwrap_err();
         assert!(refusal.contains("act-as"), "{refusal}");
         assert_eq!(may_submit(submit, json!({"tool": "file_read"})), Ok(()));
+
+        // A signed job does it with the rights of its submitter, which are decided on then.
+        let signed =
+            |tool: &str| may_submit_where(JobRights::OfSubmitters, submit, json!({"tool": tool}));
+        assert_eq!(signed("job_cancel"), Ok(()));
+        assert!(signed("server_remove").is_err());
     }
 
     #[test]

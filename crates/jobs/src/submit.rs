@@ -6,10 +6,12 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use fleet_job::{
+    approval::PendingApproval,
     decode,
     envelope::Envelope,
     event::{JobEvent, JobState},
@@ -29,6 +31,7 @@ use fleet_ops::{
     blocking::run_blocking,
     trace::{Span, SpanKind},
 };
+use fleet_signing::OnBehalfOf;
 use futures::future::join_all;
 
 use super::{
@@ -37,6 +40,7 @@ use super::{
     outcome_of,
     request::{BadRequest, Prepared},
     rights,
+    signing::{Submitter, without_signature},
 };
 use crate::metrics;
 
@@ -53,14 +57,31 @@ const MAX_UNACKNOWLEDGED: usize = 1_000;
 #[derive(Debug, Clone)]
 pub(crate) struct Submission {
     pub(crate) envelope: Envelope,
+    /// The record's value, if it is known byte for byte.
+    pub(crate) value: Option<Vec<u8>>,
     /// The record's key.
     pub(crate) key: Option<String>,
     /// When the job was submitted; for later rounds of a task, the time of its first round.
     pub(crate) submitted_at: Timestamp,
     /// The trace context.
     pub(crate) headers: Vec<Header>,
+    /// As whom the job is to run; `None` if nobody is known to have submitted it.
+    pub(crate) submitter: Option<Submitter>,
+    /// Whether somebody has to approve the job before its record is written.
+    pub(crate) approval: Approval,
     /// What to do with the `queued` event if the envelope can't be written.
     pub(crate) undo: Undo,
+}
+
+/// Whether somebody has to approve a job before its record is written.
+#[derive(Debug, Clone)]
+pub(crate) enum Approval {
+    /// Nobody.
+    NotNeeded,
+    /// Somebody else than its submitter, as this rule wants.
+    Wanted(String),
+    /// Somebody has.
+    Given(Box<PendingApproval>),
 }
 
 /// What to do with a `queued` event whose envelope could not be written.
@@ -89,11 +110,40 @@ impl Jobs {
         caller: &Caller,
         trace: &TraceContext,
     ) -> Result<Vec<Submitted>, JobsError> {
-        let jobs = prepare_jobs(requests, caller)?;
+        self.submit_prepared_requests(prepare_jobs(requests, caller)?, caller, trace).await
+    }
+
+    /// Submits another run of a job, as [`submit`](Self::submit) does.
+    pub(crate) async fn submit_run(
+        &self,
+        request: JobRequest,
+        first: &Envelope,
+        caller: &Caller,
+        trace: &TraceContext,
+    ) -> Result<Vec<Submitted>, JobsError> {
+        let mut jobs = prepare_jobs(vec![request], caller)?;
+        let (job_id, owner) = (first.job_id.clone(), first.owner.clone());
+        for job in &mut jobs {
+            job.on_behalf_of = Some(OnBehalfOf { job_id: job_id.clone(), owner: owner.clone() });
+        }
+        self.submit_prepared_requests(jobs, caller, trace).await
+    }
+
+    async fn submit_prepared_requests(
+        &self,
+        mut jobs: Vec<Prepared>,
+        caller: &Caller,
+        trace: &TraceContext,
+    ) -> Result<Vec<Submitted>, JobsError> {
         let mut allowed = Vec::with_capacity(jobs.len());
         for (index, job) in jobs.iter().enumerate() {
             let resolver = self.inner.resolver.get();
-            allowed.push(rights::check_submission(caller, &job.envelope, resolver)?);
+            allowed.push(rights::check_submission(
+                caller,
+                &job.envelope,
+                resolver,
+                self.job_rights(),
+            )?);
             self.check_reply_topic(&job.envelope).map_err(|error| match jobs.len() {
                 1 => JobsError::Bad(error),
                 _ => JobsError::BadJob { index, error },
@@ -104,6 +154,9 @@ impl Jobs {
             // Only jobs that may exist already need the ledger.
             Ok(()) | Err(JobsError::LedgerAway(_)) => {}
             Err(error) => return Err(error),
+        }
+        for (job, allowed) in jobs.iter_mut().zip(&mut allowed) {
+            job.approval = allowed.approval.take();
         }
 
         let records = allowed.iter().zip(&jobs);
@@ -190,24 +243,39 @@ impl Jobs {
         let now = fleet_ops::clock::now();
         let (mut ids, mut new) = (Vec::with_capacity(jobs.len()), HashSet::new());
         let mut fresh = Vec::new();
-        for Prepared { envelope, key, may_exist } in jobs {
+        for Prepared { envelope, key, may_exist, approval, on_behalf_of } in jobs {
             let job_id = envelope.job_id.clone();
             // A request that contains an id twice means one job.
             let is_new = !is_old(&job_id) && new.insert(job_id.clone());
-            ids.push((job_id, is_new));
+            let state = match approval {
+                Some(_) => JobState::AwaitingApproval,
+                None => JobState::Queued,
+            };
+            ids.push((job_id, is_new, state));
             if is_new {
                 let undo = if may_exist { Undo::Nothing } else { Undo::Remove };
                 let headers = headers.to_vec();
-                fresh.push(Submission { envelope, key, submitted_at: now, headers, undo });
+                let principal = Arc::clone(caller.principal());
+                let submitter = Some(Submitter { principal, on_behalf_of });
+                fresh.push(Submission {
+                    envelope,
+                    value: None,
+                    key,
+                    submitted_at: now,
+                    headers,
+                    submitter,
+                    approval: approval.map_or(Approval::NotNeeded, Approval::Wanted),
+                    undo,
+                });
             }
         }
         self.enqueue(fresh, claim.as_ref()).await?;
 
         // Wait for the jobs of other requests last, since those may wait for jobs of this one.
         states.extend(self.await_other_submissions(&elsewhere, caller).await?);
-        let queued = || JobState::Queued.as_str().to_owned();
-        let submitted = ids.into_iter().map(|(job_id, is_new)| {
-            let state = states.get(&job_id).cloned().unwrap_or_else(queued);
+        let submitted = ids.into_iter().map(|(job_id, is_new, state)| {
+            let known = states.get(&job_id).cloned();
+            let state = known.unwrap_or_else(|| state.as_str().to_owned());
             Submitted { job_id, state, existing: !is_new }
         });
         Ok(submitted.collect())
@@ -254,7 +322,7 @@ impl Jobs {
 
     /// Returns those of these jobs that are in the jobs topic. If the search takes too long, the
     /// jobs that it did not find count as written. The map has the times of submission.
-    async fn find_written(
+    pub(crate) async fn find_written(
         &self,
         jobs: HashMap<String, Timestamp>,
     ) -> Result<Vec<String>, JobsError> {
@@ -332,27 +400,43 @@ impl Jobs {
         claim: Option<&Claim>,
     ) -> Result<(), JobsError> {
         let now = fleet_ops::clock::now();
-        let events: Vec<JobEvent> = jobs
-            .iter()
-            .map(|job| JobEvent {
+        let (mut events, mut records) = (Vec::with_capacity(jobs.len()), Vec::new());
+        for job in &jobs {
+            let value = (job.value.clone())
+                .unwrap_or_else(|| job.envelope.to_json().to_string().into_bytes());
+            let event = JobEvent {
                 submitted_at: Some(job.submitted_at),
                 ..JobEvent::about(&job.envelope, JobState::Queued, now)
-            })
-            .collect();
+            };
+            match &job.approval {
+                Approval::Wanted(rule) => {
+                    let pending = self.pending_approval(job, rule, &value, now)?;
+                    let (state, approval) = (JobState::AwaitingApproval, Some(Box::new(pending)));
+                    events.push(JobEvent { state, approval, ..event });
+                    continue;
+                }
+                Approval::Given(pending) => {
+                    events.push(JobEvent { approval: Some(pending.clone()), ..event });
+                }
+                Approval::NotNeeded => events.push(event),
+            }
+
+            let signature = self.sign_job(job, &value);
+            records.push(Outgoing {
+                topic: self.inner.topics.jobs.clone(),
+                key: job.key.clone().map(String::into_bytes),
+                value: Some(value),
+                headers: job.headers.iter().cloned().chain(signature).collect(),
+                // The worker's events repeat it, so that the job keeps its position in lists.
+                timestamp: Some(job.submitted_at),
+                partition: None,
+            });
+        }
 
         claim.map_or(Ok(()), Claim::check_age)?;
         let announced = self.write_events(&events, &jobs).await?;
-        let records = jobs.iter().map(|job| Outgoing {
-            topic: self.inner.topics.jobs.clone(),
-            key: job.key.clone().map(String::into_bytes),
-            value: Some(job.envelope.to_json().to_string().into_bytes()),
-            headers: job.headers.clone(),
-            // The worker's events repeat it, so that the job keeps its position in lists.
-            timestamp: Some(job.submitted_at),
-            partition: None,
-        });
         let written = match claim.map_or(Ok(()), Claim::check_age) {
-            Ok(()) => self.write_all(records.collect()).await.map(drop).map_err(JobsError::from),
+            Ok(()) => self.write_all(records).await.map(drop).map_err(JobsError::from),
             Err(error) => Err(error),
         };
         if written.is_err() {
@@ -372,7 +456,7 @@ impl Jobs {
             topic: self.inner.topics.events.clone(),
             key: Some(event.job_id.clone().into_bytes()),
             value: Some(event.to_bytes()),
-            headers: job.headers.clone(),
+            headers: without_signature(job.headers.clone()),
             ..Outgoing::default()
         });
         let delivered = self.write_all(records.collect()).await?;

@@ -15,6 +15,7 @@ use fleet_job::{
     glob::Glob,
     number,
     outcome::ErrorKind,
+    record::SIGNATURE_HEADER,
     time::Timestamp,
     trace::TraceContext,
     view::{JobView, tool_result},
@@ -34,7 +35,8 @@ use super::{
     Caller, Jobs, JobsError,
     caller::derived_id,
     not_found, outcome_of,
-    submit::{Submission, Undo},
+    signing::{Submitter, without_signature},
+    submit::{Approval, Submission, Undo},
 };
 use crate::config::JobsConfig;
 
@@ -112,8 +114,16 @@ impl Tasks {
 
         let span = self.jobs.start_send_span(trace, 1);
         let headers = span.context().headers();
-        let job =
-            Submission { envelope, key: None, submitted_at: now, headers, undo: Undo::Remove };
+        let job = Submission {
+            envelope,
+            value: None,
+            key: None,
+            submitted_at: now,
+            headers,
+            submitter: Some(Submitter::new(Arc::clone(caller.principal()))),
+            approval: Approval::NotNeeded,
+            undo: Undo::Remove,
+        };
         self.jobs
             .enqueue_detached(job)
             .await
@@ -213,6 +223,7 @@ impl Tasks {
         let source = event.source.clone().ok_or_else(lost)?;
         let settings = self.jobs.inner.link.follower.settings().clone();
         let (topic, from) = (source.topic, [(source.partition, source.offset)]);
+        let topic_of_task = topic.clone();
         let mut found = run_blocking(move || {
             let records = reader::first_records(&settings, &topic, &from, READ_TIMEOUT);
             Ok::<_, JobsError>(records?)
@@ -223,6 +234,16 @@ impl Tasks {
         let record = record.ok_or_else(lost)?;
 
         let mut envelope = decode::decode(&record, usize::MAX).map_err(|_| lost())?;
+        // Whoever may write to the events topic can point to any record.
+        if topic_of_task != self.jobs.inner.topics.jobs || envelope.job_id != event.job_id {
+            return Err(lost());
+        }
+        // Whoever answers, the call remains that of its submitter.
+        let submitter = self.jobs.signed_submitter(&record);
+        if submitter.is_none() && self.jobs.signs() && record.header(SIGNATURE_HEADER).is_some() {
+            let why = "the signature of the task's call is not accepted any more";
+            return Err(JobsError::NotReady(why.to_owned()));
+        }
         let Work::ToolCall(ToolCall { task: Some(round), .. }) = &mut envelope.work else {
             return Err(lost());
         };
@@ -235,7 +256,10 @@ impl Tasks {
         let key = record.key.and_then(|key| String::from_utf8(key).ok());
         let submitted_at = event.submitted_at.unwrap_or(event.time);
         let undo = Undo::Restore(Box::new(before));
-        let job = Submission { envelope, key, submitted_at, headers: record.headers, undo };
+        let headers = without_signature(record.headers);
+        let (value, approval) = (None, Approval::NotNeeded);
+        let job =
+            Submission { envelope, value, key, submitted_at, headers, submitter, approval, undo };
         self.jobs.enqueue_detached(job).await
     }
 
@@ -343,6 +367,10 @@ fn apply_answers(event: &JobEvent, responses: InputResponses) -> Option<JobEvent
 fn task_payload(event: &JobEvent) -> TaskPayload {
     match event.state {
         JobState::Queued | JobState::Running | JobState::Retrying => TaskPayload::Working,
+        // Nobody is asked here: somebody who may decides elsewhere.
+        JobState::AwaitingApproval => {
+            TaskPayload::InputRequired { input_requests: InputRequests::default() }
+        }
         JobState::Cancelled => TaskPayload::Cancelled,
         JobState::Succeeded | JobState::Failed | JobState::Expired => {
             let input: Option<InputRequests> = open_requests(event)

@@ -69,7 +69,7 @@ impl Jobs {
     }
 
     /// Waits for the next tick. Returns `false` if the server stops first.
-    async fn is_next_tick(&self, ticks: &mut Interval) -> bool {
+    pub(super) async fn is_next_tick(&self, ticks: &mut Interval) -> bool {
         tokio::select! {
             _ = ticks.tick() => true,
             () = self.inner.stop.cancelled() => false,

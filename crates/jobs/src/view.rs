@@ -16,6 +16,7 @@ pub(crate) fn view_of(known: Known, cancel: Option<&Control>) -> JobView {
     let cancel = cancel.filter(|_| !known.event.is_over());
     // Only the owner sees the job, so the view need not name the owner.
     let mut event = JobEvent { owner: None, ..known.event };
+    event.hide_signatures();
     if event.has_lost_its_result() {
         // Older workers wrote no code for this.
         event.code = Some(RESULT_OMITTED.to_owned());

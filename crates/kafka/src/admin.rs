@@ -5,17 +5,23 @@ use std::{sync::Arc, time::Duration};
 use fleet_job::{time::Timestamp, topics::Topics};
 use fleet_topic_id::{TopicIdError, topic_id};
 use rdkafka::{
-    Offset, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     admin::{
         AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
     },
-    client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer},
+    consumer::Consumer,
     error::{KafkaError as Native, RDKafkaErrorCode},
 };
 
+mod groups;
+
+pub use groups::{GroupMembers, group_members, has_members, is_stable};
+
 use crate::{
-    consumer::LogIdentity, error::KafkaError, retry_while_moving::retry_while_moving,
+    consumer::LogIdentity,
+    error::KafkaError,
+    quiet_context::{QuietConsumer, QuietContext},
+    retry_while_moving::retry_while_moving,
     settings::Settings,
 };
 
@@ -108,6 +114,16 @@ pub fn reply_topic(name: &str, replication: i32) -> TopicSpec {
     TopicSpec { name: name.to_owned(), partitions: 3, replication, properties }
 }
 
+/// Creates a client for changing topics and asking about their properties.
+fn admin_client(settings: &Settings) -> Result<AdminClient<QuietContext>, KafkaError> {
+    settings.admin().create_with_context(QuietContext::default()).map_err(KafkaError::client)
+}
+
+/// Creates a client for asking about topics and groups.
+fn metadata_client(config: &ClientConfig) -> Result<QuietConsumer, KafkaError> {
+    config.create_with_context(QuietContext::default()).map_err(KafkaError::client)
+}
+
 /// Creates those of `specs` that do not exist, and returns the names of the created topics.
 ///
 /// # Errors
@@ -118,8 +134,7 @@ pub async fn create_topics(
     settings: &Settings,
     specs: &[TopicSpec],
 ) -> Result<Vec<String>, KafkaError> {
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
 
     let new: Vec<_> = specs
         .iter()
@@ -161,8 +176,7 @@ pub async fn create_topics(
 /// Returns [`KafkaError::CreateTopic`] if the broker refuses, and [`KafkaError::Unreachable`] if
 /// none answers.
 pub async fn grow(settings: &Settings, topic: &str, partitions: i32) -> Result<(), KafkaError> {
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
     let options =
         AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
 
@@ -191,8 +205,7 @@ pub async fn grow(settings: &Settings, topic: &str, partitions: i32) -> Result<(
 pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, KafkaError> {
     let request = |source| KafkaError::Request { what: "describing a topic", source };
 
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
     let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
 
     let described = admin
@@ -207,44 +220,17 @@ pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, Kafk
     Ok(found.is_some_and(|policy| policy.contains("compact")))
 }
 
-/// Returns whether `group` has members. Blocks the thread for at most `timeout`.
+/// Returns the names of all topics. Blocks the thread for at most `timeout`.
 ///
 /// # Errors
 ///
 /// Returns [`KafkaError::Client`] or [`KafkaError::Unreachable`].
-pub fn has_members(
-    settings: &Settings,
-    group: &str,
-    timeout: Duration,
-) -> Result<bool, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
-    let groups = client
-        .fetch_group_list(Some(group), timeout)
+pub fn topic_names(settings: &Settings, timeout: Duration) -> Result<Vec<String>, KafkaError> {
+    let client = metadata_client(&settings.admin())?;
+    let metadata = client
+        .fetch_metadata(None, timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
-
-    let found = groups.groups().iter().find(|found| found.name() == group);
-    Ok(found.is_some_and(|found| !found.members().is_empty()))
-}
-
-/// Returns whether `group` is stable with exactly `members` members. Blocks the thread for at most
-/// `timeout`.
-///
-/// # Errors
-///
-/// Returns [`KafkaError::Client`] or [`KafkaError::Unreachable`].
-pub fn is_stable(
-    settings: &Settings,
-    group: &str,
-    members: usize,
-    timeout: Duration,
-) -> Result<bool, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
-    let groups = client
-        .fetch_group_list(Some(group), timeout)
-        .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
-
-    let found = groups.groups().iter().find(|found| found.name() == group);
-    Ok(found.is_some_and(|found| found.state() == "Stable" && found.members().len() == members))
+    Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
 }
 
 /// Returns the number of partitions of `topic`. Blocks the thread for at most `timeout`.
@@ -254,7 +240,7 @@ pub fn is_stable(
 /// Returns [`KafkaError::NoTopic`] if the topic does not exist, and otherwise
 /// [`KafkaError::Unreachable`] or [`KafkaError::Request`].
 pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
@@ -282,7 +268,7 @@ pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result
 ///
 /// Returns [`KafkaError::Unreachable`] or [`KafkaError::NoTopic`].
 pub fn replication(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::Client)?;
+    let client = metadata_client(&settings.admin())?;
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
@@ -324,8 +310,7 @@ pub fn group_positions(
 ) -> Result<Vec<GroupPosition>, KafkaError> {
     let request = |what| move |source| KafkaError::Request { what, source };
     let partitions = partitions(settings, topic, timeout)?;
-    let client: BaseConsumer =
-        settings.admin().set("group.id", group).create().map_err(KafkaError::client)?;
+    let client = metadata_client(settings.admin().set("group.id", group))?;
 
     let mut asked = TopicPartitionList::new();
     asked.add_partition_range(topic, 0, partitions - 1);
@@ -378,7 +363,7 @@ pub fn spans_of<const N: usize>(
     topics: [&str; N],
     timeout: Duration,
 ) -> Result<[Vec<Span>; N], KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
 
     let mut all = [const { Vec::new() }; N];
     for (topic, spans) in topics.into_iter().zip(&mut all) {
@@ -417,7 +402,7 @@ pub fn spans(
 ) -> Result<Vec<Span>, KafkaError> {
     let request = |what| move |source| KafkaError::Request { what, source };
     let partitions = partitions(settings, topic, timeout)?;
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
 
     let mut spans = Vec::new();
     for partition in 0..partitions {
@@ -459,7 +444,7 @@ pub fn spans(
 ///
 /// Returns [`KafkaError::Client`].
 pub fn cluster_id(settings: &Settings, timeout: Duration) -> Result<Option<String>, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
     Ok(client.client().fetch_cluster_id(timeout))
 }
 
@@ -474,7 +459,7 @@ pub fn log_identity(
     topic: &str,
     timeout: Duration,
 ) -> Result<LogIdentity, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let client = metadata_client(&settings.admin())?;
     let cluster = client.client().fetch_cluster_id(timeout).map(Arc::from);
 
     let topic = match topic_id(client.client(), topic, timeout) {
@@ -500,8 +485,7 @@ pub async fn delete_records(
     spans: &[Span],
 ) -> Result<(), KafkaError> {
     let request = |source| KafkaError::Request { what: "deleting records", source };
-    let admin: AdminClient<DefaultClientContext> =
-        settings.admin().create().map_err(KafkaError::client)?;
+    let admin = admin_client(settings)?;
 
     let mut offsets = TopicPartitionList::new();
     for span in spans.iter().filter(|span| span.end > span.start) {

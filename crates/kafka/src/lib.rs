@@ -15,6 +15,7 @@ pub mod error;
 pub mod follow;
 pub mod link;
 pub mod producer;
+mod quiet_context;
 pub mod reader;
 mod retry_while_moving;
 pub mod settings;

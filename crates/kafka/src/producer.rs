@@ -13,13 +13,17 @@ use fleet_job::{record::Header, time::Timestamp};
 use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Message as _,
+    config::RDKafkaLogLevel,
     error::{KafkaError as Native, RDKafkaErrorCode},
     message::DeliveryResult,
     producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig},
 };
 use tokio::sync::oneshot;
 
-use crate::{consumer::GroupContact, convert, error::KafkaError, settings::Settings};
+use crate::{
+    consumer::GroupContact, convert, error::KafkaError, quiet_context::FailureLog,
+    settings::Settings,
+};
 
 /// The pause before librdkafka's queue is tried again after it was full.
 const QUEUE_RETRY: Duration = Duration::from_millis(20);
@@ -71,9 +75,20 @@ impl Drop for DeliveryCallback {
 }
 
 /// Passes librdkafka's delivery reports to the callbacks, on the thread that polls.
-struct Deliveries;
+#[derive(Default)]
+struct Deliveries {
+    failures: FailureLog,
+}
 
-impl ClientContext for Deliveries {}
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.failures.log_line(level, facility, message);
+    }
+
+    fn error(&self, error: Native, reason: &str) {
+        self.failures.log_error(&error, reason);
+    }
+}
 
 impl ProducerContext for Deliveries {
     type DeliveryOpaque = Box<DeliveryCallback>;
@@ -105,7 +120,7 @@ struct PolledClient {
 impl PolledClient {
     fn start(settings: &Settings) -> Result<Self, Native> {
         let client: BaseProducer<Deliveries> =
-            settings.producer().create_with_context(Deliveries)?;
+            settings.producer().create_with_context(Deliveries::default())?;
         let (client, is_dropped) = (Arc::new(client), Arc::new(AtomicBool::new(false)));
         let (polled, end) = (client.clone(), is_dropped.clone());
 

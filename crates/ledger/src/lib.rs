@@ -24,4 +24,6 @@ pub use postgres::{DatabaseUrl, PostgresStore};
 pub use query::{Cursor, Page, Query};
 pub use retention::Retention;
 pub use sqlite::SqliteStore;
-pub use store::{Batch, Known, LogId, LoggedEvent, Overtaken, Store, StoreError, Update};
+pub use store::{
+    Batch, Known, LogId, LoggedEvent, Overtaken, Store, StoreError, Tallies, Tally, Update,
+};

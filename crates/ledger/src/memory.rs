@@ -2,7 +2,7 @@
 //! a restart.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
     ops::Bound,
     sync::Arc,
 };
@@ -10,6 +10,7 @@ use std::{
 use async_trait::async_trait;
 use fleet_job::{
     event::JobEvent,
+    outcome::JobError,
     state::{Standing, Verdict},
     time::Timestamp,
 };
@@ -19,16 +20,14 @@ use crate::{
     query::{Cursor, Page, Query},
     retention::{Forgotten, Retention},
     store::{
-        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update,
-        state_number, strip_details, submitted_at,
+        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Tallies, Tally,
+        Update, complete_since, state_number, strip_details, submitted_at,
     },
 };
 
-/// The most jobs that one page may examine.
-const MAX_SCANNED: usize = 20_000;
 /// The bytes that a job needs besides its event, for names and index entries. Measured with a
 /// million jobs.
-const OVERHEAD: u64 = 660;
+const OVERHEAD: u64 = 676;
 
 /// A ledger in memory.
 #[derive(Debug)]
@@ -51,9 +50,15 @@ struct Inner {
     /// Jobs whose terminal event has been overtaken in the log.
     overtaken: BTreeSet<Arc<str>>,
     names: Names,
+    /// The number of jobs by state, owner and tenant. There are no zeros.
+    tallies: HashMap<TallyKey, u64>,
     /// Jobs evicted for lack of space since the last report.
     evicted: Forgotten,
+    /// The newest time of a job that was forgotten.
+    forgotten_until: Option<i64>,
 }
+
+type TallyKey = (u8, Option<Arc<str>>, Option<Arc<str>>);
 
 type IndexKey = (i64, Arc<str>);
 
@@ -69,9 +74,14 @@ struct Slot {
     tool: Option<Arc<str>>,
     tenant: Option<Arc<str>>,
     owner: Option<Arc<str>>,
+    error_code: Option<Arc<str>>,
 }
 
 impl Slot {
+    fn tally_key(&self) -> TallyKey {
+        (self.state, self.owner.clone(), self.tenant.clone())
+    }
+
     fn is_terminal(&self) -> bool {
         STATES.get(usize::from(self.state)).is_some_and(|state| state.is_terminal())
     }
@@ -196,14 +206,16 @@ impl Inner {
             standing,
             submitted: submitted_at(event).as_millis(),
             time: event.time.as_millis(),
-            // There are seven states.
+            // There are few states.
             state: state as u8,
             job_type: self.names.intern(event.job_type.as_deref()),
             tool: self.names.intern(event.tool.as_deref()),
             tenant: self.names.intern(event.tenant.as_deref()),
             owner: self.names.intern(event.owner.as_deref()),
+            error_code: self.names.intern(event.error.as_ref().map(JobError::stable_code)),
         };
 
+        *self.tallies.entry(slot.tally_key()).or_default() += 1;
         self.bytes += slot.size();
         self.all.insert((slot.submitted, job_id.clone()));
         if let Some(index) = self.by_state.get_mut(state) {
@@ -232,19 +244,37 @@ impl Inner {
         self.overtaken.remove(job_id);
         self.ended.remove(&(slot.time, key.1));
         self.bytes = self.bytes.saturating_sub(size);
+        self.remove_from_tally(slot.tally_key());
 
-        for name in [slot.job_type, slot.tool, slot.tenant, slot.owner] {
+        for name in [slot.job_type, slot.tool, slot.tenant, slot.owner, slot.error_code] {
             self.names.release(name);
         }
 
         Some(was_terminal)
     }
 
+    fn remove_from_tally(&mut self, key: TallyKey) {
+        if let Entry::Occupied(mut tally) = self.tallies.entry(key) {
+            *tally.get_mut() -= 1;
+            // An entry without jobs would keep its names for ever.
+            if *tally.get() == 0 {
+                tally.remove();
+            }
+        }
+    }
+
+    /// Removes a job that the log may still have. Returns whether it had ended.
+    fn forget(&mut self, job_id: &Arc<str>) -> Option<bool> {
+        let time = self.jobs.get(job_id).map(|slot| slot.time);
+        self.forgotten_until = self.forgotten_until.max(time);
+        self.remove(job_id)
+    }
+
     /// Evicts jobs until the store is within its bounds, ended jobs first.
     fn enforce_bounds(&mut self, retention: &Retention) {
         while self.jobs.len() > retention.max_jobs || self.bytes > retention.max_bytes {
             let oldest = self.ended.first().or_else(|| self.all.first()).map(|(_, id)| id.clone());
-            match oldest.and_then(|id| self.remove(&id)) {
+            match oldest.and_then(|id| self.forget(&id)) {
                 Some(true) => self.evicted.ended += 1,
                 Some(false) => self.evicted.open += 1,
                 None => break,
@@ -258,7 +288,7 @@ impl Inner {
             _ => &self.all,
         };
 
-        let limit = query.bounded_limit();
+        let (limit, max_examined) = (query.bounded_limit(), query.max_examined());
         let last = upper_bound(query);
         let range: (Bound<&IndexKey>, Bound<&IndexKey>) =
             (Bound::Unbounded, last.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
@@ -269,13 +299,19 @@ impl Inner {
             if query.filter.since.is_some_and(|since| *submitted < since.as_millis()) {
                 return Ok(page);
             }
-            if page.jobs.len() == limit || examined == MAX_SCANNED {
+            if page.jobs.len() == limit || examined == max_examined {
                 page.next = page.next.or_else(|| cursor_before(index, key));
                 return Ok(page);
             }
+            if !query.filter.wants_id(id) {
+                continue;
+            }
             let Some(slot) = self.jobs.get(id) else { continue };
-            if matches_query(query, slot) {
-                let known = slot.read(id)?;
+            if !matches_query(query, slot) {
+                continue;
+            }
+            let known = slot.read(id)?;
+            if query.filter.wants_metadata(&known.event.metadata) {
                 page.jobs.push(Known { event: strip_details(known.event), ..known });
             }
         }
@@ -305,6 +341,7 @@ fn cursor_before(index: &BTreeSet<IndexKey>, key: &IndexKey) -> Option<Cursor> {
     Some(Cursor { submitted_at, job_id: job_id.to_string() })
 }
 
+/// Returns whether a job is wanted and may be seen, as far as this is known without its event.
 fn matches_query(query: &Query, slot: &Slot) -> bool {
     let is = |wanted: &Option<String>, name: &Option<Arc<str>>| {
         wanted.is_none() || wanted.as_deref() == name.as_deref()
@@ -313,6 +350,7 @@ fn matches_query(query: &Query, slot: &Slot) -> bool {
         && is(&query.filter.job_type, &slot.job_type)
         && is(&query.filter.tool, &slot.tool)
         && is(&query.filter.tenant, &slot.tenant)
+        && is(&query.filter.error_code, &slot.error_code)
         && query.visibility.covers(slot.owner.as_deref(), slot.tenant.as_deref())
 }
 
@@ -361,10 +399,15 @@ impl Store for MemoryStore {
         self.inner().list(query)
     }
 
-    async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
+    async fn tallies(&self) -> Result<Tallies, StoreError> {
         let inner = self.inner();
-        let counts = STATES.iter().zip(&inner.by_state);
-        Ok(counts.map(|(state, index)| (state.as_str(), index.len() as u64)).collect())
+        let tally = |((state, owner, tenant), jobs): (&TallyKey, &u64)| {
+            let text = |name: &Option<Arc<str>>| name.as_deref().map(str::to_owned);
+            let state = *STATES.get(usize::from(*state))?;
+            Some(Tally { state, owner: text(owner), tenant: text(tenant), jobs: *jobs })
+        };
+        let tallies = inner.tallies.iter().filter_map(tally).collect();
+        Ok(Tallies { tallies, complete_since: inner.forgotten_until.map(complete_since) })
     }
 
     async fn forget(&self, now: Timestamp) -> Result<Forgotten, StoreError> {
@@ -379,7 +422,7 @@ impl Store for MemoryStore {
             else {
                 return Ok(forgotten);
             };
-            if inner.remove(&id).is_some() {
+            if inner.forget(&id).is_some() {
                 forgotten.ended += 1;
             }
         }

@@ -14,17 +14,15 @@ mod listing;
 mod log;
 mod project;
 mod schema;
+mod tallies;
 mod text;
 mod tls;
 mod upkeep;
 mod url;
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use async_trait::async_trait;
@@ -39,13 +37,14 @@ use self::{
     listing::{read_job, read_page},
     log::{IS_OURS, OurLog, check_ours},
     project::{Reading, apply_batch, read_standing},
+    tallies::read_tallies,
     text::{from_column, to_column},
 };
 use crate::{
     query::{Page, Query},
     retention::{Forgotten, Retention},
     sqlstate::is_without_tables,
-    store::{Batch, Known, LogId, Overtaken, Positions, STATES, Store, StoreError},
+    store::{Batch, Known, LogId, Overtaken, Positions, Store, StoreError, Tallies},
 };
 
 pub use self::url::{DatabaseUrl, DatabaseUrlError};
@@ -182,20 +181,6 @@ impl PostgresStore {
         check_ours(&row, 3)?;
         read_job(&row, job_id).map(Some)
     }
-
-    async fn count_states(client: &Client) -> Result<BTreeMap<&'static str, u64>, StoreError> {
-        let sql = "SELECT state, sum(jobs)::bigint FROM ledger_counts GROUP BY state";
-        let statement = client.prepare_cached(sql).await?;
-
-        let mut counts: BTreeMap<_, _> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
-        for row in client.query(&statement, &[]).await? {
-            let (state, count): (&str, i64) = (row.try_get(0)?, row.try_get(1)?);
-            if let Some(known) = counts.get_mut(state) {
-                *known = u64::try_from(count).unwrap_or_default();
-            }
-        }
-        Ok(counts)
-    }
 }
 
 #[async_trait]
@@ -262,9 +247,10 @@ impl Store for PostgresStore {
         self.settle(lent, done)
     }
 
-    async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
+    async fn tallies(&self) -> Result<Tallies, StoreError> {
+        let ours = self.inner.ours.lock().clone();
         let lent = self.lend(Work::List).await?;
-        let done = timeout(Work::List.limit(), Self::count_states(&lent.client)).await;
+        let done = timeout(Work::List.limit(), read_tallies(&lent.client, &ours)).await;
         self.settle(lent, done)
     }
 

@@ -10,6 +10,11 @@ use crate::store::Known;
 /// The most jobs on one page.
 pub const MAX_LIMIT: usize = 500;
 
+/// The most jobs that a store examines for one page.
+const MAX_EXAMINED: usize = 20_000;
+/// The same if their events have to be decoded.
+const MAX_DECODED: usize = 5_000;
+
 /// Which jobs are wanted, which of them may be seen, and how many.
 #[derive(Debug, Clone, Default)]
 pub struct Query {
@@ -62,6 +67,25 @@ impl Query {
     pub(crate) fn bounded_limit(&self) -> usize {
         self.limit.clamp(1, MAX_LIMIT)
     }
+
+    /// Returns how many jobs a store may examine for the page.
+    pub(crate) fn max_examined(&self) -> usize {
+        if self.filter.metadata.is_empty() { MAX_EXAMINED } else { MAX_DECODED }
+    }
+}
+
+/// Returns the least text that is greater than all texts with this prefix, by bytes; `None` if
+/// there is none.
+pub(crate) fn end_of_prefix(prefix: &str) -> Option<String> {
+    let mut chars: Vec<char> = prefix.chars().collect();
+    while let Some(last) = chars.pop() {
+        // Code points and their UTF-8 sort alike.
+        if let Some(next) = (last..=char::MAX).nth(1) {
+            chars.push(next);
+            return Some(chars.into_iter().collect());
+        }
+    }
+    None
 }
 
 /// A position in the list of jobs, newest first. Opaque to callers.
@@ -105,6 +129,20 @@ pub struct Page {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prefix_ends_before_the_next_text() {
+        for (prefix, end) in [
+            ("job-1", Some("job-2")),
+            ("aé", Some("aê")),
+            ("a\u{d7ff}", Some("a\u{e000}")),
+            ("a\u{10ffff}", Some("b")),
+            ("\u{10ffff}", None),
+            ("", None),
+        ] {
+            assert_eq!(end_of_prefix(prefix).as_deref(), end, "{prefix:?}");
+        }
+    }
 
     #[test]
     fn cursors_round_trip_and_invalid_ones_are_rejected() {

@@ -4,12 +4,15 @@
 //! therefore consistent but need not be durable when they return.
 
 mod listing;
+mod schema;
+mod totals;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use fleet_job::{
     event::JobEvent,
+    outcome::JobError,
     state::{Standing, Verdict},
     time::Timestamp,
 };
@@ -20,41 +23,20 @@ use crate::{
     query::{Page, Query},
     retention::{Forgotten, Retention},
     store::{
-        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update,
+        Batch, Known, LoggedEvent, Overtaken, Positions, Store, StoreError, Tallies, Update,
         standing_text, state_number, submitted_at,
     },
 };
+use totals::{HELD, Held, Totals};
 
 /// The name of the ledger file.
 pub const FILE_NAME: &str = "ledger.sqlite";
-/// The version of the file's schema. A file with another version is recreated.
-const SCHEMA_VERSION: i64 = 2;
-/// The bytes that a job needs besides its event, for names and index entries.
-const OVERHEAD: i64 = 650;
 /// The number of the first terminal state.
 const FIRST_TERMINAL: usize = 3;
+/// The number of the last terminal state. States that were added later have greater numbers.
+const LAST_TERMINAL: usize = 6;
 /// How many jobs to delete in one transaction.
 const DELETE_BATCH: i64 = 1_000;
-
-const TABLES: &str = "
-    CREATE TABLE IF NOT EXISTS positions (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL);
-    CREATE TABLE IF NOT EXISTS totals (id INTEGER PRIMARY KEY CHECK (id = 0), jobs INTEGER NOT NULL, bytes INTEGER NOT NULL);
-    INSERT OR IGNORE INTO totals VALUES (0, 0, 0);
-    CREATE TABLE IF NOT EXISTS jobs (
-        id TEXT PRIMARY KEY, partition INTEGER NOT NULL, offset INTEGER NOT NULL, state INTEGER NOT NULL,
-        type TEXT, tool TEXT, tenant TEXT, owner TEXT, submitted INTEGER NOT NULL, time INTEGER NOT NULL,
-        event BLOB NOT NULL, standing TEXT NOT NULL, overtaken INTEGER NOT NULL
-    );
-    CREATE INDEX IF NOT EXISTS by_time ON jobs (submitted, id);
-    CREATE INDEX IF NOT EXISTS by_state ON jobs (state, submitted, id);
-    CREATE INDEX IF NOT EXISTS by_tool ON jobs (tool, submitted, id);
-    CREATE INDEX IF NOT EXISTS by_tenant ON jobs (tenant, submitted, id) WHERE tenant IS NOT NULL;
-    CREATE INDEX IF NOT EXISTS by_end ON jobs (time) WHERE state >= 3;
-    CREATE INDEX IF NOT EXISTS by_overtaken ON jobs (id) WHERE overtaken = 1;";
-
-/// Removes all jobs and positions.
-const EMPTY: &str =
-    "DELETE FROM jobs; DELETE FROM positions; UPDATE totals SET jobs = 0, bytes = 0;";
 
 /// A ledger in an SQLite file.
 #[derive(Clone)]
@@ -101,12 +83,12 @@ impl SqliteStore {
         writer.execute_batch(
             "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768;",
         )?;
-        prepare_tables(&writer)?;
+        schema::prepare_tables(&writer)?;
 
         let known: Option<String> =
             writer.query_row("SELECT name FROM topic", (), |row| row.get(0)).optional()?;
         if known.as_deref() != Some(topic) {
-            writer.execute_batch(EMPTY)?;
+            writer.execute_batch(schema::EMPTY)?;
             writer.execute("DELETE FROM topic", ())?;
             writer.execute("INSERT INTO topic VALUES (?1)", [topic])?;
         }
@@ -187,28 +169,12 @@ impl SqliteStore {
         found.next()?.map(read_job).transpose()
     }
 
-    fn count_states(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
-        let lister = self.inner.lister.lock();
-        let mut counts: BTreeMap<_, _> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
-
-        let mut count = lister.prepare_cached("SELECT state, count(*) FROM jobs GROUP BY state")?;
-        let mut rows = count.query(())?;
-        while let Some(row) = rows.next()? {
-            let (state, count): (i64, i64) = (row.get(0)?, row.get(1)?);
-            let state = usize::try_from(state).ok().and_then(|state| STATES.get(state));
-            if let Some(state) = state {
-                counts.insert(state.as_str(), u64::try_from(count).unwrap_or_default());
-            }
-        }
-        Ok(counts)
-    }
-
     fn forget_ended(&self, oldest: i64) -> Result<u64, StoreError> {
         let mut writer = self.inner.writer.lock();
         let transaction = writer.transaction()?;
         let mut totals = Totals::read(&transaction)?;
         let which = format!(
-            "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} AND time < {oldest} ORDER BY time LIMIT {DELETE_BATCH}"
+            "SELECT id FROM jobs WHERE state BETWEEN {FIRST_TERMINAL} AND {LAST_TERMINAL} AND time < {oldest} ORDER BY time LIMIT {DELETE_BATCH}"
         );
 
         let forgotten = delete_jobs(&transaction, &which, &mut totals)?;
@@ -233,53 +199,6 @@ fn connect(file: &Path) -> Result<Connection, StoreError> {
     Ok(Connection::open_with_flags(file, flags)?)
 }
 
-/// Creates the tables. Those of another version of the schema are dropped before.
-fn prepare_tables(writer: &Connection) -> Result<(), StoreError> {
-    let version: i64 = writer.query_row("PRAGMA user_version", (), |row| row.get(0))?;
-    if version != SCHEMA_VERSION {
-        writer.execute_batch(
-            "DROP TABLE IF EXISTS jobs; DROP TABLE IF EXISTS positions; DROP TABLE IF EXISTS totals;
-             DROP TABLE IF EXISTS topic;",
-        )?;
-        writer.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-    }
-
-    writer.execute_batch(TABLES)?;
-    writer.execute_batch("CREATE TABLE IF NOT EXISTS topic (name TEXT NOT NULL);")?;
-    Ok(())
-}
-
-/// The number and total size of all jobs, maintained incrementally to avoid counting.
-#[derive(Clone, Copy)]
-struct Totals {
-    jobs: i64,
-    bytes: i64,
-}
-
-impl Totals {
-    /// Subtracts a job whose event has this size, if there is one.
-    fn remove(&mut self, bytes: Option<i64>) {
-        if let Some(bytes) = bytes {
-            self.jobs -= 1;
-            self.bytes -= bytes + OVERHEAD;
-        }
-    }
-
-    fn read(connection: &Connection) -> Result<Self, StoreError> {
-        let mut find = connection.prepare_cached("SELECT jobs, bytes FROM totals")?;
-        let found = find
-            .query_row((), |row| Ok(Self { jobs: row.get(0)?, bytes: row.get(1)? }))
-            .optional()?;
-        Ok(found.unwrap_or(Self { jobs: 0, bytes: 0 }))
-    }
-
-    fn write(self, connection: &Connection) -> Result<(), StoreError> {
-        let mut change = connection.prepare_cached("UPDATE totals SET jobs = ?1, bytes = ?2")?;
-        change.execute((self.jobs, self.bytes))?;
-        Ok(())
-    }
-}
-
 fn read_positions(connection: &Connection) -> Result<Positions, StoreError> {
     let mut find = connection.prepare_cached("SELECT partition, next FROM positions")?;
     let positions = find.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -294,15 +213,18 @@ fn apply_update(
 ) -> Result<Verdict, StoreError> {
     let id = update.job_id.as_str();
 
-    let mut find = connection
-        .prepare_cached("SELECT partition, standing, length(event) FROM jobs WHERE id = ?1")?;
-    let known: Option<(i32, String, i64)> =
-        find.query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()?;
-    let bytes = known.as_ref().map(|(.., bytes)| *bytes);
-    let standing = match known.filter(|(partition, ..)| *partition == update.partition) {
-        Some((_, text, _)) => Some(read_standing(id, &text)?),
-        None => None,
+    let find = format!("SELECT {HELD}, partition, standing FROM jobs WHERE id = ?1");
+    let known: Option<(Held, i32, String)> = connection
+        .prepare_cached(&find)?
+        .query_row([id], |row| Ok((Held::read(row)?, row.get("partition")?, row.get("standing")?)))
+        .optional()?;
+    let standing = match &known {
+        Some((_, partition, text)) if *partition == update.partition => {
+            Some(read_standing(id, text)?)
+        }
+        _ => None,
     };
+    let held = known.map(|(held, ..)| held);
 
     let Some(logged) = &update.event else {
         if let Some(mut newer) = standing.filter(|standing| standing.seen() >= update.offset) {
@@ -310,7 +232,7 @@ fn apply_update(
             write_standing(connection, id, &newer)?;
             return Ok(Verdict::Stale);
         }
-        totals.remove(bytes);
+        held.iter().for_each(|held| totals.remove(held));
         connection.prepare_cached("DELETE FROM jobs WHERE id = ?1")?.execute([id])?;
         return Ok(Verdict::State);
     };
@@ -325,7 +247,7 @@ fn apply_update(
     };
 
     if verdict == Verdict::State {
-        totals.remove(bytes);
+        held.iter().for_each(|held| totals.remove(held));
         insert_job(connection, update, logged, &standing, totals)?;
     } else {
         write_standing(connection, id, &standing)?;
@@ -341,14 +263,14 @@ fn insert_job(
     totals: &mut Totals,
 ) -> Result<(), StoreError> {
     let (event, bytes) = (&logged.event, &logged.value);
-    totals.jobs += 1;
-    totals.bytes += i64::try_from(bytes.len()).unwrap_or(i64::MAX) + OVERHEAD;
+    totals.add(&Held::of(event, bytes));
 
     let mut insert = connection.prepare_cached(
-        "INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        "INSERT OR REPLACE INTO jobs
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
     )?;
 
-    // There are seven states.
+    // There are few states.
     let state = state_number(event.state) as i64;
     insert.execute(params![
         update.job_id.as_str(),
@@ -363,7 +285,8 @@ fn insert_job(
         event.time.as_millis(),
         bytes,
         standing_text(standing),
-        standing.is_overtaken()
+        standing.is_overtaken(),
+        event.error.as_ref().map(JobError::stable_code)
     ])?;
     Ok(())
 }
@@ -397,7 +320,7 @@ fn enforce_bounds(
         // Delete exactly the excess jobs; if only bytes exceed the bound, one job at a time.
         let portion = (totals.jobs - max_jobs).clamp(1, DELETE_BATCH);
         let ended = format!(
-            "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} ORDER BY time, id LIMIT {portion}"
+            "SELECT id FROM jobs WHERE state BETWEEN {FIRST_TERMINAL} AND {LAST_TERMINAL} ORDER BY time, id LIMIT {portion}"
         );
         let deleted = delete_jobs(connection, &ended, totals)?;
         forgotten.ended += deleted;
@@ -413,19 +336,19 @@ fn enforce_bounds(
     Ok(forgotten)
 }
 
+/// Deletes jobs that the log may still have. Returns their number.
 fn delete_jobs(
     connection: &Connection,
     which: &str,
     totals: &mut Totals,
 ) -> Result<u64, StoreError> {
-    let sql = format!("DELETE FROM jobs WHERE id IN ({which}) RETURNING length(event)");
+    let sql = format!("DELETE FROM jobs WHERE id IN ({which}) RETURNING {HELD}");
     let mut delete = connection.prepare(&sql)?;
     let mut rows = delete.query(())?;
 
     let mut deleted = 0;
     while let Some(row) = rows.next()? {
-        totals.jobs -= 1;
-        totals.bytes -= row.get::<_, i64>(0)? + OVERHEAD;
+        totals.forget(&Held::read(row)?);
         deleted += 1;
     }
     Ok(deleted)
@@ -456,7 +379,7 @@ impl Store for SqliteStore {
     }
 
     async fn reset(&self) -> Result<(), StoreError> {
-        self.run_blocking(|store| Ok(store.inner.writer.lock().execute_batch(EMPTY)?)).await
+        self.run_blocking(|store| Ok(store.inner.writer.lock().execute_batch(schema::EMPTY)?)).await
     }
 
     async fn get(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
@@ -469,8 +392,8 @@ impl Store for SqliteStore {
         self.run_blocking(move |store| listing::read_page(&store.inner.lister.lock(), &query)).await
     }
 
-    async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
-        self.run_blocking(Self::count_states).await
+    async fn tallies(&self) -> Result<Tallies, StoreError> {
+        self.run_blocking(|store| totals::read_tallies(&store.inner.lister.lock())).await
     }
 
     async fn forget(&self, now: Timestamp) -> Result<Forgotten, StoreError> {

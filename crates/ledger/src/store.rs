@@ -129,6 +129,29 @@ pub(crate) fn submitted_at(event: &JobEvent) -> Timestamp {
     event.submitted_at.unwrap_or(event.time)
 }
 
+/// How many jobs a store holds, by what decides about their visibility.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tallies {
+    /// The number of jobs of each state, owner and tenant that occur, in no particular order.
+    pub tallies: Vec<Tally>,
+    /// The store has forgotten jobs whose newest event was older than this, and none whose newest
+    /// event was not; `None` if it has forgotten none since it was created or emptied.
+    pub complete_since: Option<Timestamp>,
+}
+
+/// The number of jobs that share state, owner and tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tally {
+    /// The state.
+    pub state: JobState,
+    /// The owner.
+    pub owner: Option<String>,
+    /// The tenant.
+    pub tenant: Option<String>,
+    /// The number of jobs.
+    pub jobs: u64,
+}
+
 /// A store of jobs by id.
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
@@ -186,11 +209,24 @@ pub trait Store: Debug + Send + Sync {
     /// Returns an error if the store fails.
     async fn list(&self, query: &Query) -> Result<Page, StoreError>;
 
+    /// Returns how many jobs there are of each state, owner and tenant. The time that this takes
+    /// does not grow with the number of jobs.
+    ///
+    /// # Errors
+    /// Returns an error if the store fails.
+    async fn tallies(&self) -> Result<Tallies, StoreError>;
+
     /// Returns the number of jobs in each state.
     ///
     /// # Errors
     /// Returns an error if the store fails.
-    async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError>;
+    async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
+        let mut counts: BTreeMap<_, _> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
+        for tally in self.tallies().await?.tallies {
+            *counts.entry(tally.state.as_str()).or_default() += tally.jobs;
+        }
+        Ok(counts)
+    }
 
     /// Forgets jobs beyond the retention period. Returns how many jobs have been forgotten since
     /// the last call, including those evicted for lack of space.
@@ -209,8 +245,14 @@ pub(crate) fn strip_details(mut event: JobEvent) -> JobEvent {
     event
 }
 
+/// Returns the time since which a store has all jobs that has forgotten some until `forgotten`.
+pub(crate) fn complete_since(forgotten: i64) -> Timestamp {
+    // Jobs of the same millisecond may be forgotten, too.
+    Timestamp::from_millis_clamped(forgotten.saturating_add(1))
+}
+
 /// All states, in the order of their numbers in stores.
-pub(crate) const STATES: [JobState; 7] = JobState::ALL;
+pub(crate) const STATES: [JobState; 8] = JobState::ALL;
 
 /// Returns a state's number in stores.
 pub(crate) fn state_number(state: JobState) -> usize {

@@ -13,12 +13,13 @@ use std::{
 
 use fleet_job::{
     event::{JobEvent, JobState, Source},
+    filter::JobFilter,
     state::Verdict,
     time::Timestamp,
 };
 use fleet_ledger::{
-    Batch, DatabaseUrl, LogId, MemoryStore, PostgresStore, Query, Retention, Store, StoreError,
-    Update, query::Visibility, testing::Cluster,
+    Batch, DatabaseUrl, Known, LogId, MemoryStore, PostgresStore, Query, Retention, Store,
+    StoreError, Tally, Update, query::Visibility, testing::Cluster,
 };
 use fleet_ops::tls::testing::Authority;
 use proptest::prelude::*;
@@ -73,14 +74,21 @@ fn batch(updates: &[Update]) -> Batch {
 }
 
 /// Everything that a store says of its jobs.
-async fn contents(store: &dyn Store) -> (Vec<fleet_ledger::Known>, BTreeMap<&'static str, u64>) {
+async fn contents(store: &dyn Store) -> (Vec<Known>, Vec<Known>, Vec<Tally>) {
     let visibility = Visibility::new(|_, _| true);
-    let page = store.list(&Query { limit: 500, visibility, ..Query::default() }).await.unwrap();
+    let query = Query { limit: 500, visibility, ..Query::default() };
+    let filter = JobFilter { id_prefix: Some("job-1\0".to_owned()), ..JobFilter::default() };
+    let searched = store.list(&Query { filter, ..query.clone() }).await.unwrap().jobs;
+
+    let page = store.list(&query).await.unwrap();
     let mut jobs = Vec::new();
     for known in page.jobs {
         jobs.push(store.get(&known.event.job_id).await.unwrap().unwrap());
     }
-    (jobs, store.counts().await.unwrap())
+
+    let mut tallies = store.tallies().await.unwrap().tallies;
+    tallies.sort_by_key(|tally| (tally.state.as_str(), tally.owner.clone(), tally.tenant.clone()));
+    (jobs, searched, tallies)
 }
 
 fn runtime() -> tokio::runtime::Runtime {

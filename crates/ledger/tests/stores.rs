@@ -9,12 +9,13 @@ use flate2::read::GzDecoder;
 use fleet_job::{
     event::{JobEvent, JobState, Source},
     filter::JobFilter,
+    outcome::{ErrorKind, JobError},
     state::{Entry, Standing, Verdict},
     time::Timestamp,
 };
 use fleet_ledger::{
     Batch, DatabaseUrl, Known, LoggedEvent, MemoryStore, PostgresStore, Query, Retention,
-    SqliteStore, Store, Update,
+    SqliteStore, Store, Tallies, Tally, Update,
     query::{MAX_LIMIT, Visibility},
     testing::Cluster,
 };
@@ -71,6 +72,14 @@ fn event(sources: i64) -> impl Strategy<Value = (u8, Option<JobEvent>)> {
                 // A job keeps the time of its submission.
                 submitted_at: Some(at(i64::from(job) * 10 % 30)),
                 result: state.is_terminal().then(|| json!({"content": [time]})),
+                error: (*state == JobState::Failed).then(|| {
+                    let kind = if time % 2 == 0 { ErrorKind::Timeout } else { ErrorKind::Tool };
+                    JobError::new(kind, "it failed")
+                }),
+                metadata: match json!({"tool": tool, "who": format!("{who}")}) {
+                    serde_json::Value::Object(metadata) => metadata,
+                    _ => unreachable!("it is an object"),
+                },
                 // Jobs with several sources are announced before their records are known.
                 source: (sources == 1 || *state != JobState::Queued).then_some(source),
                 ..JobEvent::new(format!("job-{job}"), *state, at(time))
@@ -134,22 +143,42 @@ async fn list(store: &dyn Store, mut query: Query) -> Vec<String> {
 }
 
 fn expected(jobs: &BTreeMap<String, Known>, query: &Query) -> Vec<String> {
-    let is = |wanted: &Option<String>, name: &Option<String>| wanted.is_none() || wanted == name;
     let mut fitting: Vec<_> = jobs
         .values()
         .filter(|known| {
-            let (event, submitted) = (&known.event, known.submitted_at());
-            query.filter.wants_state(event.state)
-                && is(&query.filter.tool, &event.tool)
-                && is(&query.filter.tenant, &event.tenant)
-                && query.filter.since.is_none_or(|since| submitted >= since)
-                && query.filter.until.is_none_or(|until| submitted < until)
+            let event = &known.event;
+            query.filter.matches(event)
                 && query.visibility.covers(event.owner.as_deref(), event.tenant.as_deref())
         })
         .map(|known| (known.submitted_at(), known.event.job_id.clone()))
         .collect();
     fitting.sort();
     fitting.into_iter().rev().map(|(_, id)| id).collect()
+}
+
+/// The expected number of jobs by state, owner and tenant.
+fn tallies_of(jobs: &BTreeMap<String, Known>) -> Vec<Tally> {
+    let mut tallies: Vec<Tally> = Vec::new();
+    for JobEvent { state, owner, tenant, .. } in jobs.values().map(|known| &known.event) {
+        let shared = tallies
+            .iter_mut()
+            .find(|tally| (&tally.state, &tally.owner, &tally.tenant) == (state, owner, tenant));
+        match shared {
+            Some(tally) => tally.jobs += 1,
+            None => tallies.push(Tally {
+                state: *state,
+                owner: owner.clone(),
+                tenant: tenant.clone(),
+                jobs: 1,
+            }),
+        }
+    }
+    sorted(tallies)
+}
+
+fn sorted(mut tallies: Vec<Tally>) -> Vec<Tally> {
+    tallies.sort_by_key(|tally| (tally.state.as_str(), tally.owner.clone(), tally.tenant.clone()));
+    tallies
 }
 
 fn queries() -> Vec<Query> {
@@ -199,6 +228,37 @@ fn queries() -> Vec<Query> {
                 ..JobFilter::default()
             },
             limit: 2,
+            ..base.clone()
+        },
+        Query {
+            filter: JobFilter {
+                error_code: Some("FLEET-TIMEOUT".to_owned()),
+                ..JobFilter::default()
+            },
+            limit: 1,
+            ..base.clone()
+        },
+        Query {
+            filter: JobFilter { id_prefix: Some("job-".to_owned()), ..JobFilter::default() },
+            limit: 2,
+            ..base.clone()
+        },
+        Query {
+            filter: JobFilter {
+                id_prefix: Some("job-3".to_owned()),
+                states: vec![JobState::Queued, JobState::Running],
+                ..JobFilter::default()
+            },
+            ..base.clone()
+        },
+        Query {
+            filter: JobFilter {
+                metadata: [("tool", "1"), ("who", "0")]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into(),
+                ..JobFilter::default()
+            },
+            limit: 1,
             ..base
         },
     ]
@@ -228,6 +288,10 @@ proptest! {
                 for query in queries() {
                     assert_eq!(list(&*store, query.clone()).await, expected(&jobs, &query), "{store:?} {query:?}");
                 }
+
+                let tallies = store.tallies().await.unwrap();
+                assert_eq!(tallies.complete_since, None);
+                assert_eq!(sorted(tallies.tallies), tallies_of(&jobs), "{store:?}");
 
                 let counts = store.counts().await.unwrap();
                 for state in STATES {
@@ -343,6 +407,11 @@ fn jobs_that_ended_first_are_forgotten_first_and_open_jobs_last() {
             let forgotten = store.forget(at(0)).await.unwrap();
             assert_eq!((forgotten.ended, forgotten.open), (2, 1));
             assert_eq!(store.forget(at(0)).await.unwrap().ended, 0, "evictions are reported once");
+
+            // Jobs up to the third were forgotten.
+            let tallies = store.tallies().await.unwrap();
+            assert_eq!(tallies.complete_since, Some(at(4)), "{store:?}");
+            assert_eq!(tallies.tallies.iter().map(|tally| tally.jobs).sum::<u64>(), 3);
         }
     });
 }
@@ -373,17 +442,26 @@ fn old_ended_jobs_are_forgotten_and_open_jobs_are_kept() {
     run(async {
         let retention = Retention { max_age: Duration::from_millis(10), ..unbounded() };
         for store in stores(directory.path(), retention).await {
-            let states =
-                [JobState::Succeeded, JobState::Queued, JobState::Expired, JobState::Cancelled];
+            let states = [
+                JobState::Succeeded,
+                JobState::Queued,
+                JobState::AwaitingApproval,
+                JobState::Expired,
+                JobState::Cancelled,
+            ];
 
             let updates = (1..).zip(states).map(|(n, state)| ended(n, state)).collect();
             store.apply(Batch { updates, ..Batch::default() }).await.unwrap();
 
-            let forgotten = store.forget(at(14)).await.unwrap();
+            let forgotten = store.forget(at(15)).await.unwrap();
             assert_eq!((forgotten.ended, forgotten.open), (2, 0));
+            assert_eq!(store.tallies().await.unwrap().complete_since, Some(at(5)));
 
             let all = Query { limit: 10, ..Query::default() };
-            assert_eq!(list(&*store, all).await, ["job-4", "job-2"]);
+            assert_eq!(list(&*store, all).await, ["job-5", "job-3", "job-2"]);
+
+            store.reset().await.unwrap();
+            assert_eq!(store.tallies().await.unwrap(), Tallies::default());
         }
     });
 }
@@ -444,6 +522,13 @@ fn a_file_of_libsql_is_opened_with_its_jobs() {
             (2, JobState::Succeeded, Some("files__file_digest")),
         ];
         assert_eq!(jobs, expected);
+        let failed_with = page.jobs[0].event.error.as_ref().unwrap().stable_code().to_owned();
+
+        // What the previous version could not search or count is filled in.
+        let failed = JobFilter { error_code: Some(failed_with), ..JobFilter::default() };
+        let query = Query { filter: failed, ..query };
+        assert_eq!(list(&store, query).await.len(), 1);
+        assert_eq!(store.counts().await.unwrap()["failed"], 1);
 
         // It is written on, too.
         let updates = vec![ended(9, JobState::Succeeded)];

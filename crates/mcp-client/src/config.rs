@@ -1,5 +1,6 @@
 //! The client's settings: endpoints, authentication and limits.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -187,8 +188,9 @@ impl ClientConfig {
         }
     }
 
-    /// Parses endpoints such as `http://a:8080, http://b:8080/mcp`. The path defaults to `/mcp`.
-    /// Repeated endpoints are dropped.
+    /// Parses endpoints such as `http://a:8080, http://b:8080/mcp`. The path defaults to `/mcp`,
+    /// and the scheme of `localhost` and of what begins with a host and a port to `http`. Repeated
+    /// endpoints are dropped.
     ///
     /// # Errors
     ///
@@ -196,7 +198,8 @@ impl ClientConfig {
     pub fn parse_urls(text: &str) -> Result<Vec<Url>, ConfigError> {
         let mut endpoints = Vec::new();
         for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            let mut url = Url::parse(entry).map_err(|source| ConfigError::NotAUrl {
+            let spelled = spell_out(entry);
+            let mut url = Url::parse(&spelled).map_err(|source| ConfigError::NotAUrl {
                 // Without a scheme, a password could be anywhere before the last `@`.
                 url: entry.rsplit_once('@').map_or(entry, |(_, rest)| rest).to_owned(),
                 source,
@@ -243,6 +246,20 @@ impl ClientConfig {
 
         Ok(map)
     }
+}
+
+/// Adds the scheme to an endpoint such as `localhost:8080` or `mcp-server:8080/mcp`. A scheme
+/// without `//`, and a password, look like a host and a port, too; they are left as they are.
+fn spell_out(entry: &str) -> Cow<'_, str> {
+    let authority = entry.split(['/', '?', '#']).next().unwrap_or_default();
+    let has_port = authority.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    let is_plain = !entry.contains(['@', ' ']) && !entry.contains("://");
+    if is_plain && (has_port || authority == "localhost") {
+        return Cow::Owned(format!("http://{entry}"));
+    }
+    Cow::Borrowed(entry)
 }
 
 /// Returns the value of `Authorization` with this token.
@@ -304,6 +321,9 @@ mod tests {
         check("https://a/x/y?z=1#f", &["https://a/x/y?z=1"]);
         check("http://a, http://a/mcp", &["http://a/mcp"]);
         check("http://[::1]:1/", &["http://[::1]:1/mcp"]);
+        check("localhost:8080, localhost", &["http://localhost:8080/mcp", "http://localhost/mcp"]);
+        check("mcp-server:80/x", &["http://mcp-server/x"]);
+        check("[::1]:1, 127.0.0.1:2", &["http://[::1]:1/mcp", "http://127.0.0.1:2/mcp"]);
     }
 
     #[test]
@@ -316,6 +336,9 @@ mod tests {
         check("", "no endpoint");
         check(" , ", "no endpoint");
         check("a:b:c", "cannot be called");
+        check("files", "is not a URL");
+        check("u:5@h", "cannot be called");
+        check("localhost:99999", "is not a URL");
         check("not a url", "is not a URL");
         check("u:hunter2@h:99999999/x y", "");
         check("http://u:hunter2@h:99999999", "is not a URL");

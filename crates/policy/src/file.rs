@@ -162,14 +162,12 @@ impl Policy {
     /// Returns an error if the text is not valid TOML, has unknown keys, or contains an invalid
     /// pattern.
     pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
-        let file: PolicyFile =
-            toml::from_str(text).map_err(|error| PolicyError::Toml(Box::new(error)))?;
+        let file: PolicyFile = toml::from_str(text).map_err(|error| toml_error(text, error))?;
         if file.expand.is_some() {
             return Err(PolicyError::ExpandForAll);
         }
 
-        let line =
-            |start: usize| 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+        let line = |start: usize| line_of(text, start);
 
         let commands = (file.command.into_iter())
             .map(|command| command_rule(line(command.argv.span().start), command))
@@ -193,6 +191,23 @@ impl Policy {
         };
 
         Ok(Self { commands, remotes, limits })
+    }
+}
+
+/// The number of the line with the byte at `offset`, starting at 1.
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}
+
+/// Names what is defined twice. The parser's own message only points at it.
+fn toml_error(text: &str, error: toml::de::Error) -> PolicyError {
+    let key = error.span().filter(|_| error.message() == "duplicate key");
+
+    match key.and_then(|span| Some((span.start, text.get(span)?))) {
+        Some((start, key)) => {
+            PolicyError::Duplicate { key: key.to_owned(), line: line_of(text, start) }
+        }
+        None => PolicyError::Toml(Box::new(error)),
     }
 }
 

@@ -202,6 +202,17 @@ pub enum PolicyError {
     /// The file is not valid TOML or has unknown keys.
     #[error("invalid policy file [{code}]", code = codes::POLICY_FILE)]
     Toml(#[source] Box<toml::de::Error>),
+    /// A table has a key twice, or the file has a table twice.
+    #[error(
+        "invalid policy file: `{key}` in line {line} is already defined above; remove one of the two [{code}]",
+        code = codes::POLICY_FILE
+    )]
+    Duplicate {
+        /// The key or the name of the table, as written.
+        key: String,
+        /// The line of the second definition, starting at 1.
+        line: usize,
+    },
     /// A command pattern is invalid.
     #[error(
         "invalid command pattern `{pattern}`{} [{code}]",

@@ -54,6 +54,22 @@ fn the_default_refuses_everything() {
 }
 
 #[test]
+fn what_is_defined_twice_is_named() {
+    let check = |text: &str, key: &str, line: usize| {
+        let error = Policy::from_toml(text).unwrap_err();
+        let expected = format!("`{key}` in line {line} is already defined above");
+        assert!(error.to_string().contains(&expected), "{error}");
+    };
+    check("[limits]\nmax_servers = 3\n\nmax_servers = 4\n", "max_servers", 4);
+    check("[limits]\nmax_servers = 3\n[limits]\nmax_queued = 4\n", "limits", 3);
+    check("[[command]]\nargv = [\"a\"]\n'argv' = [\"b\"]\n", "'argv'", 3);
+
+    // Every other message is the parser's own, with the line.
+    let error = Policy::from_toml("[limits]\nmax_servers = \n").unwrap_err();
+    assert!(matches!(error, PolicyError::Toml(_)), "{error}");
+}
+
+#[test]
 fn a_simple_rule_bounds_directories_and_variables() {
     let policy = simple("node server.js");
     let line = argv(&["node", "server.js"]);

@@ -11,18 +11,20 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use axum::http::Extensions;
 use fleet_access::{
-    Asker, AuditLog, AuthRefusal, Authentication, Authenticator, CurrentRights, Origin, Presented,
-    Principal, PrincipalId, Rights, WithoutCredentials,
+    Asker, AuditLog, AuthRefusal, Authentication, Authenticator, CurrentRights, FleetRole, Origin,
+    Presented, Principal, PrincipalId, Rights, WithoutCredentials,
 };
+use fleet_signing::{CurrentKeys, SigningKeys};
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::error::ServerError;
+use crate::{error::ServerError, gateway::SignedJobs};
 
 mod files;
 mod issuers;
@@ -31,7 +33,7 @@ pub(crate) mod metadata;
 mod refused;
 mod streams;
 
-pub(crate) use files::{read_rights, warn_of_readable_secrets};
+pub(crate) use files::{read_rights, read_signing_keys, warn_of_readable_secrets};
 pub(crate) use refused::RefusalNote;
 
 use issuers::{Flight, Issuers};
@@ -48,6 +50,16 @@ pub enum AccessMode {
     Local,
     /// Everybody who can reach the port.
     Open,
+}
+
+/// What jobs may do that nobody has signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum UnsignedJobs {
+    /// What rules allow the principal of their topic.
+    #[default]
+    Rules,
+    /// Everything that no rule denies that principal.
+    Trusted,
 }
 
 /// How the server's port is secured.
@@ -75,6 +87,14 @@ pub struct AccessSource {
     pub pepper: Option<PathBuf>,
     /// The policy file.
     pub policy: Option<PathBuf>,
+    /// The file of the keys that sign jobs.
+    pub signing_keys: Option<PathBuf>,
+    /// A file of more keys whose signatures are accepted.
+    pub signing_public_keys: Option<PathBuf>,
+    /// What jobs may do that nobody has signed.
+    pub unsigned_jobs: UnsignedJobs,
+    /// How long somebody may take to approve a job.
+    pub approval_ttl: Duration,
     /// The URL at which clients reach this server.
     pub public_url: Option<Url>,
     /// How the port is secured.
@@ -89,6 +109,10 @@ impl Default for AccessSource {
             keys: None,
             pepper: None,
             policy: None,
+            signing_keys: None,
+            signing_public_keys: None,
+            unsigned_jobs: UnsignedJobs::Rules,
+            approval_ttl: Duration::from_secs(24 * 3600),
             public_url: None,
             port: PortSecurity::Plain,
         }
@@ -119,6 +143,7 @@ struct Inner {
     without: WithoutCredentials,
     state: RwLock<Arc<AccessState>>,
     rights: CurrentRights,
+    signing: CurrentKeys,
     issuers: Issuers,
 }
 
@@ -170,12 +195,14 @@ impl AccessControl {
             files = files::read_files(&source, without)?;
         }
         log_start(&files.state, files.rights.rules.len(), without);
+        log_signing(files.signing.as_ref(), without);
 
         let inner = Inner {
             source,
             without,
             state: RwLock::new(Arc::new(files.state)),
             rights: CurrentRights::new(files.rights),
+            signing: CurrentKeys::new(files.signing),
             issuers: Issuers::default(),
         };
         let control = Self { inner: Arc::new(inner), log: AuditLog::default() };
@@ -194,6 +221,36 @@ impl AccessControl {
     /// Returns whether callers are told apart.
     pub fn identifies_callers(&self) -> bool {
         self.inner.without == WithoutCredentials::Refused
+    }
+
+    /// The keys that sign jobs, and those whose signatures are accepted.
+    pub fn signing_keys(&self) -> CurrentKeys {
+        self.inner.signing.clone()
+    }
+
+    /// What the gateway needs to know about the jobs of a topic that are signed.
+    pub fn signed_jobs(&self, topic: &str) -> SignedJobs {
+        let unsigned = match (self.inner.without, self.inner.source.unsigned_jobs) {
+            // Whoever reaches the brokers may do what whoever reaches this server may.
+            (WithoutCredentials::Anonymous, _) => Principal::anonymous(),
+            (
+                WithoutCredentials::LocalIfLoopback | WithoutCredentials::LocalBesideCredentials,
+                _,
+            ) => Principal::local(),
+            (WithoutCredentials::Refused, UnsignedJobs::Rules) => Principal::of_topic(topic),
+            (WithoutCredentials::Refused, UnsignedJobs::Trusted) => {
+                let mut principal = Principal::of_topic(topic);
+                principal.add_roles([FleetRole::Worker.as_str().to_owned()]);
+                principal
+            }
+        };
+        SignedJobs {
+            keys: self.signing_keys(),
+            topic: topic.to_owned(),
+            serves_unverified: !self.identifies_callers(),
+            approval_ttl: self.inner.source.approval_ttl,
+            unsigned: Arc::new(unsigned),
+        }
     }
 
     /// What the files say at the moment.
@@ -266,6 +323,20 @@ fn verdict(
         Authentication::Verified(principal) => Ok(principal),
         Authentication::Refused(refusal) => Err(refusal),
         Authentication::NeedsKeys { .. } => Err(refusal),
+    }
+}
+
+fn log_signing(keys: Option<&SigningKeys>, without: WithoutCredentials) {
+    match keys {
+        Some(keys) => {
+            let ids = keys.ids().collect::<Vec<_>>().join(" ");
+            tracing::info!(keys = ids, signs = keys.can_sign(), "jobs run as who has signed them");
+        }
+        None if without == WithoutCredentials::Refused => tracing::warn!(
+            "jobs are not signed, so their calls are made with the rights of the workers, whoever \
+             has submitted them; `mcp-fleet keys init` makes a key for MCP_SIGNING_KEY_FILE"
+        ),
+        None => {}
     }
 }
 

@@ -8,7 +8,10 @@ use fleet_ops::{
     tls::TlsArgs,
 };
 
-use crate::{access::AccessMode, audit::AuditMode};
+use crate::{
+    access::{AccessMode, UnsignedJobs},
+    audit::AuditMode,
+};
 
 /// The flags of the server.
 #[derive(Debug, Clone, clap::Args)]
@@ -179,6 +182,42 @@ pub struct Args {
         value_parser = path_parser(),
     )]
     pub access_pepper_file: Option<PathBuf>,
+    /// The file of the Ed25519 keys (PEM) that sign jobs, so that a job runs with the rights of who
+    /// has submitted it. The first private key signs; those of all keys are accepted.
+    /// `mcp-fleet keys init` makes one.
+    #[arg(
+        help_heading = "Access",
+        long = "signing-key",
+        env = "MCP_SIGNING_KEY_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
+    pub signing_key: Option<PathBuf>,
+    /// A file of public keys whose signatures are accepted, too.
+    #[arg(
+        help_heading = "Access",
+        long = "signing-public-keys",
+        env = "MCP_SIGNING_PUBLIC_KEYS_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
+    pub signing_public_keys: Option<PathBuf>,
+    /// What jobs may do that nobody has signed, such as those that a producer has written to Kafka,
+    /// where other jobs are signed. `rules`: what rules allow the principal `kafka:<topic>`.
+    /// `trusted`: everything that no rule denies it.
+    #[arg(help_heading = "Access", long, env = "MCP_UNSIGNED_JOBS", value_enum, default_value_t)]
+    pub unsigned_jobs: UnsignedJobs,
+    /// How long somebody may take to approve a job that a rule with `effect = "approve"` covers.
+    /// Then the job expires.
+    #[arg(
+        help_heading = "Access",
+        long,
+        env = "MCP_APPROVAL_TTL",
+        default_value = "24h",
+        value_parser = parse_duration,
+        value_name = "DURATION",
+    )]
+    pub approval_ttl: Duration,
     /// Record what callers do and what is refused to them, in `<topic>.audit` if there are brokers
     /// and in the file of `--audit-file`. `auto`: if callers are told apart. `required`: always, and
     /// what can't be recorded is not done.
@@ -204,6 +243,30 @@ pub struct Args {
         value_parser = path_parser(),
     )]
     pub policy_file: Option<PathBuf>,
+    /// A file with an `mcpServers` object (JSON): servers that are hosted from the start, as far as
+    /// the policy allows them. One that fails is tried again, and `server_list` shows it. They are
+    /// not shared with other replicas.
+    #[arg(
+        help_heading = "Hosted servers",
+        long,
+        env = "MCP_SERVERS_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
+    pub servers: Option<PathBuf>,
+    /// Host other MCP servers, and offer the `server_*` tools for that. With `false`, this server
+    /// has only tools of its own.
+    #[arg(
+        help_heading = "Hosted servers",
+        long,
+        env = "MCP_HOSTING",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        num_args = 0..=1,
+        default_value = "true",
+        default_missing_value = "true",
+        require_equals = true,
+    )]
+    pub hosting: bool,
     /// Kafka brokers as comma-separated host:port, through which replicas share what they host and
     /// accept jobs. Without them, this process hosts servers only for itself and forgets them at
     /// exit.

@@ -20,6 +20,7 @@ use fleet_policy::{
     Policy,
     limits::{Limits, ServerLimits},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -102,23 +103,28 @@ struct Report {
 }
 
 /// The result for a configuration.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct ServersReport {
+pub(crate) struct ServersReport {
+    /// One entry per server.
     servers: Vec<ServerReport>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    /// Oddities that don't prevent hosting.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
 
 /// The result for one server.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct ServerReport {
+pub(crate) struct ServerReport {
+    /// The server's name.
     name: String,
+    /// What would happen.
     verdict: Verdict,
     /// Why the server is not allowed, and what would allow it.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// The rule of the policy that allows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<RuleRef>,
     /// The program that would be started.
@@ -129,17 +135,20 @@ struct ServerReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     environment: Option<Vec<String>>,
     /// The addresses that the server would connect to.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     addresses: Vec<String>,
+    /// The limits that would apply.
     limits: LimitsReport,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    /// Oddities that don't prevent hosting.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
 
 /// What would happen to one server, in a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-enum Verdict {
+#[schemars(rename = "ServerVerdict")]
+pub(crate) enum Verdict {
     /// It would be started or connected to.
     Allowed,
     /// The policy refuses it.
@@ -151,8 +160,8 @@ enum Verdict {
 }
 
 /// The limits that would apply, under their names in a policy file.
-#[derive(Debug, PartialEq, Serialize)]
-struct LimitsReport {
+#[derive(Debug, PartialEq, Serialize, JsonSchema)]
+pub(crate) struct LimitsReport {
     handshake_timeout_ms: u128,
     call_timeout_ms: u128,
     max_concurrency: Option<usize>,
@@ -232,7 +241,8 @@ impl Report {
 }
 
 impl ServersReport {
-    async fn examine(config: &McpServers, policy: &Policy) -> Self {
+    /// Says what would happen to the servers of a configuration.
+    pub(crate) async fn examine(config: &McpServers, policy: &Policy) -> Self {
         let mut servers = Vec::new();
         for (name, entry) in &config.servers {
             servers.push(match entry {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use fleet_hosting::registry::{RegistryConfig, sharing::Plain};
-use fleet_job::glob::Glob;
+use fleet_job::{glob::Glob, mcp_servers::ServerEntry};
 use fleet_jobs::{Owners, config::JobsConfig};
 use fleet_kafka::compression::Compression;
 use fleet_ledger::{Retention, StoreConfig};
@@ -25,6 +25,7 @@ use crate::{
     audit::{AuditConfig, AuditTopic},
     error::ServerError,
     policy_source::PolicySource,
+    static_servers,
     tools::files::Files,
 };
 
@@ -62,10 +63,16 @@ pub struct ServerConfig {
     pub policy_source: PolicySource,
     /// Whose requests are served, and the files that say so.
     pub access: AccessSource,
+    /// Servers that are hosted from the start, by name.
+    pub servers: Vec<(String, ServerEntry)>,
+    /// Whether other servers are hosted at all.
+    pub hosting: bool,
     /// Whether callers' actions are recorded, and where.
     pub audit: AuditConfig,
     /// The registry through which replicas share what they host; none by default.
     pub registry: Option<RegistryConfig>,
+    /// The jobs topic of the workers that call this server.
+    pub jobs_topic: String,
     /// The jobs that this server accepts and follows; none by default.
     pub jobs: Option<JobsConfig>,
     /// The compression of records that the server writes to Kafka.
@@ -98,8 +105,11 @@ impl Default for ServerConfig {
             policy: Policy::default(),
             policy_source: PolicySource::default(),
             access: AccessSource::default(),
+            servers: Vec::new(),
+            hosting: true,
             audit: AuditConfig::default(),
             registry: None,
+            jobs_topic: fleet_job::topics::DEFAULT_JOBS_TOPIC.to_owned(),
             jobs: None,
             compression: Compression::default(),
             repeat_window: Duration::from_secs(600),
@@ -126,6 +136,11 @@ impl ServerConfig {
         let tls = args.tls.files()?;
         let access = access_source(args, public_url.as_ref(), tls.as_ref());
 
+        let jobs = jobs_config(args)?;
+        if jobs.is_some() && access.signing_keys.is_none() && access.signing_public_keys.is_some() {
+            return Err(ServerError::UnsignedSubmissions);
+        }
+
         // Report unusable roots now rather than at the first call.
         let excluded = non_empty_paths(&args.excluded);
         Files::new(&roots, args.files_max_read)?.without(&excluded)?;
@@ -145,10 +160,13 @@ impl ServerConfig {
             excluded,
             files_max_read: args.files_max_read,
             policy: policy_source.load()?,
+            servers: static_servers::read(args)?,
+            hosting: args.hosting,
             policy_source,
             audit: audit_config(args)?,
             registry: registry_config(args),
-            jobs: jobs_config(args)?,
+            jobs_topic: args.jobs_topic.clone(),
+            jobs,
             compression: args.compression,
             repeat_window: args.repeat_window,
             repeat_max_bytes: args.repeat_max_bytes,
@@ -179,6 +197,10 @@ fn access_source(args: &Args, public_url: Option<&Url>, tls: Option<&TlsFiles>) 
         keys: named_path(&args.access_keys),
         pepper: named_path(&args.access_pepper_file),
         policy: named_path(&args.policy_file),
+        signing_keys: named_path(&args.signing_key),
+        signing_public_keys: named_path(&args.signing_public_keys),
+        unsigned_jobs: args.unsigned_jobs,
+        approval_ttl: args.approval_ttl,
         public_url: public_url.cloned(),
         port: match tls.map(|tls| &tls.clients) {
             None => PortSecurity::Plain,
@@ -252,6 +274,7 @@ fn jobs_config(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
             max_bytes: args.ledger_max_bytes,
         },
         owners: Owners::new(args.owner_key.as_deref()),
+        approval_ttl: args.approval_ttl,
         task_tools: non_empty(&args.task_tools).map(Glob::new).collect(),
         task_ttl: args.task_ttl,
         task_poll_interval: args.task_poll_interval,

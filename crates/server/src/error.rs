@@ -14,8 +14,9 @@ use fleet_ops::{
     tls::TlsError,
 };
 use fleet_policy::PolicyError;
+use fleet_signing::SigningKeysError;
 
-use crate::tools::files::RootError;
+use crate::{static_servers::ServersFileError, tools::files::RootError};
 
 /// Why the server can't start or must stop.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,34 @@ pub enum ServerError {
         /// The file.
         path: PathBuf,
     },
+    /// A file of signing keys can't be used.
+    #[error("could not use {}", path.display())]
+    SigningKeys {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        error: SigningKeysError,
+    },
+    /// The file of signing keys has public keys only.
+    #[error(
+        "{} has no private key, so nothing could be signed; put public keys into the file of \
+         --signing-public-keys (MCP_SIGNING_PUBLIC_KEYS_FILE) [{code}]",
+        path.display(),
+        code = codes::SIGNING_KEYS
+    )]
+    NoSigningKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Jobs are accepted, and can't be signed although signatures are verified.
+    #[error(
+        "--signing-public-keys (MCP_SIGNING_PUBLIC_KEYS_FILE) is set without --signing-key \
+         (MCP_SIGNING_KEY_FILE), so jobs that this server accepts would not be signed; set both, or \
+         neither, or --jobs=false [{code}]",
+        code = codes::SIGNING_KEYS
+    )]
+    UnsignedSubmissions,
     /// Nothing tells callers apart.
     #[error(
         "mcp-server has neither API keys nor issuers of tokens nor certificates of clients, so it \
@@ -93,6 +122,9 @@ pub enum ServerError {
     /// A root of the `file_*` tools is unusable.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// The file of the servers to host can't be used.
+    #[error(transparent)]
+    Servers(#[from] ServersFileError),
     /// An entry of `--allowed-origins` is not an origin.
     #[error(
         "--allowed-origins: {0:?} is not an origin; expected something like https://app.example.com [{code}]",

@@ -40,18 +40,24 @@ use tracing::Instrument as _;
 
 use crate::{provider::Provider, repeat::Repeats};
 
+mod acting;
 mod asking;
 mod content;
 mod extensions;
 mod invocation;
 mod labels;
 mod listen;
+mod tally;
 mod tasks;
 mod traces;
 
+pub use acting::SignedJobs;
 pub(crate) use asking::{Asking, annotations_of, asking_in};
+pub(crate) use content::VisibleTool;
 use invocation::Invocation;
 use labels::Labels;
+pub(crate) use tally::CallStatistics;
+use tally::Tallies;
 pub(crate) use tasks::WatchedTasks;
 
 /// The longest name of a tool or prompt, and the longest part of a name that an error repeats.
@@ -76,7 +82,9 @@ struct Inner {
     repeats: Option<Repeats>,
     shared: Option<Arc<Shared>>,
     tasks: OnceLock<Tasks>,
+    signed_jobs: OnceLock<SignedJobs>,
     labels: Labels,
+    tallies: Arc<Tallies>,
 }
 
 impl Gateway {
@@ -99,9 +107,26 @@ impl Gateway {
             repeats,
             shared,
             tasks: OnceLock::new(),
+            signed_jobs: OnceLock::new(),
             labels: Labels::default(),
+            tallies: Arc::new(Tallies::new(fleet_ops::clock::now())),
         };
         Self { inner: Arc::new(inner), session: Arc::default(), client: None }
+    }
+
+    /// The hosted servers as they are shared with other replicas, if there is a registry.
+    pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
+        self.inner.shared.as_ref()
+    }
+
+    /// The hosted servers.
+    pub(crate) fn fleet(&self) -> &Arc<Fleet> {
+        &self.inner.fleet
+    }
+
+    /// Returns how a tool was called here, by its offered name.
+    pub(crate) fn calls_of(&self, tool: &str) -> CallStatistics {
+        self.inner.tallies.of(tool)
     }
 
     /// Lets calls that take long become tasks.
@@ -109,6 +134,14 @@ impl Gateway {
     pub fn with_tasks(self, tasks: Tasks) -> Self {
         // A second call changes nothing.
         self.inner.tasks.get_or_init(|| tasks);
+        self
+    }
+
+    /// Has the calls of jobs decided on as those who have signed them.
+    #[must_use]
+    pub fn with_signed_jobs(self, signed_jobs: SignedJobs) -> Self {
+        // A second call changes nothing.
+        self.inner.signed_jobs.get_or_init(|| signed_jobs);
         self
     }
 

@@ -69,6 +69,7 @@ pub fn router(
     let streams = sse::Streams::new(gateway.clone(), stop.clone());
     let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };
     let watched = task_streams::TaskStreams::new(gateway.clone());
+    let more = crate::rest::operations(&gateway);
 
     let stateless = mcp_service(gateway.clone(), config, false, stop.clone());
     let mcp = match config.legacy_sessions {
@@ -87,7 +88,7 @@ pub fn router(
         .route("/message", post(message::handle_message).with_state(posted))
         .layer(from_fn(odd_content::restore_items))
         .layer(from_fn(mirrored::check_headers))
-        .merge(rest::router(jobs, &registry_topic(config), stop))
+        .merge(rest::router(jobs, &registry_topic(config), more, stop))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         // Nothing but the guard, which reads no credentials, comes before authentication.
         .layer(from_fn_with_state(access.clone(), layer::authenticate))
@@ -156,9 +157,11 @@ fn registry_topic(config: &ServerConfig) -> RegistryTopic {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, time::Duration};
 
+    use fleet_hosting::Fleet;
     use fleet_job::topics::Topics;
+    use fleet_policy::{Policy, current::CurrentPolicy};
 
     use super::*;
 
@@ -166,7 +169,10 @@ mod tests {
     fn the_documents_match_the_code() {
         let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../schemas"));
         let registry = registry_topic(&ServerConfig::default());
-        for (name, expected) in rest::documents(&Topics::default(), &registry) {
+        let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
+        let gateway = Gateway::new(Vec::new(), fleet, Duration::ZERO, 0, None);
+        let more = crate::rest::operations(&gateway);
+        for (name, expected) in rest::documents(&Topics::default(), &registry, &more) {
             let path = directory.join(name);
             if std::env::var_os("UPDATE_SCHEMAS").is_some() {
                 std::fs::write(&path, &expected).unwrap();

@@ -62,13 +62,24 @@ pub const REFUSED_REQUESTS: Metric = Metric {
     help: "Requests whose credentials were refused, by what was wrong with them, such as missing, \
            revoked-key, expired, audience or no-issuer-keys.",
 };
+/// Calls that workers make for jobs.
+pub const PRESENTED_CALLS: Metric = Metric {
+    name: "mcp_server_presented_calls_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["signature"],
+    help: "Calls that workers make for jobs, where jobs are signed: valid, none (the job acts as its \
+           topic), or what is wrong with the signature (malformed, unknown-key, forged, \
+           other-topic, other-job, other-record, other-call); worker-refused if the worker may not \
+           act for others.",
+};
 /// Reloads of the files about access.
 pub const ACCESS_RELOADS: Metric = Metric {
     name: "mcp_server_access_reloads_total",
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &["outcome"],
-    help: "Reloads of keys, pepper and policy about access: applied, invalid (the previous state \
+    help: "Reloads of keys, pepper, signing keys and policy about access: applied, invalid (the previous state \
            stays in force).",
 };
 /// Reads of the keys of issuers.
@@ -116,6 +127,7 @@ const TABLE: &[Metric] = &[
     POLICY_RELOADS,
     ACCEPTED_REQUESTS,
     REFUSED_REQUESTS,
+    PRESENTED_CALLS,
     ACCESS_RELOADS,
     ISSUER_KEY_READS,
     REPEATS,

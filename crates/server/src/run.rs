@@ -15,6 +15,7 @@ use fleet_ops::{
     tls::Tls,
 };
 use fleet_policy::current::CurrentPolicy;
+use fleet_signing::CurrentKeys;
 use rmcp::transport::stdio_pipes;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +29,7 @@ use crate::{
     gateway::Gateway,
     http,
     provider::Provider,
-    reload, stdio,
+    reload, static_servers, stdio,
     tools::{
         self,
         files::{self, Files},
@@ -91,11 +92,18 @@ pub async fn run_until(
     reload::follow_policy_file(&config.policy_source, &fleet, stop.clone())?;
 
     let shared = share_fleet(&config, &fleet, &mut links)?;
+    static_servers::host(&config.servers, &shared, &stop);
     shared.follow(stop.clone())?;
     let jobs = start_jobs(&config, &mut links, stop.clone()).await?;
 
+    // Standard input has one caller, whose jobs another server may execute.
+    let signing = match &access {
+        Some(access) => access.signing_keys(),
+        None => CurrentKeys::new(access::read_signing_keys(&config.access)?),
+    };
     if let Some(jobs) = &jobs {
         jobs.resolve_tools_with(tools::jobs::resolver(fleet.clone()));
+        jobs.sign_with(signing);
     }
 
     let mut providers = more;
@@ -105,6 +113,10 @@ pub async fn run_until(
         Gateway::new(providers, fleet.clone(), window, max_bytes, Some(shared.clone()));
     if let (Some(jobs), Some(config)) = (&jobs, &config.jobs) {
         gateway = gateway.with_tasks(Tasks::new(jobs.clone(), config));
+    }
+
+    if let Some(access) = &access {
+        gateway = gateway.with_signed_jobs(access.signed_jobs(&config.jobs_topic));
     }
 
     let result = match access {
@@ -134,7 +146,7 @@ fn share_fleet(
     fleet: &Arc<Fleet>,
     links: &mut Links,
 ) -> Result<Arc<Shared>, ServerError> {
-    Ok(match &config.registry {
+    Ok(match config.registry.as_ref().filter(|_| config.hosting) {
         Some(kafka) => {
             let registry = KafkaRegistry::new(links.link_to(&kafka.brokers)?, &kafka.topic);
             Shared::new(fleet.clone(), Arc::new(registry), kafka.plain.clone())
@@ -188,7 +200,9 @@ fn build_toolkits(
         toolkits.push(Box::new(files::toolkit(Arc::new(files))));
     }
 
-    toolkits.push(Box::new(servers::toolkit(shared.clone())));
+    if config.hosting {
+        toolkits.push(Box::new(servers::toolkit(shared.clone())));
+    }
     if let Some(jobs) = jobs {
         toolkits.push(Box::new(tools::jobs::toolkit(jobs.clone())));
     }
@@ -231,7 +245,8 @@ async fn serve_http(
     );
 
     let (listener, address) = bind(config.listen).await.map_err(ServerError::Listen)?;
-    tokio::spawn(report_ready(health.clone(), shared.clone(), jobs, stop.clone()));
+    let kafka = config.registry.as_ref().map(|registry| registry.brokers.clone());
+    tokio::spawn(report_ready(health.clone(), kafka, shared.clone(), jobs, stop.clone()));
     tracing::info!(%address, tls = tls.is_some(), "listening");
     if let Some(path) = &config.ready_file {
         write_ready_file(path, address)
@@ -254,15 +269,18 @@ async fn serve_http(
 /// down.
 async fn report_ready(
     health: Health,
+    kafka: Option<String>,
     shared: Arc<Shared>,
     jobs: Option<Jobs>,
     stop: CancellationToken,
 ) {
-    health.set_not_ready("reading the registry");
+    // Whoever asks learns where to look if that takes long.
+    let from = kafka.map(|brokers| format!(" from Kafka at `{brokers}`")).unwrap_or_default();
+    health.set_not_ready(format!("reading the registry{from}"));
     let ready = async {
         shared.wait_until_read().await;
         if let Some(jobs) = jobs {
-            health.set_not_ready("reading the states of jobs");
+            health.set_not_ready(format!("reading the states of jobs{from}"));
             jobs.wait_until_read().await;
         }
     };

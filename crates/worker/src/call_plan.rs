@@ -2,20 +2,15 @@
 //! makes the calls.
 
 use fleet_job::{
-    envelope::{TaskRound, ToolCall, Work},
+    envelope::{TaskRound, Work},
     event::{Progress, ResultOmitted},
-    mcp_servers,
     outcome::{Failure, FailureClass, JobError, WaitReason},
     size::json_bytes,
-    tool_name,
 };
 use fleet_mcp_client::Input;
 use serde_json::{Map, Value, json};
 
 use crate::call_results::{Failures, FinishedCalls, KeptResult, Results};
-
-/// The tool that starts a hosted server.
-const INITIALIZE: &str = "server_initialize";
 
 /// One call to make.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,33 +46,18 @@ enum Shape {
 impl Plan {
     /// The calls that `work` asks for.
     pub(crate) fn new(work: &Work) -> Self {
-        match work {
-            Work::ToolCall(call) => Self {
-                calls: vec![Call { input: call.task.as_ref().map(task_input), ..plan_call(call) }],
-                parallel: 1,
-                shape: Shape::Single,
-            },
-            // The calls of a batch can't ask for input: nobody could tell which of them has asked.
-            Work::ToolBatch(batch) => Self {
-                calls: batch.calls.iter().map(plan_call).collect(),
-                parallel: batch.parallel.unwrap_or(1).max(1) as usize,
-                shape: Shape::Batch,
-            },
-            Work::ServerInit(payload) => {
-                // Decoding makes sure that there are servers.
-                let servers = mcp_servers::roots::find(payload).map(|found| found.entries).ok();
-                let calls = servers.into_iter().flatten().map(|(name, config)| Call {
-                    tool: INITIALIZE.to_owned(),
-                    arguments: Map::from_iter([
-                        ("name".to_owned(), name.clone().into()),
-                        ("config".to_owned(), config.clone()),
-                    ]),
-                    input: None,
-                    label: name.clone(),
-                });
-                Self { calls: calls.collect(), parallel: 1, shape: Shape::Servers }
-            }
-        }
+        let (shape, parallel) = match work {
+            Work::ToolCall(_) => (Shape::Single, 1),
+            Work::ToolBatch(batch) => (Shape::Batch, batch.parallel.unwrap_or(1).max(1) as usize),
+            Work::ServerInit(_) => (Shape::Servers, 1),
+        };
+        let calls = work.calls().map(|call| Call {
+            tool: call.tool.into_owned(),
+            arguments: call.arguments.into_owned(),
+            input: call.round.map(task_input),
+            label: call.label.into_owned(),
+        });
+        Self { calls: calls.collect(), parallel, shape }
     }
 
     /// Whether the calls have to be told apart, for example in idempotency keys.
@@ -219,14 +199,6 @@ impl Plan {
             }
         }
     }
-}
-
-fn plan_call(call: &ToolCall) -> Call {
-    let tool = match &call.server {
-        Some(server) => tool_name::exposed(server, &call.tool),
-        None => call.tool.clone(),
-    };
-    Call { label: tool.clone(), tool, arguments: call.arguments.clone(), input: None }
 }
 
 fn task_input(round: &TaskRound) -> Input {

@@ -20,6 +20,8 @@ use fleet_kafka::{
 use fleet_ops::errors;
 use tokio::sync::mpsc;
 
+use crate::public_keys::PublicKeys;
+
 /// How many requests may wait for the loop. Beyond that, reading pauses.
 const QUEUE_CAPACITY: usize = 256;
 /// How many requests are remembered. Beyond that, the oldest are forgotten.
@@ -47,10 +49,14 @@ pub(crate) struct ControlFeed {
 }
 
 impl ControlFeed {
-    /// Starts to read `topic`.
-    pub(crate) fn start(settings: Settings, topic: String) -> Result<Self, KafkaError> {
+    /// Starts to read `topic`. With keys, only requests count that were signed with one of them.
+    pub(crate) fn start(
+        settings: Settings,
+        topic: String,
+        keys: Option<PublicKeys>,
+    ) -> Result<Self, KafkaError> {
         let (sender, news) = mpsc::channel(QUEUE_CAPACITY);
-        let reader = ControlReader { topic, news: sender, was_missing: false };
+        let reader = ControlReader { topic, keys, news: sender, was_missing: false };
         let guard = Following::default().start("control", Follower::new(settings), reader)?;
         Ok(Self { news, _guard: guard })
     }
@@ -87,7 +93,7 @@ impl CancelRequests {
     /// Takes up a request. Returns `false` if it was known: a topic that is opened again is read
     /// from its beginning.
     pub(crate) fn add(&mut self, now: Timestamp, control: Control) -> bool {
-        let is_news = self.0.get(&control.job_id, None) != Some(&control);
+        let is_news = !self.0.contains(&control);
         self.0.add(control);
 
         let oldest = now
@@ -97,15 +103,23 @@ impl CancelRequests {
         is_news
     }
 
-    /// The request for the job with this id whose record was written at `written`.
-    pub(crate) fn get(&self, job_id: &str, written: Option<Timestamp>) -> Option<&Control> {
-        self.0.get(job_id, written)
+    /// The request for the job with this id whose record was written at `written`, and which belongs
+    /// to `owner`, or to nobody.
+    pub(crate) fn get(
+        &self,
+        job_id: &str,
+        written: Option<Timestamp>,
+        owner: Option<&str>,
+    ) -> Option<&Control> {
+        self.0.get(job_id, written, owner)
     }
 }
 
 /// Turns the records of the control topic into news.
 struct ControlReader {
     topic: String,
+    /// The keys of those whose requests count; `None` if everybody's do.
+    keys: Option<PublicKeys>,
     news: mpsc::Sender<News>,
     /// Whether the topic did not exist when it was last looked for.
     was_missing: bool,
@@ -130,8 +144,19 @@ impl Listener for ControlReader {
         records: Vec<RawRecord>,
         _: &FollowedTopic,
     ) -> Result<(), Interrupted<KafkaError>> {
-        for record in records {
-            let Some(control) = record.value.as_deref().and_then(Control::from_bytes) else {
+        if let Some(keys) = &mut self.keys {
+            if !keys.wait_until_there(|| !self.news.is_closed()) {
+                return Err(Interrupted::Unneeded);
+            }
+            keys.refresh();
+        }
+        let unknown = self.keys.as_mut().map(PublicKeys::take_unknown).unwrap_or_default();
+        for record in unknown.into_iter().chain(records) {
+            let control = match &mut self.keys {
+                Some(keys) => keys.read_control(&record),
+                None => record.value.as_deref().and_then(Control::from_bytes),
+            };
+            let Some(control) = control else {
                 let offset = record.position.offset;
                 tracing::debug!(
                     offset,
@@ -188,11 +213,11 @@ mod tests {
 
         assert!(requests.add(at(3_000), Control::cancel("j", None, at(2_500), None)));
         assert!(
-            requests.get("j", Some(at(2_500))).is_some()
-                && requests.get("j", Some(at(2_501))).is_none()
+            requests.get("j", Some(at(2_500)), None).is_some()
+                && requests.get("j", Some(at(2_501)), None).is_none()
         );
 
         requests.add(at(2_501 + month), Control::cancel("k", None, at(2_501 + month), None));
-        assert!(requests.get("j", None).is_none() && requests.get("k", None).is_some());
+        assert!(requests.get("j", None, None).is_none() && requests.get("k", None, None).is_some());
     }
 }

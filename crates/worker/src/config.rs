@@ -15,13 +15,14 @@ use fleet_job::{
 };
 use fleet_kafka::compression::Compression;
 use fleet_ops::{
-    config::{parse_bytes, parse_duration, path_parser},
+    config::{named_path, parse_bytes, parse_duration, path_parser},
     tls::{ServerTlsArgs, TlsArgs},
 };
 
 use crate::{
     limits::{JobLimits, TenantWeights, ToolLimit},
     oauth::OAuthArgs,
+    public_keys::{PublicKeys, PublicKeysError},
 };
 
 // The groups of `--help`.
@@ -109,7 +110,7 @@ pub struct Args {
     pub server_token: Option<String>,
 
     /// A file with the token, in place of `--server-token`, which goes before it. Changes apply
-    /// within a second.
+    /// within five seconds.
     #[arg(
         long,
         env = "MCP_SERVER_TOKEN_FILE",
@@ -118,6 +119,17 @@ pub struct Args {
         value_parser = path_parser(),
     )]
     pub server_token_file: Option<PathBuf>,
+
+    /// A file of public keys (PEM). Requests to cancel a job count only if a server of the fleet has
+    /// signed them with one of these. `mcp-fleet keys init` makes it.
+    #[arg(
+        long,
+        env = "MCP_SIGNING_PUBLIC_KEYS_FILE",
+        value_name = "FILE",
+        help_heading = SERVER,
+        value_parser = path_parser(),
+    )]
+    pub signing_public_keys: Option<PathBuf>,
 
     /// The worker as an OAuth client.
     #[command(flatten)]
@@ -434,6 +446,13 @@ impl Args {
     pub(crate) fn token_file(&self) -> Option<&Path> {
         let file = self.server_token_file.as_deref().filter(|file| !file.as_os_str().is_empty());
         file.filter(|_| self.token().is_none())
+    }
+
+    /// Reads the public keys with which requests to cancel jobs of `topic` are verified; `None` if
+    /// the settings name no file.
+    pub(crate) fn public_keys(&self, topic: &str) -> Result<Option<PublicKeys>, PublicKeysError> {
+        let file = named_path(&self.signing_public_keys);
+        file.map(|file| PublicKeys::open(file, topic.to_owned())).transpose()
     }
 
     /// The topics that belong to the jobs topic.

@@ -20,6 +20,7 @@ use fleet_job::{
 use fleet_kafka::consumer::GroupContact;
 use fleet_mcp_client::{McpClient, ToolCall};
 use fleet_ops::trace::{Span, SpanKind};
+use fleet_signing::JobProof;
 use futures::{StreamExt as _, future::Either, stream};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -98,6 +99,7 @@ pub(crate) async fn make_attempt(
         return Err(context.done);
     }
 
+    let proof = JobProof::new(&context.record, &context.envelope.work);
     let mut plan = Plan::new(&context.envelope.work);
     // Arguments can be large and each call is made once, so they are moved and not copied.
     let mut arguments: Vec<_> =
@@ -117,16 +119,13 @@ pub(crate) async fn make_attempt(
         let call = plan.calls.get(index)?;
         let label = plan.has_many().then_some(index);
         let span = start_call_span(call, attempt, &context);
+        let (envelope, record) = (&context.envelope, &context.record);
+        let mut meta = meta::for_call(envelope, attempt, label, record, span.context());
+        meta.insert(meta::SIGNED_JOB.to_owned(), proof.of_call(index));
         let request = ToolCall {
             name: call.tool.clone(),
             arguments: std::mem::take(arguments.get_mut(index)?),
-            meta: meta::for_call(
-                &context.envelope,
-                attempt,
-                label,
-                &context.record,
-                span.context(),
-            ),
+            meta,
             timeout: Some(context.timeout),
             progress: news.clone(),
             input: call.input.clone(),

@@ -16,6 +16,7 @@ pub mod metrics;
 mod oauth;
 mod outages;
 mod progress_pace;
+mod public_keys;
 mod readiness;
 mod report;
 mod required_topics;
@@ -24,4 +25,5 @@ mod shell;
 mod token_file;
 
 pub use config::Args;
+pub use public_keys::PublicKeysError;
 pub use run::{WorkerError, run, runtime};

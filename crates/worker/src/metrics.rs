@@ -55,6 +55,15 @@ pub(crate) const CANCEL_REQUESTS: Metric = metric(
      (too late), or arrived (after the request).",
 );
 
+pub(crate) const REFUSED_CONTROLS: Metric = metric(
+    "fleet_refused_controls_total",
+    Kind::Counter,
+    Unit::Count,
+    &["fault"],
+    "Requests to cancel that were ignored, because no server of this fleet has signed them: missing, \
+     malformed, unknown-key, forged, other-topic, other-record.",
+);
+
 pub(crate) const ATTEMPTS: Metric = metric(
     "fleet_attempts_total",
     Kind::Counter,
@@ -193,6 +202,7 @@ pub const TABLE: &[Metric] = &[
     PASSED_ON,
     PASSED_OVER,
     CANCEL_REQUESTS,
+    REFUSED_CONTROLS,
     ATTEMPTS,
     DURATION,
     IN_FLIGHT,

@@ -1,14 +1,18 @@
 //! The records that are written about a job, ready to send: events, dead letters and replies. Pure.
 
+use std::time::Duration;
+
 use crate::{
     call_results::KeptResult,
     delay_tiers::{NextStop, Tiers},
 };
+use fleet_codes::APPROVAL_REQUIRED;
 use fleet_engine::Terminal;
 use fleet_job::{
+    approval::{AskedApproval, PendingApproval},
     dead_letter::DeadLetter,
     delayed::Delayed,
-    envelope::Envelope,
+    envelope::{Envelope, Work},
     event::{JobEvent, JobState, Progress, ResultOmitted, Source, Timings, Waiting},
     outcome::{ErrorKind, JobError},
     record::{Header, RawRecord},
@@ -187,6 +191,11 @@ impl Reporter {
         terminal: Terminal,
         attempts: u32,
     ) -> Option<Settlement> {
+        if terminal == Terminal::Failed
+            && let Some(settlement) = self.build_request_for_approval(subject, now, attempts)
+        {
+            return Some(settlement);
+        }
         let state = match terminal {
             Terminal::Succeeded => JobState::Succeeded,
             Terminal::Failed | Terminal::Rejected => JobState::Failed,
@@ -224,6 +233,43 @@ impl Reporter {
             reply,
             event: self.build_record(subject, &self.topics.events, value),
         })
+    }
+
+    /// What is written about a job whose only call has to be approved first: the record leaves, and
+    /// its event holds what a server writes again once somebody has approved it. `None` if the job
+    /// has failed for another reason, or can't wait: the calls of a batch that are done would be
+    /// made again.
+    fn build_request_for_approval(
+        &self,
+        subject: &Subject<'_>,
+        now: Timestamp,
+        attempts: u32,
+    ) -> Option<Settlement> {
+        let error = subject.last_error?;
+        let wants_approval = error.error_code.as_deref() == Some(APPROVAL_REQUIRED.as_str());
+        let envelope = subject.envelope.filter(|_| wants_approval)?;
+        if !matches!(envelope.work, Work::ToolCall(_)) {
+            return None;
+        }
+        let asked = AskedApproval::of_data(error.data.as_ref()?)?;
+        let latest = now.plus(Duration::from_millis(asked.approval_ttl_ms?));
+        let expires_at = envelope.deadline.map_or(latest, |deadline| deadline.min(latest));
+
+        let RawRecord { key, value, headers, .. } = subject.record;
+        let (key, value) = (key.as_deref(), value.as_deref()?);
+        let pending = PendingApproval::of_record(value, key, headers, asked.rule, expires_at)?;
+        // Nobody has called the tool, so no attempt is spent.
+        let attempts = attempts.saturating_sub(1);
+        let event = JobEvent {
+            approval: Some(Box::new(pending)),
+            ..self.base_event(subject, JobState::AwaitingApproval, now, attempts)
+        };
+        let value = event.to_bytes();
+        if value.len() > self.max_event_bytes {
+            return None;
+        }
+        let event = self.build_record(subject, &self.topics.events, value);
+        Some(Settlement::of_event(JobState::AwaitingApproval, event))
     }
 
     /// The dead letter of a job that has failed. The short form has no value.
@@ -345,6 +391,14 @@ fn drop_details(mut event: JobEvent) -> JobEvent {
         error.message.truncate(error.message.floor_char_boundary(1024));
     }
     event.metadata.clear();
+    if event.approval.take().is_some() {
+        // Without its record, nobody could let the job run.
+        event.state = JobState::Failed;
+        let message = "the job has to be approved first, and is too large to wait for that in the \
+                       events topic";
+        let error = JobError::new(ErrorKind::JsonRpc, message);
+        event.error = Some(error.with_error_code(APPROVAL_REQUIRED));
+    }
     event
 }
 
@@ -426,6 +480,47 @@ mod tests {
         let value = settlement.event.value.as_deref().unwrap();
         assert!(value.len() <= LIMIT, "{} bytes", value.len());
         serde_json::from_slice(value).unwrap()
+    }
+
+    #[test]
+    fn a_call_that_has_to_be_approved_leaves_with_its_record() {
+        let job = |payload: Value, kind: &str| {
+            record(&json!({"jobID": "j", "jobType": kind, "payload": payload}))
+        };
+        let end_of = |record: &RawRecord, data: Value| {
+            let envelope = decode::decode(record, 1 << 20).unwrap();
+            let error = JobError {
+                data: Some(data),
+                ..JobError::new(ErrorKind::JsonRpc, "ask").with_error_code(APPROVAL_REQUIRED)
+            };
+            let subject = Subject { last_error: Some(&error), ..subject(record, &envelope) };
+            let (now, failed) = (Timestamp::default(), Terminal::Failed);
+            reporter().build_settlement(&subject, now, failed, 1).unwrap()
+        };
+
+        let asked =
+            || json!({"rule": "ask", "approvalTtlMs": 1_000, "reason": "approval-required"});
+        let call = job(json!({"tool": "t"}), "tool-call");
+        let left = end_of(&call, asked());
+        assert!(left.is_event_only() && left.state == JobState::AwaitingApproval);
+        let event = event(&left);
+        let pending = event.awaits_approval().unwrap();
+        assert_eq!((pending.rule.as_str(), event.attempts), ("ask", 0));
+        assert_eq!(pending.expires_at, Timestamp::default().plus(Duration::from_secs(1)));
+        assert_eq!(pending.record("mcp-jobs").value, call.value);
+
+        // If the topic does not take it, it fails for good, since nobody could approve it.
+        let short = shorten_event(&left.event, left.state, Timestamp::default());
+        let short: JobEvent = serde_json::from_slice(short.value.as_deref().unwrap()).unwrap();
+        assert_eq!((short.state, short.approval), (JobState::Failed, None));
+
+        let batch = job(json!({"calls": [{"tool": "t"}]}), "tool-batch");
+        for (record, data) in
+            [(&batch, asked()), (&call, json!({"rule": "ask"})), (&call, json!(7))]
+        {
+            let failed = end_of(record, data);
+            assert!(failed.state == JobState::Failed && failed.dead_letter.is_some());
+        }
     }
 
     /// The largest batch there can be, with results that are small one by one.

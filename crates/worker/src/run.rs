@@ -29,6 +29,7 @@ use crate::{
     delay_tiers::Tiers,
     metrics,
     oauth::OAuthError,
+    public_keys::PublicKeysError,
     report::Reporter,
     required_topics::RequiredTopics,
     shell::{Parts, Shell},
@@ -47,6 +48,9 @@ pub enum WorkerError {
     /// `MCP_SERVER_URL` or a setting that belongs to it is invalid.
     #[error("the MCP server can't be called")]
     Client(#[from] fleet_mcp_client::ConfigError),
+    /// The public keys can't be used.
+    #[error(transparent)]
+    PublicKeys(#[from] PublicKeysError),
     /// The worker can't be an OAuth client.
     #[error(transparent)]
     OAuth(#[from] OAuthError),
@@ -182,7 +186,8 @@ async fn work(
     }
     refuse_compacted(&settings, &topics, args.allow_compacted_topic).await?;
 
-    let mut control = ControlFeed::start(settings.clone(), topics.control.clone())?;
+    let keys = args.public_keys(&topics.jobs)?;
+    let mut control = ControlFeed::start(settings.clone(), topics.control.clone(), keys)?;
     let cancel_requests = catch_up(&mut control, &health, &shutdown).await;
 
     let tiers = delayed.map(|partitions| Tiers::new(partitions, args.max_park));

@@ -13,8 +13,8 @@ use fleet_mcp_client::{McpClient, Secret};
 use fleet_ops::{config::read_secret_file, errors::chain};
 use tokio::time::MissedTickBehavior;
 
-/// How often the file is read. It is on this machine, and short.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// How often the file is read. Each time wakes two threads of an idle worker.
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the last look at the file found: the token, or what is wrong.
 type Found = Result<String, String>;

@@ -25,6 +25,7 @@ impl Chaos<'_> {
                 && what.may_join(&self.active.iter().map(|active| active.what).collect::<Vec<_>>())
             {
                 eprintln!("{:>6.1} s, {ended:>6} ended: {what}", begin.elapsed().as_secs_f64());
+                self.keyring.rotate();
                 self.begin(what);
                 begun += 1;
                 self.submit(&mut jobs, schedule.submitted(begun));
@@ -41,7 +42,12 @@ impl Chaos<'_> {
         if ids.is_empty() {
             return;
         }
-        self.fleet.cancel_all(&ids, Some("too late"));
+        let records = ids.iter().map(|id| {
+            let control = Control::cancel(*id, None, fleet::now(), Some("too late"));
+            self.keyring.sign_control(&control)
+        });
+        let control = Topics::of(&*self.fleet.topic).control;
+        topics::produce(&self.cluster.brokers, &control, records.collect());
         self.cancelled_late.extend(ids.into_iter().map(str::to_owned));
     }
 

@@ -13,6 +13,9 @@ impl Chaos<'_> {
             }
         }
 
+        if self.keyring.used < 2 {
+            wrong.push("the key that signs jobs was never replaced".to_owned());
+        }
         self.cluster.wait_until_in_sync();
         for worker in self.workers.drain(..) {
             self.fleet.workers.push(worker.service);

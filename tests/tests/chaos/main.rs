@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use fleet_job::{event::JobEvent, topics::Topics};
+use fleet_job::{control::Control, event::JobEvent, topics::Topics};
 use fleet_tests::{
     Env, Fleet, Oracle,
     chaos::{
@@ -30,10 +30,11 @@ use fleet_tests::{
         evidence::{COMMIT_MS, Cut, Loss, Witness},
         hosted::Hosted,
         jobs::{Jobs, Plan},
+        keyring::Keyring,
         ledger::{Ledger, SETTLED, ZOMBIES},
         watch::Watch,
     },
-    fleet::{ServerOptions, Service},
+    fleet::{self, ServerOptions, Service},
     http,
     kafka::{self, Cluster},
     oracle::{self, Account},
@@ -113,6 +114,8 @@ fn now_ms() -> i64 {
 struct Chaos<'e> {
     fleet: Fleet<'e>,
     cluster: Cluster,
+    /// The keys that sign jobs and requests to cancel them.
+    keyring: Keyring,
     /// The proxy in front of the server: closed while the server is down, and open once it listens.
     gate: Proxy,
     hosted: Hosted,
@@ -167,6 +170,10 @@ impl<'e> Chaos<'e> {
         ] {
             fleet.worker_env(name, &value);
         }
+        let keyring = Keyring::new(&fleet.directory, &fleet.topic);
+        for (name, value) in keyring.of_workers() {
+            fleet.worker_env(name, &value);
+        }
         fleet.create_control_topic();
         topics::create(&env.brokers, &[(&Topics::of(&*fleet.topic).delayed, DELAYED_PARTITIONS)]);
         let ledger = fleet.directory.join("ledger");
@@ -179,6 +186,7 @@ impl<'e> Chaos<'e> {
         let mut chaos = Self {
             fleet,
             cluster,
+            keyring,
             gate,
             hosted,
             ledger,
@@ -218,7 +226,11 @@ impl<'e> Chaos<'e> {
         ];
         let options = ServerOptions {
             allowed: vec![format!("{program} {}", self.ledger.display())],
-            env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+            env: env
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into_iter()
+                .chain(self.keyring.of_servers())
+                .collect(),
             ..ServerOptions::default()
         };
         let server = self.fleet.launch_replica(options);
@@ -260,6 +272,7 @@ impl<'e> Chaos<'e> {
     fn submit(&mut self, jobs: &mut Jobs, until: usize) {
         let Some(count) = NonZeroUsize::new(until.saturating_sub(self.plans.len())) else { return };
         let (records, plans): (Vec<_>, Vec<_>) = jobs.take(count).into_iter().unzip();
+        let records = records.into_iter().map(|record| self.keyring.sign_job(record)).collect();
         let placed = self.fleet.submit(records);
         self.plans.extend(placed.into_iter().zip(plans));
     }

@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use fleet_tests::{bins, go};
 use serde_json::Value;
 
-use crate::{assert_no_problems, list, seconds, text};
+use super::{assert_no_problems, list, seconds, text};
 
 /// The file with `variables` filled in, including all profiles; `None` without Go.
 pub(crate) fn project(variables: &[(&str, &str)]) -> Option<Value> {
@@ -34,7 +34,7 @@ fn services(project: &Value) -> impl Iterator<Item = (&String, &Value)> {
 fn the_file_meets_the_specification_and_misspellings_are_found() {
     let Some(loader) = go::compose() else { return };
     project(&[]).expect("a loader");
-    let good = crate::file("docker-compose.yml");
+    let good = super::file("docker-compose.yml");
     for (from, to) in [
         ("mem_limit: 1g", "memory_limit: 1g"),
         ("condition: service_healthy", "condition: service_well"),
@@ -52,7 +52,7 @@ fn the_file_meets_the_specification_and_misspellings_are_found() {
 /// text that contains it. Seen with 1.29.2.
 #[test]
 fn docker_compose_1_prints_what_to_install() {
-    let file = crate::file("docker-compose.yml");
+    let file = super::file("docker-compose.yml");
     let unknown: Vec<_> = file.split("${").filter(|text| text.contains(":+")).collect();
     assert!(
         matches!(&unknown[..], [text] if text.contains("install Docker Compose 2.24")),
@@ -219,7 +219,7 @@ fn keys_are_in_volumes_which_only_their_makers_may_write_to() {
     assert_eq!(server["MCP_ACCESS"], "required");
 
     // The image has the directories, from which empty volumes take their owner.
-    let dockerfile = crate::file("Dockerfile.cli");
+    let dockerfile = super::file("Dockerfile.cli");
     for volume in list(keys, "/volumes") {
         let target = text(volume, "/target");
         assert!(dockerfile.contains(&target), "{target}");
@@ -229,7 +229,7 @@ fn keys_are_in_volumes_which_only_their_makers_may_write_to() {
     assert!(dockerfile.contains("USER 65532:65532"));
     let path = text(&project, "/services/kafka-worker/environment/MCP_SERVER_TOKEN_FILE");
     assert!(list(keys, "/command").contains(&path.into()));
-    let scrape = crate::file("monitoring/prometheus/prometheus.yml");
+    let scrape = super::file("monitoring/prometheus/prometheus.yml");
     let made = list(keys, "/command").iter().filter_map(Value::as_str);
     let made: Vec<_> = made.filter(|argument| argument.contains("/metrics/")).collect();
     assert!(scrape.contains(made[0]), "{made:?}");

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
-use crate::{assert_no_problems, documents, file, kubernetes::renders, objects::Object};
+use super::{assert_no_problems, documents, file, kubernetes::renders, objects::Object};
 
 const DEFINITIONS: [&str; 5] = [
     "keda.sh_scaledobjects.yaml",
@@ -28,11 +28,11 @@ fn schemas() -> BTreeMap<(String, String), Value> {
     for name in DEFINITIONS {
         for definition in documents(&file(&format!("tests/schemas/{name}"))) {
             let spec = &definition["spec"];
-            for version in crate::list(spec, "/versions") {
+            for version in super::list(spec, "/versions") {
                 let api =
-                    format!("{}/{}", crate::text(spec, "/group"), crate::text(version, "/name"));
+                    format!("{}/{}", super::text(spec, "/group"), super::text(version, "/name"));
                 let schema = strict(&version["schema"]["openAPIV3Schema"]);
-                schemas.insert((api, crate::text(spec, "/names/kind")), schema);
+                schemas.insert((api, super::text(spec, "/names/kind")), schema);
             }
         }
     }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use fleet_tests::{bins, python::Python};
 
-use crate::{assert_no_problems, file};
+use super::{assert_no_problems, file};
 
 const FILES: [(&str, &str); 3] = [
     ("Dockerfile.server", "mcp-server"),
@@ -201,14 +201,14 @@ fn the_context_has_all_files_for_the_build() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         let mut found = vec![];
-        for package in crate::list(&metadata, "/packages") {
-            for target in crate::list(package, "/targets") {
-                let kind = crate::text(target, "/kind/0");
+        for package in super::list(&metadata, "/packages") {
+            for target in super::list(package, "/targets") {
+                let kind = super::text(target, "/kind/0");
                 if matches!(kind.as_str(), "lib" | "bin" | "bench") {
                     found.push(format!(
                         "{} {kind} {}",
-                        crate::text(package, "/name"),
-                        crate::text(target, "/name")
+                        super::text(package, "/name"),
+                        super::text(target, "/name")
                     ));
                 }
             }

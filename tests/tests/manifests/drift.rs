@@ -1,7 +1,7 @@
 //! Settings in several places: Compose, Kubernetes, the Dockerfiles and the defaults in
 //! docs/configuration.md must agree.
 
-use crate::{
+use super::{
     assert_no_problems, compose, documents,
     environment::{program, table},
     file,

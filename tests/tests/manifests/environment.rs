@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{assert_no_problems, compose, file, kubernetes::renders};
+use super::{assert_no_problems, compose, file, kubernetes::renders};
 
 /// The variables that `mcp-fleet` reads. It has no table, only the help of its commands.
 const CLI: [&str; 7] = [

@@ -59,7 +59,7 @@ fn the_image_of_mcp_fleet_makes_keys_as_its_user() {
         return;
     }
     let root = bins::scratch("image-keys");
-    let dockerfile = crate::file("Dockerfile.cli").replace("\\\n", " ");
+    let dockerfile = super::file("Dockerfile.cli").replace("\\\n", " ");
     let (_, rest) = dockerfile.split_once("target/dist/mcp-fleet -- ").expect("directories");
     let directories: Vec<_> =
         rest.split("&&").next().unwrap_or_default().split_whitespace().collect();

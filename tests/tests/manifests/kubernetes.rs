@@ -12,7 +12,7 @@ use std::{
 use fleet_tests::{bins, cache, go, python::Python};
 use serde_json::Value;
 
-use crate::{assert_no_problems, documents, objects::Object};
+use super::{assert_no_problems, documents, objects::Object};
 
 /// The objects of one kustomization.
 pub(crate) struct Render {
@@ -158,9 +158,9 @@ fn names_are_unique_and_in_one_namespace() {
 #[test]
 fn every_object_matches_the_schemas_of_kubernetes() {
     let Some(python) = Python::manifests() else { return };
-    let all = renders().iter().chain(crate::standalone::files());
+    let all = renders().iter().chain(super::standalone::files());
     let objects: Vec<_> = all.flat_map(|render| &render.objects).collect();
-    let own = objects.iter().filter(|object| !crate::crds::is_custom(object));
+    let own = objects.iter().filter(|object| !super::crds::is_custom(object));
     let distinct: BTreeSet<String> = own.map(|object| object.0.to_string()).collect();
     validate(&python, &distinct).unwrap_or_else(|report| panic!("{report}"));
 
@@ -201,7 +201,7 @@ fn validate(python: &Python, objects: &BTreeSet<String>) -> Result<(), String> {
 #[test]
 fn no_secret_has_data_and_the_example_has_no_real_ones() {
     let mut problems = vec![];
-    for secret in documents(&crate::file("k8s/secret.example.yaml")) {
+    for secret in documents(&super::file("k8s/secret.example.yaml")) {
         for (key, value) in secret["stringData"].as_object().expect("stringData") {
             let value = value.as_str().unwrap_or_default();
             if !(value.starts_with('<') && value.ends_with('>')) {
@@ -212,7 +212,7 @@ fn no_secret_has_data_and_the_example_has_no_real_ones() {
 
     // Data would be in the repository, and each time that it is applied it would replace the keys of
     // the cluster.
-    for render in renders().iter().chain(crate::standalone::files()) {
+    for render in renders().iter().chain(super::standalone::files()) {
         for secret in render.of_kind("Secret") {
             if ["data", "stringData"].iter().any(|field| secret.0.get(field).is_some()) {
                 problems.push(format!("{}: {} has data", render.name, secret.describe()));

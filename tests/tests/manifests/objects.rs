@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{kubernetes::Render, list};
+use super::{kubernetes::Render, list};
 
 /// A rendered object.
 #[derive(Debug, Clone)]
@@ -37,7 +37,7 @@ impl Object {
         let Some(container) = self.containers().first() else { return vec![] };
         let mut variables = vec![];
         for source in list(container, "/envFrom") {
-            let name = crate::text(source, "/configMapRef/name");
+            let name = super::text(source, "/configMapRef/name");
             let data =
                 render.get("ConfigMap", &name).0["data"].as_object().cloned().unwrap_or_default();
             variables.extend(data.into_iter().map(|(name, value)| (name, Variable::of(&value))));
@@ -48,7 +48,7 @@ impl Object {
                 Some(value) => Variable::of(value),
                 None => Variable::Elsewhere(entry["valueFrom"].clone()),
             };
-            variables.push((crate::text(entry, "/name"), variable));
+            variables.push((super::text(entry, "/name"), variable));
         }
 
         variables

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{
+use super::{
     assert_no_problems, documents, file,
     kubernetes::{Render, renders},
     list,

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::OnceLock};
 
 use serde_json::{Value, json};
 
-use crate::{
+use super::{
     documents, file,
     kubernetes::{Render, renders},
     objects::Object,

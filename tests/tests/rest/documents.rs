@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 
 use fleet_tests::{Env, bins, node, process::Process, python::Python, rest::get, wait};
 
-use crate::start;
+use super::start;
 
 /// The seed, which is the same in every run.
 const SEED: &str = "20261121";
@@ -63,7 +63,7 @@ fn the_server_behaves_as_the_openapi_document_describes() {
         .args(["--seed", SEED, "--max-examples", EXAMPLES, "--no-color"])
         .current_dir(&fleet.directory);
     let mut process = Process::start("schemathesis", &fleet.directory, command);
-    let status = process.wait(wait::LONG * 2);
+    let status = process.wait(wait::LONG * 4);
     let output = process.log();
     assert!(status.success(), "{status}\n{output}");
 

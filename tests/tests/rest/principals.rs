@@ -86,6 +86,24 @@ pub(crate) fn another_principals_jobs_are_not_there(env: &Env) {
     let unknown = ask(other, "GET", "/jobs/nobodys").problem(404, "no-such-job");
     assert_eq!(refused.replace("mine", "nobodys"), unknown, "the job must not be revealed");
     ask(other, "GET", "/jobs/mine/events").problem(404, "no-such-job");
+    for path in ["/jobs/mine/envelope", "/jobs/mine/history"] {
+        ask(other, "GET", path).problem(404, "no-such-job");
+    }
+    ask(other, "POST", "/jobs/mine/runs").problem(404, "no-such-job");
+    assert_eq!(ask(other, "GET", "/job-counts").expect(200)["total"], 1);
+    assert_eq!(ask(first, "GET", "/job-counts").expect(200)["total"], 2);
+    let matched = ask(other, "POST", "/job-cancellations?idPrefix=mine&dryRun=true").expect(200);
+    assert_eq!(matched["matched"], 0, "{matched}");
+    for (method, path) in [
+        ("GET", "/dead-letters"),
+        ("GET", "/dead-letters/0-0"),
+        ("POST", "/dead-letters/replays"),
+        ("DELETE", "/dead-letters?before=0"),
+    ] {
+        ask(other, method, path).problem(403, "denied");
+    }
+    let shown = ask(first, "GET", "/jobs/mine/envelope").expect(200);
+    assert!(shown["envelope"].get("owner").is_none(), "{shown}");
     let cancelled = ask(other, "DELETE", "/jobs/mine?wait=0").expect(202);
     assert_eq!(cancelled, ask(other, "DELETE", "/jobs/nobodys?wait=0").expect(202));
     assert_eq!(ids(&ask(other, "GET", "/jobs").expect(200)), ["theirs"]);

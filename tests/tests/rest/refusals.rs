@@ -9,7 +9,7 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::{read_file, start};
+use super::{read_file, start};
 
 pub(crate) fn nonsense_and_too_much_are_refused_clearly(env: &Env) {
     let (_fleet, server) = start(env, "rest-refusals");

@@ -9,7 +9,7 @@ use fleet_tests::{
 };
 use serde_json::json;
 
-use crate::{read_file, start};
+use super::{read_file, start};
 
 pub(crate) fn a_job_is_followed_to_its_end(env: &Env) {
     let (mut fleet, first) = start(env, "rest-watch");

@@ -9,7 +9,7 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::{read_file, start};
+use super::{read_file, start};
 
 pub(crate) fn a_job_is_submitted_and_asked_for(env: &Env) {
     let (mut fleet, server) = start(env, "rest-submit");

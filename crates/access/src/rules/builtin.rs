@@ -3,10 +3,17 @@
 use super::{facts::Facts, table::DefaultAccess};
 use crate::{
     action::Action,
-    fleet_role::FleetRole,
+    fleet_role::{FleetRole, JobRights},
     principal::{Principal, Via},
     resource::Resource,
 };
+
+/// What holds without a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Defaults {
+    pub(super) access: DefaultAccess,
+    pub(super) jobs: JobRights,
+}
 
 /// A rule that always holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +59,7 @@ pub(super) fn allow(
     principal: &Principal,
     action: Action,
     resource: &Resource<'_>,
-    default: DefaultAccess,
+    default: Defaults,
     facts: &Facts<'_>,
 ) -> Option<Builtin> {
     // A proxy may tell callers apart by credentials that this server does not verify.
@@ -63,11 +70,12 @@ pub(super) fn allow(
         _ => {}
     }
 
-    if let Some(role) = FleetRole::that_allows(principal, action) {
+    if let Some(role) = FleetRole::that_allows(principal, action, default.jobs) {
         return Some(Builtin::Role(role));
     }
 
-    let reads = default == DefaultAccess::ReadOnly && !FleetRole::is_metrics_only(principal);
+    let reads = default.access == DefaultAccess::ReadOnly
+        && !FleetRole::is_for_its_role_only(principal, default.jobs);
     match Reach::of(action) {
         Reach::Always => Some(Builtin::Read),
         Reach::OwnJobs => facts.is_own_job().then_some(Builtin::OwnJob),
@@ -81,17 +89,18 @@ pub(super) fn allow(
 }
 
 /// Whether a built-in rule allows an action with some resource.
-pub(super) fn allow_ever(principal: &Principal, action: Action, default: DefaultAccess) -> bool {
+pub(super) fn allow_ever(principal: &Principal, action: Action, default: Defaults) -> bool {
     if matches!(principal.via, Via::Loopback | Via::Open) {
         return action != Action::Unknown;
     }
-    if FleetRole::that_allows(principal, action).is_some() {
+    if FleetRole::that_allows(principal, action, default.jobs).is_some() {
         return true;
     }
     match Reach::of(action) {
         Reach::Always | Reach::OwnJobs => true,
         Reach::Reading | Reach::ReadOnlyTools => {
-            default == DefaultAccess::ReadOnly && !FleetRole::is_metrics_only(principal)
+            default.access == DefaultAccess::ReadOnly
+                && !FleetRole::is_for_its_role_only(principal, default.jobs)
         }
         Reach::Nothing => false,
     }
@@ -126,6 +135,7 @@ impl Reach {
             Action::CallTool => Self::ReadOnlyTools,
             Action::CallExtension
             | Action::SubmitJob
+            | Action::ApproveJob
             | Action::AdministerServers
             | Action::ReadDeadLetters
             | Action::ReplayDeadLetters

@@ -4,16 +4,33 @@ use std::{borrow::Cow, path::Path};
 
 use fleet_job::topics::DEFAULT_JOBS_TOPIC;
 
-use crate::{output, stack::FILES};
+use crate::{output, servers::Condition};
 
-/// Prints what to type next.
-pub(super) fn print(brokers: &str, server_url: &str, operator_key: &Path, topic: &str) {
+/// Returns the line about a server of the user's own.
+pub(super) fn describe_hosted(name: &str, condition: &Condition) -> String {
+    match condition {
+        Condition::Works => format!("hosts       {name}"),
+        Condition::Starts => format!("hosts       {name} (still starting)"),
+        Condition::Fails { problem, remedy } => {
+            format!("hosts       {name} (fails): {problem}\n            {remedy}")
+        }
+    }
+}
+
+/// Prints what to type next. `tool` is a tool that needs a path and is there for sure.
+pub(super) fn print(
+    brokers: &str,
+    server_url: &str,
+    operator_key: &Path,
+    topic: &str,
+    tool: Option<&str>,
+) {
     // Use the program name as it was typed, so that the lines can be copied.
     let program = std::env::args().next().unwrap_or_else(|| "mcp-fleet".to_owned());
 
     output::line("\nIn another terminal, in this directory:");
     let operator_key = operator_key.display().to_string();
-    for command in commands(&program, brokers, server_url, &operator_key, topic) {
+    for command in commands(&program, brokers, server_url, &operator_key, topic, tool) {
         let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
         output::line(&format!("  {}", words.join(" ")));
     }
@@ -28,22 +45,27 @@ fn commands<'a>(
     server_url: &'a str,
     operator_key: &'a str,
     topic: &'a str,
-) -> [Vec<&'a str>; 4] {
+    tool: Option<&'a str>,
+) -> Vec<Vec<&'a str>> {
     let mut kafka = vec!["--brokers", brokers];
     if topic != DEFAULT_JOBS_TOPIC {
         kafka.extend(["--topic", topic]);
     }
-
-    let call =
-        ["--server", FILES, "--tool", "file_list", "--arguments", r#"{"path":"."}"#, "--wait"];
     let server = ["--server", server_url, "--token-file", operator_key];
+    let command = |words: &[&'a str], more: &[&'a str]| [&[program], words, &server, more].concat();
 
-    [
-        [&[program, "events"][..], &kafka].concat(),
-        [&[program, "submit"][..], &kafka, &call].concat(),
-        [&[program, "jobs", "list"][..], &server].concat(),
-        [&[program, "jobs", "watch"][..], &server].concat(),
-    ]
+    let mut commands = vec![command(&["tools", "list"], &[])];
+    if let Some(tool) = tool {
+        let job = ["--tool", tool, "--arguments", r#"{"path":"."}"#, "--wait"];
+        commands.push(command(&["tools", "call"], &[tool, "path=."]));
+        commands.push(command(&["submit"], &job));
+    } else {
+        commands.push(command(&["servers", "check"], &[]));
+    }
+    commands.push(command(&["jobs", "list"], &[]));
+    commands.push(command(&["jobs", "watch"], &[]));
+    commands.push([&[program, "status"][..], &server, &kafka].concat());
+    commands
 }
 
 /// Quotes a word for a shell, if necessary.
@@ -68,7 +90,9 @@ mod tests {
         for (program, topic) in [("./my fleet", DEFAULT_JOBS_TOPIC), ("./it's mine", "other.jobs")]
         {
             let key = "my fleet/access/operator.key";
-            for words in commands(program, "127.0.0.1:1", "http://127.0.0.1:2", key, topic) {
+            let commands =
+                |tool| commands(program, "127.0.0.1:1", "http://127.0.0.1:2", key, topic, tool);
+            for words in commands(Some("files__file_list")).into_iter().chain(commands(None)) {
                 crate::Cli::try_parse_from(&words)
                     .unwrap_or_else(|error| panic!("{words:?}: {error}"));
 

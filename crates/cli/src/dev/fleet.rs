@@ -20,7 +20,9 @@ use crate::{
     broker, connection,
     error::CliError,
     output,
-    stack::{self, StackConfig},
+    servers::Condition,
+    stack::{self, HostedByStack, StackConfig},
+    supervise,
     wait_notice::WaitNotice,
 };
 
@@ -65,8 +67,8 @@ impl Duty {
 enum FinishedTask {
     /// The topics exist.
     Topics,
-    /// The files are hosted.
-    Files,
+    /// The files are hosted, or the user's own servers have started or failed.
+    Hosted(Vec<(String, Condition)>),
     /// All workers have joined the consumer group.
     Group,
 }
@@ -75,7 +77,8 @@ enum FinishedTask {
 #[derive(Debug, Default)]
 struct StartupState {
     has_topics: bool,
-    has_files: bool,
+    /// What is hosted, once that is known.
+    hosted: Option<Vec<(String, Condition)>>,
     waits_for_group: bool,
     is_up: bool,
 }
@@ -122,6 +125,9 @@ impl Fleet {
         let file = |what, path, source| CliError::File { what, path, source };
         std::fs::create_dir_all(&config.run_dir).map_err(|source| {
             file("could not create the directory", config.run_dir.clone(), source)
+        })?;
+        supervise::set_logs_aside(&config.run_dir).map_err(|source| {
+            file("could not set aside the logs in", config.run_dir.clone(), source)
         })?;
         config.make_keys()?;
         let policy = stack::write_policy(&config)?;
@@ -282,8 +288,7 @@ impl Fleet {
                 // A process that fails on its first start would fail again.
                 if by_itself && !self.startup.is_up && self.failure.is_none() {
                     let name = self.members[role].duty.name();
-                    let log =
-                        crate::supervise::tail(&self.config.run_dir.join(format!("{name}.log")));
+                    let log = supervise::tail(&self.config.run_dir.join(format!("{name}.log")));
                     self.failure = Some(CliError::EarlyEnd { name, log });
                     self.stop();
                 }
@@ -316,8 +321,8 @@ impl Fleet {
             }
             Duty::Server => {
                 self.config.server_port = address.port();
-                if !self.startup.has_files {
-                    self.host_files();
+                if self.startup.hosted.is_none() {
+                    self.host_servers();
                 }
             }
             Duty::Worker(_) => {}
@@ -333,8 +338,8 @@ impl Fleet {
                 self.startup.has_topics = true;
                 self.inform_supervisor(Input::Ready(0));
             }
-            Some(FinishedTask::Files) => {
-                self.startup.has_files = true;
+            Some(FinishedTask::Hosted(hosted)) => {
+                self.startup.hosted = Some(hosted);
                 self.wait_for_group();
             }
             Some(FinishedTask::Group) => {
@@ -361,21 +366,34 @@ impl Fleet {
         });
     }
 
-    fn host_files(&mut self) {
+    /// Hosts the files, or waits for the servers that the mcp-server hosts by itself.
+    fn host_servers(&mut self) {
         let (url, config) = (self.server_url(), self.config.clone());
         self.chores.spawn(async move {
-            while let Err(error) = stack::host_files(&url, &config).await {
-                let error = fleet_ops::errors::chain(&error);
-                tracing::warn!(error, "could not host the files; retrying");
+            loop {
+                let hosted = match &config.hosts {
+                    HostedByStack::Files => {
+                        stack::host_files(&url, &config).await.map(|()| Vec::new())
+                    }
+                    HostedByStack::Servers { entries, .. } => {
+                        stack::wait_for_servers(&url, entries).await
+                    }
+                };
+                match hosted {
+                    Ok(hosted) => return FinishedTask::Hosted(hosted),
+                    Err(error) => {
+                        let error = fleet_ops::errors::chain(&error);
+                        tracing::warn!(error, "could not host the servers; retrying");
+                    }
+                }
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
-            FinishedTask::Files
         });
     }
 
     fn wait_for_group(&mut self) {
         let is_there = self.members.iter().all(|member| member.address.is_some());
-        if !is_there || !self.startup.has_files || self.startup.waits_for_group {
+        if !is_there || self.startup.hosted.is_none() || self.startup.waits_for_group {
             return;
         }
 
@@ -397,6 +415,10 @@ impl Fleet {
 
     fn print_summary(&self) {
         let url = self.server_url();
+        output::line(&format!("url         {url}"));
+        for (name, condition) in self.startup.hosted.iter().flatten() {
+            output::line(&super::advice::describe_hosted(name, condition));
+        }
         for member in &self.members {
             let pid = member.handle.as_ref().map_or(0, |handle| handle.pid);
             match member.duty {
@@ -420,7 +442,11 @@ impl Fleet {
             "Each process serves /ready (whether it can work, or why not) and /metrics at its address.",
         );
         let operator_key = self.config.operator_key();
-        super::advice::print(&self.brokers, &url, &operator_key, &self.config.topic);
+        let tool = match &self.config.hosts {
+            HostedByStack::Files => Some("files__file_list"),
+            HostedByStack::Servers { .. } => None,
+        };
+        super::advice::print(&self.brokers, &url, &operator_key, &self.config.topic, tool);
     }
 }
 

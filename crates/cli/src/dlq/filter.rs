@@ -1,8 +1,8 @@
-//! Selects dead letters. Pure.
+//! Command-line conditions on dead letters.
 
+use fleet_dead_letters::Filter;
 use fleet_job::time::Timestamp;
 
-use super::letter::Letter;
 use crate::moment::Moment;
 
 /// Command-line conditions on dead letters.
@@ -27,50 +27,9 @@ impl FilterArgs {
     pub(super) fn at(&self, now: Timestamp, job: Option<&str>) -> Filter {
         Filter {
             since: self.since.map(|since| since.resolve(now)),
-            reason: self.reason.clone(),
+            kind: self.reason.clone(),
             job: job.map(str::to_owned),
+            ..Filter::default()
         }
-    }
-}
-
-/// Conditions on dead letters. All conditions that are set must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Filter {
-    pub(super) since: Option<Timestamp>,
-    pub(super) reason: Option<String>,
-    pub(super) job: Option<String>,
-}
-
-impl Filter {
-    /// Returns whether `letter` matches. A letter without a time counts as infinitely old.
-    pub(super) fn matches(&self, letter: &Letter) -> bool {
-        self.since.is_none_or(|since| letter.time.is_some_and(|time| time >= since))
-            && self.reason.as_ref().is_none_or(|reason| *reason == letter.kind)
-            && self.job.as_ref().is_none_or(|job| *job == letter.job_id)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use fleet_job::outcome::ErrorKind;
-
-    use super::{super::letter::tests::letter, *};
-
-    #[test]
-    fn all_conditions_must_hold() {
-        let letter = letter(5, "j", ErrorKind::Tool, 0);
-        let check = |since: Option<i64>, reason: Option<&str>, job: Option<&str>| {
-            Filter {
-                since: since.and_then(Timestamp::from_millis),
-                reason: reason.map(Into::into),
-                job: job.map(Into::into),
-            }
-            .matches(&letter)
-        };
-        assert!(check(None, None, None));
-        assert!(check(Some(5000), Some("tool"), Some("j")));
-        assert!(!check(Some(5001), None, None));
-        assert!(!check(None, Some("too"), None));
-        assert!(!check(Some(5000), Some("tool"), Some("k")));
     }
 }

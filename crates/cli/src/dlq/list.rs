@@ -2,15 +2,11 @@
 
 use std::{ops::ControlFlow, process::ExitCode};
 
+use fleet_dead_letters::{Bucket, Histogram, Letter};
 use fleet_ops::{blocking::run_blocking, clock};
 use serde_json::json;
 
-use super::{
-    filter::FilterArgs,
-    histogram::{Bucket, Histogram},
-    letter::Letter,
-    scan, text,
-};
+use super::{filter::FilterArgs, scan, text};
 use crate::{connection::Connection, error::CliError, output};
 
 const EXAMPLES: &str = "Examples:

@@ -6,6 +6,9 @@
 
 use std::{ops::ControlFlow, process::ExitCode};
 
+use fleet_dead_letters::{
+    Filter, Letter, Marker, Plan, Planner, Verdict, decide_verdict, marker_topic,
+};
 use fleet_job::{dead_letter, record::RawRecord, time::Timestamp, topics::Topics};
 use fleet_kafka::{
     admin::{self, TopicSpec},
@@ -17,13 +20,7 @@ use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    filter::{Filter, FilterArgs},
-    letter::Letter,
-    marker::{self, Marker},
-    plan::{Plan, Planner, Verdict, decide_verdict},
-    scan, text,
-};
+use super::{filter::FilterArgs, scan, text};
 use crate::{connection::Connection, error::CliError, output, wait_notice::WaitNotice};
 
 const EXAMPLES: &str = "\
@@ -194,7 +191,7 @@ impl Run {
 
     fn producer(&self) -> Result<Producer, CliError> {
         let marker = TopicSpec {
-            name: marker::marker_topic(&self.topics),
+            name: marker_topic(&self.topics),
             partitions: 1,
             // As many replicas as the letters themselves have.
             replication: admin::replication(&self.settings, &self.topics.dlq, scan::TIMEOUT)?,
@@ -253,7 +250,7 @@ impl Run {
         Ok(Outgoing {
             timestamp: None,
             partition: None,
-            topic: marker::marker_topic(&self.topics),
+            topic: marker_topic(&self.topics),
             key: Some(marker.letter.into_bytes()),
             value: Some(value),
             headers: Vec::new(),

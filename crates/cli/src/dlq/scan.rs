@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fleet_dead_letters::{Replayed, marker_topic};
 use fleet_job::{record::RawRecord, topics::Topics};
 use fleet_kafka::{
     KafkaError,
@@ -12,7 +13,6 @@ use fleet_kafka::{
     settings::Settings,
 };
 
-use super::marker::{self, Replayed};
 use crate::{
     error::CliError,
     output,
@@ -65,7 +65,7 @@ pub(super) fn for_each_record(
 /// Returns which letters have been replayed.
 pub(super) fn read_replayed(settings: &Settings, topics: &Topics) -> Result<Replayed, CliError> {
     let mut replayed = Replayed::default();
-    let read = for_each_record(settings, &marker::marker_topic(topics), |record| {
+    let read = for_each_record(settings, &marker_topic(topics), |record| {
         replayed.add(&topics.dlq, &record);
         Ok(ControlFlow::Continue(()))
     });

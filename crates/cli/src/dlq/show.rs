@@ -2,11 +2,12 @@
 
 use std::{ops::ControlFlow, process::ExitCode};
 
-use fleet_job::{dead_letter::Reasons, record::RawRecord};
+use fleet_dead_letters::{Details, Letter, bytes};
+use fleet_job::record::RawRecord;
 use fleet_ops::blocking::run_blocking;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{bytes, letter::Letter, scan, text};
+use super::{scan, text};
 use crate::{connection::Connection, error::CliError, output};
 
 const EXAMPLES: &str = "\
@@ -42,7 +43,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         let mut found = Vec::new();
         scan::for_each_record(&settings, &topics.dlq, |record| {
             let letter = Letter::read(&record);
-            if is_selected(&letter, &which) {
+            if letter.is_named(&which) {
                 let before = replayed.contains(&letter);
                 found.push((letter, record, before));
             }
@@ -60,46 +61,13 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
 
     for (letter, record, replayed) in &found {
         if args.json {
-            output::json(&to_json(letter, record, *replayed));
+            output::json(&json!(Details::new(letter, record, *replayed)));
         } else {
             output::line(&to_text(letter, record, *replayed));
         }
     }
 
     Ok(ExitCode::SUCCESS)
-}
-
-fn is_selected(letter: &Letter, which: &str) -> bool {
-    letter.job_id == which
-        || text::format_position(&letter.place) == which
-        || letter.origin.as_ref().is_some_and(|origin| text::format_position(origin) == which)
-}
-
-fn to_json(letter: &Letter, record: &RawRecord, replayed: bool) -> Value {
-    let reasons = Reasons::read(&record.headers);
-
-    let origin = reasons.as_ref().map(|reasons| {
-        json!({
-            "topic": reasons.origin.topic, "partition": reasons.origin.partition,
-            "offset": reasons.origin.offset, "timestamp": reasons.origin_timestamp,
-        })
-    });
-
-    let mut value = json!(letter.summary(replayed));
-    if let Value::Object(object) = &mut value {
-        object.insert("origin".into(), json!(origin));
-        object.insert(
-            "group".into(),
-            json!(reasons.as_ref().and_then(|reasons| reasons.group.clone())),
-        );
-        object.insert("firstError".into(), json!(reasons.and_then(|reasons| reasons.first_error)));
-        object.insert("valueOmittedBytes".into(), json!(letter.value_omitted));
-        object.insert("headers".into(), record.headers.iter().map(bytes::header_to_json).collect());
-        object.insert("key".into(), bytes::to_json(record.key.as_deref()));
-        object.insert("value".into(), bytes::to_json(record.value.as_deref()));
-    }
-
-    value
 }
 
 fn to_text(letter: &Letter, record: &RawRecord, replayed: bool) -> String {
@@ -140,33 +108,15 @@ fn to_text(letter: &Letter, record: &RawRecord, replayed: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use fleet_dead_letters::testing::record;
     use fleet_job::outcome::ErrorKind;
 
-    use super::{super::letter::tests::record, *};
-
-    #[test]
-    fn a_letter_is_found_by_job_and_by_both_positions() {
-        let letter = Letter::read(&record(4, "job-4", ErrorKind::Tool, 0));
-        for which in ["job-4", "mcp-jobs.dlq/0/4", "mcp-jobs/0/4"] {
-            assert!(is_selected(&letter, which), "{which}");
-        }
-        assert!(!is_selected(&letter, "mcp-jobs/0/5"));
-    }
+    use super::*;
 
     #[test]
     fn everything_is_shown() {
         let record = record(258, "job-4", ErrorKind::Tool, 1);
-        let letter = Letter::read(&record);
-        let json = to_json(&letter, &record, true);
-        assert_eq!(json["origin"]["offset"], 258);
-        assert_eq!((&json["replayCount"], &json["replayed"]), (&json!(1), &json!(true)));
-        assert_eq!(json["key"], Value::Null);
-        assert!(json["value"]["text"].as_str().unwrap().contains("tool-call"), "{json}");
-        let offset = json["headers"].as_array().unwrap().iter();
-        let offset: Vec<_> = offset.filter(|h| h["name"] == "kafka_dlt-original-offset").collect();
-        assert_eq!(offset, [&json!({"name": "kafka_dlt-original-offset", "value": 258})]);
-
-        let text = to_text(&letter, &record, false);
+        let text = to_text(&Letter::read(&record), &record, false);
         assert!(text.contains("open, 1 replays") && text.contains("it broke: badly"), "{text}");
     }
 }

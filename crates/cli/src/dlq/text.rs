@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
-use fleet_job::{record::Position, time::Timestamp};
+pub(crate) use fleet_dead_letters::text::{format_position, shorten};
+use fleet_job::time::Timestamp;
 
 /// Creates a table in our common style.
 pub(crate) fn new_table<const N: usize>(header: [&str; N]) -> Table {
@@ -11,31 +12,6 @@ pub(crate) fn new_table<const N: usize>(header: [&str; N]) -> Table {
     table.load_preset(presets::NOTHING);
     table.set_header(header);
     table
-}
-
-/// Formats a position as `topic/partition/offset`.
-pub(crate) fn format_position(position: &Position) -> String {
-    format!("{}/{}/{}", position.topic, position.partition, position.offset)
-}
-
-/// Parses the output of [`format_position`]. Topic names contain no `/`.
-pub(crate) fn parse_position(text: &str) -> Option<Position> {
-    let mut parts = text.split('/');
-    let (topic, partition, offset) =
-        (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    parts.next().is_none().then(|| Position { topic: topic.to_owned(), partition, offset })
-}
-
-/// Returns one line of at most `length` characters.
-pub(crate) fn shorten(text: &str, length: usize) -> String {
-    let text = text.replace(|c: char| c.is_control(), " ");
-
-    if text.chars().count() <= length {
-        return text;
-    }
-
-    let kept: String = text.chars().take(length.saturating_sub(1)).collect();
-    format!("{kept}…")
 }
 
 /// Formats a time, or `-` if there is none.
@@ -77,21 +53,5 @@ mod tests {
         ] {
             assert_eq!(format_age(Duration::from_millis(ms)), expected);
         }
-    }
-
-    #[test]
-    fn places() {
-        let position = Position { topic: "a.dlq".into(), partition: 1, offset: 22 };
-        assert_eq!(parse_position("a.dlq/1/22").as_ref(), Some(&position));
-        assert_eq!(format_position(&position), "a.dlq/1/22");
-        for no in ["", "job-1", "a/b/c", "a/1", "a/1/2/3", "a/1/x"] {
-            assert_eq!(parse_position(no), None, "{no}");
-        }
-    }
-
-    #[test]
-    fn long_texts_and_control_characters() {
-        assert_eq!(shorten("a\nb\u{1b}", 10), "a b ");
-        assert_eq!(shorten("ääää", 3), "ää…");
     }
 }

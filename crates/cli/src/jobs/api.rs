@@ -1,31 +1,34 @@
 //! A client of the server's REST interface for jobs.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use fleet_job::{
     filter::JobFilter,
-    view::{CancelOutcome, Cancellation, JobList, JobView},
+    view::{CancelOutcome, Cancellation, JobList, JobView, SubmittedJobs},
 };
-use fleet_mcp_client::ClientConfig;
-use fleet_ops::{
-    config::{path_parser, read_secret_file},
-    tls::{ClientTls, ServerTlsArgs},
-};
+use fleet_ops::tls::ClientTls;
 use http::{HeaderMap, HeaderValue, Method, header};
-use reqwest::{Response, StatusCode};
-use serde::de::DeserializeOwned;
+use reqwest::{RequestBuilder, Response, StatusCode};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use url::Url;
 
 use crate::{
     api_error::{ApiError, Pauses},
+    dlq::text::shorten,
     error::CliError,
+    server_args::ServerArgs,
     wait_notice::WaitNotice,
 };
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long the server may take for a response that involves no waiting.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long the server may take to submit many jobs.
+const SUBMITTED: Duration = Duration::from_secs(120);
+/// The maximum length of the reason why a server is not ready.
+const MAX_REASON: usize = 500;
 /// How long to retry while a server reads its ledger.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The largest response to read: a page of jobs, or a job with its result.
@@ -33,80 +36,29 @@ const MAX_BODY: usize = 64 << 20;
 /// The longest wait that the server accepts, in seconds.
 pub(super) const MAX_WAIT: u64 = 60;
 
-/// The server that a command talks to.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct ServerArgs {
-    /// The mcp-server's URL; of several, comma-separated, the first is used, and any path is
-    /// ignored
-    #[arg(
-        help_heading = "Server",
-        long,
-        env = "MCP_SERVER_URL",
-        default_value = "http://127.0.0.1:8080",
-        value_name = "URL"
-    )]
-    server: String,
-
-    /// A bearer token for the server; prefer the variable, since others can see the command line
-    #[arg(
-        help_heading = "Server",
-        long,
-        env = "MCP_SERVER_TOKEN",
-        hide_env_values = true,
-        value_name = "TOKEN"
-    )]
-    token: Option<String>,
-
-    /// A file with the token, in place of --token, which goes before it
-    #[arg(
-        help_heading = "Server",
-        long,
-        env = "MCP_SERVER_TOKEN_FILE",
-        value_name = "FILE",
-        value_parser = path_parser(),
-    )]
-    token_file: Option<PathBuf>,
-
-    #[command(flatten)]
-    tls: ServerTlsArgs,
-}
-
 /// A client of one server. Clones share its connections.
 #[derive(Debug, Clone)]
-pub(super) struct Api {
+pub(crate) struct Api {
     http: reqwest::Client,
     base: Url,
 }
 
-impl ServerArgs {
-    pub(super) fn api(&self) -> Result<Api, CliError> {
-        let token = self.read_token()?;
-        let tls = self.tls.files().and_then(|files| files.read()).map_err(ApiError::Tls)?;
-        Ok(Api::new(base_url(&self.server)?, token.as_deref(), &tls)?)
-    }
-
-    /// Returns the token. An empty variable counts as unset.
-    fn read_token(&self) -> Result<Option<String>, CliError> {
-        let given = self.token.clone().filter(|token| !token.is_empty());
-        let file = self.token_file.as_ref().filter(|path| !path.as_os_str().is_empty());
-        match (given, file) {
-            (None, Some(path)) => Ok(Some(read_secret_file(path)?)),
-            (given, _) => Ok(given),
-        }
-    }
+/// What a job was asked to do.
+#[derive(Debug, Deserialize)]
+pub(super) struct JobRecord {
+    /// The envelope, with the payload as an object.
+    pub(super) envelope: Value,
 }
 
-/// Returns scheme, host and port of the first of these URLs.
-fn base_url(urls: &str) -> Result<Url, CliError> {
-    let mut base = ClientConfig::parse_urls(urls)?.swap_remove(0);
-
-    base.set_path("");
-    base.set_query(None);
-    Ok(base)
+impl ServerArgs {
+    pub(crate) fn api(&self) -> Result<Api, CliError> {
+        let token = self.read_token()?;
+        Ok(Api::new(self.base_url()?, token.as_deref(), &self.read_tls()?)?)
+    }
 }
 
 impl Api {
-    pub(super) fn new(base: Url, token: Option<&str>, tls: &ClientTls) -> Result<Self, ApiError> {
+    pub(crate) fn new(base: Url, token: Option<&str>, tls: &ClientTls) -> Result<Self, ApiError> {
         let mut headers = HeaderMap::new();
         if let Some(token) = token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
@@ -139,7 +91,7 @@ impl Api {
     }
 
     /// Returns the server in a form that may be shown: without user and password.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.base.origin().ascii_serialization()
     }
 
@@ -149,7 +101,7 @@ impl Api {
     }
 
     /// Returns one page of jobs.
-    pub(super) async fn list(
+    pub(crate) async fn list(
         &self,
         filter: &JobFilter,
         limit: usize,
@@ -164,9 +116,64 @@ impl Api {
         self.request_with_retries(Method::GET, url, ANSWER).await
     }
 
+    /// Submits jobs. The request can be repeated: jobs that exist are not submitted twice.
+    pub(crate) async fn submit(&self, jobs: &[Value]) -> Result<SubmittedJobs, ApiError> {
+        let request = self.http.post(self.url(&["jobs"])?).json(&json!({ "jobs": jobs }));
+        self.send_with_retries(request, SUBMITTED, None).await
+    }
+
+    /// Checks that the server is ready, and otherwise says why it is not.
+    pub(crate) async fn check_ready(&self, limit: Duration) -> Result<(), ApiError> {
+        let request = self.http.get(self.url(&["ready"])?).timeout(limit);
+        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        if response.status().is_success() {
+            return Ok(());
+        }
+
+        let status = response.status();
+        let body = self.read_body(response).await?;
+        let said: Option<Value> = serde_json::from_slice(&body).ok();
+        let reason = said.as_ref().and_then(|said| said.get("reason")?.as_str());
+        let reason = reason.map_or_else(|| status.to_string(), |text| shorten(text, MAX_REASON));
+        Err(ApiError::NotReady { url: self.name(), reason })
+    }
+
+    /// Checks that the server answers questions about jobs.
+    pub(crate) async fn check_jobs(&self) -> Result<(), ApiError> {
+        self.list(&JobFilter::default(), 1, None).await.map(drop)
+    }
+
     /// Returns a job with its result.
-    pub(super) async fn get(&self, job_id: &str) -> Result<JobView, ApiError> {
+    pub(crate) async fn get(&self, job_id: &str) -> Result<JobView, ApiError> {
         self.request_with_retries(Method::GET, self.url(&["jobs", job_id])?, ANSWER).await
+    }
+
+    /// Returns what a job was asked to do, as long as its record exists.
+    pub(super) async fn envelope(&self, job_id: &str) -> Result<JobRecord, ApiError> {
+        let url = self.url(&["jobs", job_id, "envelope"])?;
+        self.request_once(Method::GET, url, ANSWER).await
+    }
+
+    /// Decides about a job that awaits approval.
+    pub(crate) async fn decide(
+        &self,
+        job_id: &str,
+        approve: bool,
+        reason: Option<&str>,
+    ) -> Result<JobView, ApiError> {
+        let url = self.url(&["jobs", job_id, "decision"])?;
+        let body = json!({ "approve": approve, "reason": reason });
+        self.send_with_retries(self.http.post(url).json(&body), ANSWER, None).await
+    }
+
+    /// Submits a job again, with these changes. A request that names the new job can be repeated.
+    pub(super) async fn run_again(
+        &self,
+        job_id: &str,
+        changes: &Value,
+    ) -> Result<SubmittedJobs, ApiError> {
+        let request = self.http.post(self.url(&["jobs", job_id, "runs"])?).json(changes);
+        self.send_with_retries(request, ANSWER, None).await
     }
 
     /// Like `get`, but tries only once and within `limit`.
@@ -265,12 +272,22 @@ impl Api {
         url: Url,
         limit: Duration,
     ) -> Result<T, ApiError> {
-        let (end, mut pauses) = (Instant::now() + PATIENCE, Pauses::new());
         // Other methods may wait for jobs, so silence is normal there.
         let notice = (method == Method::GET).then(|| self.wait_notice());
+        self.send_with_retries(self.http.request(method, url), limit, notice).await
+    }
 
+    /// Retries while the server reads its ledger. `notice` tells the user what for.
+    async fn send_with_retries<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        limit: Duration,
+        notice: Option<WaitNotice>,
+    ) -> Result<T, ApiError> {
+        let (end, mut pauses) = (Instant::now() + PATIENCE, Pauses::new());
         loop {
-            match self.request_once(method.clone(), url.clone(), limit).await {
+            let attempt = request.try_clone().ok_or_else(|| self.lost("it can't be sent again"))?;
+            match self.send_once(attempt, limit).await {
                 Err(error) if error.is_busy() && Instant::now() < end => {
                     if let Some(notice) = &notice {
                         notice.wait_for(format!("mcp-server at {}: {error}", self.name()));
@@ -288,8 +305,15 @@ impl Api {
         url: Url,
         limit: Duration,
     ) -> Result<T, ApiError> {
-        let request = self.http.request(method, url).timeout(limit);
-        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        self.send_once(self.http.request(method, url), limit).await
+    }
+
+    async fn send_once<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        limit: Duration,
+    ) -> Result<T, ApiError> {
+        let response = request.timeout(limit).send().await.map_err(|error| self.failed(&error))?;
         let (status, retry_after) = (response.status(), retry_after(&response));
 
         let body = self.read_body(response).await?;
@@ -348,12 +372,13 @@ fn innermost(error: &dyn std::error::Error) -> &dyn std::error::Error {
 mod tests {
     use super::*;
 
-    fn api(urls: &str, token: Option<&str>) -> Result<Api, ApiError> {
-        Api::new(base_url(urls).unwrap(), token, &ClientTls::default())
+    fn api(url: &str, token: Option<&str>) -> Result<Api, ApiError> {
+        let base = ServerArgs::of(url).base_url().unwrap();
+        Api::new(base, token, &ClientTls::default())
     }
 
     #[test]
-    fn only_scheme_host_and_port_of_the_servers_url_count() {
+    fn the_servers_name_has_no_password() {
         for (urls, expected) in [
             ("http://a:8080/mcp", "http://a:8080"),
             ("https://u:hunter2@a/x?y=1,http://b", "https://a"),
@@ -361,25 +386,6 @@ mod tests {
         ] {
             assert_eq!(api(urls, None).unwrap().name(), expected, "{urls}");
         }
-        assert!(base_url("a:b").is_err() && base_url("").is_err());
-    }
-
-    #[test]
-    fn a_token_goes_before_its_file_and_what_is_empty_is_unset() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("operator.key");
-        std::fs::write(&path, "from-file\n").unwrap();
-        let read = |token: &str, file: &std::path::Path| {
-            let (token, token_file) = (Some(token.to_owned()), Some(file.to_owned()));
-            let (server, tls) = ("http://a".to_owned(), ServerTlsArgs::default());
-            ServerArgs { server, token, token_file, tls }.read_token()
-        };
-
-        assert_eq!(read("", &path).unwrap().as_deref(), Some("from-file"));
-        assert_eq!(read("given", &path).unwrap().as_deref(), Some("given"));
-        assert_eq!(read("", "".as_ref()).unwrap(), None);
-        let error = read("", &directory.path().join("other")).unwrap_err().to_string();
-        assert!(error.contains("other"), "{error}");
     }
 
     #[test]

@@ -2,12 +2,16 @@
 
 use std::process::ExitCode;
 
+use clap_complete::engine::ArgValueCompleter;
 use fleet_job::view::{CancelOutcome, Cancellation};
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 
-use super::api::{MAX_WAIT, ServerArgs};
-use crate::{api_error::ApiError, error::CliError, output, wait_notice::WaitNotice};
+use super::api::MAX_WAIT;
+use crate::{
+    api_error::ApiError, error::CliError, output, server_args::ServerArgs, suggestions,
+    wait_notice::WaitNotice,
+};
 
 /// The number of concurrent requests.
 const AT_ONCE: usize = 8;
@@ -15,7 +19,7 @@ const AT_ONCE: usize = 8;
 const EXAMPLES: &str = "Examples:
   mcp-fleet jobs cancel job-123 --reason 'wrong arguments'
   mcp-fleet jobs list --state queued --tenant acme --all --json \\
-    | jq -r .jobID | xargs mcp-fleet jobs cancel
+    | jq -r .jobID | xargs -d '\\n' mcp-fleet jobs cancel --
 
 Exit codes:
   0  all jobs are cancelled
@@ -30,7 +34,7 @@ pub(crate) struct Args {
     server: ServerArgs,
 
     /// The ids of the jobs
-    #[arg(value_name = "JOB_ID", required = true)]
+    #[arg(value_name = "JOB_ID", required = true, add = ArgValueCompleter::new(suggestions::jobs))]
     job_ids: Vec<String>,
 
     /// The reason, which is shown with the jobs

@@ -1,12 +1,13 @@
 //! Selects jobs. Pure.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap_complete::engine::ArgValueCompleter;
 use fleet_job::{envelope::JobType, event::JobState, filter::JobFilter, time::Timestamp};
 
-use crate::moment::Moment;
+use crate::{moment::Moment, suggestions};
 
 /// All states, in the order in which jobs go through them.
-pub(super) const STATES: [JobState; 7] = JobState::ALL;
+pub(super) const STATES: [JobState; 8] = JobState::ALL;
 
 /// Command-line conditions on jobs; all that are given must hold.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -31,7 +32,7 @@ pub(super) struct FilterArgs {
     job_type: Option<String>,
 
     /// Only calls of this tool, by the name under which the server offers it
-    #[arg(help_heading = "Filters", long, value_name = "NAME")]
+    #[arg(help_heading = "Filters", long, value_name = "NAME", add = ArgValueCompleter::new(suggestions::tools))]
     tool: Option<String>,
 
     /// Only jobs of this tenant
@@ -77,6 +78,7 @@ impl FilterArgs {
             tenant: self.tenant,
             since: self.since.map(|since| since.resolve(now)),
             until: self.until.map(|until| until.resolve(now)),
+            ..JobFilter::default()
         }
     }
 }

@@ -5,12 +5,8 @@ use std::process::ExitCode;
 use fleet_job::{filter::JobFilter, view::JobView};
 use fleet_ops::clock;
 
-use super::{
-    api::{Api, ServerArgs},
-    filter::FilterArgs,
-    render,
-};
-use crate::{api_error::ApiError, error::CliError, output};
+use super::{api::Api, filter::FilterArgs, render};
+use crate::{api_error::ApiError, error::CliError, output, server_args::ServerArgs};
 
 /// The maximum number of jobs that the server puts on a page.
 const PAGE: usize = 500;

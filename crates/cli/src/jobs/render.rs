@@ -8,10 +8,12 @@ use fleet_job::{
     time::Timestamp,
     view::JobView,
 };
+use serde_json::Value;
 
 use crate::{
     dlq::text::{format_age, format_time, new_table, shorten},
     events,
+    result_view::{for_terminal, to_text},
 };
 
 /// The maximum width of an id in a table. A longer one would push everything else off the screen.
@@ -127,7 +129,7 @@ pub(super) fn event_line(job: &JobView) -> String {
     shorten(&line, TEXT)
 }
 
-/// Formats everything about a job.
+/// Formats everything about a job except its result and its arguments.
 pub(super) fn job_details(job: &JobView) -> String {
     let event = &job.event;
     let mut table = new_table(["JOB", &event.job_id]);
@@ -139,14 +141,24 @@ pub(super) fn job_details(job: &JobView) -> String {
 
     let mut text = table.trim_fmt();
     let details = event.error.as_ref().and_then(|error| error.data.as_ref());
-
-    for (name, value) in [("Result:", event.result.as_ref()), ("Details of the error:", details)] {
-        if let Some(value) = value {
-            text.push_str(&format!("\n\n{name}\n{value:#}"));
-        }
+    if let Some(details) = details {
+        // The details of an error that a tool reports are its result.
+        let details = to_text(details, &mut |media| format!("[{}]", media.describe()));
+        text.push_str(&format!("\n\nDetails of the error:\n{}", for_terminal(&details)));
     }
 
     text
+}
+
+/// Formats what a job was asked to do: the arguments of its calls, or whatever its payload has.
+pub(super) fn job_arguments(envelope: &Value) -> String {
+    let payload = envelope.get("payload").unwrap_or(&Value::Null);
+    let arguments = match (payload.get("arguments"), payload.get("calls")) {
+        (Some(arguments), _) => arguments,
+        (None, Some(calls)) => calls,
+        (None, None) => payload,
+    };
+    for_terminal(&format!("{arguments:#}"))
 }
 
 fn detail_rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
@@ -169,8 +181,7 @@ fn detail_rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
         .clone()
         .or_else(|| event.has_lost_its_result().then(|| RESULT_OMITTED.to_owned()));
 
-    let metadata =
-        (!event.metadata.is_empty()).then(|| serde_json::Value::from(event.metadata.clone()));
+    let metadata = (!event.metadata.is_empty()).then(|| Value::from(event.metadata.clone()));
 
     vec![
         ("state", Some(event.state.as_str().to_owned())),
@@ -305,6 +316,18 @@ pub(super) mod tests {
         }
         assert!(!text.contains("tenant"), "{text}");
         assert!(event_line(&failed).contains("it broke"));
+    }
+
+    #[test]
+    fn arguments_are_those_of_the_calls() {
+        let check = |payload: Value, expected: Value| {
+            let envelope = serde_json::json!({ "payload": payload });
+            assert_eq!(job_arguments(&envelope), format!("{expected:#}"));
+        };
+        let one = || serde_json::json!({"path": "."});
+        check(serde_json::json!({"tool": "t", "arguments": one()}), one());
+        check(serde_json::json!({"calls": [one()]}), serde_json::json!([one()]));
+        check(serde_json::json!({"mcpServers": {}}), serde_json::json!({"mcpServers": {}}));
     }
 
     #[test]

@@ -208,6 +208,25 @@ async fn cancellation_outcomes() {
     assert_eq!(stub.asked()[0], "DELETE /jobs/j?wait=3&reason=a+b");
 }
 
+#[tokio::test]
+async fn jobs_are_submitted_and_run_again_even_if_the_server_is_busy_at_first() {
+    let submitted = json!({"jobs": [{"jobID": "n", "state": "queued", "existing": false}]});
+    let answers = [Answer::busy(), Answer::json(202, &submitted), Answer::json(202, &submitted)];
+    let (api, stub) = Stub::start(answers).await;
+    assert_eq!(api.submit(&[json!({"jobID": "n"})]).await.unwrap().jobs[0].job_id, "n");
+    assert_eq!(api.run_again("a/b", &json!({})).await.unwrap().jobs.len(), 1);
+    assert_eq!(stub.asked(), ["POST /jobs", "POST /jobs", "POST /jobs/a%2Fb/runs"]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_ready_says_why() {
+    let starting = json!({"status": "not ready", "reason": "reading the registry"});
+    let (api, _) = Stub::start([Answer::json(503, &starting), Answer::json(200, &json!({}))]).await;
+    let error = api.check_ready(SOON).await.unwrap_err().to_string();
+    assert!(error.contains("is not ready: reading the registry [FLEET-NOT-READY]"), "{error}");
+    assert!(api.check_ready(SOON).await.is_ok());
+}
+
 async fn wait(answers: Vec<Answer>, timeout: Duration) -> (WaitEnd, Stub) {
     let (api, stub) = Stub::start(answers).await;
     let deadline = Instant::now() + timeout;

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use clap_complete::engine::ArgValueCompleter;
 use fleet_job::{event::JobState, view::JobView};
 use fleet_ops::shutdown;
 use futures::{StreamExt as _, stream};
@@ -15,16 +16,19 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    api::{Api, ServerArgs},
+    api::Api,
     bars::Bars,
     follow::{StreamUpdate, follow},
-    render,
 };
 use crate::{
     api_error::ApiError,
     error::CliError,
+    job_end::EndPrinter,
     output,
+    result_output::ResultArgs,
+    server_args::ServerArgs,
     submit::{FAILED, INTERRUPTED, NO_RESULT, TIMED_OUT},
+    suggestions,
     wait_notice::WaitNotice,
 };
 
@@ -37,6 +41,9 @@ const EXAMPLES: &str = "Examples:
   mcp-fleet jobs wait job-123
   mcp-fleet jobs wait job-1 job-2 job-3 --timeout 3600 --json
   mcp-fleet jobs wait job-123 --timeout 0 && echo 'it has succeeded'
+  mcp-fleet jobs wait job-123 -o structured | jq .sha256
+
+The result of one job is printed as text unless -o says otherwise; those of several are not.
 
 Exit codes:
   0    all jobs succeeded
@@ -54,21 +61,24 @@ pub(crate) struct Args {
     server: ServerArgs,
 
     /// The ids of the jobs
-    #[arg(value_name = "JOB_ID", required = true)]
+    #[arg(value_name = "JOB_ID", required = true, add = ArgValueCompleter::new(suggestions::jobs))]
     job_ids: Vec<String>,
 
     /// How long to wait, in seconds
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     timeout: u64,
 
+    #[command(flatten)]
+    result: ResultArgs,
+
     /// Print JSON: each job on one line as it ends, then a summary
-    #[arg(help_heading = "Output", long)]
+    #[arg(help_heading = "Output", long, conflicts_with = "format")]
     json: bool,
 }
 
 /// The result of waiting for one job.
 #[derive(Debug)]
-pub(super) enum WaitEnd {
+pub(crate) enum WaitEnd {
     /// The job has ended.
     Ended(Box<JobView>),
     /// The job has not ended in time.
@@ -87,14 +97,15 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let stop = shutdown::signal_token()
         .map_err(|error| CliError::Io("could not install signal handlers", error))?;
     let waiting = JobWaits::new(api, deadline, job_ids.len());
+    let printer = EndPrinter::new(args.json, &args.result, job_ids.len());
 
-    let all = waiting.wait_for_all(&job_ids, args.json);
+    let all = waiting.wait_for_all(&job_ids, &printer);
     let ends = tokio::select! {
         ends = all => Some(ends),
         () = stop.cancelled() => None,
     };
 
-    waiting.bars.clear();
+    waiting.clear();
     let Some(ends) = ends else {
         output::problem("interrupted; the jobs continue without this command");
         return Ok(ExitCode::from(INTERRUPTED));
@@ -103,7 +114,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     if args.json {
         output::json(&summary(&ends));
     } else {
-        output::line(&format!(
+        printer.say(&format!(
             "{} of {} jobs succeeded",
             count(&ends, JobState::Succeeded),
             ends.len()
@@ -122,7 +133,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
 }
 
 /// The state that all waits share.
-pub(super) struct JobWaits {
+pub(crate) struct JobWaits {
     pub(super) api: Api,
     pub(super) deadline: Instant,
     pub(super) bars: Bars,
@@ -134,13 +145,22 @@ pub(super) struct JobWaits {
 
 impl JobWaits {
     /// Creates a wait for this number of jobs.
-    pub(super) fn new(api: Api, deadline: Instant, jobs: usize) -> Self {
+    pub(crate) fn new(api: Api, deadline: Instant, jobs: usize) -> Self {
         let contact = Mutex::new(Some(api.wait_notice()));
         Self { api, deadline, bars: Bars::new(jobs), troubled: AtomicBool::new(false), contact }
     }
 
+    /// Removes what the wait has drawn on the terminal.
+    pub(crate) fn clear(&self) {
+        self.bars.clear();
+    }
+
     /// Waits for all these jobs and prints each as it ends.
-    async fn wait_for_all(&self, job_ids: &[&String], as_json: bool) -> Vec<WaitEnd> {
+    pub(crate) async fn wait_for_all(
+        &self,
+        job_ids: &[&String],
+        printer: &EndPrinter,
+    ) -> Vec<WaitEnd> {
         let waits = stream::iter(job_ids)
             .map(|job_id| async move { (job_id, self.wait_for_job(job_id).await) });
         let mut waits = waits.buffer_unordered(AT_ONCE);
@@ -148,7 +168,7 @@ impl JobWaits {
         let mut ends = Vec::with_capacity(job_ids.len());
         while let Some((job_id, end)) = waits.next().await {
             self.bars.end(job_id);
-            self.bars.aside(|| print_end(job_id, &end, as_json));
+            self.bars.aside(|| print_end(job_id, &end, printer));
             // Drop results, which can be large and are no longer needed.
             ends.push(match end {
                 WaitEnd::Ended(job) => WaitEnd::Ended(Box::new(job.without_result())),
@@ -209,10 +229,9 @@ impl JobWaits {
     }
 }
 
-fn print_end(job_id: &str, end: &WaitEnd, as_json: bool) {
+fn print_end(job_id: &str, end: &WaitEnd, printer: &EndPrinter) {
     match end {
-        WaitEnd::Ended(job) if as_json => output::json(job),
-        WaitEnd::Ended(job) => output::line(&render::event_line(job)),
+        WaitEnd::Ended(job) => printer.print(&job.event),
         WaitEnd::Open => {}
         WaitEnd::Unknown(error) => {
             output::problem(&format!("{job_id}: {}", fleet_ops::errors::chain(error)));

@@ -8,7 +8,7 @@ use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    api::{Api, ServerArgs},
+    api::Api,
     board::Board,
     filter::FilterArgs,
     follow::{StreamUpdate, follow},
@@ -19,6 +19,7 @@ use crate::{
     api_error::ApiError,
     error::CliError,
     output::{self, Screen},
+    server_args::ServerArgs,
 };
 
 /// How many jobs are remembered and counted by state.

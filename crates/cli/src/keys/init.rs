@@ -17,6 +17,7 @@ use fleet_job::time::Timestamp;
 use fleet_ops::config::{SecretFileError, read_secret_file};
 use serde_json::json;
 
+use self::signing::SigningFiles;
 use super::{
     Files,
     store::{self, PRIVATE, Store},
@@ -24,6 +25,7 @@ use super::{
 use crate::{error::CliError, output};
 
 mod cluster;
+mod signing;
 
 pub(crate) use cluster::ClusterError;
 
@@ -35,8 +37,8 @@ pub(super) const EXAMPLES: &str = "Examples:
     mcp-fleet keys init --keys access/keys.toml --out access
 
   Use them:
-    mcp-server --access-keys access/keys.toml
-    kafka-worker --server-token-file access/worker.key
+    mcp-server --access-keys access/keys.toml --signing-key access/signing.key
+    kafka-worker --server-token-file access/worker.key --signing-public-keys access/signing.pub
     mcp-fleet jobs list --token-file access/operator.key
 
   In a pod of Kubernetes, keep everything in a Secret that exists and may be empty:
@@ -48,7 +50,8 @@ pub(crate) struct Init {
     #[command(flatten)]
     files: Files,
 
-    /// The directory for the secrets: worker.key, operator.key and metrics.key
+    /// The directory for the secrets: worker.key, operator.key and metrics.key, and for the key that
+    /// signs jobs: signing.key, and signing.pub for workers
     #[arg(help_heading = "Files", long, value_name = "DIR")]
     out: Option<PathBuf>,
 
@@ -64,6 +67,14 @@ pub(crate) struct Init {
     #[arg(help_heading = "Files", long, value_name = "FILE")]
     metrics_key: Option<PathBuf>,
 
+    /// The file for the key that signs jobs, in place of the one in --out
+    #[arg(help_heading = "Files", long, value_name = "FILE", requires = "signing_public_keys")]
+    signing_key: Option<PathBuf>,
+
+    /// The file for its public key, in place of the one in --out
+    #[arg(help_heading = "Files", long, value_name = "FILE", requires = "signing_key")]
+    signing_public_keys: Option<PathBuf>,
+
     /// Let the group of new secret files read them, for programs that run as another user
     #[arg(help_heading = "Files", long)]
     group_readable: bool,
@@ -73,7 +84,9 @@ pub(crate) struct Init {
         help_heading = "Kubernetes",
         long,
         value_name = "NAME",
-        conflicts_with_all = ["out", "worker_key", "operator_key", "metrics_key", "group_readable"]
+        conflicts_with_all = [
+            "out", "worker_key", "operator_key", "metrics_key", "signing_key", "group_readable"
+        ]
     )]
     kubernetes_secret: Option<String>,
 
@@ -224,20 +237,55 @@ impl Init {
     }
 }
 
+impl Init {
+    /// The files for the key that signs jobs; `None` if no place for them is named.
+    fn signing_files(&self) -> Option<SigningFiles> {
+        match (&self.signing_key, &self.signing_public_keys) {
+            (Some(key), Some(public)) => {
+                Some(SigningFiles { key: key.clone(), public: public.clone() })
+            }
+            _ => self.out.as_deref().map(SigningFiles::in_directory),
+        }
+    }
+}
+
+fn report_signing(step: Step, key: &str, public: &str, json: bool) {
+    if json {
+        let is_made = step == Step::Made;
+        output::json(
+            &json!({"id": "signing", "secretIn": key, "publicIn": public, "made": is_made}),
+        );
+        return;
+    }
+    let what = match step {
+        Step::Made => "made the key that signs jobs",
+        Step::Finished => "completed the public keys of the key that signs jobs",
+        Step::Kept | Step::KeptWithoutSecret => "the key that signs jobs exists",
+    };
+    output::line(&format!("{what}; it is in {key}, and its public half, for workers, in {public}"));
+}
+
 pub(super) async fn run(args: &Init) -> Result<ExitCode, CliError> {
     if let Some(name) = &args.kubernetes_secret {
-        for (key, step) in cluster::Cluster::of_this_pod()?.complete_secret(name).await? {
-            let place = format!("the field {} of the Secret {name}", key.file_name());
-            key.report(step, &place, args.json);
+        let field = |field: &str| format!("the field {field} of the Secret {name}");
+        let (steps, signing) = cluster::Cluster::of_this_pod()?.complete_secret(name).await?;
+        for (key, step) in steps {
+            key.report(step, &field(&key.file_name()), args.json);
         }
+        let (key, public) = (field(signing::PRIVATE_KEY), field(signing::PUBLIC_KEYS));
+        report_signing(signing, &key, &public, args.json);
         return Ok(ExitCode::SUCCESS);
     }
 
-    let places = args.secret_files()?;
+    let (places, signing) = (args.secret_files()?, args.signing_files());
     let mode = if args.group_readable { GROUP_READABLE } else { PRIVATE };
-    let steps = complete_files(&args.files, &places, mode)?;
+    let (steps, signed) = complete_files(&args.files, &places, signing.as_ref(), mode)?;
     for ((key, path), step) in places.iter().zip(steps) {
         key.report(step, &path.display().to_string(), args.json);
+    }
+    if let (Some(files), Some(step)) = (&signing, signed) {
+        let (key, public) = (files.key.display(), files.public.display());
+        report_signing(step, &key.to_string(), &public.to_string(), args.json);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -248,16 +296,20 @@ pub(super) async fn run(args: &Init) -> Result<ExitCode, CliError> {
 pub(crate) fn make_first_keys(keys: &Path, out: &Path) -> Result<(), CliError> {
     let files = Files { keys: keys.to_owned(), pepper: None };
     let places = FIRST_KEYS.each_ref().map(|key| (key, out.join(key.file_name())));
-    complete_files(&files, &places, PRIVATE).map(drop)
+    let signing = SigningFiles::in_directory(out);
+    complete_files(&files, &places, Some(&signing), PRIVATE).map(drop)
 }
 
-/// Makes the keys whose entries are missing, and returns what was done about each.
+/// Makes the keys whose entries are missing, and returns what was done about each, and about the one
+/// that signs jobs.
 fn complete_files(
     files: &Files,
     places: &[(&'static FirstKey, PathBuf)],
+    signing: Option<&SigningFiles>,
     mode: u32,
-) -> Result<Vec<Step>, CliError> {
-    for path in places.iter().map(|(_, path)| path).chain([&files.keys]) {
+) -> Result<(Vec<Step>, Option<Step>), CliError> {
+    let signed = signing.iter().flat_map(|files| [&files.key, &files.public]);
+    for path in places.iter().map(|(_, path)| path).chain([&files.keys]).chain(signed) {
         prepare_directory_of(path, mode)?;
     }
 
@@ -288,7 +340,9 @@ fn complete_files(
     if store.file.keys.len() > known {
         store.save()?;
     }
-    Ok(steps)
+    // The store is locked, so nobody else makes another key meanwhile.
+    let signed = signing.map(SigningFiles::complete).transpose()?;
+    Ok((steps, signed))
 }
 
 fn read_if_there(path: &Path) -> Result<Option<String>, CliError> {

@@ -42,6 +42,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn of_thousands_of_bad_lines_the_first_are_listed() {
+        let text = "no job\n".repeat(5_000);
+        let error =
+            parse(&text, "jobs.jsonl", None).map(|jobs| jobs.len()).unwrap_err().to_string();
+        let lines: Vec<_> = error.lines().collect();
+        assert_eq!(lines.len(), 22, "{error}");
+        assert!(lines[0].starts_with("5000 of 5000 lines of jobs.jsonl"), "{error}");
+        assert!(lines[20].starts_with("  line 20: "), "{error}");
+        assert_eq!(lines[21], "  … and 4980 more");
+    }
+
+    #[test]
     fn all_bad_lines_are_listed() {
         let good = r#"{"jobID":"a","jobType":"tool-call","payload":{"tool":"t"},"key":"k"}"#;
         let text = format!(

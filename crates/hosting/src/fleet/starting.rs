@@ -67,6 +67,32 @@ impl Fleet {
         }
     }
 
+    /// Starts a server again from its configuration, and replaces what ran before once the new one
+    /// has finished its handshake. Returns `None` if there is no server of this name.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if policy no longer allows the configuration, or the handshake fails. What
+    /// ran before goes on.
+    pub async fn restart(self: &Arc<Self>, name: &str) -> Result<Option<ServerStatus>, InitError> {
+        let Some(hosted) = self.find_hosted(name) else { return Ok(None) };
+        let _gate = hosted.gate.lock().await;
+        let launch = {
+            let state = hosted.state();
+            state.launch.clone().filter(|_| !state.removed)
+        };
+        let Some(launch) = launch else { return Ok(None) };
+
+        let spec = launch::resolve(&launch.entry, &self.policy()).await?;
+        tracing::info!(server = hosted.name, "restarting a hosted server on request");
+        self.start_server(&hosted, &LaunchSource { spec, ..launch }).await?;
+        hosted.calls.reset();
+
+        hosted.state_mut().restarts += 1;
+        metrics::counter!(HOSTED_RESTARTS.name).increment(1);
+        Ok(Some(self.status_of(&hosted, Instant::now())))
+    }
+
     /// Returns a working connection to a server. Starts the server again if it has ended.
     ///
     /// # Errors

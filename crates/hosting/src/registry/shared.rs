@@ -5,14 +5,19 @@
 //! is tried again at growing intervals, since either may change. A server that already runs from
 //! the wanted configuration is left alone, so that a replica does not repeat what it has just done
 //! itself.
+//!
+//! A process may also have wishes of its own ([`Shared::want`]), which are met in the same way. A
+//! record of the registry goes before a wish of the same name.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use fleet_job::{mcp_servers::ServerEntry, tool_name};
+use fleet_job::{
+    mcp_servers::ServerEntry,
+    tool_name::{self, NameError},
+};
 use fleet_ops::errors::chain;
 use fleet_retry::{Backoff, Retry};
 use futures::StreamExt;
@@ -31,13 +36,13 @@ use super::{
 };
 use crate::{Fleet, fleet::InitError, status::ServerStatus};
 
+mod wanted;
 mod writing;
+
+use wanted::{Goal, MAX_NAMES, Wanted};
 
 /// The most servers that are started concurrently because the registry wants them.
 const STARTS: usize = 8;
-/// The most names that are followed. Policy bounds how many servers run; this bounds the memory
-/// that others can make us use.
-const MAX_NAMES: usize = 1000;
 /// The waits between attempts to meet a wish.
 const ATTEMPTS: Backoff = Backoff { base: Duration::from_secs(5), max: Duration::from_secs(60) };
 
@@ -66,72 +71,6 @@ pub struct Shared {
     /// The number of attempts that have ended.
     attempts: watch::Sender<u64>,
     starts: Semaphore,
-}
-
-/// What the registry wants.
-#[derive(Default)]
-struct Wanted {
-    by_name: BTreeMap<String, Wish>,
-    /// The number of the last wish. Wishes are identified by numbers.
-    changes: u64,
-}
-
-/// What the registry wants for one name.
-struct Wish {
-    number: u64,
-    goal: Goal,
-    /// Held during an attempt to meet the wish.
-    gate: Arc<tokio::sync::Mutex<()>>,
-    /// Whether there was an attempt to meet the wish.
-    tried: bool,
-    /// Why the wish is not met.
-    problem: Option<String>,
-}
-
-/// What should be hosted under a name.
-#[derive(Clone)]
-enum Goal {
-    /// A server with this configuration.
-    Hosted(ServerEntry),
-    /// The record is unreadable, so nothing changes.
-    Unreadable,
-    /// Nothing.
-    Gone,
-}
-
-impl Wanted {
-    /// Notes a new wish. Returns its number; `None` if there are too many names.
-    fn put_wish(&mut self, name: String, goal: Goal, problem: Option<String>) -> Option<u64> {
-        let old = self.by_name.get(&name);
-        if old.is_none() && self.by_name.len() >= MAX_NAMES {
-            return None;
-        }
-
-        self.changes += 1;
-        let gate = old.map(|wish| wish.gate.clone()).unwrap_or_default();
-        let tried = matches!(goal, Goal::Unreadable);
-        self.by_name.insert(name, Wish { number: self.changes, goal, gate, tried, problem });
-        Some(self.changes)
-    }
-
-    /// Returns whether the last readable record of a name wants a server.
-    fn has_readable(&self, name: &str) -> bool {
-        self.by_name.get(name).is_some_and(|wish| matches!(wish.goal, Goal::Hosted(_)))
-    }
-
-    /// Returns the wish of a name if it still is this one.
-    fn current_wish(&mut self, name: &str, number: u64) -> Option<&mut Wish> {
-        self.by_name.get_mut(name).filter(|wish| wish.number == number)
-    }
-
-    /// Returns the wish of a name if it wants anything.
-    fn wish(&self, name: &str) -> Option<&Wish> {
-        self.by_name.get(name).filter(|wish| !matches!(wish.goal, Goal::Gone))
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        self.wish(name).is_some()
-    }
 }
 
 impl Shared {
@@ -190,6 +129,28 @@ impl Shared {
         Ok(())
     }
 
+    /// Hosts a server here without telling other replicas. Returns at once: the server is started
+    /// in the background and, if that fails, again at growing intervals until `stop` is cancelled;
+    /// [`Self::statuses`] has the reason. A record that the registry has of the same name, or gets
+    /// later, goes before it. If it is removed, it is hosted again after a restart.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the name is invalid.
+    pub fn want(
+        self: &Arc<Self>,
+        name: &str,
+        entry: &ServerEntry,
+        stop: &CancellationToken,
+    ) -> Result<(), NameError> {
+        tool_name::check_server(name)?;
+        let number = self.wanted().put_own_wish(name, entry);
+        if let Some(number) = number {
+            self.start_meeting(name.to_owned(), number, stop);
+        }
+        Ok(())
+    }
+
     /// Waits until the registry has been read once.
     pub async fn wait_until_read(&self) {
         // The sender lives as long as `self`.
@@ -244,6 +205,8 @@ impl Shared {
         let was_hosted = self.fleet.status(name).is_some();
         if was_wanted || was_hosted {
             self.share_write(name, Write::Remove { at: fleet_ops::clock::now() }).await?;
+            // The registry may not know what this process alone wants.
+            self.wanted().forget_own(name);
             self.fleet.remove(name).await;
             self.catch_up().await;
             self.wait_until_tried(name).await;
@@ -343,7 +306,10 @@ impl Shared {
     }
 
     fn apply_change(self: &Arc<Self>, change: RegistryChange, stop: &CancellationToken) {
-        if self.writes().observe(&change) == Observed::Outdated {
+        // Nobody else writes to a registry that is not shared, so what it says is in order. Its
+        // changes can be read before the write that made them is acknowledged.
+        let observed = self.writes().observe(&change);
+        if observed == Observed::Outdated && self.registry.is_shared() {
             return;
         }
 
@@ -359,6 +325,12 @@ impl Shared {
                 return;
             }
             RegistryChange::Unreadable { name, reason } => (name, Goal::Unreadable, Some(reason)),
+            // It was removed before this process wanted it.
+            RegistryChange::Removed { name, .. }
+                if !self.is_started() && self.wanted().has_own(&name) =>
+            {
+                return;
+            }
             RegistryChange::Removed { name, .. } => (name, Goal::Gone, None),
             RegistryChange::CaughtUp(number) => {
                 let is_first = !self.is_started();
@@ -368,6 +340,8 @@ impl Shared {
                         .wanted()
                         .by_name
                         .iter()
+                        // Those of this process are being met already.
+                        .filter(|(_, wish)| !wish.is_own)
                         .map(|(name, wish)| (name.clone(), wish.number))
                         .collect();
                     open.into_iter()
@@ -436,7 +410,7 @@ impl Shared {
                     tracing::warn!(
                         server = name,
                         problem,
-                        "could not host a server that the registry wants; trying again later"
+                        "could not host a wanted server; trying again later"
                     );
                 }
                 wish.problem = problem;

@@ -7,6 +7,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use fleet_ops::errors::chain;
 use fleet_wire::session::{Doubt, Keeper, Lease, Pinged, Rejection, Step};
 use futures::{StreamExt, stream::BoxStream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -62,6 +63,8 @@ struct State {
     session: Option<Session>,
     /// The last handshake that failed.
     failure: Option<HttpFailure>,
+    /// Why the server did not take `notifications/initialized`, if it did not.
+    refused_initialized: Option<String>,
 }
 
 /// A session of a server, and the request that makes another one.
@@ -93,6 +96,12 @@ impl SessionClient {
             over: over.clone(),
         };
         (Self(Arc::new(inner)), over)
+    }
+
+    /// Returns why the server did not take `notifications/initialized`, if it did not. rmcp then
+    /// says only that its channel is closed.
+    pub(crate) fn refused_initialized(&self) -> Option<String> {
+        self.0.state().refused_initialized.clone()
     }
 }
 
@@ -446,6 +455,14 @@ fn to_rmcp_response(
     }
 }
 
+fn is_initialized(message: &ClientJsonRpcMessage) -> bool {
+    matches!(
+        message,
+        JsonRpcMessage::Notification(notification)
+            if matches!(notification.notification, ClientNotification::InitializedNotification(_))
+    )
+}
+
 /// Returns the headers that rmcp wants to send.
 fn header_map(headers: HashMap<HeaderName, HeaderValue>, auth: Option<String>) -> HeaderMap {
     let mut map: HeaderMap = headers.into_iter().collect();
@@ -469,10 +486,16 @@ impl StreamableHttpClient for SessionClient {
         custom_headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<StreamableHttpPostResponse, Failure> {
         let headers = header_map(custom_headers, auth_header);
-        match session_id {
+        let is_initialized = is_initialized(&message);
+        let result = match session_id {
             None => self.0.post_first(message, headers).await,
             Some(_) => self.0.post_in_session(message, headers).await,
+        };
+
+        if let (true, Err(Failure::Client(failure))) = (is_initialized, &result) {
+            self.0.state().refused_initialized = Some(chain(failure));
         }
+        result
     }
 
     async fn delete_session(

@@ -161,6 +161,29 @@ fn an_unreadable_text_gets_an_explanation() {
 }
 
 #[test]
+fn a_key_that_is_defined_twice_is_named() {
+    let check = |text: &str, expected: &str| {
+        assert_eq!(text::parse(text.as_bytes()).unwrap_err().to_string(), expected, "{text}");
+    };
+    check(
+        "{\"mcpServers\": {\n  \"a\": {\"command\": \"x\"},\n  \"b\": {},\n  \"a\": {\"command\": \"y\"}}}",
+        "`mcpServers.a` is defined twice, in lines 2 and 4; remove one of the two",
+    );
+    // With a comment, and the same key written in two ways.
+    check(
+        "{\"mcpServers\": {\"a\": {\"env\": {\"K\": \"1\", // mine\n\"\\u004b\": \"2\",}}}}",
+        "`mcpServers.a.env.K` is defined twice, in lines 1 and 2; remove one of the two",
+    );
+    check(
+        r#"{"inputs": [{}, {"id": 1, "id": 2}]}"#,
+        "`inputs[1].id` is defined twice, in lines 1 and 1; remove one of the two",
+    );
+
+    let once = r#"{"mcpServers": {"a": {"env": {"K": "1"}}, "b": {"env": {"K": "1"}}}}"#;
+    assert!(text::parse(once.as_bytes()).is_ok());
+}
+
+#[test]
 fn an_unreadable_entry_does_not_hide_the_others() {
     let value = json!({"mcpServers": {
         "good": {"command": "c"},

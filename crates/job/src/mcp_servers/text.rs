@@ -1,7 +1,9 @@
 //! The text of a configuration: JSON with comments and trailing commas, with or without a byte
 //! order mark.
 
-use jsonc_parser::{ParseOptions, parse_to_serde_value};
+use std::collections::BTreeMap;
+
+use jsonc_parser::{CollectOptions, ParseOptions, ast, parse_to_ast, parse_to_serde_value};
 use serde_json::Value;
 
 /// Allows comments and trailing commas, as editors do, but no other deviations from JSON.
@@ -38,15 +40,29 @@ pub enum TextError {
         /// A likely cause, starting with a semicolon; may be empty.
         hint: &'static str,
     },
+    /// A key has two values, of which parsers would silently drop one.
+    #[error("`{path}` is defined twice, in lines {first} and {second}; remove one of the two")]
+    Duplicate {
+        /// The path of the key.
+        path: String,
+        /// The line of the first definition.
+        first: usize,
+        /// The line of the second definition.
+        second: usize,
+    },
 }
 
 /// Parses a configuration as JSON with comments, trailing commas and byte order marks.
 ///
 /// # Errors
 ///
-/// Returns an error if the bytes are not text or the text is not JSON, with line and column.
+/// Returns an error if the bytes are not text, if the text is not JSON, with line and column, or if
+/// an object has two values for one key.
 pub fn parse(bytes: &[u8]) -> Result<Value, TextError> {
     let text = decode(bytes)?;
+    if let Some(duplicate) = find_duplicate(&text) {
+        return Err(duplicate);
+    }
 
     // Most texts are plain JSON, which serde_json parses faster and with exact numbers.
     if let Ok(value) = serde_json::from_str(&text) {
@@ -60,6 +76,38 @@ pub fn parse(bytes: &[u8]) -> Result<Value, TextError> {
         Some(format) => TextError::OtherFormat(format),
         None => TextError::Syntax { message: error.to_string(), hint: guess_cause(&text) },
     })
+}
+
+/// Finds the first key that has two values, if the text can be parsed.
+fn find_duplicate(text: &str) -> Option<TextError> {
+    let parsed = parse_to_ast(text, &CollectOptions::default(), &JSONC).ok()?;
+    let (path, first, second) = duplicate_in(&parsed.value?, "")?;
+
+    let line = |offset: usize| 1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
+    Some(TextError::Duplicate { path, first: line(first), second: line(second) })
+}
+
+/// Finds the first key in or below `value`, which is at `path`, that has two values. Returns its
+/// path and the offsets of its definitions.
+fn duplicate_in(value: &ast::Value<'_>, path: &str) -> Option<(String, usize, usize)> {
+    match value {
+        ast::Value::Object(object) => {
+            let mut seen = BTreeMap::new();
+            object.properties.iter().find_map(|property| {
+                let (name, offset) = (property.name.as_str(), property.range.start);
+                let dot = if path.is_empty() { "" } else { "." };
+                let path = format!("{path}{dot}{name}");
+
+                match seen.insert(name, offset) {
+                    Some(first) => Some((path, first, offset)),
+                    None => duplicate_in(&property.value, &path),
+                }
+            })
+        }
+        ast::Value::Array(array) => (array.elements.iter().enumerate())
+            .find_map(|(index, element)| duplicate_in(element, &format!("{path}[{index}]"))),
+        _ => None,
+    }
 }
 
 /// Decodes UTF-8, or UTF-16 if it has a byte order mark. The mark itself is removed.

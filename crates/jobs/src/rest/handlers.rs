@@ -10,8 +10,9 @@ use axum::{
 use fleet_access::Asker;
 use fleet_job::{
     trace::TraceContext,
-    view::{CancelOutcome, JobView, SubmittedJobs},
+    view::{CancelOutcome, JobView, Submitted, SubmittedJobs},
 };
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
@@ -65,6 +66,11 @@ pub(super) async fn submit_jobs(
     let trace = TraceContext::find(|name| header_text(&headers, name).ok()?);
     let jobs = client.jobs.submit(requests, &client.caller, &trace).await?;
 
+    Ok(submitted(jobs))
+}
+
+/// The answer to a submission.
+pub(super) fn submitted(jobs: Vec<Submitted>) -> Response {
     let all_existed = jobs.iter().all(|job| job.existing);
     let status = if all_existed { StatusCode::OK } else { StatusCode::ACCEPTED };
     let location = match jobs.as_slice() {
@@ -76,7 +82,7 @@ pub(super) async fn submit_jobs(
     if let Some(location) = location {
         response.headers_mut().insert(header::LOCATION, location);
     }
-    Ok(response)
+    response
 }
 
 /// `GET /jobs`.
@@ -157,7 +163,11 @@ pub(super) fn serve_document(text: &Bytes) -> Response {
 }
 
 /// Refuses a body whose content type is not JSON.
-fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
+///
+/// # Errors
+///
+/// Returns what it is instead.
+pub fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     let kind =
         headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -229,8 +239,7 @@ fn parse_jobs(body: &[u8]) -> Result<Vec<JobRequest>, Problem> {
 fn parse_job(job: Value, index: Option<usize>) -> Result<JobRequest, Problem> {
     serde_path_to_error::deserialize(job).map_err(|error| {
         let location = match (index, error.path().to_string().as_str()) {
-            (None, ".") => "the job".to_owned(),
-            (None, path) => format!("`{path}`"),
+            (None, path) => describe_location("the job", path),
             (Some(index), ".") => format!("job {index}"),
             (Some(index), path) => format!("job {index}, `{path}`"),
         };
@@ -239,11 +248,48 @@ fn parse_job(job: Value, index: Option<usize>) -> Result<JobRequest, Problem> {
     })
 }
 
-/// Applies the idempotency key of the header to the one job of the request.
-fn apply_idempotency_key(requests: &mut [JobRequest], key: &str) -> Result<(), Problem> {
+/// Parses the JSON body of a request, of which `whole` is the name in errors.
+///
+/// # Errors
+///
+/// Returns a problem that names the part that can't be read: `bad-request` if the body is not JSON,
+/// or else one of this kind.
+pub fn parse_body<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: &[u8],
+    (whole, kind): (&str, ProblemKind),
+) -> Result<T, Problem> {
+    require_json(headers)?;
+    require_uncompressed(headers)?;
+
+    let body: Value = serde_json::from_slice(body).map_err(|error| {
+        Problem::new(ProblemKind::BadRequest, format!("the body is not JSON: {error}"))
+    })?;
+    serde_path_to_error::deserialize(body).map_err(|error| {
+        let location = describe_location(whole, &error.path().to_string());
+        Problem::new(kind, format!("{location}: {}", error.into_inner()))
+    })
+}
+
+/// Names the part of a body that can't be read.
+fn describe_location(whole: &str, path: &str) -> String {
+    match path {
+        "." => whole.to_owned(),
+        path => format!("`{path}`"),
+    }
+}
+
+/// Refuses an idempotency key that no job can have.
+pub(super) fn check_idempotency_key(key: &str) -> Result<(), Problem> {
     if !(1..=fleet_job::envelope::MAX_ID_BYTES).contains(&key.len()) {
         return Err(Problem::parameter(IDEMPOTENCY_KEY, "must be 1 to 256 bytes long"));
     }
+    Ok(())
+}
+
+/// Applies the idempotency key of the header to the one job of the request.
+fn apply_idempotency_key(requests: &mut [JobRequest], key: &str) -> Result<(), Problem> {
+    check_idempotency_key(key)?;
 
     match requests {
         [job] => {

@@ -6,8 +6,9 @@ use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::{
+    operation::{ALWAYS, Answer, Content, Operation, RequestBody},
     problem::{self, Problem, ProblemKind},
-    routes::{ALWAYS, Answer, Content, Operation, operations},
+    routes::operations,
 };
 
 const ABOUT: &str = "Jobs over plain HTTP: calls of MCP tools that workers make later and durably.\n\n\
@@ -19,15 +20,15 @@ const ABOUT: &str = "Jobs over plain HTTP: calls of MCP tools that workers make 
     for people.";
 
 /// Builds the document.
-pub(super) fn build_document() -> Value {
+pub(super) fn build_document(more: &[Operation]) -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
     });
     let mut schemas = settings.into_generator();
     let mut paths: Map<String, Value> = Map::new();
-    for operation in operations() {
-        let about = describe_operation(&operation, &mut schemas);
+    for operation in operations().iter().chain(more) {
+        let about = describe_operation(operation, &mut schemas);
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
         path[operation.method.as_str().to_lowercase()] = about;
     }
@@ -39,11 +40,12 @@ pub(super) fn build_document() -> Value {
     });
 
     let mut schemas = schemas.take_definitions(true);
-    // The view of a job never contains its owner.
-    if let Some(Value::Object(properties)) =
-        schemas.get_mut("JobView").and_then(|job| job.get_mut("properties"))
-    {
-        properties.shift_remove("owner");
+    // What callers see of a job never names its owner.
+    for shown in ["JobView", "WireEnvelope"] {
+        let schema = schemas.get_mut(shown).and_then(|schema| schema.get_mut("properties"));
+        if let Some(Value::Object(properties)) = schema {
+            properties.shift_remove("owner");
+        }
     }
     schemas.sort_keys();
 
@@ -51,7 +53,7 @@ pub(super) fn build_document() -> Value {
         "openapi": "3.1.0",
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
         "info": {
-            "title": "mcp-fleet jobs",
+            "title": "mcp-fleet",
             "version": env!("CARGO_PKG_VERSION"),
             "description": ABOUT,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -81,12 +83,15 @@ fn describe_operation(operation: &Operation, schemas: &mut SchemaGenerator) -> V
                 "name": param.name,
                 "in": param.location.as_str(),
                 "description": param.description,
-                "required": param.location.as_str() == "path",
+                "required": param.required,
                 "schema": (param.schema)(schemas),
             });
             about["example"] = match param.example.parse::<u64>() {
                 Ok(number) => number.into(),
                 Err(_) if param.many => json!([param.example]),
+                Err(_) if ["true", "false"].contains(&param.example) => {
+                    json!(param.example == "true")
+                }
                 Err(_) => param.example.into(),
             };
             about
@@ -101,11 +106,11 @@ fn describe_operation(operation: &Operation, schemas: &mut SchemaGenerator) -> V
     if !parameters.is_empty() {
         about["parameters"] = parameters.into();
     }
-    if let Some((schema, examples)) = &operation.body {
+    if let Some(RequestBody { schema, examples, is_required }) = &operation.body {
         let examples =
             examples.iter().map(|(name, value)| ((*name).to_owned(), json!({ "value": value })));
         about["requestBody"] = json!({
-            "required": true,
+            "required": is_required,
             "content": {"application/json": {"schema": schema(schemas), "examples": examples.collect::<Map<_, _>>()}},
         });
     }
@@ -213,14 +218,14 @@ mod tests {
                 _ => {}
             }
         }
-        let document = build_document();
+        let document = build_document(&[]);
         check(&document, &document);
         assert!(!document.to_string().contains("\"owner\""));
     }
 
     #[test]
     fn every_operation_may_want_credentials() {
-        let document = build_document();
+        let document = build_document(&[]);
         assert_eq!(document["security"], json!([{"bearer": []}, {}]));
         assert!(document["components"]["securitySchemes"]["bearer"].is_object());
 

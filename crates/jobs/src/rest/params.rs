@@ -1,7 +1,7 @@
 //! The parameters of the operations: declared once, checked before any handler, and documented from
 //! the same declaration.
 
-use std::{fmt::Display, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, str::FromStr, time::Duration};
 
 use axum::{
     extract::{FromRequestParts, Path, Request, State},
@@ -9,12 +9,18 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use fleet_job::{envelope::MAX_ID_BYTES, event::JobState, filter::JobFilter, time::Timestamp};
-use fleet_ledger::{Query, query::MAX_LIMIT};
-use schemars::{Schema, SchemaGenerator, json_schema};
+use fleet_job::{envelope::MAX_ID_BYTES, filter::JobFilter, time::Timestamp};
+use fleet_ledger::Query;
+use schemars::{Schema, SchemaGenerator};
 
 use super::problem::Problem;
 use crate::PageRequest;
+
+mod letters;
+mod table;
+
+pub(super) use letters::LetterId;
+pub(super) use table::*;
 
 /// The longest wait that a request may ask for, in seconds.
 const MAX_WAIT_SECONDS: u64 = 60;
@@ -23,11 +29,17 @@ pub(super) const CANCEL_WAIT_SECONDS: u64 = 5;
 /// The longest reason or filter, in characters.
 const MAX_TEXT: usize = 1024;
 
+/// The most members of the metadata in a filter.
+const MAX_MEMBERS: usize = 8;
+
 /// The part of a request that contains a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ParamLocation {
+pub enum ParamLocation {
+    /// A segment of the path.
     Path,
+    /// The query.
     Query,
+    /// A header.
     Header,
 }
 
@@ -43,196 +55,26 @@ impl ParamLocation {
 
 /// A parameter of an operation.
 #[derive(Clone, Copy)]
-pub(super) struct Param {
-    pub(super) name: &'static str,
-    pub(super) location: ParamLocation,
+pub struct Param {
+    /// The name.
+    pub name: &'static str,
+    /// Where it is.
+    pub location: ParamLocation,
     /// Whether it may occur several times.
-    pub(super) many: bool,
-    pub(super) description: &'static str,
-    pub(super) schema: fn(&mut SchemaGenerator) -> Schema,
-    pub(super) example: &'static str,
-}
-
-const fn query_param(
-    name: &'static str,
-    description: &'static str,
-    schema: fn(&mut SchemaGenerator) -> Schema,
-    example: &'static str,
-) -> Param {
-    Param { name, location: ParamLocation::Query, many: false, description, schema, example }
-}
-
-const fn header_param(
-    name: &'static str,
-    description: &'static str,
-    schema: fn(&mut SchemaGenerator) -> Schema,
-    example: &'static str,
-) -> Param {
-    Param { name, location: ParamLocation::Header, many: false, description, schema, example }
-}
-
-const ID: Param = Param {
-    name: "id",
-    location: ParamLocation::Path,
-    many: false,
-    description: "The job's id, percent-encoded: `mcp-jobs/0/17` is `mcp-jobs%2F0%2F17`.",
-    schema: |_| {
-        let pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$";
-        json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES, "pattern": pattern})
-    },
-    example: "job-123",
-};
-const STATE: Param = Param {
-    many: true,
-    ..query_param(
-        "state",
-        "Only jobs in one of these states. Can be repeated, or contain several states, separated by commas.",
-        |schemas| json_schema!({"type": "array", "items": schemas.subschema_for::<JobState>()}),
-        "failed",
-    )
-};
-const TYPE: Param = query_param(
-    "type",
-    "Only jobs of this type.",
-    |schemas| schemas.subschema_for::<fleet_job::envelope::JobType>(),
-    "tool-call",
-);
-const TOOL: Param = query_param(
-    "tool",
-    "Only jobs that call this tool, by its full name.",
-    text_schema,
-    "files__file_digest",
-);
-const TENANT: Param = query_param("tenant", "Only jobs of this tenant.", text_schema, "acme");
-const SINCE: Param = query_param(
-    "since",
-    "Only jobs that were submitted at this time or later.",
-    time_schema,
-    "2026-11-21T08:00:00Z",
-);
-const UNTIL: Param = query_param(
-    "until",
-    "Only jobs that were submitted before this time.",
-    time_schema,
-    "2026-11-22T08:00:00Z",
-);
-const LIMIT: Param = query_param(
-    "limit",
-    "The most jobs on a page.",
-    |_| json_schema!({"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": 50}),
-    "50",
-);
-const CURSOR: Param = query_param(
-    "cursor",
-    "The `nextCursor` of the previous page, unchanged.",
-    |_| json_schema!({"type": "string", "minLength": 12, "maxLength": 352}),
-    "AAABmqJ2rAFqb2ItMTIz",
-);
-const REASON: Param = query_param(
-    "reason",
-    "The reason for the cancellation, for people.",
-    |_| json_schema!({"type": "string", "maxLength": MAX_TEXT}),
-    "no longer needed",
-);
-const TRACEPARENT: Param = header_param(
-    "traceparent",
-    "W3C Trace Context; passed on with the job to the tool calls.",
-    |_| json_schema!({"type": "string"}),
-    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-);
-const TRACESTATE: Param = header_param(
-    "tracestate",
-    "W3C Trace Context.",
-    |_| json_schema!({"type": "string"}),
-    "congo=t61rcWkgMzE",
-);
-/// The header that makes a submission repeatable.
-pub(super) const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
-
-/// The parameters of `POST /jobs`.
-pub(super) const SUBMIT: &[Param] = &[
-    header_param(
-        IDEMPOTENCY_KEY,
-        "The `idempotencyKey` for the only job in the body, if it has none of its own.",
-        |_| json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}),
-        "order-4711",
-    ),
-    TRACEPARENT,
-    TRACESTATE,
-];
-/// The parameters of `GET /jobs`.
-pub(super) const LIST: &[Param] = &[STATE, TYPE, TOOL, TENANT, SINCE, UNTIL, LIMIT, CURSOR];
-/// The parameters of `GET /jobs/{id}`.
-pub(super) const SHOW: &[Param] = &[
-    ID,
-    query_param(
-        "wait",
-        "Wait for the end of the job, for at most this many seconds.",
-        |_| json_schema!({"type": "integer", "minimum": 0, "maximum": MAX_WAIT_SECONDS, "default": 0}),
-        "2",
-    ),
-    header_param(
-        "If-None-Match",
-        "The `ETag` of the state that the client has already.",
-        |_| json_schema!({"type": "string"}),
-        "\"0-17\"",
-    ),
-];
-/// The parameters of `DELETE /jobs/{id}`.
-pub(super) const CANCEL: &[Param] = &[
-    ID,
-    query_param(
-        "wait",
-        "Wait for the outcome of the cancellation, for at most this many seconds.",
-        |_| json_schema!({"type": "integer", "minimum": 0, "maximum": MAX_WAIT_SECONDS, "default": CANCEL_WAIT_SECONDS}),
-        "2",
-    ),
-    REASON,
-];
-/// The parameters of `GET /jobs/{id}/events`.
-pub(super) const WATCH: &[Param] = &[
-    ID,
-    header_param(
-        "Last-Event-ID",
-        "The `id` of the last event that the client received. Browsers send it automatically.",
-        |_| json_schema!({"type": "string", "pattern": "^(waiting-)?[0-9]{1,9}-[0-9]{1,18}$"}),
-        "0-17",
-    ),
-];
-/// The parameters of `GET /events`.
-pub(super) const FOLLOW: &[Param] = &[
-    STATE,
-    TYPE,
-    TOOL,
-    TENANT,
-    header_param(
-        "Last-Event-ID",
-        "The `id` of the last event that the client received. Browsers send it automatically.",
-        |_| json_schema!({"type": "string", "pattern": "^[0-9]{1,9}:[0-9]{1,18}(,[0-9]{1,9}:[0-9]{1,18})*$"}),
-        "0:18,1:5",
-    ),
-];
-/// No parameters.
-pub(super) const NONE: &[Param] = &[];
-
-fn text_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_TEXT})
-}
-
-fn time_schema(_: &mut SchemaGenerator) -> Schema {
-    let (min, max) = (Timestamp::MIN.as_millis(), Timestamp::MAX.as_millis());
-    json_schema!({
-        "description": "RFC 3339, or milliseconds since the epoch.",
-        "anyOf": [
-            {"type": "string", "format": "date-time"},
-            {"type": "integer", "minimum": min, "maximum": max},
-        ]
-    })
+    pub many: bool,
+    /// Whether it must be given.
+    pub required: bool,
+    /// What it means.
+    pub description: &'static str,
+    /// The schema of its value.
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
+    /// A value.
+    pub example: &'static str,
 }
 
 /// The query of a request. Every name in it is known, and none occurs too often.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Parameters(Vec<(String, String)>);
+pub struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
     fn read(text: Option<&str>, known: &[Param]) -> Result<Self, Problem> {
@@ -264,7 +106,8 @@ impl Parameters {
         Ok(Self(pairs))
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    /// Returns the value of a parameter.
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
@@ -278,11 +121,15 @@ impl Parameters {
 
     /// Returns a text of at least `min` characters.
     fn text(&self, name: &str, min: usize) -> Result<Option<String>, Problem> {
+        self.text_up_to(name, min, MAX_TEXT)
+    }
+
+    /// Returns a text of `min` to `max` characters.
+    fn text_up_to(&self, name: &str, min: usize, max: usize) -> Result<Option<String>, Problem> {
         let Some(text) = self.get(name) else { return Ok(None) };
         let length = text.chars().count();
-        if !(min..=MAX_TEXT).contains(&length) {
-            let why =
-                format!("is {length} characters long; it must be {min} to {MAX_TEXT} characters");
+        if !(min..=max).contains(&length) {
+            let why = format!("is {length} characters long; it must be {min} to {max} characters");
             return Err(Problem::parameter(name, why));
         }
         Ok(Some(text.to_owned()))
@@ -298,6 +145,33 @@ impl Parameters {
         read.map(Some).map_err(|why| Problem::parameter(name, why))
     }
 
+    /// Returns the members that the metadata must have.
+    fn members(&self) -> Result<BTreeMap<String, String>, Problem> {
+        let mut members = BTreeMap::new();
+        for (_, text) in self.0.iter().filter(|(name, _)| name == "metadata") {
+            let member = text.split_once('=').filter(|(name, _)| !name.is_empty());
+            let Some((name, value)) = member else {
+                let why = "must be `name=value`, with the name of a member of the metadata";
+                return Err(Problem::parameter("metadata", why));
+            };
+            if text.chars().count() > MAX_TEXT {
+                let why = format!("is longer than {MAX_TEXT} characters");
+                return Err(Problem::parameter("metadata", why));
+            }
+            if members.insert(name.to_owned(), value.to_owned()).is_some() {
+                let why = format!("has two values of `{name}`, and a job has one at most");
+                return Err(Problem::parameter("metadata", why));
+            }
+        }
+
+        if members.len() > MAX_MEMBERS {
+            let why =
+                format!("is given {} times; at most {MAX_MEMBERS} are allowed", members.len());
+            return Err(Problem::parameter("metadata", why));
+        }
+        Ok(members)
+    }
+
     /// Returns how long to wait.
     pub(super) fn wait(&self, default: u64) -> Result<Duration, Problem> {
         let seconds = self.parse::<u64>("wait")?.unwrap_or(default);
@@ -311,6 +185,16 @@ impl Parameters {
     /// Returns the reason for a cancellation.
     pub(super) fn reason(&self) -> Result<Option<String>, Problem> {
         self.text("reason", 0)
+    }
+
+    /// Returns the name of a bulk operation.
+    pub(super) fn operation(&self) -> Result<Option<String>, Problem> {
+        self.text_up_to("operation", 1, MAX_ID_BYTES)
+    }
+
+    /// Returns whether nothing is to be done.
+    pub(super) fn is_dry_run(&self) -> Result<bool, Problem> {
+        Ok(self.parse("dryRun")?.unwrap_or(false))
     }
 
     /// Returns the query of the ledger that the filters describe.
@@ -331,6 +215,9 @@ impl Parameters {
             tenant: self.text("tenant", 1)?,
             since: self.time("since")?,
             until: self.time("until")?,
+            id_prefix: self.text_up_to("idPrefix", 1, MAX_ID_BYTES)?,
+            error_code: self.text("errorCode", 1)?,
+            metadata: self.members()?,
         };
         let limit = self.parse("limit")?;
         let cursor = self.get("cursor").map(str::to_owned);
@@ -395,6 +282,8 @@ pub(super) fn header_text<'h>(
 
 #[cfg(test)]
 mod tests {
+    use fleet_job::event::JobState;
+
     use super::*;
 
     fn check(query: &str, names: &str) {
@@ -418,6 +307,22 @@ mod tests {
         check("since=tomorrow", "`since`: `tomorrow` is not a time");
         check("tool=", "`tool`: is 0 characters long");
         check("cursor=nonsense", "`cursor` is invalid");
+        check("idPrefix=", "`idPrefix`: is 0 characters long");
+        check("metadata=team", "`metadata`: must be `name=value`");
+        check("metadata==x", "`metadata`: must be `name=value`");
+        check("metadata=a=1&metadata=a=2", "has two values of `a`");
+        let many: Vec<_> = (0..9).map(|n| format!("metadata=a{n}=1")).collect();
+        check(&many.join("&"), "is given 9 times");
+    }
+
+    #[test]
+    fn a_search_names_members_of_the_metadata() {
+        let read = |query| Parameters::read(Some(query), LIST).unwrap().filter().unwrap().filter;
+        let found = read("metadata=a%3D1=2&metadata=team%3Dx&idPrefix=order-&errorCode=FLEET-TOOL");
+        let members = [("a", "1=2"), ("team", "x")];
+        assert_eq!(found.metadata, members.map(|(a, b)| (a.to_owned(), b.to_owned())).into());
+        assert_eq!(found.id_prefix.as_deref(), Some("order-"));
+        assert_eq!(found.error_code.as_deref(), Some("FLEET-TOOL"));
     }
 
     #[test]

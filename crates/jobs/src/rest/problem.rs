@@ -9,243 +9,28 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use fleet_access::{Decision, LimitReached, RequiredScopes, RuleEffect};
-use fleet_codes::{self as codes, Code};
 use fleet_job::view::JobView;
 use fleet_kafka::KafkaError;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Serialize, Serializer};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+mod kind;
+
+pub use kind::ProblemKind;
 
 use super::routes;
 use crate::{JobsError, request::BadRequest};
 
 /// The content type of a problem.
 pub(super) const CONTENT_TYPE: &str = "application/problem+json";
-/// Precedes the name of a problem in `type`.
-const PREFIX: &str = "urn:mcp-fleet:problem:";
 /// The longest detail, in bytes.
 const MAX_DETAIL: usize = 2048;
 /// The `Retry-After` of an answer with status 503, in seconds.
 const RETRY_AFTER: u64 = 2;
 
-/// The kinds of problems. The set is closed, so that programs can tell problems apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ProblemKind {
-    BadRequest,
-    MalformedCredentials,
-    Unauthenticated,
-    Forbidden,
-    Denied,
-    InsufficientScope,
-    ApprovalRequired,
-    NoSuchJob,
-    NoSuchPath,
-    JobsOff,
-    MethodNotAllowed,
-    BodyTimeout,
-    RateLimited,
-    TooLate,
-    TooLarge,
-    UnsupportedMediaType,
-    BadJob,
-    Internal,
-    KafkaRefused,
-    NotReady,
-    KafkaUnavailable,
-    LedgerUnavailable,
-    TooManyStreams,
-    NoIssuerKeys,
-    AuditUnavailable,
-}
-
-impl ProblemKind {
-    pub(super) const ALL: [Self; 25] = [
-        Self::BadRequest,
-        Self::MalformedCredentials,
-        Self::Unauthenticated,
-        Self::Forbidden,
-        Self::Denied,
-        Self::InsufficientScope,
-        Self::ApprovalRequired,
-        Self::NoSuchJob,
-        Self::NoSuchPath,
-        Self::JobsOff,
-        Self::MethodNotAllowed,
-        Self::BodyTimeout,
-        Self::RateLimited,
-        Self::TooLate,
-        Self::TooLarge,
-        Self::UnsupportedMediaType,
-        Self::BadJob,
-        Self::Internal,
-        Self::KafkaRefused,
-        Self::NotReady,
-        Self::KafkaUnavailable,
-        Self::LedgerUnavailable,
-        Self::TooManyStreams,
-        Self::NoIssuerKeys,
-        Self::AuditUnavailable,
-    ];
-
-    /// Returns name, title and status.
-    fn describe(self) -> (&'static str, &'static str, StatusCode) {
-        match self {
-            Self::BadRequest => {
-                ("bad-request", "The request can't be read", StatusCode::BAD_REQUEST)
-            }
-            Self::MalformedCredentials => (
-                "malformed-credentials",
-                "The credentials of the request can't be read",
-                StatusCode::BAD_REQUEST,
-            ),
-            Self::Unauthenticated => {
-                ("unauthenticated", "The request needs valid credentials", StatusCode::UNAUTHORIZED)
-            }
-            Self::Forbidden => {
-                ("forbidden", "The request is not meant for this server", StatusCode::FORBIDDEN)
-            }
-            Self::Denied => ("denied", "The caller may not do this", StatusCode::FORBIDDEN),
-            Self::InsufficientScope => (
-                "insufficient-scope",
-                "The caller's access token has too few scopes",
-                StatusCode::FORBIDDEN,
-            ),
-            Self::ApprovalRequired => (
-                "approval-required",
-                "Another principal has to approve this",
-                StatusCode::FORBIDDEN,
-            ),
-            Self::NoSuchJob => ("no-such-job", "There is no such job", StatusCode::NOT_FOUND),
-            Self::NoSuchPath => ("no-such-path", "The path does not exist", StatusCode::NOT_FOUND),
-            Self::JobsOff => ("jobs-off", "This server accepts no jobs", StatusCode::NOT_FOUND),
-            Self::MethodNotAllowed => (
-                "method-not-allowed",
-                "The path does not support this method",
-                StatusCode::METHOD_NOT_ALLOWED,
-            ),
-            Self::BodyTimeout => {
-                ("body-timeout", "The body took too long", StatusCode::REQUEST_TIMEOUT)
-            }
-            Self::RateLimited => {
-                ("rate-limited", "The caller has reached a limit", StatusCode::TOO_MANY_REQUESTS)
-            }
-            Self::TooLate => {
-                ("too-late", "The job has already ended otherwise", StatusCode::CONFLICT)
-            }
-            Self::TooLarge => {
-                ("too-large", "The request is too large", StatusCode::PAYLOAD_TOO_LARGE)
-            }
-            Self::UnsupportedMediaType => (
-                "unsupported-media-type",
-                "The body must be JSON",
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            ),
-            Self::BadJob => ("bad-job", "The job is invalid", StatusCode::UNPROCESSABLE_ENTITY),
-            Self::Internal => ("internal", "The server failed", StatusCode::INTERNAL_SERVER_ERROR),
-            Self::KafkaRefused => {
-                ("kafka-refused", "Kafka refused the job", StatusCode::BAD_GATEWAY)
-            }
-            Self::NotReady => {
-                ("not-ready", "The server is not ready", StatusCode::SERVICE_UNAVAILABLE)
-            }
-            Self::KafkaUnavailable => {
-                ("kafka-unavailable", "Kafka can't be reached", StatusCode::SERVICE_UNAVAILABLE)
-            }
-            Self::LedgerUnavailable => (
-                "ledger-unavailable",
-                "The states of jobs can't be looked up now",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            Self::TooManyStreams => {
-                ("too-many-streams", "Too many streams are open", StatusCode::SERVICE_UNAVAILABLE)
-            }
-            Self::NoIssuerKeys => (
-                "no-issuer-keys",
-                "The credentials can't be checked now",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            Self::AuditUnavailable => (
-                "audit-unavailable",
-                "The request can't be recorded now",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-        }
-    }
-
-    pub(super) fn name(self) -> &'static str {
-        self.describe().0
-    }
-
-    /// The stable code that `docs/errors.md` explains.
-    pub(super) fn code(self) -> Code {
-        match self {
-            Self::BadRequest => codes::BAD_REQUEST,
-            Self::MalformedCredentials => codes::MALFORMED_CREDENTIALS,
-            Self::Unauthenticated => codes::UNAUTHENTICATED,
-            Self::Forbidden => codes::FORBIDDEN,
-            Self::Denied => codes::DENIED,
-            Self::InsufficientScope => codes::INSUFFICIENT_SCOPE,
-            Self::ApprovalRequired => codes::APPROVAL_REQUIRED,
-            Self::NoSuchJob => codes::NO_SUCH_JOB,
-            Self::NoSuchPath => codes::NO_SUCH_PATH,
-            Self::JobsOff => codes::JOBS_OFF,
-            Self::MethodNotAllowed => codes::METHOD_NOT_ALLOWED,
-            Self::BodyTimeout => codes::BODY_TIMEOUT,
-            Self::RateLimited => codes::RATE_LIMITED,
-            Self::TooLate => codes::TOO_LATE,
-            Self::TooLarge => codes::TOO_LARGE,
-            Self::UnsupportedMediaType => codes::UNSUPPORTED_MEDIA_TYPE,
-            Self::BadJob => codes::BAD_JOB,
-            Self::Internal => codes::INTERNAL,
-            Self::KafkaRefused => codes::KAFKA_REFUSED,
-            Self::NotReady => codes::NOT_READY,
-            Self::KafkaUnavailable => codes::KAFKA_UNAVAILABLE,
-            Self::LedgerUnavailable => codes::LEDGER_UNAVAILABLE,
-            Self::TooManyStreams => codes::TOO_MANY_STREAMS,
-            Self::NoIssuerKeys => codes::NO_ISSUER_KEYS,
-            Self::AuditUnavailable => codes::AUDIT_UNAVAILABLE,
-        }
-    }
-
-    pub(super) fn status(self) -> StatusCode {
-        self.describe().2
-    }
-
-    /// Returns the kind of an error that was not answered by a handler.
-    fn of_status(status: StatusCode) -> Self {
-        match status {
-            StatusCode::UNAUTHORIZED => Self::Unauthenticated,
-            StatusCode::FORBIDDEN => Self::Forbidden,
-            StatusCode::NOT_FOUND => Self::NoSuchPath,
-            StatusCode::METHOD_NOT_ALLOWED => Self::MethodNotAllowed,
-            StatusCode::REQUEST_TIMEOUT => Self::BodyTimeout,
-            StatusCode::PAYLOAD_TOO_LARGE => Self::TooLarge,
-            StatusCode::UNSUPPORTED_MEDIA_TYPE => Self::UnsupportedMediaType,
-            status if status.is_client_error() => Self::BadRequest,
-            _ => Self::Internal,
-        }
-    }
-}
-
-impl Serialize for ProblemKind {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{PREFIX}{}", self.name()))
-    }
-}
-
-impl JsonSchema for ProblemKind {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "ProblemType".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let names = Self::ALL.map(|kind| format!("{PREFIX}{}", kind.name()));
-        json_schema!({"description": "The kind of problem.", "type": "string", "enum": names})
-    }
-}
-
 /// An error as RFC 9457 defines it.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
-pub(super) struct Problem {
+pub struct Problem {
     /// The kind of problem.
     #[serde(rename = "type")]
     kind: ProblemKind,
@@ -281,7 +66,8 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    pub(super) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+    /// A problem of this kind.
+    pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         let (_, title, status) = kind.describe();
         let mut detail = detail.into();
         // The detail may repeat parts of the request, which may be long.
@@ -307,7 +93,7 @@ impl Problem {
     }
 
     /// The problem of a request that a decision does not allow.
-    pub(super) fn denied(decision: Decision, detail: String) -> Self {
+    pub fn denied(decision: Decision, detail: String) -> Self {
         let kind = match decision.verdict {
             RuleEffect::Approve => ProblemKind::ApprovalRequired,
             _ if decision.scopes.is_empty() => ProblemKind::Denied,
@@ -328,7 +114,7 @@ impl Problem {
     }
 
     /// The problem of an invalid parameter or header.
-    pub(super) fn parameter(name: &str, why: impl std::fmt::Display) -> Self {
+    pub fn parameter(name: &str, why: impl std::fmt::Display) -> Self {
         let name: String = name.chars().take(100).collect();
         Self {
             parameter: Some(name.clone()),
@@ -363,7 +149,13 @@ impl From<JobsError> for Problem {
             JobsError::NotFound(_) | JobsError::NotSearched(_) => {
                 Self::new(ProblemKind::NoSuchJob, detail)
             }
+            JobsError::RecordGone { .. } => Self::new(ProblemKind::RecordGone, detail),
+            JobsError::NoLetter(_) => Self::new(ProblemKind::NoSuchLetter, detail),
+            JobsError::Unsupported(_) => Self::new(ProblemKind::KafkaRefused, detail),
+            JobsError::TooLate(_) => Self::new(ProblemKind::TooLate, detail),
             JobsError::Denied { decision, .. } => Self::denied(*decision, detail),
+            JobsError::NotPending(job) => Self::new(ProblemKind::NotPending, detail).with_job(*job),
+            JobsError::OwnApproval(_) => Self::new(ProblemKind::OwnApproval, detail),
             JobsError::Limited(reached) => Self::limited(&reached),
             JobsError::Unrecorded(_) => Self::new(ProblemKind::AuditUnavailable, detail),
             JobsError::Bad(_) => Self::new(ProblemKind::BadJob, detail),
@@ -477,6 +269,7 @@ mod tests {
         let too_large = JobsError::TooLarge { job_id: "j".to_owned(), bytes: 2, limit: 1 };
         for (error, status) in [
             (JobsError::NotFound("j".to_owned()), 404),
+            (JobsError::RecordGone { job_id: "j".to_owned() }, 410),
             (JobsError::Bad(bad()), 422),
             (JobsError::BadJob { index: 3, error: bad() }, 422),
             (too_large, 413),

@@ -2,10 +2,8 @@
 
 use axum::{
     extract::State,
-    handler::Handler,
     http::Method,
     response::{IntoResponse as _, Response},
-    routing::{MethodFilter, MethodRouter, on},
 };
 use fleet_access::Action;
 use fleet_job::view::{Cancellation, JobList, JobView, SubmittedJobs};
@@ -14,101 +12,23 @@ use serde_json::{Value, json};
 
 use super::{
     Api, handlers,
-    params::{self, Param},
+    operation::{Answer, Content, Operation, RequestBody, object_schema, schema_of},
+    params,
     problem::ProblemKind,
     sse,
 };
 use crate::{JobRequest, MAX_JOBS};
 
-/// An operation of the REST interface.
-pub(super) struct Operation {
-    pub(super) method: Method,
-    pub(super) path: &'static str,
-    pub(super) id: &'static str,
-    /// What a caller does with it. It is decided again about each job.
-    pub(super) action: Action,
-    pub(super) summary: &'static str,
-    pub(super) description: &'static str,
-    pub(super) params: &'static [Param],
-    /// The schema of a JSON body, and examples by name.
-    pub(super) body: Option<(SchemaOf, Vec<(&'static str, Value)>)>,
-    pub(super) answers: Vec<Answer>,
-    pub(super) problems: &'static [ProblemKind],
-    pub(super) handler: MethodRouter<Api>,
-}
+mod approvals;
+mod bulk;
+mod dead_letters;
+mod inspection;
 
-type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+use approvals::decision_operation;
+use inspection::{counts_operation, envelope_operation, history_operation, run_operation};
 
-/// A successful answer of an operation.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) description: &'static str,
-    pub(super) content: Content,
-    pub(super) headers: &'static [(&'static str, &'static str)],
-    /// Whether the answer contains a job whose id `/jobs/{id}` takes.
-    pub(super) leads_to_job: bool,
-}
-
-/// The content of an answer.
-pub(super) enum Content {
-    Nothing,
-    /// A schema and an example.
-    Json(SchemaOf, Value),
-    /// Server-sent events: a description of their ids and names, and the schema of their data.
-    Events(&'static str, SchemaOf),
-}
-
-impl Answer {
-    fn new(status: u16, description: &'static str, content: Content) -> Self {
-        Self { status, description, content, headers: &[], leads_to_job: false }
-    }
-}
-
-/// Problems of every operation: those of the middleware, and of invalid queries.
-pub(super) const ALWAYS: [ProblemKind; 10] = [
-    ProblemKind::BadRequest,
-    ProblemKind::MalformedCredentials,
-    ProblemKind::Unauthenticated,
-    ProblemKind::Forbidden,
-    ProblemKind::Denied,
-    ProblemKind::InsufficientScope,
-    ProblemKind::BodyTimeout,
-    ProblemKind::RateLimited,
-    ProblemKind::TooLarge,
-    ProblemKind::NoIssuerKeys,
-];
 const LOCATION: &[(&str, &str)] = &[("Location", "The path of the job, if the body had only one.")];
 const ETAG: &[(&str, &str)] = &[("ETag", "Changes with every change of the job.")];
-
-impl Operation {
-    fn new<H, T>(
-        method: Method,
-        path: &'static str,
-        id: &'static str,
-        action: Action,
-        handler: H,
-    ) -> Self
-    where
-        H: Handler<T, Api>,
-        T: 'static,
-    {
-        // The table contains only methods that axum can route.
-        let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
-        Self {
-            method,
-            path,
-            id,
-            action,
-            summary: "",
-            description: "",
-            params: params::NONE,
-            body: None,
-            answers: Vec::new(),
-            problems: &[],
-            handler: on(filter, handler),
-        }
-    }
-}
 
 /// Returns all operations.
 pub(super) fn operations() -> Vec<Operation> {
@@ -118,13 +38,25 @@ pub(super) fn operations() -> Vec<Operation> {
         show_operation(),
         cancel_operation(),
         watch_operation(),
+        envelope_operation(),
+        history_operation(),
+        run_operation(),
+        decision_operation(),
+        counts_operation(),
+        bulk::cancel_operation(),
+        bulk::run_operation(),
+        dead_letters::list_operation(),
+        dead_letters::show_operation(),
+        dead_letters::replay_operation(),
+        dead_letters::purge_operation(),
         follow_operation(),
         openapi_operation(),
         asyncapi_operation(),
     ]
 }
 
-fn submit_operation() -> Operation {
+/// The answers to a submission.
+fn submission_answers() -> Vec<Answer> {
     let submitted =
         |existing| json!({"jobs": [{"jobID": "job-123", "state": "queued", "existing": existing}]});
     let answer = |status, description, existing| Answer {
@@ -136,6 +68,13 @@ fn submit_operation() -> Operation {
             Content::Json(schema_of::<SubmittedJobs>, submitted(existing)),
         )
     };
+    vec![
+        answer(202, "The jobs are on the queue.", false),
+        answer(200, "All of the jobs were submitted before.", true),
+    ]
+}
+
+fn submit_operation() -> Operation {
     let call = || json!({"tool": "files__file_digest", "arguments": {"path": "README.md"}});
     let batch = json!({"calls": [call(), call()], "parallel": 2, "timeoutMs": 60_000});
     Operation {
@@ -144,18 +83,16 @@ fn submit_operation() -> Operation {
                       comes once all of them are stored durably. A job with a `jobID` or an `idempotencyKey` is not \
                       submitted twice, so the request can be repeated.",
         params: params::SUBMIT,
-        body: Some((
-            submission_schema,
-            vec![
+        body: Some(RequestBody {
+            schema: submission_schema,
+            examples: vec![
                 ("call", call()),
                 ("batch", batch),
                 ("many", json!({"jobs": [call(), {"jobID": "job-123", "tool": "server_list"}]})),
             ],
-        )),
-        answers: vec![
-            answer(202, "The jobs are on the queue.", false),
-            answer(200, "All of the jobs were submitted before.", true),
-        ],
+            is_required: true,
+        }),
+        answers: submission_answers(),
         problems: &[
             ProblemKind::JobsOff,
             ProblemKind::ApprovalRequired,
@@ -373,14 +310,6 @@ async fn serve_asyncapi(State(api): State<Api>) -> Response {
     handlers::serve_document(&api.asyncapi).into_response()
 }
 
-fn schema_of<T: schemars::JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
-    schemas.subschema_for::<T>()
-}
-
-fn object_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "object"})
-}
-
 /// The schema of one job, an array of jobs, or an object with `jobs`.
 fn submission_schema(schemas: &mut SchemaGenerator) -> Schema {
     let job = schemas.subschema_for::<JobRequest>();
@@ -429,7 +358,23 @@ pub fn path_label(path: &str) -> Option<&'static str> {
     match (segments.next()?, segments.next(), segments.next(), segments.next()) {
         ("jobs", None, ..) => Some("/jobs"),
         ("jobs", Some(_), Some("events"), None) => Some("/jobs/{id}/events"),
+        ("jobs", Some(_), Some("envelope"), None) => Some("/jobs/{id}/envelope"),
+        ("jobs", Some(_), Some("history"), None) => Some("/jobs/{id}/history"),
+        ("jobs", Some(_), Some("decision"), None) => Some("/jobs/{id}/decision"),
+        ("jobs", Some(_), Some("runs"), None) => Some("/jobs/{id}/runs"),
+        ("job-counts", ..) => Some("/job-counts"),
+        ("dead-letters", None, ..) => Some("/dead-letters"),
+        ("dead-letters", Some("replays"), None, _) => Some("/dead-letters/replays"),
+        ("dead-letters", ..) => Some("/dead-letters/{id}"),
+        ("job-cancellations", ..) => Some("/job-cancellations"),
+        ("job-runs", ..) => Some("/job-runs"),
         ("jobs", ..) => Some("/jobs/{id}"),
+        ("tools", None, ..) => Some("/tools"),
+        ("tools", ..) => Some("/tools/{id}"),
+        ("servers", None, ..) => Some("/servers"),
+        ("servers", Some(_), Some("restarts"), None) => Some("/servers/{id}/restarts"),
+        ("servers", ..) => Some("/servers/{id}"),
+        ("server-checks", ..) => Some("/server-checks"),
         ("events", ..) => Some("/events"),
         ("openapi.json", ..) => Some("/openapi.json"),
         ("asyncapi.json", ..) => Some("/asyncapi.json"),
@@ -440,6 +385,8 @@ pub fn path_label(path: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use axum::routing::MethodFilter;
 
     use super::*;
 

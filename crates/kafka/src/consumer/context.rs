@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fleet_group::Partition;
@@ -24,6 +24,10 @@ use super::{
     Event, Reach, ends::Ends, identity::LogIdentity, member::Channel, membership::Membership,
     unreadable::Unreadable, wakeup::Wakeup,
 };
+use crate::quiet_context::FailureLog;
+
+/// How often the engine is told what it knows already.
+const TOLD_AGAIN: Duration = Duration::from_secs(10);
 
 pub(super) struct Context {
     pub(super) channel: Channel,
@@ -39,6 +43,8 @@ pub(super) struct Context {
     /// The index of that topic, which its partitions carry.
     number: u16,
     pub(super) drain: Duration,
+    /// What has been logged of librdkafka's failures.
+    failures: FailureLog,
     /// The log that currently has the topic's name.
     identity: Mutex<LogIdentity>,
     /// Set when the topic may have been deleted and created again.
@@ -55,6 +61,8 @@ pub(super) struct Context {
     pub(super) has_unverified_end: AtomicBool,
     /// The partitions that cannot be read.
     unreadable: Mutex<Unreadable>,
+    /// What the engine was told of the last statistics.
+    told: Mutex<Told>,
     /// The partitions that had no committed offset when they were assigned.
     without_commit: Mutex<HashSet<Partition>>,
     /// The number of assignments so far.
@@ -62,6 +70,32 @@ pub(super) struct Context {
     /// Held during commits, so that no commit overtakes another and none follows a partition's last
     /// one.
     committing: Mutex<()>,
+}
+
+/// What the engine was told of the last statistics, so that an idle worker is not woken to hear the
+/// same again.
+#[derive(Debug, Default)]
+struct Told {
+    lag: Vec<(Partition, i64)>,
+    /// `None` if everything has to be told.
+    reach: Option<(Reach, Instant)>,
+}
+
+impl Told {
+    /// Returns whether the engine has to be told: something has changed, something is out of reach
+    /// (the engine counts for how long), or the last time is long ago.
+    fn is_news(&mut self, lag: &[(Partition, i64)], reach: Reach, now: Instant) -> bool {
+        let is_known = self.reach.is_some_and(|(told, at)| {
+            told == reach && reach.broker && reach.group && now.duration_since(at) < TOLD_AGAIN
+        });
+        if is_known && self.lag == lag {
+            return false;
+        }
+
+        self.lag = lag.to_vec();
+        self.reach = Some((reach, now));
+        true
+    }
 }
 
 impl Context {
@@ -82,6 +116,7 @@ impl Context {
             topic,
             number,
             drain,
+            failures: FailureLog::default(),
             identity: Mutex::default(),
             recreated: AtomicBool::new(false),
             is_missing: AtomicBool::new(false),
@@ -90,6 +125,7 @@ impl Context {
             ends: Mutex::default(),
             has_unverified_end: AtomicBool::new(false),
             unreadable: Mutex::default(),
+            told: Mutex::default(),
             without_commit: Mutex::default(),
             generations: AtomicU64::new(0),
             committing: Mutex::default(),
@@ -130,8 +166,14 @@ impl Context {
 
         self.last_read().remove(&partition);
         self.unreadable().set_paused(partition, false);
+        self.tell_all_again();
 
         generation
+    }
+
+    /// Makes the next statistics news for the engine, whatever they say.
+    pub(super) fn tell_all_again(&self) {
+        *self.told.lock() = Told::default();
     }
 
     pub(super) fn identity(&self) -> LogIdentity {
@@ -233,7 +275,7 @@ impl ClientContext for Context {
     /// A line of the log is an event of its own in the queue that is polled.
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.called_back.store(true, Ordering::Relaxed);
-        log_line(level, facility, message);
+        self.failures.log_line(level, facility, message);
     }
 
     fn stats(&self, statistics: Statistics) {
@@ -247,10 +289,8 @@ impl ClientContext for Context {
                 Some((partition, lag(stats, is_without_commit)?))
             })
         });
-        let lag: Vec<_> = lag.collect();
-        if !lag.is_empty() {
-            self.emit(Event::Lag(lag));
-        }
+        let mut lag: Vec<_> = lag.collect();
+        lag.sort_unstable();
 
         self.sample_ends(&statistics);
         self.report_unreadable(&statistics);
@@ -259,7 +299,14 @@ impl ClientContext for Context {
             .cgrp
             .is_some_and(|group| group.state == "up" && group.join_state == "steady");
         let broker = statistics.brokers.values().any(|broker| broker.state == "UP");
-        self.emit(Event::Reach(self.number, Reach { broker, group }));
+        let reach = Reach { broker, group };
+
+        if self.told.lock().is_news(&lag, reach, Instant::now()) {
+            if !lag.is_empty() {
+                self.emit(Event::Lag(lag));
+            }
+            self.emit(Event::Reach(self.number, reach));
+        }
     }
 
     fn error(&self, error: Native, reason: &str) {
@@ -270,7 +317,7 @@ impl ClientContext for Context {
             Some(code) if Unreadable::is_cause(code) => {
                 tracing::debug!(%error, reason, "Kafka error")
             }
-            _ => tracing::warn!(%error, reason, "Kafka error"),
+            _ => self.failures.log_error(&error, reason),
         }
     }
 
@@ -279,20 +326,6 @@ impl ClientContext for Context {
         _: Option<&str>,
     ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
         Err("only sasl.oauthbearer.method=oidc is supported; set it together with sasl.oauthbearer.token.endpoint.url".into())
-    }
-}
-
-/// Writes a line of librdkafka's log to ours.
-fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    use RDKafkaLogLevel::{Alert, Critical, Debug, Emerg, Error, Info, Notice, Warning};
-
-    match level {
-        Emerg | Alert | Critical | Error => {
-            tracing::error!(target: "librdkafka", "librdkafka: {facility} {message}");
-        }
-        Warning => tracing::warn!(target: "librdkafka", "librdkafka: {facility} {message}"),
-        Notice | Info => tracing::info!(target: "librdkafka", "librdkafka: {facility} {message}"),
-        Debug => tracing::debug!(target: "librdkafka", "librdkafka: {facility} {message}"),
     }
 }
 
@@ -311,6 +344,24 @@ fn lag(stats: &statistics::Partition, is_without_commit: bool) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_engine_knows_is_not_told_again_at_once() {
+        let (mut told, begin) = (Told::default(), Instant::now());
+        let good = Reach { broker: true, group: true };
+        let bad = Reach { broker: false, group: true };
+        let mut is_news = |lag: i64, reach, ms| {
+            let lag = [(Partition { topic: 0, number: 3 }, lag)];
+            told.is_news(&lag, reach, begin + Duration::from_millis(ms))
+        };
+
+        assert!(is_news(0, good, 0));
+        assert!(!is_news(0, good, 1_000));
+        assert!(is_news(7, good, 2_000) && !is_news(7, good, 3_000));
+        // The engine counts how long something is out of reach.
+        assert!(is_news(7, bad, 4_000) && is_news(7, bad, 5_000) && is_news(7, good, 6_000));
+        assert!(!is_news(7, good, 15_999) && is_news(7, good, 16_000));
+    }
 
     #[test]
     fn all_records_of_a_partition_without_a_commit_are_lag() {

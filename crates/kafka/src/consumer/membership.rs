@@ -14,8 +14,8 @@ use rdkafka::{Statistics, error::RDKafkaErrorCode};
 const LONGEST_PARK: Duration = Duration::from_secs(3);
 /// How often to check whether contact has been regained.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// How many times per allowed gap a member checks whether a proof is due, so that it proves its
-/// membership well before the gap is over.
+/// How many times per allowed gap a member tries to prove its membership while a proof is due, so
+/// that it succeeds before the gap is over.
 const LOOKS_PER_GAP: u32 = 8;
 
 /// A generation that no assignment has.
@@ -38,6 +38,13 @@ struct State {
     has_joined: bool,
     /// The number of proofs so far, which selects the partition for the next one.
     proofs: usize,
+}
+
+impl State {
+    /// Returns whether losing a partition could do harm, and a commit could prove the membership.
+    fn has_standing(&self) -> bool {
+        self.owned.values().any(|owned| owned.standing.is_some())
+    }
 }
 
 /// A partition that this member owns.
@@ -212,8 +219,7 @@ impl Membership {
 
     fn judge_contact(&self, judge: impl FnOnce(&Contact, Duration) -> bool) -> bool {
         let state = self.state();
-        judge(&state.contact, self.now())
-            && state.owned.values().any(|owned| owned.standing.is_some())
+        judge(&state.contact, self.now()) && state.has_standing()
     }
 
     /// Returns a commit of one partition that changes nothing, for use as a proof.
@@ -243,7 +249,20 @@ impl Membership {
 
     /// Returns how long to wait before checking again whether a proof is due.
     pub(super) fn check_interval(&self) -> Duration {
-        if self.is_out_of_contact() { LOOK_AGAIN } else { self.gap / LOOKS_PER_GAP }
+        if self.is_out_of_contact() {
+            return LOOK_AGAIN;
+        }
+        let state = self.state();
+        let longest = self.gap / 3;
+        if !state.has_standing() {
+            return longest;
+        }
+
+        match state.contact.until_proof(self.now()) {
+            // A proof that is due and was not accepted is tried again a little later.
+            Duration::ZERO => self.gap / LOOKS_PER_GAP,
+            until_proof => until_proof.min(longest),
+        }
     }
 }
 

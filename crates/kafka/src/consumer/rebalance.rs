@@ -132,6 +132,8 @@ impl Context {
 
         if consumer.assignment_lost() {
             self.emit(Event::Lost(partitions.clone()));
+            // The member may join again before the next statistics, with an empty assignment.
+            self.tell_all_again();
             // A commit that starts after this member has joined again would be accepted and
             // overwrite the new owner's.
             let _committing = self.lock_commits();

@@ -12,13 +12,16 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 use rdkafka::{
-    Message as _, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
-    error::KafkaError as Native,
+    Message as _, Offset, TopicPartitionList, consumer::Consumer as _, error::KafkaError as Native,
 };
 
 use super::mailbox::Mailbox;
-use crate::{convert, error::KafkaError, reader::QuietContext, settings::Settings};
+use crate::{
+    convert,
+    error::KafkaError,
+    quiet_context::{QuietConsumer, QuietContext},
+    settings::Settings,
+};
 
 /// The timeout of a poll, which is also how long the thread outlives its last follower. rdkafka
 /// spins through any fraction of a millisecond in a timeout, so this is in whole seconds.
@@ -26,7 +29,7 @@ const POLL: Duration = Duration::from_secs(5);
 
 /// The shared client and the subscriptions that it serves.
 pub(super) struct Hub {
-    consumer: BaseConsumer<QuietContext>,
+    consumer: QuietConsumer,
     subscriptions: Mutex<Subscriptions>,
     /// Set after a fatal error, when librdkafka cannot use this client any more.
     failed: AtomicBool,
@@ -56,8 +59,10 @@ impl std::fmt::Debug for Hub {
 impl Hub {
     /// Creates the client and starts its thread, which ends after the last use.
     pub(super) fn start(settings: &Settings) -> Result<Arc<Self>, KafkaError> {
-        let consumer: BaseConsumer<QuietContext> =
-            settings.follower().create_with_context(QuietContext).map_err(KafkaError::client)?;
+        let consumer: QuietConsumer = settings
+            .follower()
+            .create_with_context(QuietContext::default())
+            .map_err(KafkaError::client)?;
         let hub = Arc::new(Self {
             consumer,
             subscriptions: Mutex::default(),

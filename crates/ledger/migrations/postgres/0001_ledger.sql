@@ -15,19 +15,25 @@ CREATE TABLE ledger_log (
 INSERT INTO ledger_log (generation, seen_at) VALUES (1, now());
 
 -- How far each partition has been projected. Whoever has locked a row is the partition's projector. `next` is null if
--- only records ahead of the log have been applied.
+-- only records ahead of the log have been applied. `forgotten_until` is the newest time of a job of the partition that
+-- was forgotten although the log may still have it.
 CREATE TABLE ledger_positions (
     partition integer PRIMARY KEY,
-    next bigint
+    next bigint,
+    forgotten_until bigint
 ) WITH (fillfactor = 50);
 
--- How many jobs there are, and the size of their events.
+-- How many jobs there are of each state, owner and tenant, and the size of their events. There are no zeros. `shared` is
+-- the digest of these three texts, which together may be too long for an index.
 CREATE TABLE ledger_counts (
     partition integer,
-    state text COLLATE "C",
+    shared bytea,
+    state text COLLATE "C" NOT NULL,
+    owner text COLLATE "C",
+    tenant text COLLATE "C",
     jobs bigint NOT NULL,
     bytes bigint NOT NULL,
-    PRIMARY KEY (partition, state)
+    PRIMARY KEY (partition, shared)
 ) WITH (fillfactor = 50);
 
 CREATE TABLE ledger_jobs (
@@ -40,6 +46,8 @@ CREATE TABLE ledger_jobs (
     tool text COLLATE "C",
     tenant text COLLATE "C",
     owner text COLLATE "C",
+    -- The stable code of the event's error.
+    code text COLLATE "C",
     submitted bigint NOT NULL,
     time bigint NOT NULL,
     is_overtaken boolean NOT NULL,
@@ -59,5 +67,6 @@ CREATE INDEX ledger_jobs_by_time ON ledger_jobs (submitted, id);
 CREATE INDEX ledger_jobs_by_state ON ledger_jobs (state, submitted, id);
 CREATE INDEX ledger_jobs_by_tool ON ledger_jobs (tool, submitted, id) WHERE tool IS NOT NULL;
 CREATE INDEX ledger_jobs_by_tenant ON ledger_jobs (tenant, submitted, id) WHERE tenant IS NOT NULL;
+CREATE INDEX ledger_jobs_by_code ON ledger_jobs (code, submitted, id) WHERE code IS NOT NULL;
 CREATE INDEX ledger_jobs_by_end ON ledger_jobs (time, id) WHERE has_ended;
 CREATE INDEX ledger_jobs_by_overtaken ON ledger_jobs (id) WHERE is_overtaken;

@@ -7,12 +7,20 @@ use fleet_job::state::{Standing, Verdict};
 
 use crate::store::{LoggedEvent, Positions, Update};
 
-/// What the database holds of a job that a batch is about.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Stored {
+/// What jobs that are counted together share.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TallyKey {
     pub(super) partition: i32,
     /// The name of the state, which may be one of a newer version.
     pub(super) state: String,
+    pub(super) owner: Option<String>,
+    pub(super) tenant: Option<String>,
+}
+
+/// What the database holds of a job that a batch is about.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Stored {
+    pub(super) tally: TallyKey,
     /// The size of the event.
     pub(super) bytes: i64,
     pub(super) standing: Standing,
@@ -45,8 +53,8 @@ pub(super) struct Changes<'a> {
     pub(super) restood: Vec<Restood<'a>>,
     /// Ids of jobs to delete, and the standing that they must still have.
     pub(super) deleted: Vec<(&'a str, String)>,
-    /// By partition and state, how many jobs and bytes come or go.
-    pub(super) counts: BTreeMap<(i32, String), (i64, i64)>,
+    /// How many jobs and bytes come or go.
+    pub(super) counts: BTreeMap<TallyKey, (i64, i64)>,
 }
 
 /// A job whose state is a record of the batch.
@@ -103,7 +111,7 @@ pub(super) fn fold_batch<'a>(
 /// the job's state tells. A record before the one that is the state now was the state in its time:
 /// what followed an end without being a new job is behind that end.
 fn recall(stored: Option<&Stored>, update: &Update) -> Verdict {
-    let Some(stored) = stored.filter(|stored| stored.partition == update.partition) else {
+    let Some(stored) = stored.filter(|stored| stored.tally.partition == update.partition) else {
         return Verdict::State;
     };
 
@@ -118,7 +126,7 @@ fn recall(stored: Option<&Stored>, update: &Update) -> Verdict {
 impl<'a> Job<'a> {
     fn of(stored: Option<Stored>) -> Self {
         let now = stored.as_ref().map(|stored| Present {
-            partition: stored.partition,
+            partition: stored.tally.partition,
             standing: stored.standing.clone(),
             record: None,
         });
@@ -194,16 +202,20 @@ impl<'a> Changes<'a> {
     fn count_in(&mut self, now: Present<'a>) -> Option<NewRow<'a>> {
         let (update, logged) = now.record?;
 
-        let state = logged.event.state.as_str().to_owned();
-        let (jobs, bytes) = self.counts.entry((now.partition, state)).or_default();
+        let tally = TallyKey {
+            partition: now.partition,
+            state: logged.event.state.as_str().to_owned(),
+            owner: logged.event.owner.clone(),
+            tenant: logged.event.tenant.clone(),
+        };
+        let (jobs, bytes) = self.counts.entry(tally).or_default();
         *jobs += 1;
         *bytes += i64::try_from(logged.value.len()).unwrap_or(i64::MAX);
         Some(NewRow { update, logged, standing: now.standing })
     }
 
     fn count_out(&mut self, stored: &Stored) {
-        let key = (stored.partition, stored.state.clone());
-        let (jobs, bytes) = self.counts.entry(key).or_default();
+        let (jobs, bytes) = self.counts.entry(stored.tally.clone()).or_default();
         *jobs -= 1;
         *bytes -= stored.bytes;
     }

@@ -11,12 +11,10 @@ use super::{
     text::{from_column, to_column},
 };
 use crate::{
-    query::{Cursor, Page, Query},
+    query::{Cursor, Page, Query, end_of_prefix},
     store::{Known, StoreError, strip_details},
 };
 
-/// The most jobs that one page may examine.
-const MAX_SCANNED: usize = 20_000;
 /// The most jobs that are read at once.
 const MAX_CHUNK: usize = 2_000;
 
@@ -27,18 +25,19 @@ pub(super) async fn read_page(
     ours: &OurLog,
     query: &Query,
 ) -> Result<Page, StoreError> {
-    let limit = query.bounded_limit();
+    let by_id = has_few_ids(client, query).await?;
+    let (limit, max_examined) = (query.bounded_limit(), query.max_examined());
     let mut page = Page::default();
     let mut examined = 0;
     let mut after = query.after.clone();
     let mut chunk = limit + 1;
 
     loop {
-        let rows = read_chunk(client, ours, query, after.as_ref(), chunk).await?;
+        let rows = read_chunk(client, ours, query, after.as_ref(), by_id, chunk).await?;
         let is_last = rows.len() < chunk;
 
         for row in rows {
-            if page.jobs.len() == limit || examined == MAX_SCANNED {
+            if page.jobs.len() == limit || examined == max_examined {
                 page.next = after;
                 return Ok(page);
             }
@@ -46,10 +45,7 @@ pub(super) async fn read_page(
             check_ours(&row, 7)?;
             let (job_id, submitted) = (from_column(row.try_get(3)?), row.try_get(4)?);
             let submitted_at = Timestamp::from_millis_clamped(submitted);
-            if is_visible(query, &row)? {
-                let known = read_job(&row, &job_id)?;
-                page.jobs.push(Known { event: strip_details(known.event), ..known });
-            }
+            page.jobs.extend(read_if_wanted(query, &row, &job_id)?);
             after = Some(Cursor { submitted_at, job_id });
         }
 
@@ -60,10 +56,40 @@ pub(super) async fn read_page(
     }
 }
 
-fn is_visible(query: &Query, row: &Row) -> Result<bool, StoreError> {
-    let (owner, tenant): (Option<String>, Option<String>) = (row.try_get(5)?, row.try_get(6)?);
-    let (owner, tenant) = (owner.map(from_column), tenant.map(from_column));
-    Ok(query.visibility.covers(owner.as_deref(), tenant.as_deref()))
+/// Reads a job that the SQL selects, unless it is not wanted or may not be seen.
+fn read_if_wanted(query: &Query, row: &Row, job_id: &str) -> Result<Option<Known>, StoreError> {
+    let text = |column| row.try_get(column).map(|text: Option<String>| text.map(from_column));
+    let (owner, tenant, job_type) = (text(5)?, text(6)?, text(8)?);
+    let is_wanted = query.filter.wants_id(job_id)
+        && (query.filter.job_type.is_none() || query.filter.job_type == job_type)
+        && query.visibility.covers(owner.as_deref(), tenant.as_deref());
+    if !is_wanted {
+        return Ok(None);
+    }
+
+    let known = read_job(row, job_id)?;
+    let is_wanted = query.filter.wants_metadata(&known.event.metadata);
+    Ok(is_wanted.then(|| Known { event: strip_details(known.event), ..known }))
+}
+
+/// Returns whether so few jobs have the wanted prefix that they can all be sorted.
+async fn has_few_ids(client: &Client, query: &Query) -> Result<bool, StoreError> {
+    let mut conditions = Conditions::default();
+    conditions.add_prefix(query.filter.id_prefix.as_deref());
+    if conditions.texts.is_empty() {
+        return Ok(false);
+    }
+
+    let most = query.max_examined();
+    let sql = format!(
+        "SELECT count(*) FROM (SELECT FROM ledger_jobs WHERE {} LIMIT {}) AS found",
+        conditions.sql(),
+        most + 1
+    );
+    let statement = client.prepare_cached(&sql).await?;
+    let values: Vec<_> = conditions.values.iter().map(Value::as_sql).collect();
+    let found: i64 = client.query_one(&statement, &values).await?.try_get(0)?;
+    Ok(usize::try_from(found).is_ok_and(|found| found <= most))
 }
 
 async fn read_chunk(
@@ -71,14 +97,20 @@ async fn read_chunk(
     ours: &OurLog,
     query: &Query,
     after: Option<&Cursor>,
+    by_id: bool,
     limit: usize,
 ) -> Result<Vec<Row>, StoreError> {
     let mut conditions = Conditions::of(query, after);
+    // An expression is in no index, so that jobs are found by what selects few of them.
+    let submitted = if by_id { "submitted + 0" } else { "submitted" };
+    if by_id {
+        conditions.add_prefix(query.filter.id_prefix.as_deref());
+    }
     let limit = conditions.value(Value::Number(i64::try_from(limit).unwrap_or(i64::MAX)));
     let sql = format!(
-        "SELECT partition, \"offset\", coalesce(brief, event), id, submitted, owner, tenant, {IS_OURS}
+        "SELECT partition, \"offset\", coalesce(brief, event), id, submitted, owner, tenant, {IS_OURS}, type
          FROM ledger_jobs
-         WHERE {} ORDER BY submitted DESC, id DESC LIMIT {limit}",
+         WHERE {} ORDER BY {submitted} DESC, id DESC LIMIT {limit}",
         conditions.sql()
     );
 
@@ -113,12 +145,15 @@ impl Value<'_> {
     }
 }
 
-/// The conditions of a query, each of which is one call of [`Conditions::add`]. What may be seen is
+/// The conditions of a query, each of which is one call of [`Conditions::add`]: those for which
+/// there are indexes, so that what a page examines is bounded. The others, and what may be seen, are
 /// checked afterwards.
 #[derive(Default)]
 struct Conditions<'a> {
     texts: Vec<String>,
     values: Vec<Value<'a>>,
+    /// How many values precede these.
+    earlier: usize,
 }
 
 impl<'a> Conditions<'a> {
@@ -128,10 +163,11 @@ impl<'a> Conditions<'a> {
             |text: &'a Option<String>| text.as_deref().map(|text| Value::Text(to_column(text)));
         let time = |time: Option<Timestamp>| time.map(|time| Value::Number(time.as_millis()));
 
-        let mut conditions = Self::default();
-        conditions.add("type = ?", [text(&filter.job_type)]);
+        // Those of our log come first.
+        let mut conditions = Self { earlier: 2, ..Self::default() };
         conditions.add("tool = ?", [text(&filter.tool)]);
         conditions.add("tenant = ?", [text(&filter.tenant)]);
+        conditions.add("code = ?", [text(&filter.error_code)]);
         conditions.add("submitted >= ?", [time(filter.since)]);
         conditions.add("submitted < ?", [time(filter.until)]);
         conditions.add(
@@ -152,6 +188,15 @@ impl<'a> Conditions<'a> {
         conditions
     }
 
+    /// Adds that the id begins with this.
+    fn add_prefix(&mut self, prefix: Option<&'a str>) {
+        let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty()) else { return };
+        let first = to_column(prefix);
+        let end = end_of_prefix(&first).map(|end| Value::Text(end.into()));
+        self.add("id >= ?", [Some(Value::Text(first))]);
+        self.add("id < ?", [end]);
+    }
+
     /// Adds a condition in which each question mark stands for a value. Without all values, it is
     /// left out.
     fn add<const N: usize>(&mut self, condition: &str, values: [Option<Value<'a>>; N]) {
@@ -169,10 +214,10 @@ impl<'a> Conditions<'a> {
         self.texts.push(text);
     }
 
-    /// Adds a value and returns what stands for it. Those of our log come first.
+    /// Adds a value and returns what stands for it.
     fn value(&mut self, value: Value<'a>) -> String {
         self.values.push(value);
-        format!("${}", self.values.len() + 2)
+        format!("${}", self.values.len() + self.earlier)
     }
 
     fn sql(&self) -> String {
@@ -205,5 +250,12 @@ mod tests {
             "tool = $3 AND submitted < $4 AND (submitted, id) < ($5, $6) AND state = ANY ($7)"
         );
         assert_eq!(conditions.values.len(), 5);
+
+        let mut conditions = Conditions::default();
+        conditions.add_prefix(Some(""));
+        assert_eq!(conditions.sql(), "true");
+        conditions.add_prefix(Some("\u{10ffff}"));
+        conditions.add_prefix(Some("a"));
+        assert_eq!(conditions.sql(), "id >= $1 AND id >= $2 AND id < $3");
     }
 }

@@ -15,7 +15,8 @@ use fleet_job::state::{Standing, Verdict};
 use tokio_postgres::types::ToSql;
 
 use super::{
-    fold::{Changes, NewRow, Stored, fold_batch},
+    fold::{Changes, NewRow, Stored, TallyKey, fold_batch},
+    tallies::change_counts,
     text::{from_column, to_column},
 };
 use crate::{
@@ -47,22 +48,24 @@ const ADD_POSITIONS: &str = "INSERT INTO ledger_positions (partition)
 const LOCK_POSITIONS: &str = "SELECT partition, next FROM ledger_positions
     WHERE partition = ANY ($1) ORDER BY partition FOR UPDATE";
 const GENERATION: &str = "SELECT generation FROM ledger_log";
-const FIND_STORED: &str = "SELECT id, partition, state, octet_length(event)::bigint, standing
+const FIND_STORED: &str =
+    "SELECT id, partition, state, octet_length(event)::bigint, standing, owner, tenant
     FROM ledger_jobs WHERE id = ANY ($1)";
 const INSERT: &str = "INSERT INTO ledger_jobs (id, partition, \"offset\", state, has_ended, type, tool, tenant, owner,
-        submitted, time, is_overtaken, standing, brief, event)
+        code, submitted, time, is_overtaken, standing, brief, event)
     SELECT * FROM unnest($1::text[], $2::int[], $3::bigint[], $4::text[], $5::bool[], $6::text[], $7::text[],
-        $8::text[], $9::text[], $10::bigint[], $11::bigint[], $12::bool[], $13::text[], $14::bytea[], $15::bytea[])
+        $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::bool[], $14::text[], $15::bytea[],
+        $16::bytea[])
     ON CONFLICT (id) DO NOTHING";
 const REPLACE: &str = "UPDATE ledger_jobs AS j SET partition = n.partition, \"offset\" = n.\"offset\",
         state = n.state, has_ended = n.has_ended, type = n.type, tool = n.tool, tenant = n.tenant, owner = n.owner,
-        submitted = n.submitted, time = n.time, is_overtaken = n.is_overtaken, standing = n.standing,
-        brief = n.brief, event = n.event
+        code = n.code, submitted = n.submitted, time = n.time, is_overtaken = n.is_overtaken,
+        standing = n.standing, brief = n.brief, event = n.event
     FROM unnest($1::text[], $2::int[], $3::bigint[], $4::text[], $5::bool[], $6::text[], $7::text[],
-        $8::text[], $9::text[], $10::bigint[], $11::bigint[], $12::bool[], $13::text[], $14::bytea[], $15::bytea[],
-        $16::text[])
-        AS n (id, partition, \"offset\", state, has_ended, type, tool, tenant, owner, submitted, time, is_overtaken,
-        standing, brief, event, was)
+        $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::bool[], $14::text[], $15::bytea[],
+        $16::bytea[], $17::text[])
+        AS n (id, partition, \"offset\", state, has_ended, type, tool, tenant, owner, code, submitted, time,
+        is_overtaken, standing, brief, event, was)
     WHERE j.id = n.id AND j.standing = n.was";
 const RESTAND: &str = "UPDATE ledger_jobs AS j SET standing = n.standing, is_overtaken = n.is_overtaken
     FROM unnest($1::text[], $2::text[], $3::bool[], $4::text[]) AS n (id, standing, is_overtaken, was)
@@ -70,9 +73,6 @@ const RESTAND: &str = "UPDATE ledger_jobs AS j SET standing = n.standing, is_ove
 const DELETE: &str =
     "DELETE FROM ledger_jobs AS j USING unnest($1::text[], $2::text[]) AS n (id, was)
     WHERE j.id = n.id AND j.standing = n.was";
-const COUNT: &str = "INSERT INTO ledger_counts AS c (partition, state, jobs, bytes)
-    SELECT * FROM unnest($1::int[], $2::text[], $3::bigint[], $4::bigint[])
-    ON CONFLICT (partition, state) DO UPDATE SET jobs = c.jobs + excluded.jobs, bytes = c.bytes + excluded.bytes";
 const ADVANCE: &str = "UPDATE ledger_positions AS p SET next = greatest(p.next, n.next)
     FROM unnest($1::int[], $2::bigint[]) AS n (partition, next) WHERE p.partition = n.partition";
 
@@ -251,8 +251,14 @@ async fn find_stored(
         let job_id = from_column(row.try_get(0)?);
         let written: String = row.try_get(4)?;
         let standing = read_standing(&job_id, &written)?;
-        let (partition, state, bytes) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
-        stored.insert(job_id, Stored { partition, state, bytes, standing, written });
+        let (owner, tenant): (Option<String>, Option<String>) = (row.try_get(5)?, row.try_get(6)?);
+        let tally = TallyKey {
+            partition: row.try_get(1)?,
+            state: row.try_get(2)?,
+            owner: owner.map(from_column),
+            tenant: tenant.map(from_column),
+        };
+        stored.insert(job_id, Stored { tally, bytes: row.try_get(3)?, standing, written });
     }
     Ok(stored)
 }
@@ -295,15 +301,7 @@ async fn write_changes(
         execute(transaction, DELETE, &[&ids, &was], changes.deleted.len()).await?;
     }
 
-    let counts: Vec<_> = changes.counts.iter().filter(|(_, change)| **change != (0, 0)).collect();
-    if !counts.is_empty() {
-        let partitions: Vec<_> = counts.iter().map(|((partition, _), _)| *partition).collect();
-        let states: Vec<_> = counts.iter().map(|((_, state), _)| state).collect();
-        let jobs: Vec<_> = counts.iter().map(|(_, (jobs, _))| *jobs).collect();
-        let bytes: Vec<_> = counts.iter().map(|(_, (_, bytes))| *bytes).collect();
-        execute(transaction, COUNT, &[&partitions, &states, &jobs, &bytes], counts.len()).await?;
-    }
-    Ok(())
+    change_counts(transaction, &changes.counts).await
 }
 
 /// Splits rows into portions for one statement each: as many as fit into [`MAX_STATEMENT`], and at
@@ -323,7 +321,7 @@ fn portions<T>(mut rows: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item
 }
 
 /// Executes a statement that has to change this many rows.
-async fn execute(
+pub(super) async fn execute(
     transaction: &Transaction<'_>,
     sql: &str,
     values: &[&(dyn ToSql + Sync)],
@@ -361,6 +359,7 @@ struct Columns<'a> {
     tools: Texts<'a>,
     tenants: Texts<'a>,
     owners: Texts<'a>,
+    codes: Texts<'a>,
     submitted: Vec<i64>,
     times: Vec<i64>,
     are_overtaken: Vec<bool>,
@@ -393,6 +392,7 @@ impl<'a> Columns<'a> {
         self.tools.push(name(&event.tool));
         self.tenants.push(name(&event.tenant));
         self.owners.push(name(&event.owner));
+        self.codes.push(event.error.as_ref().map(|error| to_column(error.stable_code())));
         self.submitted.push(submitted_at(event).as_millis());
         self.times.push(event.time.as_millis());
         self.are_overtaken.push(row.standing.is_overtaken());
@@ -413,6 +413,7 @@ impl<'a> Columns<'a> {
             &self.tools,
             &self.tenants,
             &self.owners,
+            &self.codes,
             &self.submitted,
             &self.times,
             &self.are_overtaken,

@@ -4,7 +4,7 @@ use std::ops::AddAssign as _;
 
 use deadpool_postgres::{Client, Transaction};
 
-use super::project::begin;
+use super::{project::begin, tallies::SHARED};
 use crate::{
     retention::{Forgotten, Retention},
     store::StoreError,
@@ -122,7 +122,8 @@ impl Deleted {
     }
 }
 
-/// Deletes the jobs whose ids `which` selects, and counts them out.
+/// Deletes the jobs whose ids `which` selects, which the log may still have. Counts them out, and
+/// notes until when jobs are forgotten. The caller is the projector of all partitions.
 async fn delete(
     transaction: &Transaction<'_>,
     which: &str,
@@ -131,13 +132,21 @@ async fn delete(
     let sql = format!(
         "WITH gone AS (
              DELETE FROM ledger_jobs WHERE id IN ({which})
-             RETURNING partition, state, has_ended, octet_length(event) AS bytes
+             RETURNING partition, state, owner, tenant, has_ended, time, octet_length(event) AS bytes
          ), less AS (
-             SELECT partition, state, has_ended, count(*) AS jobs, sum(bytes)::bigint AS bytes
-             FROM gone GROUP BY partition, state, has_ended
+             SELECT partition, {SHARED} AS shared, has_ended, count(*) AS jobs, sum(bytes)::bigint AS bytes,
+                 max(time) AS until
+             FROM gone GROUP BY partition, state, owner, tenant, has_ended
          ), counted AS (
              UPDATE ledger_counts AS c SET jobs = c.jobs - less.jobs, bytes = c.bytes - less.bytes
-             FROM less WHERE c.partition = less.partition AND c.state = less.state
+             FROM less WHERE c.partition = less.partition AND c.shared = less.shared AND c.jobs > less.jobs
+         ), emptied AS (
+             DELETE FROM ledger_counts AS c USING less
+             WHERE c.partition = less.partition AND c.shared = less.shared AND c.jobs <= less.jobs
+         ), noted AS (
+             UPDATE ledger_positions AS p SET forgotten_until = greatest(p.forgotten_until, f.until)
+             FROM (SELECT partition, max(until) AS until FROM less GROUP BY partition) AS f
+             WHERE p.partition = f.partition
          )
          SELECT has_ended, jobs FROM less"
     );

@@ -10,13 +10,14 @@ use std::{
     sync::Arc,
 };
 
-use fleet_access::{AccessPolicy, KeysFile, Pepper, Rights, WithoutCredentials};
+use fleet_access::{AccessPolicy, JobRights, KeysFile, Pepper, Rights, WithoutCredentials};
 use fleet_ops::{
     errors::chain,
     tls::TlsFiles,
     watched::{INTERVAL, Outcome, Watched, versions},
 };
 use fleet_policy::PolicyError;
+use fleet_signing::SigningKeys;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::MissedTickBehavior,
@@ -30,7 +31,11 @@ impl AccessSource {
     /// The files that are read.
     fn files(&self) -> Vec<PathBuf> {
         let pepper = self.pepper_file();
-        [self.keys.clone(), pepper, self.policy.clone()].into_iter().flatten().collect()
+        let (signing, public) = (self.signing_keys.clone(), self.signing_public_keys.clone());
+        [self.keys.clone(), pepper, self.policy.clone(), signing, public]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// The file of the pepper: the configured one, or the one beside the keys file.
@@ -75,7 +80,9 @@ fn readable_secrets(
     };
 
     let tls_key = tls.map(|tls| tls.pair.key.clone());
-    let secrets = [source.keys.clone(), source.pepper_file(), tls_key].into_iter().flatten();
+    let signing = source.signing_keys.clone();
+    let secrets = [source.keys.clone(), source.pepper_file(), tls_key, signing];
+    let secrets = secrets.into_iter().flatten();
     secrets.filter(is_readable).collect()
 }
 
@@ -83,6 +90,7 @@ fn readable_secrets(
 pub(super) struct Files {
     pub(super) state: AccessState,
     pub(super) rights: Rights,
+    pub(super) signing: Option<SigningKeys>,
 }
 
 /// Reads all files.
@@ -91,10 +99,14 @@ pub(super) fn read_files(
     without: WithoutCredentials,
 ) -> Result<Files, ServerError> {
     let resource = source.public_url.as_ref().map(|url| metadata::resource_of(url.as_str()));
-    let policy = match &source.policy {
+    let mut policy = match &source.policy {
         Some(path) => read_policy(path, resource.as_deref())?,
         None => AccessPolicy::parse("", None)?,
     };
+    let signing = read_signing_keys(source)?;
+    if signing.is_some() {
+        policy.rules = policy.rules.with_job_rights(JobRights::OfSubmitters);
+    }
 
     let (path, keys) = match &source.keys {
         Some(path) => (path.clone(), read_keys(path)?),
@@ -111,7 +123,28 @@ pub(super) fn read_files(
         .map_err(|error| ServerError::Keys { path, error })?;
     let scopes = policy.rules.scopes();
     let state = AccessState { scopes, authenticator };
-    Ok(Files { state, rights: policy.into_rights() })
+    Ok(Files { state, rights: policy.into_rights(), signing })
+}
+
+/// Reads the keys that sign jobs, and those whose signatures are accepted; `None` if there are no
+/// such files.
+pub(crate) fn read_signing_keys(source: &AccessSource) -> Result<Option<SigningKeys>, ServerError> {
+    let read = |path: &PathBuf| {
+        let text = read_file(path)?;
+        SigningKeys::parse(text.as_bytes())
+            .map_err(|error| ServerError::SigningKeys { path: path.clone(), error })
+    };
+    let keys = source.signing_keys.as_ref().map(read).transpose()?;
+    if let (Some(path), Some(keys)) = (&source.signing_keys, &keys)
+        && !keys.can_sign()
+    {
+        return Err(ServerError::NoSigningKey { path: path.clone() });
+    }
+    let public = source.signing_public_keys.as_ref().map(read).transpose()?;
+    Ok(match (keys, public) {
+        (Some(keys), Some(public)) => Some(keys.and_verifiers_of(public)),
+        (keys, public) => keys.or(public),
+    })
 }
 
 fn read_policy(path: &Path, resource: Option<&str>) -> Result<AccessPolicy, ServerError> {
@@ -207,12 +240,13 @@ fn reload(control: &AccessControl) -> Result<usize, ServerError> {
     let inner = &control.inner;
     let previous = control.current();
 
-    let Files { state, rights } = read_files(&inner.source, inner.without)?;
+    let Files { state, rights, signing } = read_files(&inner.source, inner.without)?;
     // Remembered tokens are verified again, since the rules about principals may have changed.
     state.authenticator.tokens().adopt_keys(previous.authenticator.tokens());
     let count = rights.rules.len();
     *inner.state.write() = Arc::new(state);
     inner.rights.replace(rights);
+    inner.signing.replace(signing);
     Ok(count)
 }
 

@@ -27,6 +27,8 @@ enum RefusedFor {
     Scopes(Vec<String>),
     /// A limit was met.
     Limit { retry_after: Duration },
+    /// It may not be done by this caller, whatever its credentials.
+    Forbidden,
     /// It can't be recorded in the audit log, and must be.
     Unrecorded { retry_after: Duration },
 }
@@ -41,6 +43,11 @@ impl RefusalNote {
     /// Notes that a limit was met.
     pub(crate) fn note_limit(&self, retry_after: Duration) {
         _ = self.0.set(RefusedFor::Limit { retry_after });
+    }
+
+    /// Notes that the caller may not make such requests at all.
+    pub(crate) fn note_forbidden(&self) {
+        _ = self.0.set(RefusedFor::Forbidden);
     }
 
     /// Notes that what was asked for can't be recorded, and must be.
@@ -63,6 +70,9 @@ impl RefusalNote {
             Some(RefusedFor::Scopes(scopes)) if !is_stream => {
                 *response.status_mut() = StatusCode::FORBIDDEN;
                 challenge(&mut response, scopes.clone(), metadata_url);
+            }
+            Some(RefusedFor::Forbidden) if !is_stream => {
+                *response.status_mut() = StatusCode::FORBIDDEN;
             }
             Some(RefusedFor::Limit { retry_after }) if !is_stream => {
                 put_off(&mut response, StatusCode::TOO_MANY_REQUESTS, *retry_after);

@@ -32,7 +32,7 @@ use crate::{
 
 mod errors;
 
-use errors::{limit_error, refusal_error, unauthenticated};
+use errors::{limit_error, refusal_error, refused_worker_error, unauthenticated};
 
 /// When to try again what could not be recorded.
 const RECORD_AGAIN: Duration = Duration::from_secs(5);
@@ -42,6 +42,8 @@ const RECORD_AGAIN: Duration = Duration::from_secs(5);
 pub(crate) struct Asking {
     asker: Asker,
     note: Option<RefusalNote>,
+    /// How long somebody may take to approve what is asked for, if it can wait for that.
+    approval_ttl: Option<Duration>,
 }
 
 /// What a call of a tool is allowed as.
@@ -84,7 +86,10 @@ impl Gateway {
                 origin.trace_id = Some(trace.to_owned());
             }
         });
-        Ok(Asking { asker, note: note.cloned() })
+        // Jobs can wait for approval, and nobody else can.
+        let signed_jobs = self.inner.signed_jobs.get().filter(|_| asker.is_presented());
+        let approval_ttl = signed_jobs.map(|signed_jobs| signed_jobs.approval_ttl);
+        Ok(Asking { asker, note: note.cloned(), approval_ttl })
     }
 
     /// Checks that the sender of a request may do something.
@@ -105,6 +110,11 @@ impl Gateway {
 }
 
 impl Asking {
+    /// Somebody who asks by REST, where problems tell of refusals.
+    pub(crate) fn by_rest(asker: Asker) -> Self {
+        Self { asker, note: None, approval_ttl: None }
+    }
+
     /// Who asks.
     pub(crate) fn asker(&self) -> &Asker {
         &self.asker
@@ -251,6 +261,15 @@ impl Asking {
         ErrorData::new(ErrorCode::INTERNAL_ERROR, gap.to_string(), Some(data))
     }
 
+    /// The error for a worker that may not act for others. Its jobs wait, since they are no fault of
+    /// its own.
+    pub(super) fn refuse_worker(&self, again: Duration) -> ErrorData {
+        if let Some(note) = &self.note {
+            note.note_forbidden();
+        }
+        refused_worker_error(again)
+    }
+
     /// Lets a call of a tool in if no limit is met.
     ///
     /// # Errors
@@ -329,6 +348,7 @@ impl Asking {
             self.decide(Action::CallTool, &resource, Arguments::NotYetKnown)
         };
         match provider.right(tool) {
+            _ if self.presents_jobs() => true,
             ToolRight::Call(annotations) => see(annotations).is_visible(),
             ToolRight::OnServer(action) | ToolRight::OnJobs(action) => {
                 self.asker.may_ever(action) && !is_denied_by_file(&see(Annotations::default()))
@@ -340,7 +360,14 @@ impl Asking {
     pub(crate) fn sees_tool(&self, route: &Route<Tool>) -> bool {
         let annotations = annotations_of(route.listed.annotations.as_ref());
         let resource = Resource::tool(Some(&route.server), &route.name, annotations);
-        self.sees(Action::CallTool, &resource)
+        self.sees(Action::CallTool, &resource) || self.presents_jobs()
+    }
+
+    /// Whether the caller makes the calls of others' jobs. It has to know what tools want of their
+    /// callers, although it may call none for itself.
+    fn presents_jobs(&self) -> bool {
+        let any = (&Resource::default(), &Context::default());
+        !self.asker.is_presented() && self.asker.decide(Action::ActAs, any.0, any.1).is_allowed()
     }
 
     /// Whether a list shows a prompt of a hosted server.
@@ -411,7 +438,7 @@ impl Asking {
         if let (Some(note), false) = (&self.note, decision.scopes.is_empty()) {
             note.note_scopes(&decision.scopes);
         }
-        refusal_error(action, decision)
+        refusal_error(action, decision, self.approval_ttl)
     }
 }
 

@@ -38,17 +38,43 @@ fn reference_of<'a>(server: Option<&'a str>, reference: &'a Reference) -> access
     }
 }
 
+/// A tool that a caller may call, and where it is.
+#[derive(Debug, Clone)]
+pub(crate) struct VisibleTool {
+    /// The hosted server; `None` if the tool is our own.
+    pub(crate) server: Option<String>,
+    /// The tool's name there.
+    pub(crate) own_name: String,
+    /// The tool as it is offered.
+    pub(crate) offered: Tool,
+}
+
 impl Gateway {
     pub(super) fn visible_tools(&self, asking: &Asking) -> Vec<Tool> {
+        self.tools_with_servers(asking).into_iter().map(|tool| tool.offered).collect()
+    }
+
+    /// Returns the tools that a caller may call: our own, and then those of hosted servers, sorted
+    /// by name.
+    pub(crate) fn tools_with_servers(&self, asking: &Asking) -> Vec<VisibleTool> {
         let own = self.inner.providers.iter().flat_map(|provider| {
             let mut tools = provider.tools();
             tools.retain(|tool| asking.sees_own_tool(&**provider, &tool.name));
             tools
         });
+        let own = own.map(|offered| {
+            let own_name = offered.name.to_string();
+            VisibleTool { server: None, own_name, offered }
+        });
 
         let routes = self.inner.fleet.routes();
         let hosted = routes.tools().filter(|route| asking.sees_tool(route));
-        own.chain(hosted.map(|route| route.listed.clone())).collect()
+        let hosted = hosted.map(|route| VisibleTool {
+            server: Some(route.server.clone()),
+            own_name: route.name.clone(),
+            offered: route.listed.clone(),
+        });
+        own.chain(hosted).collect()
     }
 
     pub(super) fn visible_prompts(&self, asking: &Asking) -> Vec<Prompt> {

@@ -23,7 +23,9 @@ use rmcp::{
 use super::{
     Asking, Gateway, MAX_NAME, annotations_of,
     asking::{AllowedCall, end_call_record},
-    identify_server, traces,
+    identify_server,
+    tally::Tallies,
+    traces,
 };
 use crate::{
     metrics::{OPERATION_DURATION, TOOL_CALLS},
@@ -54,6 +56,7 @@ pub(super) struct CallRecord {
     started: Instant,
     /// The request context of the answer, for [`identify_server`].
     context: RequestContext<RoleServer>,
+    tallies: Arc<Tallies>,
 }
 
 /// Whose tool a call is for.
@@ -116,6 +119,7 @@ impl<'g> Invocation<'g> {
             kind: if provider.is_some() { "own" } else { "hosted" },
             started: Instant::now(),
             context: context.clone(),
+            tallies: gateway.inner.tallies.clone(),
         };
         (Self { params, context, provider }, record)
     }
@@ -154,7 +158,9 @@ impl CallRecord {
             ("gen_ai_tool_name", self.tool.to_string()),
             ("error_type", if outcome == OK { String::new() } else { outcome.to_owned() }),
         ];
-        metrics::histogram!(OPERATION_DURATION.name, &labels).record(self.started.elapsed());
+        let took = self.started.elapsed();
+        metrics::histogram!(OPERATION_DURATION.name, &labels).record(took);
+        self.tallies.add(&self.tool, outcome != OK, took);
         result
     }
 }
@@ -165,6 +171,7 @@ impl Gateway {
         &self,
         mut invocation: Invocation<'_>,
     ) -> Result<CallToolResponse, ErrorData> {
+        self.act_for_submitter(&invocation.params, &mut invocation.context)?;
         let asking = self.asked_by(&invocation.context)?;
         let (target, allowed) = self.check_call(&asking, &invocation).await?;
         let resource = target.resource(&invocation.params.name);

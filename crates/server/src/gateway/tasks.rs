@@ -179,8 +179,11 @@ impl Gateway {
         tasks: &Tasks,
         context: &RequestContext<RoleServer>,
     ) -> Result<Caller, ErrorData> {
+        let asking = self.asked_by(context)?;
         let headers = context.extensions.get::<Parts>().map(|parts| &parts.headers);
-        Ok(tasks.caller(headers, self.asked_by(context)?.asker()))
+        // Those of a worker say nothing about whose job it presents.
+        let headers = headers.filter(|_| !asking.asker().is_presented());
+        Ok(tasks.caller(headers, asking.asker()))
     }
 
     fn task_error(&self, context: &RequestContext<RoleServer>, error: JobsError) -> ErrorData {

@@ -44,6 +44,7 @@ struct Server {
 impl Server {
     async fn start() -> Self {
         let config = JobsConfig {
+            approval_ttl: Duration::from_secs(60),
             brokers: "127.0.0.1:1".to_owned(),
             topic: "mcp-jobs".to_owned(),
             registry_topic: "mcp-servers".to_owned(),

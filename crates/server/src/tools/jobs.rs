@@ -43,6 +43,8 @@ pub fn toolkit(jobs: Jobs) -> Toolkit<Jobs> {
 fn caller_of(jobs: &Jobs, context: &RequestContext<RoleServer>) -> Result<Caller, ToolFailure> {
     let asking = asking_in(context).map_err(ToolFailure::refused)?;
     let headers = context.extensions.get::<Parts>().map(|parts| &parts.headers);
+    // Those of a worker say nothing about whose job it presents.
+    let headers = headers.filter(|_| !asking.asker().is_presented());
     Ok(jobs.caller(headers, asking.asker()))
 }
 

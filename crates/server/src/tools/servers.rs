@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use fleet_access::Action;
 use fleet_hosting::{
+    Fleet,
     registry::Shared,
     status::{OfferedTool, ServerStatus},
 };
 use rmcp::{RoleServer, service::RequestContext};
 
 use crate::{
-    gateway::asking_in,
+    gateway::{Asking, asking_in},
     provider::ToolRight,
     toolkit::{ToolFailure, Toolkit},
 };
@@ -32,15 +33,23 @@ pub fn toolkit(shared: Arc<Shared>) -> Toolkit<Shared> {
         .with_right(&remove::SPEC, ToolRight::OnServer(Action::AdministerServers))
 }
 
-/// The hosted servers that the caller may know of. Without the right to administer a server, it
-/// learns only the server's state and the tools that it may use.
+/// The hosted servers that the caller may know of.
 fn visible_statuses(
     shared: &Shared,
     context: &RequestContext<RoleServer>,
 ) -> Result<Vec<ServerStatus>, ToolFailure> {
     let asking = asking_in(context).map_err(ToolFailure::refused)?;
-    let routes = shared.fleet().routes();
-    let mut statuses = shared.statuses();
+    Ok(statuses_for(&asking, shared.fleet(), shared.statuses()))
+}
+
+/// What somebody may know of these servers. Without the right to administer a server, that is only
+/// its state and the tools that the caller may use.
+pub(crate) fn statuses_for(
+    asking: &Asking,
+    fleet: &Fleet,
+    mut statuses: Vec<ServerStatus>,
+) -> Vec<ServerStatus> {
+    let routes = fleet.routes();
     statuses.retain(|status| asking.sees_server(&status.name, &routes));
     for status in &mut statuses {
         if !asking.administers(&status.name) {
@@ -52,5 +61,5 @@ fn visible_statuses(
             status.hide_diagnostics();
         }
     }
-    Ok(statuses)
+    statuses
 }

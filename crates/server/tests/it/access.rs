@@ -74,6 +74,12 @@ impl Keys {
         key
     }
 
+    /// Changes the entry of a key.
+    pub(crate) fn change(&mut self, id: &str, change: impl FnOnce(&mut KeyEntry)) {
+        change(self.file.keys.iter_mut().find(|entry| entry.id == id).unwrap());
+        self.save();
+    }
+
     pub(crate) fn revoke(&mut self, id: &str) {
         assert!(self.file.revoke(id, Timestamp::MIN));
         self.save();

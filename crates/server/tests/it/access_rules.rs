@@ -359,6 +359,38 @@ async fn every_method_is_decided_on() {
     assert_eq!(known, here);
 }
 
+/// What REST shows of tools and servers is what the protocol shows.
+#[tokio::test]
+async fn tools_and_servers_by_rest_are_those_that_the_caller_may_use() {
+    let fleet = Fleet::start().await;
+    let get =
+        async |key: &str, path: &str| -> Value { fleet.get(key, path).await.json().await.unwrap() };
+    for key in [&fleet.root, &fleet.agent] {
+        let tools = get(key, "/tools").await;
+        let tools = tools["tools"].as_array().unwrap().iter();
+        let names: Vec<_> = tools.map(|tool| tool["name"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(names, fleet.list(key, "tools/list", "tools", "name").await);
+    }
+
+    let (all, few) = (get(&fleet.root, "/servers/a").await, get(&fleet.agent, "/servers/a").await);
+    assert!(all["pid"].is_u64() && few.get("pid").is_none(), "{all} {few}");
+    assert!(few["toolCount"].as_u64() < all["toolCount"].as_u64(), "{all} {few}");
+
+    let hidden = fleet.get(&fleet.agent, "/tools/a__drop").await;
+    let unknown = fleet.get(&fleet.agent, "/tools/a__nothing").await;
+    assert_eq!((hidden.status(), unknown.status()), (StatusCode::NOT_FOUND, StatusCode::NOT_FOUND));
+    for (method, path) in [
+        (Method::DELETE, "/servers/a"),
+        (Method::POST, "/servers/a/restarts"),
+        (Method::POST, "/servers"),
+        (Method::POST, "/server-checks"),
+    ] {
+        let request = fleet.server.http.request(method.clone(), fleet.server.url(path));
+        let refused = request.bearer_auth(&fleet.agent).send().await.unwrap();
+        assert_eq!(refused.status(), StatusCode::FORBIDDEN, "{method} {path}");
+    }
+}
+
 #[tokio::test]
 async fn every_route_is_decided_on() {
     let fleet = Fleet::start().await;

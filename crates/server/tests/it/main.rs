@@ -54,7 +54,10 @@ mod registry;
 #[cfg(test)]
 mod repeats;
 #[cfg(test)]
+mod rest;
+#[cfg(test)]
 mod sessions;
+mod signed_jobs;
 #[cfg(test)]
 mod sse;
 #[cfg(test)]

@@ -221,6 +221,26 @@ fn raw(seen: &Seen, result: &str) -> Response {
 }
 
 #[tokio::test]
+async fn a_refused_notification_is_what_the_caller_reads() {
+    let remote = Remote::posted(|seen| match seen.plain() {
+        Some(answer) => axum::Json(answer).into_response(),
+        None => (StatusCode::INTERNAL_SERVER_ERROR, "boom").into_response(),
+    })
+    .await;
+
+    let server = gateway().await;
+    let (message, _) = server.initialize_error("x", json!({"url": remote.url})).await;
+
+    assert!(
+        message.contains("`notifications/initialized`")
+            && message.contains("500")
+            && message.contains("boom")
+            && !message.contains("channel"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
 async fn answers_with_quirks_are_read() {
     let server = gateway().await;
     let check = async |quirk: &'static str| {

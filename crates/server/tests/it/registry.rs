@@ -17,7 +17,8 @@ async fn a_server_without_its_registry_is_not_ready_and_shares_nothing() {
     let server = Server::start_with(&args, &brokers).await;
     let ready = server.http.get(server.url("/ready")).send().await.unwrap();
     assert_eq!(ready.status(), 503);
-    assert!(ready.text().await.unwrap().contains("reading the registry"));
+    let ready = ready.text().await.unwrap();
+    assert!(ready.contains("reading the registry from Kafka at `127.0.0.1:1`"), "{ready}");
     assert_eq!(server.http.get(server.url("/health")).send().await.unwrap().status(), 200);
 
     // The calls themselves are valid, so jobs wait.

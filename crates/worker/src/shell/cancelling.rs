@@ -21,12 +21,12 @@ impl Shell {
 
         for token in self.jobs.tokens_of(&job_id) {
             let Some(held) = self.jobs.get_mut(&token) else { continue };
-            let Some(control) = self.cancel_requests.get(&job_id, held.record.timestamp) else {
-                continue;
-            };
+            let (written, owner) = (held.record.timestamp, held.owner());
+            let Some(control) = self.cancel_requests.get(&job_id, written, owner) else { continue };
 
+            let reason = control.reason.clone();
             if let Some(job) = held.job_mut() {
-                job.cancel_reason.clone_from(&control.reason);
+                job.cancel_reason = reason;
             }
             let found = held.activity().as_str();
             counter!(names::CANCEL_REQUESTS.name, "job" => found).increment(1);
@@ -38,12 +38,14 @@ impl Shell {
     /// The admission of a record, which changes if its job was cancelled before it arrived.
     pub(super) fn check_cancelled(&self, held: &mut HeldRecord, admission: Admission) -> Admission {
         let Admission::Job(spec) = admission else { return admission };
-        let Some(control) = self.cancel_requests.get(&held.job_id, held.record.timestamp) else {
+        let (written, owner) = (held.record.timestamp, held.owner());
+        let Some(control) = self.cancel_requests.get(&held.job_id, written, owner) else {
             return admission;
         };
 
+        let reason = control.reason.clone();
         if let Some(job) = held.job_mut() {
-            job.cancel_reason.clone_from(&control.reason);
+            job.cancel_reason = reason;
         }
         counter!(names::CANCEL_REQUESTS.name, "job" => "arrived").increment(1);
         tracing::info!(job_id = held.job_id, "the job was cancelled before it arrived");
@@ -54,11 +56,14 @@ impl Shell {
     /// then: the job is to return and end at once.
     pub(super) fn is_recalled(&self, record: &RawRecord, delayed: &Delayed) -> bool {
         let limit = usize::try_from(self.args.max_job_bytes).unwrap_or(usize::MAX);
-        let job_id = match decode::decode(record, limit) {
-            Ok(envelope) => Some(envelope.job_id),
-            Err(error) => error.job_id,
+        let (job_id, owner) = match decode::decode(record, limit) {
+            Ok(envelope) => (Some(envelope.job_id), envelope.owner),
+            Err(error) => (error.job_id, None),
         };
 
-        job_id.is_some_and(|job_id| self.cancel_requests.get(&job_id, delayed.timestamp).is_some())
+        let written = delayed.timestamp;
+        job_id.is_some_and(|job_id| {
+            self.cancel_requests.get(&job_id, written, owner.as_deref()).is_some()
+        })
     }
 }

@@ -99,6 +99,11 @@ impl HeldRecord {
         }
     }
 
+    /// The owner of the job; `None` if it belongs to nobody, or is not known.
+    pub(super) fn owner(&self) -> Option<&str> {
+        self.job()?.envelope.owner.as_deref()
+    }
+
     pub(super) fn job_mut(&mut self) -> Option<&mut HeldJob> {
         match &mut self.content {
             Content::Job(job) => Some(job),

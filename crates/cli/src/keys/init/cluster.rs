@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use url::Url;
 
-use super::{FIRST_KEYS, FirstKey, Step};
+use super::{FIRST_KEYS, FirstKey, Step, signing};
 use crate::{error::CliError, keys::store, output};
 
 /// Where a pod finds its service account.
@@ -109,8 +109,8 @@ struct Metadata {
 /// The texts in a Secret.
 type Fields = BTreeMap<String, String>;
 
-/// What was done about each key.
-type Steps = Vec<(&'static FirstKey, Step)>;
+/// What was done about each key, and about the one that signs jobs.
+type Steps = (Vec<(&'static FirstKey, Step)>, Step);
 
 impl Cluster {
     /// The cluster and the service account of the pod that this process runs in.
@@ -249,7 +249,8 @@ fn decode_fields(name: &str, data: BTreeMap<String, String>) -> Result<Fields, C
         }
     };
     let ours = |field: &str| {
-        [KEYS, PEPPER].contains(&field) || FIRST_KEYS.iter().any(|key| key.file_name() == field)
+        [KEYS, PEPPER, signing::PRIVATE_KEY, signing::PUBLIC_KEYS].contains(&field)
+            || FIRST_KEYS.iter().any(|key| key.file_name() == field)
     };
     // Fields that others have added stay as they are.
     data.into_iter().filter(|(field, _)| ours(field)).map(decode).collect()
@@ -258,17 +259,36 @@ fn decode_fields(name: &str, data: BTreeMap<String, String>) -> Result<Fields, C
 /// Makes the keys that the fields don't have. Returns what was done about each, and the fields that
 /// are to be written.
 fn complete_fields(name: &str, found: &Fields) -> Result<(Steps, Fields), CliError> {
+    let mut changed = Fields::new();
+    let steps = complete_keys(name, found, &mut changed)?;
+
+    let text_of = |field: &str| found.get(field).map(String::as_str);
+    let (key, public) = (text_of(signing::PRIVATE_KEY), text_of(signing::PUBLIC_KEYS));
+    let signed = signing::complete(key, public).map_err(|why| {
+        let (name, field) = (name.to_owned(), signing::PRIVATE_KEY.to_owned());
+        ClusterError::Field { name, field, why }
+    })?;
+    changed.extend(signed.key.map(|text| (signing::PRIVATE_KEY.to_owned(), text)));
+    changed.extend(signed.public.map(|text| (signing::PUBLIC_KEYS.to_owned(), text)));
+    Ok(((steps, signed.step), changed))
+}
+
+/// Makes the API keys that the fields don't have.
+fn complete_keys(
+    name: &str,
+    found: &Fields,
+    changed: &mut Fields,
+) -> Result<Vec<(&'static FirstKey, Step)>, CliError> {
     let now = fleet_ops::clock::now();
     let mut file = KeysFile::parse(found.get(KEYS).map_or("", String::as_str))?;
     let secret_of = |key: &FirstKey| found.get(&key.file_name()).map(|text| text.trim());
 
     if FIRST_KEYS.iter().all(|key| key.is_in(&file)) {
-        let steps = FIRST_KEYS.iter().map(|key| (key, FirstKey::kept(secret_of(key))));
-        return Ok((steps.collect(), Fields::new()));
+        return Ok(FIRST_KEYS.iter().map(|key| (key, FirstKey::kept(secret_of(key)))).collect());
     }
 
     let (pepper, is_new) = find_pepper(name, &file, found)?;
-    let (mut steps, mut changed) = (Vec::new(), Fields::new());
+    let mut steps = Vec::new();
     for key in &FIRST_KEYS {
         if key.is_in(&file) {
             steps.push((key, FirstKey::kept(secret_of(key))));
@@ -290,7 +310,7 @@ fn complete_fields(name: &str, found: &Fields) -> Result<(Steps, Fields), CliErr
     if is_new {
         changed.insert(PEPPER.to_owned(), pepper.reveal());
     }
-    Ok((steps, changed))
+    Ok(steps)
 }
 
 /// The pepper of the keys, and whether it is a new one.

@@ -24,7 +24,8 @@ impl Place {
 
     fn init(&self) -> Result<Vec<Step>, CliError> {
         let files = Files { keys: self.path("keys.toml"), pepper: None };
-        complete_files(&files, &self.places(), PRIVATE)
+        let signing = SigningFiles::in_directory(&self.path(""));
+        complete_files(&files, &self.places(), Some(&signing), PRIVATE).map(|(steps, _)| steps)
     }
 
     /// The files with their contents.
@@ -64,10 +65,19 @@ fn the_first_start_makes_the_keys_and_the_next_changes_nothing() {
 
     let made = place.contents();
     let names: Vec<_> = made.keys().map(String::as_str).collect();
-    let expected = ["keys.toml", "keys.toml.pepper", "metrics.key", "operator.key", "worker.key"];
+    let expected = [
+        "keys.toml",
+        "keys.toml.pepper",
+        "metrics.key",
+        "operator.key",
+        "signing.key",
+        "signing.pub",
+        "worker.key",
+    ];
     assert_eq!(names, expected, "no temporary file is left");
     for name in names {
-        assert_eq!(mode(&place.path(name)), 0o600, "{name}");
+        let expected = if name == "signing.pub" { 0o644 } else { 0o600 };
+        assert_eq!(mode(&place.path(name)), expected, "{name}");
     }
     assert_eq!(mode(&place.path("")), 0o700);
 
@@ -80,7 +90,7 @@ fn a_group_may_read_the_secrets_if_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let files = Files { keys: dir.path().join("access/keys.toml"), pepper: None };
     let places = FIRST_KEYS.each_ref().map(|key| (key, dir.path().join(key.id).join("key")));
-    complete_files(&files, &places, GROUP_READABLE).unwrap();
+    complete_files(&files, &places, None, GROUP_READABLE).unwrap();
     for (_, path) in &places {
         assert_eq!((mode(path), mode(path.parent().unwrap())), (0o640, 0o750));
     }

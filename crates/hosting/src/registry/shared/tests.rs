@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::*;
+use super::{wanted::Wish, *};
 use crate::registry::memory::MemoryRegistry;
 
 fn entry(command: &str) -> ServerEntry {
@@ -97,6 +97,46 @@ async fn an_unreadable_record_does_not_replace_a_readable_one() {
 
     shared.apply_change(RegistryChange::Removed { name: "s".to_owned(), at: None }, &stop);
     assert!(!shared.wanted().wants("s"), "a removal can be read");
+}
+
+#[tokio::test]
+async fn a_server_of_ones_own_is_tried_at_once_and_a_record_goes_before_it() {
+    let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
+    let shared = Shared::new(fleet, Arc::new(MemoryRegistry::default()), Plain::default());
+    let stop = CancellationToken::new();
+    assert!(shared.want("a__b", &entry("x"), &stop).is_err());
+
+    // The registry has not been read, and never will be.
+    shared.want("own", &entry("rm"), &stop).unwrap();
+    eventually("the refusal", || !shared.refused_servers().is_empty()).await;
+    let refused = shared.refused_servers();
+    assert_eq!((refused[0].name.as_str(), refused[0].state.as_str()), ("own", "refused"));
+
+    let removal = || RegistryChange::Removed { name: "own".to_owned(), at: None };
+    shared.apply_change(removal(), &stop);
+    assert!(shared.wanted().has_own("own"), "an old removal is not about this wish");
+
+    shared.apply_change(RegistryChange::Put(Record::new("own", &entry("y"))), &stop);
+    shared.want("own", &entry("z"), &stop).unwrap();
+    let wanted = shared.wanted().wish("own").map(|wish| wish.goal.clone());
+    assert!(matches!(wanted, Some(Goal::Hosted(wanted)) if wanted == entry("y")));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_server_of_ones_own_can_be_removed() {
+    let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
+    let shared = Shared::new(fleet, Arc::new(MemoryRegistry::default()), Plain::default());
+    let stop = CancellationToken::new();
+    shared.want("own", &entry("rm"), &stop).unwrap();
+    shared.follow(stop.clone()).unwrap();
+    shared.wait_until_read().await;
+
+    eventually("the refusal", || !shared.refused_servers().is_empty()).await;
+    assert!(shared.remove("own").await.unwrap());
+    assert!(!shared.wanted().wants("own") && shared.refused_servers().is_empty());
+    assert!(!shared.remove("own").await.unwrap());
+    stop.cancel();
 }
 
 /// A shared registry that is read, answers and accepts writes only if the test lets it.

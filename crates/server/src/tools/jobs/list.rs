@@ -16,7 +16,7 @@ pub const SPEC: ToolSpec = ToolSpec {
     name: "job_list",
     title: "List jobs",
     description: "Lists jobs without their results, newest submission first. Filters by state, \
-                  type, tool, tenant and time. Pass `nextCursor` as `cursor` to get the next page.",
+                  type, tool, tenant, time, id, error and metadata. Pass `nextCursor` as `cursor` to get the next page.",
     effect: Effect::ReadOnly,
 };
 
@@ -97,7 +97,19 @@ mod tests {
         let schema = serde_json::to_value(schemars::schema_for!(Args)).unwrap();
         let mut names: Vec<_> = schema["properties"].as_object().unwrap().keys().collect();
         names.sort();
-        let expected = ["cursor", "jobType", "limit", "since", "states", "tenant", "tool", "until"];
+        let expected = [
+            "cursor",
+            "errorCode",
+            "idPrefix",
+            "jobType",
+            "limit",
+            "metadata",
+            "since",
+            "states",
+            "tenant",
+            "tool",
+            "until",
+        ];
         assert_eq!(names, expected);
         assert_eq!(schema["additionalProperties"], json!(false));
     }

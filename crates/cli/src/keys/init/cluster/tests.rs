@@ -10,6 +10,7 @@ use axum::{
     routing::get,
 };
 use fleet_access::KeyEntry;
+use fleet_signing::SigningKeys;
 use parking_lot::Mutex;
 
 use super::*;
@@ -57,7 +58,7 @@ impl Stub {
 
     async fn complete(&self, name: &str) -> Result<Vec<Step>, CliError> {
         let steps = self.cluster().complete_secret(name).await?;
-        Ok(steps.into_iter().map(|(_, step)| step).collect())
+        Ok(steps.0.into_iter().map(|(_, step)| step).collect())
     }
 
     /// The fields of the Secret as a pod sees them.
@@ -143,8 +144,11 @@ async fn an_empty_secret_gets_the_keys_once() {
     let stub = Stub::start().await;
     assert_eq!(stub.complete("keys").await.unwrap(), [Step::Made; 3]);
     let made = stub.fields();
-    assert_eq!(made.len(), 5);
+    assert_eq!(made.len(), 7);
     check_secrets(&made);
+    let keys = SigningKeys::parse(made[signing::PRIVATE_KEY].as_bytes()).unwrap();
+    assert!(keys.can_sign());
+    assert_eq!(keys.public_pem(), made[signing::PUBLIC_KEYS]);
 
     assert_eq!(stub.complete("keys").await.unwrap(), [Step::Kept; 3]);
     assert_eq!((stub.fields(), stub.secret.lock().patches), (made, 1));

@@ -1,5 +1,4 @@
 //! Replay markers: one record per replayed letter on `<dead-letter topic>.replayed`, compacted.
-//! Pure.
 //!
 //! Replaying leaves the dead-letter topic unchanged, so its length stays the number of letters, and
 //! other consumers can continue to read it. A marker is written after the replayed record has been
@@ -12,34 +11,35 @@ use std::collections::HashMap;
 use fleet_job::{record::RawRecord, time::Timestamp, topics::Topics};
 use serde::{Deserialize, Serialize};
 
-use super::{letter::Letter, text};
+use crate::{letter::Letter, text};
 
 /// Returns the topic of the markers.
-pub(super) fn marker_topic(topics: &Topics) -> String {
+pub fn marker_topic(topics: &Topics) -> String {
     format!("{}.replayed", topics.dlq)
 }
 
 /// The value of a marker. Its key is the letter's position.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Marker {
+pub struct Marker {
     /// `topic/partition/offset` of the letter.
-    pub(super) letter: String,
+    pub letter: String,
     /// The letter's own timestamp, in milliseconds.
-    pub(super) letter_timestamp: Option<i64>,
+    pub letter_timestamp: Option<i64>,
+    /// The id of the job.
     #[serde(rename = "jobID")]
-    pub(super) job_id: String,
+    pub job_id: String,
     /// `topic/partition/offset` of the written record.
-    pub(super) replayed_to: String,
+    pub replayed_to: String,
     /// The replay count of the written record.
-    pub(super) replay_count: u32,
+    pub replay_count: u32,
     /// When the letter was replayed.
-    pub(super) time: Timestamp,
+    pub time: Timestamp,
 }
 
 impl Marker {
     /// Creates the marker of `letter`, which was written to `to` at `time`.
-    pub(super) fn new(letter: &Letter, to: String, time: Timestamp) -> Self {
+    pub fn new(letter: &Letter, to: String, time: Timestamp) -> Self {
         Self {
             letter: text::format_position(&letter.place),
             letter_timestamp: letter.timestamp.map(Timestamp::as_millis),
@@ -53,12 +53,12 @@ impl Marker {
 
 /// The letters that have been replayed.
 #[derive(Debug, Default)]
-pub(super) struct Replayed(HashMap<(i32, i64), Option<i64>>);
+pub struct Replayed(HashMap<(i32, i64), Option<i64>>);
 
 impl Replayed {
     /// Adds a record of the markers' topic. Records that are not markers of letters on `dlq` are
     /// ignored.
-    pub(super) fn add(&mut self, dlq: &str, record: &RawRecord) {
+    pub fn add(&mut self, dlq: &str, record: &RawRecord) {
         let marker =
             record.value.as_deref().and_then(|value| serde_json::from_slice::<Marker>(value).ok());
         let Some(marker) = marker else { return };
@@ -69,7 +69,7 @@ impl Replayed {
     }
 
     /// Returns whether `letter` has been replayed.
-    pub(super) fn contains(&self, letter: &Letter) -> bool {
+    pub fn contains(&self, letter: &Letter) -> bool {
         self.0
             .get(&letter.partition_offset())
             .is_some_and(|at| *at == letter.timestamp.map(Timestamp::as_millis))
@@ -77,10 +77,11 @@ impl Replayed {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use fleet_job::{outcome::ErrorKind, record::Position};
 
-    use super::{super::letter::tests::letter, *};
+    use super::*;
+    use crate::testing::letter;
 
     pub(crate) fn marker_of(letter: &Letter) -> RawRecord {
         let marker = Marker::new(letter, "mcp-jobs/0/1".into(), Timestamp::default());

@@ -1,16 +1,17 @@
-//! Decides what `dlq replay` does with each letter. Pure.
+//! Decides what a replay does with each letter.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use fleet_job::{record::Position, time::Timestamp, topics::Topics};
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{letter::Letter, marker::Replayed};
+use crate::{letter::Letter, marker::Replayed};
 
-/// What `dlq replay` does with a letter that the filter selects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+/// What a replay does with a letter that the filter selects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Verdict {
+pub enum Verdict {
     /// The letter's record goes back to the jobs topic.
     Replay,
     /// An earlier run has replayed the letter.
@@ -27,7 +28,7 @@ pub(super) enum Verdict {
 
 impl Verdict {
     /// Explains the verdict to people.
-    pub(super) fn explain(self) -> &'static str {
+    pub fn explain(self) -> &'static str {
         match self {
             Self::Replay => "to be replayed",
             Self::AlreadyReplayed => "replayed before",
@@ -44,7 +45,7 @@ impl Verdict {
 }
 
 /// Decides what to do with `letter`.
-pub(super) fn decide_verdict(
+pub fn decide_verdict(
     letter: &Letter,
     replayed: &Replayed,
     topics: &Topics,
@@ -65,7 +66,7 @@ pub(super) fn decide_verdict(
 
 /// Collects letters, in offset order within each partition, and then decides which to replay.
 #[derive(Debug, Default)]
-pub(super) struct Planner {
+pub struct Planner {
     counts: BTreeMap<Verdict, usize>,
     candidates: Vec<Candidate>,
     /// The newest time so far in each partition.
@@ -93,19 +94,20 @@ type Age = (u32, Option<Timestamp>, i32, i64);
 
 /// The plan of a run.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Plan {
+pub struct Plan {
     /// The letters to replay, by partition and offset.
-    pub(super) replay: HashSet<(i32, i64)>,
+    pub replay: HashSet<(i32, i64)>,
     /// The letters skipped in favour of another one of the same job, by partition and offset.
-    pub(super) superseded: HashSet<(i32, i64)>,
-    /// The number of letters excluded only by `--max`.
-    pub(super) left: usize,
-    pub(super) counts: BTreeMap<Verdict, usize>,
+    pub superseded: HashSet<(i32, i64)>,
+    /// The number of letters excluded only by the maximum.
+    pub left: usize,
+    /// The number of letters with each verdict.
+    pub counts: BTreeMap<Verdict, usize>,
 }
 
 impl Planner {
     /// Adds a letter that the filter selects, with its verdict.
-    pub(super) fn add(&mut self, letter: &Letter, verdict: Verdict) {
+    pub fn add(&mut self, letter: &Letter, verdict: Verdict) {
         *self.counts.entry(verdict).or_default() += 1;
         if verdict == Verdict::Replay {
             let (partition, offset) = letter.partition_offset();
@@ -124,7 +126,7 @@ impl Planner {
 
     /// Records any letter, so that older ones of the same job are skipped. Letters that cannot be
     /// replayed don't count.
-    pub(super) fn record_letter(&mut self, letter: &Letter, verdict: Verdict) {
+    pub fn record_letter(&mut self, letter: &Letter, verdict: Verdict) {
         if matches!(verdict, Verdict::Replay | Verdict::AlreadyReplayed | Verdict::Parked) {
             let mut age = age(letter);
             // A replayed letter counts only by its time, since the job may have been submitted
@@ -142,7 +144,7 @@ impl Planner {
 
     /// Plans the oldest `max` letters, or all. Of each recorded job, only the newest letter is
     /// replayed.
-    pub(super) fn finish(mut self, max: Option<usize>) -> Plan {
+    pub fn finish(mut self, max: Option<usize>) -> Plan {
         let counts_for_its_job = |candidate: &Candidate| {
             let is_newest =
                 self.newest.get(&candidate.job_id).is_none_or(|age| *age == candidate.age);
@@ -179,7 +181,7 @@ fn age(letter: &Letter) -> Age {
 
 impl Plan {
     /// Returns the number of letters with this verdict.
-    pub(super) fn count(&self, verdict: Verdict) -> usize {
+    pub fn count(&self, verdict: Verdict) -> usize {
         self.counts.get(&verdict).copied().unwrap_or_default()
     }
 }
@@ -188,10 +190,8 @@ impl Plan {
 mod tests {
     use fleet_job::outcome::ErrorKind;
 
-    use super::{
-        super::{letter::tests::letter, marker::tests::marker_of},
-        *,
-    };
+    use super::*;
+    use crate::{marker::tests::marker_of, testing::letter};
 
     #[test]
     fn verdicts() {

@@ -6,7 +6,7 @@ use fleet_job::{dead_letter::header, record::Header};
 use serde_json::{Value, json};
 
 /// Returns bytes as JSON: `{"text": …}`, `{"base64": …}` or null.
-pub(super) fn to_json(bytes: Option<&[u8]>) -> Value {
+pub fn to_json(bytes: Option<&[u8]>) -> Value {
     match (bytes, bytes.and_then(as_text)) {
         (None, _) => Value::Null,
         (_, Some(text)) => json!({ "text": text }),
@@ -15,7 +15,7 @@ pub(super) fn to_json(bytes: Option<&[u8]>) -> Value {
 }
 
 /// Returns bytes for the terminal.
-pub(super) fn to_line(bytes: Option<&[u8]>) -> String {
+pub fn to_line(bytes: Option<&[u8]>) -> String {
     match (bytes, bytes.and_then(as_text)) {
         (None, _) => "(none)".to_owned(),
         (_, Some(text)) => text.to_owned(),
@@ -24,7 +24,7 @@ pub(super) fn to_line(bytes: Option<&[u8]>) -> String {
 }
 
 /// Returns a header as JSON, with the binary numbers of Spring's headers as numbers.
-pub(super) fn header_to_json((name, value): &Header) -> Value {
+pub fn header_to_json((name, value): &Header) -> Value {
     match number(name, value.as_deref()) {
         Some(number) => json!({ "name": name, "value": number }),
         None => json!({ "name": name, "value": to_json(value.as_deref()) }),
@@ -32,7 +32,7 @@ pub(super) fn header_to_json((name, value): &Header) -> Value {
 }
 
 /// Returns a header's value for the terminal.
-pub(super) fn header_to_line((name, value): &Header) -> String {
+pub fn header_to_line((name, value): &Header) -> String {
     number(name, value.as_deref())
         .map_or_else(|| to_line(value.as_deref()), |number| number.to_string())
 }

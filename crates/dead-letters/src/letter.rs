@@ -1,4 +1,4 @@
-//! A dead letter as the commands see it: small, without the record's value. Pure.
+//! A dead letter as people see it: small, without the record's value.
 
 use fleet_job::{
     dead_letter::{self, Reasons},
@@ -7,43 +7,55 @@ use fleet_job::{
     record::{Position, RawRecord},
     time::Timestamp,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::text;
+use crate::text;
 
 /// The kind of records on the topic that are not our dead letters.
-pub(super) const FOREIGN: &str = "foreign";
+pub const FOREIGN: &str = "foreign";
 
 /// A dead letter.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Letter {
+pub struct Letter {
     /// The letter's position in the dead-letter topic.
-    pub(super) place: Position,
+    pub place: Position,
     /// The record's timestamp.
-    pub(super) timestamp: Option<Timestamp>,
+    pub timestamp: Option<Timestamp>,
     /// The position of the job's record; `None` if the record is not one of our dead letters.
-    pub(super) origin: Option<Position>,
-    pub(super) job_id: String,
-    pub(super) kind: String,
-    pub(super) message: String,
-    pub(super) attempts: u32,
-    pub(super) worker: Option<String>,
+    pub origin: Option<Position>,
+    /// The id of the job; its position if it has none.
+    pub job_id: String,
+    /// The kind of error.
+    pub kind: String,
+    /// The error for people.
+    pub message: String,
+    /// The number of attempts that the job had.
+    pub attempts: u32,
+    /// The worker that gave up.
+    pub worker: Option<String>,
     /// When the worker gave up.
-    pub(super) time: Option<Timestamp>,
+    pub time: Option<Timestamp>,
     /// What the job asks for, if that can be decoded.
-    pub(super) what: Option<String>,
+    pub what: Option<String>,
+    /// The job's submitter, if the job can be decoded and names one.
+    pub owner: Option<String>,
+    /// The job's tenant, if the job can be decoded and names one.
+    pub tenant: Option<String>,
     /// How often the job had been replayed before it died.
-    pub(super) replays: u32,
+    pub replays: u32,
     /// The size of the record's value, if the letter omits the value.
-    pub(super) value_omitted: Option<u64>,
+    pub value_omitted: Option<u64>,
 }
 
 impl Letter {
     /// Reads a record of the dead-letter topic.
-    pub(super) fn read(record: &RawRecord) -> Self {
+    pub fn read(record: &RawRecord) -> Self {
         let reasons = Reasons::read(&record.headers);
-        let what =
-            decode::decode(record, usize::MAX).ok().map(|envelope| describe_work(&envelope.work));
+        let envelope = decode::decode(record, usize::MAX).ok();
+        let what = envelope.as_ref().map(|envelope| describe_work(&envelope.work));
+        let (owner, tenant) =
+            envelope.map_or((None, None), |envelope| (envelope.owner, envelope.tenant));
         let replays = dead_letter::replay_count(&record.headers);
 
         let (place, timestamp) = (record.position.clone(), record.timestamp);
@@ -60,6 +72,8 @@ impl Letter {
                 worker: None,
                 time: timestamp,
                 what,
+                owner,
+                tenant,
                 replays,
                 value_omitted: None,
             };
@@ -75,6 +89,8 @@ impl Letter {
             worker: reasons.worker,
             time: reasons.time.or(timestamp),
             what,
+            owner,
+            tenant,
             replays,
             value_omitted: reasons.value_omitted,
             origin: Some(reasons.origin),
@@ -82,28 +98,36 @@ impl Letter {
     }
 
     /// Returns the partition and offset of the letter.
-    pub(super) fn partition_offset(&self) -> (i32, i64) {
+    pub fn partition_offset(&self) -> (i32, i64) {
         (self.place.partition, self.place.offset)
     }
 
+    /// Returns whether `name` is the id of the job, or the position of the letter or of the job's
+    /// record.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.job_id == name
+            || text::format_position(&self.place) == name
+            || self.origin.as_ref().is_some_and(|origin| text::format_position(origin) == name)
+    }
+
     /// Returns what distinguishes letters of one kind: the tool, or the start of the message.
-    pub(super) fn about(&self) -> String {
+    pub fn about(&self) -> String {
         let beginning =
             || self.message.split([':', '\n', '`']).next().unwrap_or_default().trim().to_owned();
         text::shorten(&self.what.clone().unwrap_or_else(beginning), 48)
     }
 
-    /// Returns the letter in the form of `--json`.
-    pub(super) fn summary(&self, replayed: bool) -> Summary<'_> {
+    /// Returns the letter as JSON.
+    pub fn summary(&self, replayed: bool) -> Summary {
         Summary {
             letter: text::format_position(&self.place),
-            job_id: &self.job_id,
-            kind: &self.kind,
-            message: &self.message,
-            what: self.what.as_deref(),
+            job_id: self.job_id.clone(),
+            kind: self.kind.clone(),
+            message: self.message.clone(),
+            what: self.what.clone(),
             attempts: self.attempts,
             time: self.time,
-            worker: self.worker.as_deref(),
+            worker: self.worker.clone(),
             replay_count: self.replays,
             replayed,
         }
@@ -111,23 +135,33 @@ impl Letter {
 }
 
 /// A dead letter as JSON.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Summary<'a> {
-    letter: String,
+#[schemars(title = "Dead letter")]
+pub struct Summary {
+    /// The position of the letter: `topic/partition/offset`.
+    pub letter: String,
+    /// The id of the job; the position of its record if it has none.
     #[serde(rename = "jobID")]
-    job_id: &'a str,
-    kind: &'a str,
-    message: &'a str,
+    pub job_id: String,
+    /// The kind of error; `foreign` for a record that is no dead letter of a fleet.
+    pub kind: String,
+    /// The error for people.
+    pub message: String,
+    /// The tool that the job calls, or the type of a job with several calls or none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    what: Option<&'a str>,
-    attempts: u32,
-    time: Option<Timestamp>,
+    pub what: Option<String>,
+    /// The number of attempts that the job had.
+    pub attempts: u32,
+    /// When the worker gave up.
+    pub time: Option<Timestamp>,
+    /// The worker that gave up.
     #[serde(skip_serializing_if = "Option::is_none")]
-    worker: Option<&'a str>,
-    replay_count: u32,
+    pub worker: Option<String>,
+    /// How often the job had been replayed before it died.
+    pub replay_count: u32,
     /// Whether this letter has been replayed.
-    replayed: bool,
+    pub replayed: bool,
 }
 
 /// Returns the tool of a job, or its type if the job has several calls or none.
@@ -140,48 +174,11 @@ fn describe_work(work: &Work) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use fleet_job::{
-        dead_letter::DeadLetter,
-        outcome::{ErrorKind, JobError},
-    };
+mod tests {
+    use fleet_job::outcome::ErrorKind;
 
     use super::*;
-
-    /// The record of a letter at `0/offset` whose job died at `offset` seconds.
-    pub(crate) fn record(offset: i64, job_id: &str, kind: ErrorKind, replays: u32) -> RawRecord {
-        let call = r#"{"jobID":"j","jobType":"tool-call","payload":{"server":"s","tool":"t"}}"#;
-        let position = |topic: &str| Position { topic: topic.into(), partition: 0, offset };
-        let time = Timestamp::from_millis(offset * 1000);
-        let mut original = RawRecord {
-            position: position("mcp-jobs"),
-            timestamp: time,
-            key: None,
-            value: Some(call.into()),
-            headers: vec![],
-        };
-        for _ in 0..replays {
-            original.headers = dead_letter::headers_for_replay(&original.headers);
-        }
-        let letter = DeadLetter {
-            job_id: job_id.into(),
-            error: JobError::new(kind, "it broke: badly"),
-            first_error: None,
-            attempts: 3,
-            worker: "w".into(),
-            group: "g".into(),
-            time: time.unwrap(),
-        };
-        RawRecord {
-            headers: letter.headers(&original),
-            position: position("mcp-jobs.dlq"),
-            ..original
-        }
-    }
-
-    pub(crate) fn letter(offset: i64, job_id: &str, kind: ErrorKind, replays: u32) -> Letter {
-        Letter::read(&record(offset, job_id, kind, replays))
-    }
+    use crate::testing::{letter, record};
 
     #[test]
     fn a_letter_is_read() {
@@ -209,5 +206,14 @@ pub(super) mod tests {
             (&*letter.kind, &*letter.job_id, letter.origin),
             (FOREIGN, "mcp-jobs.dlq/0/1", None)
         );
+    }
+
+    #[test]
+    fn a_letter_is_named_by_job_and_by_both_positions() {
+        let letter = letter(4, "job-4", ErrorKind::Tool, 0);
+        for name in ["job-4", "mcp-jobs.dlq/0/4", "mcp-jobs/0/4"] {
+            assert!(letter.is_named(name), "{name}");
+        }
+        assert!(!letter.is_named("mcp-jobs/0/5"));
     }
 }

@@ -1,0 +1,66 @@
+//! `mcp-fleet servers`: the MCP servers that an mcp-server hosts.
+//!
+//! Everything goes through the tools `server_initialize`, `server_status` and `server_remove` of
+//! the mcp-server, with the rights of whoever asks. What to add, and what is wrong with a server,
+//! is decided in pure modules.
+
+mod add;
+mod check;
+mod list;
+mod logs;
+mod remove;
+mod report;
+mod source;
+
+use std::process::ExitCode;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+pub(crate) use report::{Condition, HostedServer};
+pub(crate) use source::SourceError;
+#[cfg(feature = "fleet")]
+pub(crate) use source::{Extras, WantedServer, from_command, from_file};
+
+use crate::{error::CliError, mcp::McpServer};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// List the hosted servers
+    List(list::Args),
+    /// Host servers: those of a file, one at a URL, or one that a command starts
+    Add(Box<add::Args>),
+    /// Check that the hosted servers work, and say what to do about those that do not
+    Check(check::Args),
+    /// Stop hosting servers
+    Remove(remove::Args),
+    /// Print the end of what a hosted server writes to its standard error
+    Logs(logs::Args),
+}
+
+pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
+    match command {
+        Command::List(args) => list::run(args).await,
+        Command::Add(args) => add::run(*args).await,
+        Command::Check(args) => check::run(args).await,
+        Command::Remove(args) => remove::run(args).await,
+        Command::Logs(args) => logs::run(args).await,
+    }
+}
+
+/// The answer of `server_status`.
+#[derive(Debug, Deserialize)]
+struct Statuses {
+    servers: Vec<Value>,
+}
+
+/// Asks for the hosted servers that the caller may know of, as the server reports them.
+pub(crate) async fn fetch_servers(server: &McpServer) -> Result<Vec<Value>, CliError> {
+    let statuses: Statuses = server.ask("server_status", Map::new()).await?;
+    Ok(statuses.servers)
+}
+
+/// Reads what the server reports about its hosted servers.
+pub(crate) fn read_servers(reported: &[Value]) -> Vec<HostedServer> {
+    reported.iter().filter_map(|server| serde_json::from_value(server.clone()).ok()).collect()
+}

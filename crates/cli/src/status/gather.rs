@@ -1,0 +1,131 @@
+//! Asks Kafka and the server about a fleet. What can't be answered is a fact, too.
+
+use std::time::Duration;
+
+use fleet_job::topics::Topics;
+use fleet_kafka::{KafkaError, admin, settings::Settings};
+use fleet_ops::{blocking::run_blocking, errors::chain};
+
+use super::facts::{Facts, HostedFacts, HostedState, KafkaFacts, ServerFacts, TopicFacts};
+use crate::{
+    connection::Connection,
+    error::CliError,
+    jobs::api::Api,
+    lag,
+    mcp::McpServer,
+    server_args::ServerArgs,
+    servers::{self, Condition},
+    wait_notice::WaitNotice,
+};
+
+/// How long a broker may take to answer each question.
+const REACH: Duration = Duration::from_secs(5);
+/// How long the server may take to say whether it is ready.
+const READY: Duration = Duration::from_secs(5);
+
+/// Gathers all facts at once.
+///
+/// # Errors
+///
+/// Returns an error if the flags are invalid.
+pub(super) async fn gather(
+    server: &ServerArgs,
+    connection: &Connection,
+    group: &str,
+) -> Result<Facts, CliError> {
+    let (settings, topics) = (connection.settings()?, connection.topics());
+    let (api, mcp) = (server.api()?, server.mcp()?);
+    let _notice = WaitNotice::new(format!(
+        "answers from Kafka at {} and mcp-server at {}",
+        settings.brokers,
+        api.name()
+    ));
+
+    let brokers = settings.brokers.clone();
+    let asked = group.to_owned();
+    let kafka = run_blocking(move || Ok::<_, CliError>(ask_kafka(&settings, &topics, &asked)?));
+    let (kafka, server) = tokio::join!(kafka, ask_server(&api, &mcp));
+    let kafka = kafka.unwrap_or_else(|error| KafkaFacts {
+        problem: Some(chain(&error)),
+        ..KafkaFacts::default()
+    });
+    Ok(Facts { kafka: KafkaFacts { brokers, group: group.to_owned(), ..kafka }, server })
+}
+
+fn ask_kafka(settings: &Settings, topics: &Topics, group: &str) -> Result<KafkaFacts, KafkaError> {
+    let named = [
+        (&topics.jobs, true),
+        (&topics.events, true),
+        (&topics.dlq, true),
+        (&topics.delayed, false),
+        (&topics.control, false),
+        (&topics.claims, false),
+        (&topics.audit, false),
+    ];
+    let spans = admin::spans_of(settings, named.map(|(name, _)| name.as_str()), REACH)?;
+    let facts = named.into_iter().zip(&spans).map(|((name, is_needed), spans)| TopicFacts {
+        name: name.clone(),
+        partitions: spans.len(),
+        is_needed,
+    });
+    let facts: Vec<_> = facts.collect();
+
+    let [jobs, _, letters, ..] = &spans;
+    let dead_letters = letters.iter().map(|span| span.end - span.start).sum();
+    let members = admin::group_members(settings, group, REACH)?;
+    let (lag, unreadable_commits) = match jobs.is_empty() {
+        true => (None, 0),
+        false => {
+            let (rows, totals) = lag::fetch(settings, group, &topics.jobs, REACH)?;
+            let unreadable = rows.iter().filter(|row| row.problem.is_some()).count();
+            (Some(totals), unreadable)
+        }
+    };
+
+    Ok(KafkaFacts {
+        topics: facts,
+        is_rebalancing: !members.subscriptions.is_empty() && members.state != "Stable",
+        workers: members.readers_of(&topics.jobs),
+        lag,
+        unreadable_commits,
+        dead_letters,
+        ..KafkaFacts::default()
+    })
+}
+
+async fn ask_server(api: &Api, mcp: &McpServer) -> ServerFacts {
+    let mut facts = ServerFacts { url: api.name(), ..ServerFacts::default() };
+    if let Err(error) = api.check_ready(READY).await {
+        facts.problem = Some(chain(&error));
+        return facts;
+    }
+
+    let (jobs, tools, hosted) =
+        tokio::join!(api.check_jobs(), mcp.list_tools(), servers::fetch_servers(mcp));
+    mcp.close().await;
+
+    facts.jobs_problem = jobs.err().map(|error| chain(&error));
+    match tools {
+        Ok(tools) => facts.tools = tools.len(),
+        Err(error) => facts.tools_problem = Some(chain(&error)),
+    }
+    match hosted {
+        Ok(hosted) => {
+            let read = servers::read_servers(&hosted);
+            facts.hosted = read.iter().map(hosted_facts).collect();
+        }
+        // A server that hosts nothing, or a caller that may not ask, has no such tool.
+        Err(_) if facts.tools_problem.is_none() => {}
+        Err(error) => facts.tools_problem = Some(chain(&error)),
+    }
+    facts
+}
+
+fn hosted_facts(server: &servers::HostedServer) -> HostedFacts {
+    let state = match server.condition() {
+        Condition::Works => HostedState::Works,
+        Condition::Starts => HostedState::Starts,
+        Condition::Fails { problem, remedy } => HostedState::Fails { problem, remedy },
+    };
+    HostedFacts { name: server.name.clone(), state }
+}
