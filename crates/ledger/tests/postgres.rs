@@ -228,6 +228,49 @@ fn replicas_judge_records_alike() {
     });
 }
 
+/// Owners whose jobs are gone leave no row behind.
+#[test]
+fn counts_of_nothing_are_not_kept() {
+    let Some(cluster) = &*CLUSTER else { return };
+    let url = cluster.create_database();
+    let owned = |partition, offset, job: &str, state| {
+        let mut update = event(partition, offset, job, state);
+        if let Some(logged) = &mut update.event {
+            logged.event.owner = Some(format!("owner of {job}"));
+            logged.value = logged.event.to_bytes();
+        }
+        update
+    };
+
+    runtime().block_on(async {
+        let retention = Retention { max_age: Duration::from_millis(10), ..unbounded() };
+        let store = PostgresStore::new(&DatabaseUrl::parse(&url).unwrap(), retention);
+        let updates = [
+            owned(0, 1, "a", JobState::Queued),
+            owned(0, 2, "a", JobState::Running),
+            owned(1, 3, "b", JobState::Succeeded),
+            owned(1, 50, "c", JobState::Succeeded),
+        ];
+        for update in &updates {
+            store.apply(batch(std::slice::from_ref(update))).await.unwrap();
+        }
+        let rows = || {
+            cluster.query(&url, "SELECT string_agg(owner, ', ' ORDER BY owner) FROM ledger_counts")
+        };
+        assert_eq!(rows(), "owner of a, owner of b, owner of c");
+
+        let removed = Update { partition: 0, offset: 3, job_id: "a".to_owned(), event: None };
+        store.apply(batch(&[removed])).await.unwrap();
+        assert_eq!(store.forget(at(50)).await.unwrap().ended, 1);
+        assert_eq!(rows(), "owner of c");
+
+        // What the log has removed is not forgotten.
+        let tallies = store.tallies().await.unwrap();
+        assert_eq!(tallies.complete_since, Some(at(4)));
+        assert_eq!(tallies.tallies.len(), 1);
+    });
+}
+
 /// In a process of its own: applies a long log in small batches until it is killed.
 #[test]
 #[ignore = "a part of another test"]

@@ -300,7 +300,8 @@ impl JsonSchema for ProblemKind {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let names = Self::ALL.map(|kind| format!("{PREFIX}{}", kind.name()));
+        let names: Vec<_> =
+            Self::ALL.iter().map(|kind| format!("{PREFIX}{}", kind.name())).collect();
         json_schema!({"description": "The kind of problem.", "type": "string", "enum": names})
     }
 }
