@@ -39,6 +39,7 @@ mod rest;
 mod rolling;
 mod rounds;
 mod secured;
+mod shared_ledger;
 mod signed;
 mod stale;
 mod third_party;

@@ -398,7 +398,7 @@ fn a_job_waits_for_the_word_of_somebody_else() {
     assert!(left["approval"]["headers"].is_null(), "{left}");
 
     assert_eq!(signed.decide(&signed.agent, "asked", true).status, 403);
-    assert_eq!(signed.decide(&signed.other, "asked", true).status, 404);
+    assert_eq!(signed.decide(&signed.other, "asked", true).status, 403, "it lacks the right");
     let operator = signed.access.join("operator.key");
     let url = format!("http://{}", signed.server.address);
     let operator = operator.to_str().expect("a path in UTF-8");

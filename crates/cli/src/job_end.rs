@@ -99,10 +99,9 @@ fn painted(line: &str, state: JobState, to_stderr: bool) -> String {
         JobState::Succeeded => word.green(),
         JobState::Failed => word.red(),
         JobState::Cancelled | JobState::Expired => word.yellow(),
-        JobState::AwaitingApproval
-        | JobState::Queued
-        | JobState::Running
-        | JobState::Retrying => word,
+        JobState::AwaitingApproval | JobState::Queued | JobState::Running | JobState::Retrying => {
+            word
+        }
     };
     let word = if to_stderr { word.for_stderr() } else { word };
     // The time before the state has no such word.

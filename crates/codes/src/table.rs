@@ -397,6 +397,10 @@ table! {
             "The server is not ready to answer about jobs.",
             "It is still reading the events topic, or a topic does not exist yet.",
             "Ask again after the time in `Retry-After`.";
+        LEDGER_UNAVAILABLE = "FLEET-LEDGER-UNAVAILABLE":
+            "The server cannot answer about jobs, because the database of its ledger is away. Calls and jobs go on.",
+            "PostgreSQL is down, restarting, full or unreachable, refuses the server's password or certificate, or is used by another fleet.",
+            "Bring the database back, or correct `MCP_LEDGER`; the server's log names the reason. The ledger then continues where it was.";
         KAFKA_UNAVAILABLE = "FLEET-KAFKA-UNAVAILABLE":
             "The server cannot reach Kafka, so the job was not accepted.",
             "The brokers are down or unreachable.",

@@ -1,9 +1,9 @@
 //! Settings of the job service.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use fleet_job::glob::Glob;
-use fleet_ledger::Retention;
+use fleet_ledger::{Retention, StoreConfig};
 
 use crate::Owners;
 
@@ -21,8 +21,8 @@ pub struct JobsConfig {
     pub group: String,
     /// The largest job, in bytes.
     pub max_job_bytes: usize,
-    /// The directory of the ledger's file. Without one, the ledger is in memory.
-    pub data_dir: Option<PathBuf>,
+    /// Where the ledger is kept.
+    pub ledger: StoreConfig,
     /// How much the ledger keeps.
     pub retention: Retention,
     /// Derives the owner of a job from its submitter's credentials.

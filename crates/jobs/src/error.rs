@@ -91,7 +91,20 @@ pub enum JobsError {
     Kafka(#[from] KafkaError),
     /// The ledger has failed.
     #[error("the ledger failed: {}", fleet_ops::errors::chain(.0))]
-    Store(#[from] StoreError),
+    Store(#[source] StoreError),
+    /// The ledger's database is away. Its error may name addresses, which callers are not told.
+    #[error(
+        "the ledger's database is away, so nothing can be said about jobs now; calls and jobs go on, \
+         and the ledger continues where it was [{code}]",
+        code = codes::LEDGER_UNAVAILABLE
+    )]
+    LedgerAway(#[source] StoreError),
+}
+
+impl From<StoreError> for JobsError {
+    fn from(error: StoreError) -> Self {
+        if error.is_unavailable() { Self::LedgerAway(error) } else { Self::Store(error) }
+    }
 }
 
 impl From<WorkLost> for JobsError {
@@ -105,6 +118,7 @@ impl JobsError {
     pub(crate) fn cause(&self) -> String {
         match self {
             Self::Kafka(error) => fleet_ops::errors::chain(error),
+            Self::LedgerAway(error) => fleet_ops::errors::chain(error),
             error => error.to_string(),
         }
     }
@@ -112,7 +126,11 @@ impl JobsError {
     /// Returns whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NotReady(_) | Self::Store(_) | Self::Limited(_) | Self::Unrecorded(_) => true,
+            Self::NotReady(_)
+            | Self::Store(_)
+            | Self::LedgerAway(_)
+            | Self::Limited(_)
+            | Self::Unrecorded(_) => true,
             Self::Kafka(error) => error.is_retryable(),
             Self::NotFound(_)
             | Self::NotSearched(_)

@@ -15,7 +15,7 @@ use fleet_kafka::{
     KafkaError, admin,
     follow::{FollowGuard, FollowedTopic, Following, Interrupted, Listener, Opener, Unneeded},
 };
-use fleet_ledger::{Batch, LoggedEvent, Update};
+use fleet_ledger::{Batch, LogId, LoggedEvent, Update, store::Positions};
 use fleet_ops::errors::chain;
 use tokio::runtime::Handle;
 
@@ -75,6 +75,13 @@ fn log_failure(error: &JobsError) {
         JobsError::Kafka(KafkaError::NoTopic(topic)) => {
             tracing::debug!(topic, "the topic does not exist");
         }
+        JobsError::LedgerAway(_) => {
+            tracing::warn!(
+                error = error.cause(),
+                "could not use the ledger's database; questions about jobs are answered with 503, and \
+                 reading the events topic goes on when it is back"
+            );
+        }
         error => {
             tracing::warn!(error = error.cause(), "could not read a topic of jobs; trying again")
         }
@@ -84,12 +91,32 @@ fn log_failure(error: &JobsError) {
 /// Applies events to the ledger, and publishes them to the hub.
 struct EventsLog(Service);
 
+impl EventsLog {
+    /// Returns where to begin reading. A ledger that servers share has to know the log first.
+    fn find_start(&self, jobs: &Inner, opener: &Opener<'_>) -> Result<Positions, Stopped> {
+        if !jobs.store.is_shared() {
+            return self.0.runtime.block_on(jobs.store.positions()).or_stopped();
+        }
+
+        let topic = &jobs.topics.events;
+        let identity =
+            admin::log_identity(opener.settings(), topic, BROKER_TIMEOUT).or_stopped()?;
+        let owned = |id: Option<Arc<str>>| id.map(|id| id.as_ref().to_owned());
+        let log = LogId {
+            topic: topic.clone(),
+            cluster_id: owned(identity.cluster),
+            topic_id: owned(identity.topic),
+        };
+        self.0.runtime.block_on(jobs.store.resume(&log)).or_stopped()
+    }
+}
+
 impl Listener for EventsLog {
     type Error = JobsError;
 
     fn open(&mut self, opener: &Opener<'_>) -> Result<FollowedTopic, Stopped> {
         let jobs = self.0.jobs()?;
-        let positions = self.0.runtime.block_on(jobs.store.positions()).or_stopped()?;
+        let positions = self.find_start(&jobs, opener)?;
 
         let opened = match opener.open_at(&jobs.topics.events, &positions) {
             Err(KafkaError::LogReset(topic)) => {

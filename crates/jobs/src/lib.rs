@@ -24,7 +24,7 @@ use fleet_kafka::{
     follow::{FollowGuard, Following},
     link::Link,
 };
-use fleet_ledger::{Cursor, Known, MemoryStore, Page, Query, SqliteStore, Store};
+use fleet_ledger::{Batch, Cursor, Known, Page, Query, Store, StoreError, Update};
 use fleet_signing::CurrentKeys;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -78,6 +78,8 @@ pub use tasks::Tasks;
 const MAX_CANCELLED: usize = 100_000;
 /// How long a query about an unknown job waits for the ledger to catch up.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the writer of events waits for the ledger to take them.
+const APPLY_LIMIT: Duration = Duration::from_secs(2);
 /// How long the ledger is searched for the first job of a page.
 const SEARCH_TIME: Duration = Duration::from_millis(250);
 /// The most concurrent searches of a topic.
@@ -143,6 +145,8 @@ pub(crate) enum LogState {
     Unreadable(String),
     /// The topic does not exist.
     Missing(String),
+    /// The topic has never been read, since the ledger's database is away.
+    StoreAway,
     /// The ledger holds everything that the topic held when this request to catch up was made.
     CaughtUp(u64),
 }
@@ -157,6 +161,7 @@ impl LogState {
 
         *self = match error {
             JobsError::Kafka(KafkaError::NoTopic(_)) => Self::Missing(error.cause()),
+            JobsError::LedgerAway(_) => Self::StoreAway,
             error => Self::Unreadable(error.cause()),
         };
         true
@@ -175,14 +180,9 @@ impl Jobs {
         stop: CancellationToken,
     ) -> Result<Self, JobsError> {
         let topics = Topics::of(&config.topic);
-        let store: Arc<dyn Store> = match &config.data_dir {
-            Some(directory) => {
-                // A topic of the same name on another cluster is another log.
-                let name = format!("{} {}", link.brokers(), topics.events);
-                Arc::new(SqliteStore::open(directory, &name, config.retention).await?)
-            }
-            None => Arc::new(MemoryStore::new(config.retention)),
-        };
+        // A topic of the same name on another cluster is another log.
+        let log = format!("{} {}", link.brokers(), topics.events);
+        let store = config.ledger.open(&log, config.retention).await?;
 
         let inner = Arc::new(Inner {
             link,
@@ -223,12 +223,15 @@ impl Jobs {
         self.inner.resolver.get_or_init(|| resolver);
     }
 
-    /// Waits until the events topic has been read once, or is known not to exist.
+    /// Waits until the events topic has been read once, or is known not to exist. A ledger whose
+    /// database is away is not waited for: everything but questions about jobs can be served.
     pub async fn wait_until_read(&self) {
         let mut state = self.inner.log_state.subscribe();
         // The sender lives as long as `self`.
         _ = state
-            .wait_for(|state| matches!(state, LogState::CaughtUp(_) | LogState::Missing(_)))
+            .wait_for(|state| {
+                matches!(state, LogState::CaughtUp(_) | LogState::Missing(_) | LogState::StoreAway)
+            })
             .await;
     }
 
@@ -382,6 +385,20 @@ impl Jobs {
         }
     }
 
+    /// Applies events that this server has just written, so that their writer finds them at once. If
+    /// the ledger's database is away or slow, the events reach it from the topic.
+    pub(crate) async fn apply_written(&self, updates: Vec<Update>) -> Result<(), JobsError> {
+        let batch = Batch { updates, ..Batch::default() };
+        match tokio::time::timeout(APPLY_LIMIT, self.inner.store.apply(batch)).await {
+            Ok(Err(error)) if !error.is_unavailable() => Err(error.into()),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => {
+                tracing::debug!("the ledger did not take events at once; it reads them later");
+                Ok(())
+            }
+        }
+    }
+
     /// Checks that the events topic has been read once, before which no query can be answered.
     pub(crate) fn check_log_is_read(&self) -> Result<(), JobsError> {
         match &*self.inner.log_state.borrow() {
@@ -392,6 +409,7 @@ impl Jobs {
             LogState::Unreadable(why) | LogState::Missing(why) => {
                 Err(JobsError::NotReady(why.clone()))
             }
+            LogState::StoreAway => Err(JobsError::LedgerAway(StoreError::Unanswered)),
         }
     }
 }

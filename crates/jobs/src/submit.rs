@@ -26,7 +26,7 @@ use fleet_kafka::{
     producer::{Delivered, Outgoing},
     reader,
 };
-use fleet_ledger::{Batch, Known, Update};
+use fleet_ledger::{Known, Update};
 use fleet_ops::{
     blocking::run_blocking,
     trace::{Span, SpanKind},
@@ -150,7 +150,11 @@ impl Jobs {
             })?;
             self.check_size(&job.envelope)?;
         }
-        self.check_log_is_read()?;
+        match self.check_log_is_read() {
+            // Only jobs that may exist already need the ledger.
+            Ok(()) | Err(JobsError::LedgerAway(_)) => {}
+            Err(error) => return Err(error),
+        }
         for (job, allowed) in jobs.iter_mut().zip(&mut allowed) {
             job.approval = allowed.approval.take();
         }
@@ -458,7 +462,7 @@ impl Jobs {
         let delivered = self.write_all(records.collect()).await?;
         let at = events.iter().zip(&delivered);
         let updates = at.map(|(event, at)| Update::new(at.partition, at.offset, event.clone()));
-        self.inner.store.apply(Batch { updates: updates.collect(), ..Batch::default() }).await?;
+        self.apply_written(updates.collect()).await?;
         Ok(delivered)
     }
 

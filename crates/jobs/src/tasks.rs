@@ -21,7 +21,7 @@ use fleet_job::{
     view::{JobView, tool_result},
 };
 use fleet_kafka::reader;
-use fleet_ledger::{Batch, Known, Update};
+use fleet_ledger::{Known, Update};
 use fleet_ops::blocking::run_blocking;
 use futures::{FutureExt as _, Stream, stream::unfold};
 use rmcp::model::{
@@ -425,8 +425,7 @@ impl Jobs {
         };
         let at = self.inner.link.producer.send(&record).await?;
         let update = Update::new(at.partition, at.offset, event);
-        self.inner.store.apply(Batch { updates: vec![update], ..Batch::default() }).await?;
-        Ok(())
+        self.apply_written(vec![update]).await
     }
 }
 

@@ -1,8 +1,9 @@
 //! Creating topics, describing topics and groups, and deleting records.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use fleet_job::{time::Timestamp, topics::Topics};
+use fleet_topic_id::{TopicIdError, topic_id};
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     admin::{
@@ -17,6 +18,7 @@ mod groups;
 pub use groups::{GroupMembers, group_members, has_members, is_stable};
 
 use crate::{
+    consumer::LogIdentity,
     error::KafkaError,
     quiet_context::{QuietConsumer, QuietContext},
     retry_while_moving::retry_while_moving,
@@ -444,6 +446,31 @@ pub fn spans(
 pub fn cluster_id(settings: &Settings, timeout: Duration) -> Result<Option<String>, KafkaError> {
     let client = metadata_client(&settings.admin())?;
     Ok(client.client().fetch_cluster_id(timeout))
+}
+
+/// Fetches what tells the log behind a topic's name from others, as far as the brokers reveal it.
+/// Blocks the thread for little more than twice `timeout`.
+///
+/// # Errors
+///
+/// Returns [`KafkaError::NoTopic`], or [`KafkaError::Client`].
+pub fn log_identity(
+    settings: &Settings,
+    topic: &str,
+    timeout: Duration,
+) -> Result<LogIdentity, KafkaError> {
+    let client = metadata_client(&settings.admin())?;
+    let cluster = client.client().fetch_cluster_id(timeout).map(Arc::from);
+
+    let topic = match topic_id(client.client(), topic, timeout) {
+        Ok(id) => id.map(Arc::from),
+        Err(TopicIdError::NoTopic) => return Err(KafkaError::NoTopic(topic.to_owned())),
+        Err(error) => {
+            tracing::warn!(topic, %error, "could not fetch the topic's id; going on without it");
+            None
+        }
+    };
+    Ok(LogIdentity { cluster, topic })
 }
 
 /// Deletes the records of `spans` permanently.

@@ -24,7 +24,7 @@ use crate::{
     retention::{Forgotten, Retention},
     store::{
         Batch, Known, LoggedEvent, Overtaken, Positions, Store, StoreError, Tallies, Update,
-        state_number, submitted_at,
+        standing_text, state_number, submitted_at,
     },
 };
 use totals::{HELD, Held, Totals};
@@ -305,11 +305,6 @@ fn write_standing(
         connection.prepare_cached("UPDATE jobs SET standing = ?2, overtaken = ?3 WHERE id = ?1")?;
     change.execute(params![id, standing_text(standing), standing.is_overtaken()])?;
     Ok(())
-}
-
-fn standing_text(standing: &Standing) -> String {
-    // A struct of plain fields can't fail to become JSON.
-    serde_json::to_string(standing).unwrap_or_default()
 }
 
 /// Deletes jobs until the store is within its bounds, ended jobs first.

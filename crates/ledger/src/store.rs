@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug};
 
 use async_trait::async_trait;
+use fleet_codes as codes;
 use fleet_job::{
     event::{JobEvent, JobState},
     state::{Entry, Restated, Standing, Verdict},
@@ -12,10 +13,22 @@ use fleet_job::{
 use crate::{
     query::{Page, Query},
     retention::Forgotten,
+    sqlstate::is_away,
 };
 
 /// Positions in the log: for each partition, the offset of the next record to read.
 pub type Positions = BTreeMap<i32, i64>;
+
+/// What tells an events topic from every other, as far as the brokers say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogId {
+    /// The topic's name.
+    pub topic: String,
+    /// The cluster's id.
+    pub cluster_id: Option<String>,
+    /// The topic's id, which a topic of the same name does not get again.
+    pub topic_id: Option<String>,
+}
 
 /// One record of the events topic.
 #[derive(Debug, Clone, PartialEq)]
@@ -149,6 +162,23 @@ pub trait Store: Debug + Send + Sync {
     /// Returns an error if the store fails, in which case nothing has been applied.
     async fn apply(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError>;
 
+    /// Returns whether other servers use the same store. Such a store is told which log it is a
+    /// projection of ([`Store::resume`]).
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Begins to read `log`, or begins again after a failure, and returns where to read on: not
+    /// necessarily where the store stands, since another server may have come further. A store that
+    /// holds another log is emptied.
+    ///
+    /// # Errors
+    /// Returns an error if the store fails, or another server still uses it for another log.
+    async fn resume(&self, log: &LogId) -> Result<Positions, StoreError> {
+        _ = log;
+        self.positions().await
+    }
+
     /// Returns up to `limit` jobs whose terminal event has been overtaken in the log.
     ///
     /// # Errors
@@ -230,6 +260,12 @@ pub(crate) fn state_number(state: JobState) -> usize {
     STATES.iter().position(|known| *known == state).unwrap_or_default()
 }
 
+/// Returns a standing as stores write it.
+pub(crate) fn standing_text(standing: &Standing) -> String {
+    // A struct of plain fields can't fail to become JSON.
+    serde_json::to_string(standing).unwrap_or_default()
+}
+
 /// Why a store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -250,4 +286,77 @@ pub enum StoreError {
     /// The thread that worked for the store panicked or was cancelled.
     #[error("a ledger operation was interrupted")]
     Worker,
+    /// The database did not do what it was asked for.
+    #[error("the ledger's database failed")]
+    Database(#[from] tokio_postgres::Error),
+    /// The database did not answer in time.
+    #[error("the ledger's database did not answer in time")]
+    Unanswered,
+    /// Another server changed the same jobs meanwhile. Nothing was written.
+    #[error("another server changed the same jobs of the ledger; trying again")]
+    Contended,
+    /// The ledger was emptied after the log was last read.
+    #[error("another server emptied the ledger; reading the events topic again")]
+    Emptied,
+    /// The database lost transactions that it had committed.
+    #[error(
+        "the ledger's database went back in partition {partition}, as after a restore or a failover; \
+         reading the events topic again from there"
+    )]
+    WentBack {
+        /// The partition of the events topic.
+        partition: i32,
+    },
+    /// Servers with another events topic use the same database.
+    #[error(
+        "servers that follow another events topic ({}) use the ledger's database; give each fleet a \
+         database or a schema of its own, or stop those servers and wait for a minute [{code}]",
+        log.as_ref().map_or("unknown", |log| log.topic.as_str()),
+        code = codes::LEDGER_UNAVAILABLE
+    )]
+    Contested {
+        /// The other log.
+        log: Option<Box<LogId>>,
+    },
+    /// The database can't hold every text.
+    #[error(
+        "the encoding of the ledger's database is {0}; expected UTF8, as in \
+         CREATE DATABASE fleet ENCODING 'UTF8' TEMPLATE template0 [{code}]",
+        code = codes::LEDGER_UNAVAILABLE
+    )]
+    Encoding(String),
+    /// The database was used by a newer version.
+    #[error(
+        "the tables of the ledger's database are of a newer version ({found}; this one knows {known}); \
+         upgrade this server, or give it another schema [{code}]",
+        code = codes::LEDGER_UNAVAILABLE
+    )]
+    NewerSchema {
+        /// The number of the last step that was taken.
+        found: i32,
+        /// The number of the last step that this version knows.
+        known: i32,
+    },
+}
+
+impl StoreError {
+    /// Returns whether the store says only that others have changed it.
+    pub(crate) fn is_news(&self) -> bool {
+        matches!(self, Self::Contended | Self::Emptied | Self::WentBack { .. })
+    }
+
+    /// Returns whether the store is away, so that the same call may succeed later.
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            Self::Database(error) => is_away(error),
+            Self::Unanswered
+            | Self::Contended
+            | Self::Emptied
+            | Self::WentBack { .. }
+            | Self::Contested { .. }
+            | Self::Encoding(_)
+            | Self::NewerSchema { .. } => true,
+            Self::File(_) | Self::Directory(_) | Self::Event { .. } | Self::Worker => false,
+        }
+    }
 }

@@ -1,9 +1,9 @@
-//! Tests both stores against a model that states the contract directly: every job has the state
+//! Tests all stores against a model that states the contract directly: every job has the state
 //! that the rule of `fleet_job::state` gives it.
 
 #![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
 
-use std::{collections::BTreeMap, fs::File, io, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs::File, io, path::Path, sync::LazyLock, time::Duration};
 
 use flate2::read::GzDecoder;
 use fleet_job::{
@@ -14,9 +14,10 @@ use fleet_job::{
     time::Timestamp,
 };
 use fleet_ledger::{
-    Batch, Known, LoggedEvent, MemoryStore, Query, Retention, SqliteStore, Store, Tallies, Tally,
-    Update,
+    Batch, DatabaseUrl, Known, LoggedEvent, MemoryStore, PostgresStore, Query, Retention,
+    SqliteStore, Store, Tallies, Tally, Update,
     query::{MAX_LIMIT, Visibility},
+    testing::Cluster,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -32,11 +33,19 @@ fn unbounded() -> Retention {
     Retention { max_age: Duration::from_secs(1 << 40), max_jobs: usize::MAX, max_bytes: u64::MAX }
 }
 
+/// Where the stores in PostgreSQL are, if that is installed.
+static CLUSTER: LazyLock<Option<Cluster>> = LazyLock::new(Cluster::start);
+
 async fn stores(directory: &Path, retention: Retention) -> Vec<Box<dyn Store>> {
-    vec![
+    let mut stores: Vec<Box<dyn Store>> = vec![
         Box::new(MemoryStore::new(retention)),
         Box::new(SqliteStore::open(directory, "t", retention).await.unwrap()),
-    ]
+    ];
+    if let Some(cluster) = &*CLUSTER {
+        let url = DatabaseUrl::parse(&cluster.create_schema()).unwrap();
+        stores.push(Box::new(PostgresStore::new(&url, retention)));
+    }
+    stores
 }
 
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -256,10 +265,10 @@ fn queries() -> Vec<Query> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn both_stores_agree_with_the_model(events in prop::collection::vec(event(3), 0..60), cut in 0..60usize) {
+    fn all_stores_agree_with_the_model(events in prop::collection::vec(event(3), 0..60), cut in 0..60usize) {
         let updates = updates(events);
         let jobs = model(&updates);
         let directory = tempfile::tempdir().unwrap();
@@ -311,7 +320,7 @@ proptest! {
         });
     }
 
-    /// Both stores know which terminal events have been overtaken, and stop reporting them once
+    /// All stores know which terminal events have been overtaken, and stop reporting them once
     /// they have been restated.
     #[test]
     fn an_overtaken_end_is_restated_once(events in prop::collection::vec(event(3), 0..60)) {
@@ -433,18 +442,23 @@ fn old_ended_jobs_are_forgotten_and_open_jobs_are_kept() {
     run(async {
         let retention = Retention { max_age: Duration::from_millis(10), ..unbounded() };
         for store in stores(directory.path(), retention).await {
-            let states =
-                [JobState::Succeeded, JobState::Queued, JobState::Expired, JobState::Cancelled];
+            let states = [
+                JobState::Succeeded,
+                JobState::Queued,
+                JobState::AwaitingApproval,
+                JobState::Expired,
+                JobState::Cancelled,
+            ];
 
             let updates = (1..).zip(states).map(|(n, state)| ended(n, state)).collect();
             store.apply(Batch { updates, ..Batch::default() }).await.unwrap();
 
-            let forgotten = store.forget(at(14)).await.unwrap();
+            let forgotten = store.forget(at(15)).await.unwrap();
             assert_eq!((forgotten.ended, forgotten.open), (2, 0));
-            assert_eq!(store.tallies().await.unwrap().complete_since, Some(at(4)));
+            assert_eq!(store.tallies().await.unwrap().complete_since, Some(at(5)));
 
             let all = Query { limit: 10, ..Query::default() };
-            assert_eq!(list(&*store, all).await, ["job-4", "job-2"]);
+            assert_eq!(list(&*store, all).await, ["job-5", "job-3", "job-2"]);
 
             store.reset().await.unwrap();
             assert_eq!(store.tallies().await.unwrap(), Tallies::default());

@@ -2,8 +2,9 @@
 //!
 //! All of it comes from files in PEM, which are read again when they change. Files that can't be
 //! used are reported, and what was read before stays in force. [`Tls`] secures a listener and
-//! verifies client certificates, and [`FollowedClient`] is an HTTP client for servers with private
-//! authorities. Neither keys nor certificates are ever logged, only the names of their files.
+//! verifies client certificates, [`FollowedClient`] is an HTTP client for servers with private
+//! authorities, and [`StreamTls`] secures connections that another protocol has opened. Neither
+//! keys nor certificates are ever logged, only the names of their files.
 //!
 //! The cryptography is always named: a process may link more than one implementation, and then
 //! rustls has no default.
@@ -15,6 +16,7 @@ mod error;
 mod listener;
 mod peer;
 mod pem;
+mod stream;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
@@ -25,6 +27,7 @@ pub use error::TlsError;
 pub(crate) use listener::Secured;
 pub use listener::{Tls, TlsFiles};
 pub use peer::PeerCertificate;
+pub use stream::{SecuredStream, ServerProof, StreamTls, StreamTlsFiles};
 
 use std::path::PathBuf;
 

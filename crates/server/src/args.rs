@@ -356,8 +356,27 @@ pub struct Args {
         value_name = "SIZE",
     )]
     pub max_job_bytes: u64,
-    /// A directory for the ledger, which then survives a restart. By default, the ledger is kept in
-    /// memory and rebuilt from the topic.
+    /// Where the ledger of jobs is kept: `memory`, `sqlite` (a file in `--data-dir`), or the URL of a
+    /// PostgreSQL database that all replicas share (`postgres://user:password@host/name`, TLS by
+    /// `sslmode` as for psql). By default, a file if there is a directory, and memory otherwise.
+    #[arg(
+        help_heading = "Jobs",
+        long,
+        env = "MCP_LEDGER",
+        hide_env_values = true,
+        value_name = "WHERE"
+    )]
+    pub ledger: Option<String>,
+    /// A file with the value of `--ledger`, which goes before it. Read at the start.
+    #[arg(
+        help_heading = "Jobs",
+        long,
+        env = "MCP_LEDGER_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
+    pub ledger_file: Option<PathBuf>,
+    /// A directory for the ledger's file, with which the ledger survives a restart.
     #[arg(
         help_heading = "Jobs",
         long,
@@ -385,7 +404,7 @@ pub struct Args {
         value_name = "NUMBER"
     )]
     pub ledger_max_jobs: usize,
-    /// The maximum size of the ledger's jobs, in memory or in the file.
+    /// The maximum size of the ledger's jobs, in memory, in the file or in the database.
     #[arg(
         help_heading = "Jobs",
         long,

@@ -10,9 +10,9 @@ use fleet_hosting::registry::{RegistryConfig, sharing::Plain};
 use fleet_job::{glob::Glob, mcp_servers::ServerEntry};
 use fleet_jobs::{Owners, config::JobsConfig};
 use fleet_kafka::compression::Compression;
-use fleet_ledger::Retention;
+use fleet_ledger::{Retention, StoreConfig};
 use fleet_ops::{
-    config::{named_path, read_secret_text},
+    config::{named_path, read_secret_file, read_secret_text},
     http::guard::Origin,
     tls::TlsFiles,
 };
@@ -280,7 +280,7 @@ fn jobs_config(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
         registry_topic: args.registry_topic.clone(),
         group: args.consumer_group.clone(),
         max_job_bytes: usize::try_from(args.max_job_bytes).unwrap_or(usize::MAX),
-        data_dir: named_path(&args.data_dir),
+        ledger: store_config(args)?,
         retention: Retention {
             max_age: args.ledger_max_age,
             max_jobs: args.ledger_max_jobs,
@@ -292,6 +292,17 @@ fn jobs_config(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
         task_ttl: args.task_ttl,
         task_poll_interval: args.task_poll_interval,
     }))
+}
+
+fn store_config(args: &Args) -> Result<StoreConfig, ServerError> {
+    let named = args.ledger.as_deref().map(str::trim).filter(|ledger| !ledger.is_empty());
+    let from_file = match (named, named_path(&args.ledger_file)) {
+        (None, Some(path)) => Some(read_secret_file(&path)?),
+        _ => None,
+    };
+
+    let directory = named_path(&args.data_dir);
+    Ok(StoreConfig::parse(named.or(from_file.as_deref()), directory.as_deref())?)
 }
 
 fn registry_config(args: &Args) -> Option<RegistryConfig> {

@@ -8,6 +8,7 @@ use fleet_codes as codes;
 use fleet_hosting::registry::RegistryError;
 use fleet_jobs::JobsError;
 use fleet_kafka::KafkaError;
+use fleet_ledger::StoreConfigError;
 use fleet_ops::{
     config::{ConfigError, SecretFileError},
     tls::TlsError,
@@ -152,6 +153,12 @@ pub enum ServerError {
         code = codes::SETTING
     )]
     TaskTtl,
+    /// The setting does not say where the ledger is.
+    #[error("--ledger (MCP_LEDGER) can't be used [{code}]", code = codes::SETTING)]
+    Ledger(#[from] StoreConfigError),
+    /// The file that says where the ledger is can't be read.
+    #[error("--ledger-file (MCP_LEDGER_FILE) can't be used [{code}]", code = codes::SETTING)]
+    LedgerFile(#[from] SecretFileError),
     /// The name of the jobs topic is invalid.
     #[error(
         "KAFKA_TOPIC: `{0}` is not a valid Kafka topic name [{code}]",

@@ -135,5 +135,10 @@ const TABLE: &[Metric] = &[
 ];
 
 /// All metrics of this binary.
-pub const TABLES: [&[Metric]; 4] =
-    [TABLE, fleet_audit::metrics::TABLE, fleet_hosting::metrics::TABLE, fleet_jobs::metrics::TABLE];
+pub const TABLES: [&[Metric]; 5] = [
+    TABLE,
+    fleet_audit::metrics::TABLE,
+    fleet_hosting::metrics::TABLE,
+    fleet_jobs::metrics::TABLE,
+    fleet_ledger::metrics::TABLE,
+];

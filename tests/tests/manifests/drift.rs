@@ -252,9 +252,10 @@ fn probes_use_existing_endpoints() {
 fn settings_in_compose_and_kubernetes_agree() {
     let Some(project) = compose::project(&[]) else { return };
     let Some(base) = renders().iter().find(|render| render.name == "base") else { return };
-    // These differ: a path in Compose's mount, and the log level, which only Compose can change
-    // from outside.
-    let different = ["MCP_FILES_ROOTS", "MCP_DATA_DIR"];
+    // These differ: a path in Compose's mount, the log level, which only Compose can change from
+    // outside, and what jobs of producers may do, since only Compose's own containers reach its
+    // broker.
+    let different = ["MCP_FILES_ROOTS", "MCP_DATA_DIR", "MCP_UNSIGNED_JOBS"];
     let mut problems = vec![];
     for name in ["mcp-server", "kafka-worker"] {
         let deployment = base.get("Deployment", name);

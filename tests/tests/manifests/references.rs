@@ -281,15 +281,25 @@ fn secrets_configmaps_accounts_and_volumes_exist() {
 
 /// The Secret of keys as `mcp-fleet keys init --kubernetes-secret` fills it.
 const KEYS: &str = "mcp-fleet-keys";
-const KEY_FIELDS: [&str; 5] =
-    ["keys.toml", "keys.toml.pepper", "worker.key", "operator.key", "metrics.key"];
+const KEY_FIELDS: [&str; 7] = [
+    "keys.toml",
+    "keys.toml.pepper",
+    "worker.key",
+    "operator.key",
+    "metrics.key",
+    "signing.key",
+    "signing.pub",
+];
 
 #[test]
 fn every_pod_has_only_its_own_part_of_the_keys() {
-    let code = file("crates/cli/src/keys/init.rs") + &file("crates/cli/src/keys/init/cluster.rs");
+    let code = ["init.rs", "init/cluster.rs", "init/signing.rs"]
+        .map(|name| file(&format!("crates/cli/src/keys/{name}")))
+        .concat();
     for field in KEY_FIELDS {
-        let id = field.strip_suffix(".key").unwrap_or(field);
-        assert!(code.contains(&format!("\"{id}\"")), "the program knows no {field}");
+        let names = [field, field.strip_suffix(".key").unwrap_or(field)];
+        let is_known = names.iter().any(|name| code.contains(&format!("\"{name}\"")));
+        assert!(is_known, "the program knows no {field}");
     }
 
     let mounted = |object: &Object| -> Vec<String> {
@@ -308,8 +318,8 @@ fn every_pod_has_only_its_own_part_of_the_keys() {
         let mut problems = vec![];
         for object in render.objects.iter().filter(|object| object.pod().is_some()) {
             let expected: &[&str] = match object.name() {
-                "mcp-server" => &["keys.toml", "keys.toml.pepper"],
-                "kafka-worker" => &["worker.key"],
+                "mcp-server" => &["keys.toml", "keys.toml.pepper", "signing.key"],
+                "kafka-worker" => &["worker.key", "signing.pub"],
                 _ => &[],
             };
             if mounted(object) != expected {
@@ -318,6 +328,8 @@ fn every_pod_has_only_its_own_part_of_the_keys() {
         }
         for (name, variable, path) in [
             ("mcp-server", "MCP_ACCESS_KEYS_FILE", "keys.toml"),
+            ("mcp-server", "MCP_SIGNING_KEY_FILE", "signing.key"),
+            ("kafka-worker", "MCP_SIGNING_PUBLIC_KEYS_FILE", "signing.pub"),
             ("kafka-worker", "MCP_SERVER_TOKEN_FILE", "key"),
         ] {
             let Some(deployment) = render.find("Deployment", name) else { continue };

@@ -170,6 +170,10 @@ impl From<JobsError> for Problem {
                 Self::new(ProblemKind::KafkaUnavailable, detail)
             }
             JobsError::Kafka(_) => Self::new(ProblemKind::KafkaRefused, detail),
+            JobsError::LedgerAway(_) => {
+                tracing::debug!(error = error.cause(), "the ledger's database is away");
+                Self::new(ProblemKind::LedgerUnavailable, detail)
+            }
             JobsError::Store(_) => {
                 // The error names files, which only the operator should know.
                 tracing::error!(error = detail, "the ledger failed");
@@ -271,7 +275,8 @@ mod tests {
             (too_large, 413),
             (JobsError::Kafka(KafkaError::NoTopic("t".to_owned())), 503),
             (JobsError::Kafka(KafkaError::PollThread("gone")), 502),
-            (JobsError::Store(fleet_ledger::StoreError::Worker), 500),
+            (JobsError::from(fleet_ledger::StoreError::Worker), 500),
+            (JobsError::from(fleet_ledger::StoreError::Unanswered), 503),
         ] {
             let problem = Problem::from(error);
             assert_eq!(problem.status, status, "{problem:?}");

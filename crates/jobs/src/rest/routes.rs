@@ -100,6 +100,7 @@ fn submit_operation() -> Operation {
             ProblemKind::BadJob,
             ProblemKind::KafkaRefused,
             ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
             ProblemKind::KafkaUnavailable,
             ProblemKind::Internal,
         ],
@@ -122,7 +123,12 @@ fn list_operation() -> Operation {
                       must match all filters.",
         params: params::LIST,
         answers: vec![Answer::new(200, "A page of jobs.", content)],
-        problems: &[ProblemKind::JobsOff, ProblemKind::NotReady, ProblemKind::Internal],
+        problems: &[
+            ProblemKind::JobsOff,
+            ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
+            ProblemKind::Internal,
+        ],
         ..Operation::new(Method::GET, "/jobs", "listJobs", Action::ReadJob, handlers::list_jobs)
     }
 }
@@ -150,6 +156,7 @@ fn show_operation() -> Operation {
             ProblemKind::JobsOff,
             ProblemKind::NoSuchJob,
             ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
             ProblemKind::Internal,
         ],
         ..Operation::new(Method::GET, "/jobs/{id}", "getJob", Action::ReadJob, handlers::show_job)
@@ -185,6 +192,7 @@ fn cancel_operation() -> Operation {
             ProblemKind::TooLate,
             ProblemKind::KafkaRefused,
             ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
             ProblemKind::KafkaUnavailable,
             ProblemKind::Internal,
         ],
@@ -223,6 +231,7 @@ fn watch_operation() -> Operation {
             ProblemKind::JobsOff,
             ProblemKind::NoSuchJob,
             ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
             ProblemKind::TooManyStreams,
             ProblemKind::Internal,
         ],
@@ -253,6 +262,7 @@ fn follow_operation() -> Operation {
         problems: &[
             ProblemKind::JobsOff,
             ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
             ProblemKind::TooManyStreams,
             ProblemKind::Internal,
         ],

@@ -9,6 +9,9 @@ const HIDDEN: &str = "***";
 const SECRET_PARTS: [&str; 7] =
     ["password", "passwd", "passphrase", "secret", "token", "credential", "authorization"];
 
+/// Settings that may be URLs of databases, whose passwords nobody may have percent-encoded.
+const DATABASES: [&str; 2] = ["mcp.ledger", "mcp.shared"];
+
 /// Everything under `sasl.` is hidden except these names, which people need when a login fails.
 const SHOWN_SASL: [&str; 2] = ["sasl.mechanism", "sasl.mechanisms"];
 
@@ -23,7 +26,8 @@ pub fn is_secret(name: &str) -> bool {
         return false;
     }
 
-    SECRET_PARTS.iter().any(|part| name.contains(part))
+    DATABASES.contains(&name)
+        || SECRET_PARTS.iter().any(|part| name.contains(part))
         || name.starts_with("sasl.")
         || name.starts_with("ssl.key.")
         || name.split('.').any(|segment| segment.ends_with("key") || segment == "cookie")
@@ -66,6 +70,8 @@ mod tests {
         check("ssl.keystore.password", true);
         check("MCP_SERVER_TOKEN", true);
         check("X-Api-Key", true);
+        check("MCP_LEDGER", true);
+        check("MCP_LEDGER_MAX_AGE", false);
         check("Authorization", true);
         check("OPENAI_APIKEY", true);
         check("sasl.mechanism", false);

@@ -27,7 +27,7 @@ pub enum SecretFileError {
     },
     /// The file has something else in it than one key or token.
     #[error(
-        "`{}` does not hold a token; expected one line with an API key or an access token",
+        "`{}` does not hold a secret; expected one line without spaces in it",
         path.display()
     )]
     NotOneLine {

@@ -12,7 +12,7 @@ use fleet_jobs::{
     testing::{take_up, task_job_id},
 };
 use fleet_kafka::{link::Link, settings::Settings};
-use fleet_ledger::Retention;
+use fleet_ledger::{Retention, StoreConfig};
 use fleet_ops::http::Health;
 use fleet_policy::{Policy, current::CurrentPolicy};
 use http_body_util::BodyExt as _;
@@ -50,7 +50,7 @@ impl Server {
             registry_topic: "mcp-servers".to_owned(),
             group: "mcp-workers".to_owned(),
             max_job_bytes: 1 << 20,
-            data_dir: None,
+            ledger: StoreConfig::Memory,
             retention: Retention {
                 max_age: Duration::from_secs(3600),
                 max_jobs: 10,

@@ -67,6 +67,8 @@ pub enum ProblemKind {
     NotReady,
     /// Kafka can't be reached.
     KafkaUnavailable,
+    /// The states of jobs can't be looked up now.
+    LedgerUnavailable,
     /// The server can't be hosted now.
     ServerUnavailable,
     /// Too many streams are open.
@@ -78,7 +80,7 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub(in crate::rest) const ALL: [Self; 32] = [
+    pub(in crate::rest) const ALL: [Self; 33] = [
         Self::BadRequest,
         Self::MalformedCredentials,
         Self::Unauthenticated,
@@ -107,6 +109,7 @@ impl ProblemKind {
         Self::KafkaRefused,
         Self::NotReady,
         Self::KafkaUnavailable,
+        Self::LedgerUnavailable,
         Self::ServerUnavailable,
         Self::TooManyStreams,
         Self::NoIssuerKeys,
@@ -196,6 +199,11 @@ impl ProblemKind {
             Self::KafkaUnavailable => {
                 ("kafka-unavailable", "Kafka can't be reached", StatusCode::SERVICE_UNAVAILABLE)
             }
+            Self::LedgerUnavailable => (
+                "ledger-unavailable",
+                "The states of jobs can't be looked up now",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
             Self::ServerUnavailable => (
                 "server-unavailable",
                 "The server can't be hosted now",
@@ -253,6 +261,7 @@ impl ProblemKind {
             Self::KafkaRefused => codes::KAFKA_REFUSED,
             Self::NotReady => codes::NOT_READY,
             Self::KafkaUnavailable => codes::KAFKA_UNAVAILABLE,
+            Self::LedgerUnavailable => codes::LEDGER_UNAVAILABLE,
             Self::TooManyStreams => codes::TOO_MANY_STREAMS,
             Self::NoIssuerKeys => codes::NO_ISSUER_KEYS,
             Self::AuditUnavailable => codes::AUDIT_UNAVAILABLE,
@@ -291,7 +300,8 @@ impl JsonSchema for ProblemKind {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let names = Self::ALL.map(|kind| format!("{PREFIX}{}", kind.name()));
+        let names: Vec<_> =
+            Self::ALL.iter().map(|kind| format!("{PREFIX}{}", kind.name())).collect();
         json_schema!({"description": "The kind of problem.", "type": "string", "enum": names})
     }
 }

@@ -41,6 +41,7 @@ pub(super) fn decision_operation() -> Operation {
             ProblemKind::UnsupportedMediaType,
             ProblemKind::KafkaRefused,
             ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
             ProblemKind::KafkaUnavailable,
             ProblemKind::Internal,
         ],

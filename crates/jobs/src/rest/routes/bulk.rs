@@ -34,7 +34,12 @@ pub(super) fn cancel_operation() -> Operation {
                       answer counts the jobs of all steps, for at most 2 s, and names the first 50. A step can be repeated.",
         params: params::CANCEL_ALL,
         answers: vec![Answer::new(200, "What was done, or would be.", report(job, None))],
-        problems: &[ProblemKind::JobsOff, ProblemKind::NotReady, ProblemKind::Internal],
+        problems: &[
+            ProblemKind::JobsOff,
+            ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
+            ProblemKind::Internal,
+        ],
         ..Operation::new(
             Method::POST,
             "/job-cancellations",
@@ -61,7 +66,12 @@ pub(super) fn run_operation() -> Operation {
             "What was done, or would be.",
             report(job, Some("nightly-repair")),
         )],
-        problems: &[ProblemKind::JobsOff, ProblemKind::NotReady, ProblemKind::Internal],
+        problems: &[
+            ProblemKind::JobsOff,
+            ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
+            ProblemKind::Internal,
+        ],
         ..Operation::new(
             Method::POST,
             "/job-runs",
