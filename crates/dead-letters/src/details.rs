@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::{
     bytes,
     letter::{Letter, Summary},
+    shown,
 };
 
 /// Everything about a dead letter as JSON.
@@ -35,7 +36,8 @@ pub struct Details {
     pub headers: Vec<Value>,
     /// The key: `{"text": …}`, `{"base64": …}` or null.
     pub key: Value,
-    /// The value, in the same form.
+    /// The value, in the same form. If the job hosts servers, the values of their environment
+    /// variables and headers are `***`.
     pub value: Value,
 }
 
@@ -74,7 +76,7 @@ impl Details {
             value_omitted_bytes: letter.value_omitted,
             headers: record.headers.iter().filter(is_shown).map(bytes::header_to_json).collect(),
             key: bytes::to_json(record.key.as_deref()),
-            value: bytes::to_json(record.value.as_deref()),
+            value: bytes::to_json(shown::value(record).as_deref()),
         }
     }
 }

@@ -10,6 +10,7 @@ mod histogram;
 mod letter;
 mod marker;
 mod plan;
+pub mod shown;
 pub mod text;
 
 pub use details::{Details, Origin};

@@ -17,6 +17,7 @@ mod entry;
 pub mod expand;
 mod fields;
 pub mod roots;
+pub mod secrets;
 mod shape;
 pub mod text;
 

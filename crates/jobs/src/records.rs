@@ -5,8 +5,9 @@ use std::time::Duration;
 use fleet_access::Action;
 use fleet_job::{
     decode,
-    envelope::Envelope,
+    envelope::{Envelope, Work},
     event::Source,
+    mcp_servers::secrets,
     record::{Position, RawRecord},
     view::JobRecord,
 };
@@ -26,9 +27,12 @@ use super::{Caller, Jobs, JobsError, not_found, request::BadRequest};
 const FETCH_LIMIT: Duration = Duration::from_secs(5);
 /// The longest time that a search of the jobs topic may take.
 const SEARCH_LIMIT: Duration = Duration::from_secs(10);
+/// The tool that hosts servers.
+const HOSTING_TOOL: &str = "server_initialize";
 
 impl Jobs {
-    /// Returns what a job that `caller` may see was asked to do.
+    /// Returns what a job that `caller` may see was asked to do, without the secrets of servers to
+    /// host.
     ///
     /// # Errors
     ///
@@ -36,14 +40,18 @@ impl Jobs {
     /// if the record is no job, as well as those of [`Jobs::get`].
     pub async fn record(&self, job_id: &str, caller: &Caller) -> Result<JobRecord, JobsError> {
         let (record, envelope) = self.find_record(job_id, caller).await?;
+        let is_hosting = hosts_servers(&envelope.work);
         // Only those who may see the job get it, so it need not name its owner.
-        let envelope = Envelope { owner: None, ..envelope };
+        let mut shown = Envelope { owner: None, ..envelope }.to_json();
+        if is_hosting {
+            secrets::hide(&mut shown["payload"]);
+        }
         Ok(JobRecord {
             job_id: job_id.to_owned(),
             source: Source::from(&record.position),
             time: record.timestamp,
             key: record.key.and_then(|key| String::from_utf8(key).ok()),
-            envelope: envelope.to_json(),
+            envelope: shown,
         })
     }
 
@@ -138,6 +146,15 @@ impl Jobs {
             Ok(job)
         };
         run_blocking(search).await
+    }
+}
+
+/// Whether a job has the configuration of servers to host.
+fn hosts_servers(work: &Work) -> bool {
+    match work {
+        Work::ServerInit(_) => true,
+        Work::ToolCall(call) => call.tool.contains(HOSTING_TOOL),
+        Work::ToolBatch(batch) => batch.calls.iter().any(|call| call.tool.contains(HOSTING_TOOL)),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, process::ExitCode};
 
-use fleet_dead_letters::{Details, Letter, bytes};
+use fleet_dead_letters::{Details, Letter, bytes, shown};
 use fleet_job::record::RawRecord;
 use fleet_ops::blocking::run_blocking;
 use serde_json::json;
@@ -11,7 +11,8 @@ use super::{scan, text};
 use crate::{connection::Connection, error::CliError, output};
 
 const EXAMPLES: &str = "\
-A job that was replayed and died again has several letters; all are shown, oldest first.
+A job that was replayed and died again has several letters; all are shown, oldest first. If it
+hosts servers, the values of their environment variables and headers are shown as ***.
 
 Examples:
   mcp-fleet dlq show job-123
@@ -100,7 +101,7 @@ fn to_text(letter: &Letter, record: &RawRecord, replayed: bool) -> String {
     table.add_row(["key", &bytes::to_line(record.key.as_deref())]);
     let value = match letter.value_omitted {
         Some(size) => format!("({size} bytes, omitted: too large for this topic)"),
-        None => bytes::to_line(record.value.as_deref()),
+        None => bytes::to_line(shown::value(record).as_deref()),
     };
 
     format!("{table}\n{value}\n")

@@ -93,7 +93,8 @@ pub(super) fn show_operation() -> Operation {
     example["value"] = json!({"text": "{\"jobID\":\"job-123\",…}"});
     Operation {
         summary: "Get a dead letter",
-        description: "Everything about a dead letter, with the key, the headers and the value of the original record.",
+        description: "Everything about a dead letter, with the key, the headers and the value of the original record. If the job \
+                      hosts servers, the values of their environment variables and headers are `***`.",
         params: params::ONE_LETTER,
         answers: vec![Answer::new(
             200,

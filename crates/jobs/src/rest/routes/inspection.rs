@@ -66,7 +66,8 @@ pub(super) fn envelope_operation() -> Operation {
         summary: "Get what a job was asked to do",
         description: "The job's record in the jobs topic, with its arguments. The topic keeps a record for as long as its \
                       retention says, which may be shorter than the ledger remembers the job. A job that no worker has \
-                      reported yet is searched for, for at most 10 s.",
+                      reported yet is searched for, for at most 10 s. The values of environment variables and headers of \
+                      servers to host are `***`; another run of the job has them.",
         params: params::ONE_JOB,
         answers: vec![Answer::new(
             200,
