@@ -105,7 +105,7 @@ impl Problem {
     }
 
     /// The problem of a request that met a limit.
-    pub(super) fn limited(reached: &LimitReached) -> Self {
+    pub fn limited(reached: &LimitReached) -> Self {
         let ms = u64::try_from(reached.retry_after.as_millis()).unwrap_or(u64::MAX);
         Self {
             retry_after_ms: Some(ms),

@@ -8,7 +8,7 @@ use axum::{
     extract::{Path, State},
     response::{IntoResponse as _, Response},
 };
-use fleet_access::{Action, Arguments, AuditOutcome, Context, OpenRecord, Resource};
+use fleet_access::{Action, Arguments, AuditOutcome, Context, Decision, OpenRecord, Resource};
 use fleet_hosting::{
     registry::{Shared, presence::ShareError},
     status::ServerStatus,
@@ -18,7 +18,7 @@ use fleet_jobs::rest::{
     Answer, Operation, Param, ParamLocation, Problem, ProblemKind, RequestBody, parse_body,
     schema_of,
 };
-use fleet_ops::errors::chain;
+use fleet_ops::{clock, errors::chain};
 use http::{HeaderMap, Method};
 use schemars::{JsonSchema, json_schema};
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,8 @@ use crate::{
 
 /// The longest part of a name that an error repeats, in characters.
 const SHOWN_NAME: usize = 64;
+/// The most servers in a check, unless policy lets more be hosted.
+const MAX_CHECKED: usize = 100;
 
 /// The servers that the caller may know of.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -178,7 +180,8 @@ pub(super) fn operations(gateway: &Gateway) -> Vec<Operation> {
         .described(
             "Check whether servers may be hosted",
             "Says for each server of an `mcpServers` configuration what would happen if it were hosted, which line of the \
-             policy allows it, or what would have to be allowed. Nothing is started and nothing is connected to.",
+             policy allows it, or what would have to be allowed. Nothing is started and nothing is connected to. There can \
+             be 100 servers, or as many as policy lets be hosted if that is more.",
         )
         .with_body(RequestBody {
             schema: |_| json_schema!({"type": "object"}),
@@ -251,7 +254,7 @@ async fn host_server(
         .map_err(|error| Problem::new(ProblemKind::BadServer, error.to_string()))?;
     let shared = shared_of(&gateway)?;
 
-    let record = begin(&asking, &server.name).await?;
+    let record = begin(&asking, &server.name, body.len()).await?;
     let hosted = shared.initialize(&server.name, &entry).await;
     end(record, hosted.is_ok());
     let status = hosted.map_err(|error| failed(&server.name, &error))?;
@@ -265,7 +268,7 @@ async fn remove_server(
     Path(name): Path<String>,
 ) -> Result<Response, Problem> {
     let shared = shared_of(&gateway)?;
-    let record = begin(&asking, &name).await?;
+    let record = begin(&asking, &name, 0).await?;
     let removed = shared.remove(&name).await;
     end(record, removed.is_ok());
     let removed = removed.map_err(|error| failed(&name, &error))?;
@@ -278,7 +281,7 @@ async fn restart_server(
     Caller(asking): Caller,
     Path(name): Path<String>,
 ) -> Result<Response, Problem> {
-    let record = begin(&asking, &name).await?;
+    let record = begin(&asking, &name, 0).await?;
     let restarted = gateway.fleet().restart(&name).await;
     end(record, matches!(restarted, Ok(Some(_))));
     match restarted {
@@ -299,12 +302,50 @@ async fn check_servers(
     let config: Value = parse_body(&headers, &body, kind)?;
     let config = McpServers::from_value(&config)
         .map_err(|error| Problem::new(ProblemKind::BadServer, error.to_string()))?;
-    // The answer tells of programs, files and names that this server can see.
-    for name in config.servers.keys() {
-        decide(&asking, name)?;
-    }
-    let report = ServersReport::examine(&config, &gateway.fleet().policy()).await;
+    let policy = gateway.fleet().policy();
+    check_count(config.servers.len(), policy.limits.max_servers)?;
+
+    let record = begin_check(&asking, &config, body.len()).await?;
+    let report = ServersReport::examine(&config, &policy).await;
+    end(record, true);
     Ok(Json(report).into_response())
+}
+
+/// Checks that there are not too many servers to check, for each of which programs, files and host
+/// names are looked up.
+fn check_count(servers: usize, max_servers: usize) -> Result<(), Problem> {
+    let limit = max_servers.max(MAX_CHECKED);
+    if servers <= limit {
+        return Ok(());
+    }
+    let detail = format!(
+        "there are {servers} servers, but at most {limit} can be checked at once; send several requests"
+    );
+    Err(Problem::new(ProblemKind::BadServer, detail))
+}
+
+/// Decides whether the caller may administer all servers of a configuration, counts the check as one
+/// action, and begins its record. The answer tells of programs, files and names that this server can
+/// see.
+async fn begin_check(
+    asking: &Asking,
+    config: &McpServers,
+    bytes: usize,
+) -> Result<OpenRecord, Problem> {
+    let decisions = config.servers.keys().map(|name| decide(asking, name));
+    let decisions = decisions.collect::<Result<Vec<_>, _>>()?;
+
+    let names: Vec<&str> = config.servers.keys().map(String::as_str).collect();
+    let resource = match names[..] {
+        [name] => server(name),
+        _ => Resource::default(),
+    };
+    admit(asking, &resource, bytes)?;
+    match decisions.first() {
+        Some(decision) => begin_record(asking, &resource, decision).await,
+        // Nothing is looked up for a configuration without servers.
+        None => Ok(OpenRecord::default()),
+    }
 }
 
 fn shared_of(gateway: &Gateway) -> Result<&Arc<Shared>, Problem> {
@@ -314,7 +355,7 @@ fn shared_of(gateway: &Gateway) -> Result<&Arc<Shared>, Problem> {
 }
 
 /// Decides whether the caller may administer a server.
-fn decide(asking: &Asking, name: &str) -> Result<fleet_access::Decision, Problem> {
+fn decide(asking: &Asking, name: &str) -> Result<Decision, Problem> {
     let (action, resource) = (Action::AdministerServers, server(name));
     asking.asker().check(action, &resource, &Context::default()).map_err(|decision| {
         let detail = decision.message(action.as_str()).unwrap_or_default();
@@ -322,11 +363,30 @@ fn decide(asking: &Asking, name: &str) -> Result<fleet_access::Decision, Problem
     })
 }
 
-/// Decides whether the caller may administer a server, and begins the record of what it does.
-async fn begin(asking: &Asking, name: &str) -> Result<OpenRecord, Problem> {
-    let decision = decide(asking, name)?;
-    let (action, resource) = (Action::AdministerServers, server(name));
-    let begun = asking.asker().begin_record(action, &resource, &decision, Arguments::None).await;
+/// Decides whether the caller may administer a server, counts that with the bytes of the request, and
+/// begins the record of what it does.
+async fn begin(asking: &Asking, name: &str, bytes: usize) -> Result<OpenRecord, Problem> {
+    let (decision, resource) = (decide(asking, name)?, server(name));
+    admit(asking, &resource, bytes)?;
+    begin_record(asking, &resource, &decision).await
+}
+
+/// Counts an action of administration towards the caller's limits.
+fn admit(asking: &Asking, resource: &Resource<'_>, bytes: usize) -> Result<(), Problem> {
+    let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+    let (action, now) = (Action::AdministerServers, clock::monotonic());
+    let admitted = asking.asker().admit(action, resource, bytes, now);
+    // Only calls of tools last long enough to hold slots.
+    admitted.map(drop).map_err(|reached| Problem::limited(&reached))
+}
+
+async fn begin_record(
+    asking: &Asking,
+    resource: &Resource<'_>,
+    decision: &Decision,
+) -> Result<OpenRecord, Problem> {
+    let action = Action::AdministerServers;
+    let begun = asking.asker().begin_record(action, resource, decision, Arguments::None).await;
     begun.map_err(|gap| Problem::new(ProblemKind::AuditUnavailable, gap.to_string()))
 }
 
@@ -351,4 +411,48 @@ fn failed(name: &str, error: &ShareError) -> Problem {
         if error.is_permanent() { ProblemKind::BadServer } else { ProblemKind::ServerUnavailable };
     let name: String = name.chars().take(SHOWN_NAME).collect();
     Problem::new(kind, format!("server `{name}`: {}", chain(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_access::{AccessPolicy, Asker, CurrentRights, Principal};
+
+    use super::*;
+
+    const LIMIT: &str = "
+        [[limit]]
+        name = 'few'
+        per = 'principal'
+        actions = ['servers.administer']
+        servers = ['db']
+        rate = '1/min'
+    ";
+
+    fn asking() -> Asking {
+        let rights = AccessPolicy::parse(LIMIT, None).unwrap().into_rights();
+        let principal = Arc::new(Principal::local());
+        Asking::by_rest(Asker::new(principal, CurrentRights::new(rights)))
+    }
+
+    fn status(problem: Problem) -> u16 {
+        problem.into_response().status().as_u16()
+    }
+
+    #[tokio::test]
+    async fn a_limit_counts_the_administration_of_the_servers_that_it_names() {
+        let asking = asking();
+        assert!(begin(&asking, "db", 0).await.is_ok());
+        assert_eq!(begin(&asking, "db", 0).await.err().map(status), Some(429));
+        assert!(begin(&asking, "files", 0).await.is_ok());
+
+        let config = json!({"mcpServers": {"db": {"command": "db"}}});
+        let config = McpServers::from_value(&config).unwrap();
+        assert_eq!(begin_check(&asking, &config, 0).await.err().map(status), Some(429));
+    }
+
+    #[test]
+    fn the_number_of_servers_in_a_check_is_bounded() {
+        assert!(check_count(100, 32).is_ok() && check_count(200, 200).is_ok());
+        assert_eq!(check_count(101, 32).err().map(status), Some(422));
+    }
 }
