@@ -70,6 +70,12 @@ impl CallError {
         self.error.kind == ErrorKind::Timeout
     }
 
+    /// Returns whether the caller may not call the tool.
+    pub(crate) fn is_denied(&self) -> bool {
+        let denied = [codes::DENIED, codes::INSUFFICIENT_SCOPE].map(|code| code.as_str());
+        self.error.error_code.as_deref().is_some_and(|code| denied.contains(&code))
+    }
+
     /// Returns the tool's error result, or the details that the server gave.
     pub(crate) fn data(&self) -> Option<&Value> {
         self.error.data.as_ref()
@@ -149,6 +155,14 @@ impl McpServer {
     /// Ends the sessions that the server keeps for this client.
     pub(crate) async fn close(&self) {
         self.client.close().await;
+    }
+}
+
+#[cfg(test)]
+impl CallError {
+    /// This error, of some server.
+    pub(crate) fn of(error: JobError) -> Self {
+        Self::new("http://a:1", Failure::permanent(error))
     }
 }
 

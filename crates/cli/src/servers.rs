@@ -22,7 +22,10 @@ pub(crate) use source::SourceError;
 #[cfg(feature = "fleet")]
 pub(crate) use source::{Extras, WantedServer, from_command, from_file};
 
-use crate::{error::CliError, mcp::McpServer};
+use crate::{
+    error::CliError,
+    mcp::{CallError, McpServer},
+};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -54,9 +57,12 @@ struct Statuses {
     servers: Vec<Value>,
 }
 
+/// The tool that reports on hosted servers.
+pub(crate) const STATUS_TOOL: &str = "server_status";
+
 /// Asks for the hosted servers that the caller may know of, as the server reports them.
-pub(crate) async fn fetch_servers(server: &McpServer) -> Result<Vec<Value>, CliError> {
-    let statuses: Statuses = server.ask("server_status", Map::new()).await?;
+pub(crate) async fn fetch_servers(server: &McpServer) -> Result<Vec<Value>, CallError> {
+    let statuses: Statuses = server.ask(STATUS_TOOL, Map::new()).await?;
     Ok(statuses.servers)
 }
 

@@ -12,7 +12,7 @@ use crate::{
     error::CliError,
     jobs::api::Api,
     lag,
-    mcp::McpServer,
+    mcp::{CallError, McpServer},
     server_args::ServerArgs,
     servers::{self, Condition},
     wait_notice::WaitNotice,
@@ -105,8 +105,12 @@ async fn ask_server(api: &Api, mcp: &McpServer) -> ServerFacts {
     mcp.close().await;
 
     facts.jobs_problem = jobs.err().map(|error| chain(&error));
+    let mut is_offered = true;
     match tools {
-        Ok(tools) => facts.tools = tools.len(),
+        Ok(tools) => {
+            is_offered = tools.iter().any(|tool| tool.name == servers::STATUS_TOOL);
+            facts.tools = tools.len();
+        }
         Err(error) => facts.tools_problem = Some(chain(&error)),
     }
     match hosted {
@@ -114,11 +118,18 @@ async fn ask_server(api: &Api, mcp: &McpServer) -> ServerFacts {
             let read = servers::read_servers(&hosted);
             facts.hosted = read.iter().map(hosted_facts).collect();
         }
-        // A server that hosts nothing, or a caller that may not ask, has no such tool.
-        Err(_) if facts.tools_problem.is_none() => {}
-        Err(error) => facts.tools_problem = Some(chain(&error)),
+        Err(error) if is_failure(is_offered, &error) => {
+            facts.tools_problem.get_or_insert_with(|| chain(&error));
+        }
+        Err(_) => {}
     }
     facts
+}
+
+/// Whether something is wrong with a server that does not report on the servers that it hosts. It
+/// may not offer this to the caller at all, or the caller may not ask.
+fn is_failure(is_offered: bool, error: &CallError) -> bool {
+    is_offered && !error.is_denied()
 }
 
 fn hosted_facts(server: &servers::HostedServer) -> HostedFacts {
@@ -128,4 +139,23 @@ fn hosted_facts(server: &servers::HostedServer) -> HostedFacts {
         Condition::Fails { problem, remedy } => HostedState::Fails { problem, remedy },
     };
     HostedFacts { name: server.name.clone(), state }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_codes as codes;
+    use fleet_job::outcome::{ErrorKind, JobError};
+
+    use super::*;
+
+    #[test]
+    fn only_a_server_that_reports_to_this_caller_can_fail_to() {
+        let broken = CallError::of(JobError::new(ErrorKind::Timeout, "no answer"));
+        assert!(is_failure(true, &broken));
+        assert!(!is_failure(false, &broken));
+        for code in [codes::DENIED, codes::INSUFFICIENT_SCOPE] {
+            let denied = JobError::new(ErrorKind::JsonRpc, "no").with_error_code(code);
+            assert!(!is_failure(true, &CallError::of(denied)));
+        }
+    }
 }
