@@ -6,12 +6,18 @@ use fleet_job::{event::JobState, filter::JobFilter, time::Timestamp, view::JobVi
 use fleet_ops::clock;
 
 use crate::{
-    dlq::text::format_age, error::CliError, output, result_view::for_terminal,
+    dlq::text::{format_age, shorten},
+    error::CliError,
+    jobs::list::Pages,
+    output,
+    result_view::for_terminal,
     server_args::ServerArgs,
 };
 
 /// The most jobs that are listed.
 const LISTED: usize = 500;
+/// The longest text in a list, in characters. A job's id is never longer.
+const SHOWN: usize = 256;
 
 const LIST_EXAMPLES: &str = "Examples:
   mcp-fleet approvals list
@@ -100,20 +106,25 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
 async fn list(args: ListArgs) -> Result<ExitCode, CliError> {
     let states = vec![JobState::AwaitingApproval];
     let filter = JobFilter { states, ..JobFilter::default() };
-    let page = args.server.api()?.list(&filter, LISTED, None).await?;
-    if args.json {
-        page.jobs.iter().for_each(output::json);
-        return Ok(ExitCode::SUCCESS);
+    let (api, now) = (args.server.api()?, clock::now());
+    let mut pages = Pages::new(&api, &filter, LISTED);
+
+    let mut listed = 0;
+    while let Some(jobs) = pages.next().await? {
+        listed += jobs.len();
+        for job in &jobs {
+            match args.json {
+                true => output::json(job),
+                false => output::line(&one_line(job, now)),
+            }
+        }
     }
 
-    if page.jobs.is_empty() {
+    if listed == 0 && !args.json {
         output::line("no job awaits approval");
-        return Ok(ExitCode::SUCCESS);
     }
-    let now = clock::now();
-    page.jobs.iter().for_each(|job| output::line(&for_terminal(&one_line(job, now))));
-    if page.next_cursor.is_some() {
-        output::problem(&format!("only the newest {LISTED} are listed"));
+    if pages.more {
+        output::problem(&format!("only the newest {listed} are listed"));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -143,17 +154,19 @@ async fn decide(args: DecideArgs, approve: bool) -> Result<ExitCode, CliError> {
     Ok(code)
 }
 
-/// A job in a list: its id, what it calls, who asks, and how long there is to decide.
+/// A job in a list: its id, what it calls, who asks, and how long there is to decide. The texts are
+/// those of the submitter, so none of them may begin a line of its own.
 fn one_line(job: &JobView, now: Timestamp) -> String {
     let event = &job.event;
     let what = event.tool.as_deref().or(event.job_type.as_deref()).unwrap_or("?");
-    let mut line = format!("{}  {what}", event.job_id);
+    let cell = |text: &str| shorten(text, SHOWN);
+    let mut line = format!("{}  {}", cell(&event.job_id), cell(what));
     if let Some(approval) = &event.approval {
         if let Some(by) = &approval.requested_by {
-            write!(line, "  asked by {by}").ok();
+            write!(line, "  asked by {}", cell(by)).ok();
         }
         let left = format_age(approval.expires_at.since(now));
-        write!(line, "  rule {}  {left} left", approval.rule).ok();
+        write!(line, "  rule {}  {left} left", cell(&approval.rule)).ok();
     }
     line
 }
@@ -202,6 +215,14 @@ mod tests {
     fn what_a_decision_needs_is_shown() {
         let line = one_line(&job(), Timestamp::from_millis_clamped(1_000_000));
         assert_eq!(line, "j  db__drop  asked by Alice  rule ask  2h left");
+
+        let mut forged = job();
+        forged.event.tool = Some("db__read\nk  files__read".to_owned());
+        if let Some(approval) = &mut forged.event.approval {
+            approval.requested_by = Some("Bob\r\n\u{1b}[2K".to_owned());
+        }
+        let line = one_line(&forged, Timestamp::from_millis_clamped(1_000_000));
+        assert!(!line.contains(char::is_control), "{line:?}");
 
         let text = details(&job());
         for part in ["awaits approval (rule ask)", "Asked by: Alice", "\"jobID\": \"j\""] {

@@ -10,7 +10,7 @@ mod board;
 mod cancel;
 mod filter;
 mod follow;
-mod list;
+pub(crate) mod list;
 pub(crate) mod render;
 mod run_again;
 mod show;

@@ -76,22 +76,22 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
 }
 
 /// Fetches jobs page by page, until there are no more or the limit is reached.
-pub(super) struct Pages<'a> {
+pub(crate) struct Pages<'a> {
     api: &'a Api,
     filter: &'a JobFilter,
     left: usize,
     cursor: Option<String>,
     /// Whether the server has more jobs.
-    more: bool,
+    pub(crate) more: bool,
 }
 
 impl<'a> Pages<'a> {
-    pub(super) fn new(api: &'a Api, filter: &'a JobFilter, limit: usize) -> Self {
+    pub(crate) fn new(api: &'a Api, filter: &'a JobFilter, limit: usize) -> Self {
         Self { api, filter, left: limit, cursor: None, more: true }
     }
 
     /// Fetches the next page, which can be empty even if more follow.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<JobView>>, ApiError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<JobView>>, ApiError> {
         if !self.more || self.left == 0 {
             return Ok(None);
         }
