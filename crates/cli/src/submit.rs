@@ -1,9 +1,10 @@
 //! `mcp-fleet submit`: submits jobs and optionally waits for them.
 //!
-//! Jobs go through the server if one is given, and straight to Kafka otherwise. Only a server can
-//! say whether a tool exists, and whether a job was submitted before.
+//! Jobs go through the server if one is given, and straight to Kafka otherwise ([`destination`]).
+//! Only a server can say whether a tool exists, and whether a job was submitted before.
 
 mod check;
+mod destination;
 mod kafka;
 mod lines;
 mod requested;
@@ -17,16 +18,15 @@ use fleet_ops::shutdown;
 use serde_json::json;
 
 pub(crate) use check::UnknownTools;
+use destination::Destination;
 pub(crate) use kafka::{progress_bar, write_all};
 use requested::Job;
 
 use crate::{
-    connection::Connection,
     error::CliError,
     job_end::{EndPrinter, WaitResult},
     output,
     result_output::ResultArgs,
-    server_args::ServerArgs,
     suggestions,
 };
 
@@ -50,7 +50,8 @@ const EXAMPLES: &str = "Examples:
 
 With --server or MCP_SERVER_URL, jobs go through that mcp-server: tools that it does not know are an
 error before anything is submitted, and a job whose id was submitted before is not submitted again.
-Otherwise they go straight to Kafka, where nobody checks either.
+Otherwise, or if --brokers is on the command line and --server is not, they go straight to Kafka,
+where nobody checks either.
 
 Exit codes with --wait:
   0    all jobs succeeded
@@ -63,10 +64,7 @@ Exit codes with --wait:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
-    server: ServerArgs,
-
-    #[command(flatten)]
-    connection: Connection,
+    destination: Destination,
 
     /// Submit the jobs in this file, one JSON object per line; `-` for standard input
     #[arg(
@@ -157,9 +155,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let printer = EndPrinter::new(args.json, &args.result, jobs.len());
     let wait = args.wait.then(|| (printer.clone(), timeout));
 
-    let submission = match args.server.is_given() {
-        true => through_server::submit(&args.server, &jobs, !args.no_check, wait, stop).await?,
-        false => kafka::submit(args.connection, &jobs, wait, stop).await?,
+    let submission = match args.destination {
+        Destination::Server(server) => {
+            through_server::submit(&server, &jobs, !args.no_check, wait, stop).await?
+        }
+        Destination::Kafka(connection) => kafka::submit(connection, &jobs, wait, stop).await?,
     };
 
     Ok(match submission {
@@ -230,7 +230,7 @@ mod tests {
     }
 
     fn parse(words: &[&str]) -> Result<Args, String> {
-        let words = ["submit", "--brokers=127.0.0.1:1"].iter().chain(words);
+        let words = ["submit"].iter().chain(words);
         Command::try_parse_from(words).map(|call| call.args).map_err(|error| error.to_string())
     }
 
