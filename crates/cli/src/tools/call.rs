@@ -23,6 +23,8 @@ use crate::{
 
 /// The exit code if the tool succeeded, but its result is not what the user asked for.
 const NO_RESULT: u8 = 4;
+/// How long an interrupted command takes to tell the server.
+const TELLING: Duration = Duration::from_secs(2);
 
 const EXAMPLES: &str =
     "Arguments are typed by the tool's schema, which `mcp-fleet tools show` prints:
@@ -41,7 +43,7 @@ Exit codes:
   1    the tool failed, or could not be called
   3    the tool did not answer within the timeout; it may still run
   4    the tool succeeded, but has no structured result, which -o structured asked for
-  130  interrupted; the call is cancelled";
+  130  interrupted; the server is told to cancel the call, but the tool may still run";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -94,11 +96,17 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         Ok::<_, CliError>(with_progress(&args.tool, call).await)
     };
     let called = tokio::select! {
-        called = called => called?,
-        () = stop.cancelled() => {
-            output::problem("interrupted; the call is cancelled");
-            return Ok(ExitCode::from(INTERRUPTED));
-        }
+        called = called => Some(called?),
+        () = stop.cancelled() => None,
+    };
+    let Some(called) = called else {
+        // The call is dropped, of which the server has yet to hear: this process ends now.
+        let is_told = tokio::time::timeout(TELLING, server.close()).await.is_ok();
+        output::problem(match is_told {
+            true => "interrupted; the server was told to cancel the call",
+            false => "interrupted; the server does not answer, so the tool may still run",
+        });
+        return Ok(ExitCode::from(INTERRUPTED));
     };
     server.close().await;
 
