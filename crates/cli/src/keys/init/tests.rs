@@ -149,7 +149,7 @@ fn a_temporary_file_of_a_killed_run_is_in_nobodys_way() {
     }
     place.init().unwrap();
     place.check_secrets();
-    assert_eq!(place.contents().len(), 5);
+    assert_eq!(place.contents().len(), 7);
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn many_first_starts_at_once_make_one_set_of_keys() {
     });
     assert_eq!(made, 3);
     place.check_secrets();
-    assert_eq!(place.contents().len(), 5);
+    assert_eq!(place.contents().len(), 7);
 }
 
 #[test]
