@@ -85,7 +85,8 @@ fn keys_are_made_at_the_first_start_used_and_kept() {
             .map(|entry| {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 let mode = entry.metadata().expect("its mode").permissions().mode() & 0o777;
-                assert_eq!(mode, 0o600, "{name}");
+                let expected = if name == "signing.pub" { 0o644 } else { 0o600 };
+                assert_eq!(mode, expected, "{name}");
                 (name, fs::read_to_string(entry.path()).expect("a file"))
             })
             .collect()
@@ -94,7 +95,15 @@ fn keys_are_made_at_the_first_start_used_and_kept() {
     let mut dev = start(&directory, &work);
     let made = read();
     let names: Vec<_> = made.keys().map(String::as_str).collect();
-    let expected = ["keys.toml", "keys.toml.pepper", "metrics.key", "operator.key", "worker.key"];
+    let expected = [
+        "keys.toml",
+        "keys.toml.pepper",
+        "metrics.key",
+        "operator.key",
+        "signing.key",
+        "signing.pub",
+        "worker.key",
+    ];
     assert_eq!(names, expected);
     for (name, secret) in made.iter().filter(|(name, _)| name.ends_with(".key")) {
         assert!(!dev.log().contains(secret.trim()), "dev shows {name}");

@@ -19,6 +19,7 @@ pub use groups::{GroupMembers, group_members, has_members, is_stable};
 
 use crate::{
     consumer::LogIdentity,
+    convert,
     error::KafkaError,
     quiet_context::{QuietConsumer, QuietContext},
     retry_while_moving::retry_while_moving,
@@ -418,7 +419,7 @@ pub fn spans(
     let mut asked = TopicPartitionList::new();
     for span in &spans {
         asked
-            .add_partition_offset(topic, span.partition, Offset::Offset(before.as_millis()))
+            .add_partition_offset(topic, span.partition, convert::time_to_offset(before))
             .map_err(request("fetching offsets by time"))?;
     }
 

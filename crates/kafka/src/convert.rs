@@ -5,7 +5,7 @@ use fleet_job::{
     time::Timestamp,
 };
 use rdkafka::{
-    Message,
+    Message, Offset,
     message::{BorrowedMessage, Headers, OwnedHeaders},
 };
 
@@ -34,4 +34,22 @@ pub(crate) fn to_headers(headers: &[Header]) -> OwnedHeaders {
     headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |all, (key, value)| {
         all.insert(rdkafka::message::Header { key, value: value.as_deref() })
     })
+}
+
+/// A time in the place of an offset, for searches by time. Kafka gives negative numbers other
+/// meanings, and no record is older than 1970.
+pub(crate) fn time_to_offset(time: Timestamp) -> Offset {
+    Offset::Offset(time.as_millis().max(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_before_1970_is_the_beginning() {
+        let of = |millis| time_to_offset(Timestamp::from_millis_clamped(millis));
+        assert_eq!((of(-62_135_596_799_999), of(0)), (Offset::Offset(0), Offset::Offset(0)));
+        assert_eq!(of(1_795_885_400_765), Offset::Offset(1_795_885_400_765));
+    }
 }

@@ -203,6 +203,11 @@ impl Writes {
             self.by_name.remove(name);
             return Observed::Newest;
         }
+        // Whoever has removed it, that is what the open write wants.
+        let is_removal = matches!(change, RegistryChange::Removed { .. });
+        if is_removal && matches!(pending.write, Write::Remove { .. }) {
+            return Observed::Newest;
+        }
         Observed::Outdated
     }
 
@@ -263,6 +268,19 @@ mod tests {
         assert_eq!((unwritten.last_error.as_deref(), writes.len()), (Some("failure 9"), 1));
         writes.note_acknowledged("s", number);
         assert_eq!((writes.unwritten("s", now), writes.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_removal_is_applied_while_one_is_being_written() {
+        let mut writes = Writes::new(7);
+        let number = writes.add("s", Write::Remove { at: at(2) }, Instant::now());
+        for removed_at in [None, Some(at(1))] {
+            let change = RegistryChange::Removed { name: "s".to_owned(), at: removed_at };
+            assert_eq!(writes.observe(&change), Observed::Newest);
+        }
+        let older = RegistryChange::Put(record(1));
+        assert_eq!(writes.observe(&older), Observed::Outdated);
+        assert_eq!(writes.state("s", number), WriteState::Open(Write::Remove { at: at(2) }));
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub fn search(
 
     let mut times = TopicPartitionList::new();
     for partition in 0..partitions {
-        let time = Offset::Offset(since.as_millis());
+        let time = convert::time_to_offset(since);
         times
             .add_partition_offset(topic, partition, time)
             .map_err(request("selecting where to search"))?;
@@ -91,7 +91,7 @@ pub fn search_partition(
         config.create_with_context(QuietContext::default()).map_err(KafkaError::client)?;
 
     let mut times = TopicPartitionList::new();
-    let time = Offset::Offset(since.as_millis());
+    let time = convert::time_to_offset(since);
     times
         .add_partition_offset(topic, partition, time)
         .map_err(request("selecting where to search"))?;
