@@ -19,6 +19,7 @@ use serde_json::json;
 
 pub(crate) use check::UnknownTools;
 use destination::Destination;
+#[cfg(feature = "fleet")]
 pub(crate) use kafka::{progress_bar, write_all};
 use requested::Job;
 
