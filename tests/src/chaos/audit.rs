@@ -179,12 +179,12 @@ impl Audit<'_> {
     }
 
     /// The number of calls that a job can have lost with a server: by the cuts between its first
-    /// start and this end, the first one or a repeated one.
+    /// event and this end, the first one or a repeated one. The first `running` event would be too
+    /// late: a call that began while the job's last event was `queued` can be lost as well.
     fn lost_calls(&self, record: &Record, end: &JobEvent) -> u32 {
         let end = end.time.as_millis();
         let events = self.events(record);
-        let start = events.iter().find(|event| event.state == JobState::Running);
-        let Some(start) = start.or(events.first()).map(|event| event.time.as_millis()) else {
+        let Some(start) = events.iter().map(|event| event.time.as_millis()).min() else {
             return 0;
         };
 
