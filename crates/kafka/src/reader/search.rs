@@ -21,7 +21,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// Returns the errors of [`Reader::open`].
+/// Returns the errors of [`Reader::open`](super::Reader::open).
 pub fn search(
     settings: &Settings,
     topic: &str,
@@ -72,7 +72,7 @@ pub fn search(
 ///
 /// # Errors
 ///
-/// Returns the errors of [`Reader::open`].
+/// Returns the errors of [`Reader::open`](super::Reader::open).
 pub fn search_partition(
     settings: &Settings,
     topic: &str,
@@ -118,7 +118,7 @@ pub fn search_partition(
 ///
 /// # Errors
 ///
-/// Returns the errors of [`Reader::open`].
+/// Returns the errors of [`Reader::open`](super::Reader::open).
 pub fn search_backlog(
     settings: &Settings,
     topic: &str,
