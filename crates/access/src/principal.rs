@@ -120,8 +120,7 @@ impl Principal {
         Self::new(OPEN_ISSUER, "anonymous", PrincipalKind::Anonymous, Via::Open)
     }
 
-    /// The principal as which the jobs of a topic act that nobody has signed: whoever may write to
-    /// the topic.
+    /// The principal of a topic's unsigned jobs: it stands for everyone who may write to the topic.
     pub fn of_topic(topic: &str) -> Self {
         let mut principal = Self::new(KAFKA_ISSUER, topic, PrincipalKind::Service, Via::Topic);
         principal.name = Some(format!("kafka:{topic}"));

@@ -1,4 +1,4 @@
-//! Shows on a terminal that, and how, a call goes on.
+//! Shows the progress of a call on a terminal.
 
 use std::time::Duration;
 

@@ -28,7 +28,7 @@ pub(crate) fn near_names<'a>(
     near.into_iter().map(|(_, name)| name).take(SUGGESTIONS).collect()
 }
 
-/// Returns the sentence with which an error suggests names; empty if there are none.
+/// Returns the "did you mean" sentence of an error; empty if no name is near.
 pub(crate) fn did_you_mean(near: &[&str]) -> String {
     match near {
         [] => String::new(),

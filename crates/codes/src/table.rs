@@ -238,7 +238,7 @@ table! {
             "Approval is the word of somebody else than who asks.",
             "Ask another principal that has the right `jobs.approve`.";
         NOT_PENDING = "FLEET-NOT-PENDING":
-            "The job does not await approval, or not any more.",
+            "The job is not awaiting approval, or no longer is.",
             "Somebody has decided, it was cancelled, or its time has passed; or no rule asks for approval.",
             "Look at the job's state; submit it again if it should still run.";
         APPROVAL_DENIED = "FLEET-APPROVAL-DENIED":

@@ -168,8 +168,8 @@ fn wanted_servers(args: &Args) -> Result<Vec<WantedServer>, CliError> {
     }
     if name.is_some() || !args.header.is_empty() {
         return Err(CliError::Usage(format!(
-            "--name and --header go with a URL, and `{source}` is none; the servers of a file have \
-             names, of which --only chooses"
+            "--name and --header need a URL, and `{source}` is a file; --only chooses among the servers \
+             that the file names"
         )));
     }
     let content = read_input(&PathBuf::from(source))?;

@@ -83,7 +83,7 @@ impl HostedServer {
         }
     }
 
-    /// Returns the problem of the server on one line; `-` if there is none.
+    /// Returns the server's problem on one line, or `-` for a server without one.
     fn short_problem(&self) -> String {
         match self.condition() {
             Condition::Fails { problem, .. } => shorten(&problem, PROBLEM),

@@ -1,3 +1,5 @@
+//! Tests of proofs: what a signature covers, and what breaks it.
+
 use fleet_access::{Principal, PrincipalKind, Via};
 use fleet_job::{decode, envelope::Envelope, record::Position, time::Timestamp};
 use serde_json::Map;
