@@ -6,6 +6,7 @@ mod broker;
 mod cancel;
 mod closed_stderr;
 mod codecs;
+mod completions;
 mod compose;
 mod conformance;
 mod create_topics;
