@@ -166,6 +166,17 @@ impl Process {
         });
     }
 
+    /// Does something and waits until the process has written `text` once more.
+    pub fn says_after(&mut self, text: &str, deadline: Duration, act: impl FnOnce()) {
+        let log = self.log.clone();
+        let count = move || fs::read_to_string(&log).unwrap_or_default().matches(text).count();
+        let before = count();
+        act();
+        self.wait_until(&format!("the words {text:?} once more"), deadline, || {
+            (count() > before).then_some(())
+        });
+    }
+
     /// The output so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()

@@ -41,13 +41,14 @@ const OF_ANY_VALUE: [&str; 6] = [
 
 /// Metrics that appear only with failures or operations that don't occur here. docs/metrics.md,
 /// which is generated from the code, shows that they exist with these labels and values.
-const NOT_HERE: [(&str, &str); 7] = [
+const NOT_HERE: [(&str, &str); 8] = [
     ("fleet_tls_reloads_total", "there are no TLS files"),
     ("fleet_write_failures_total", "Kafka takes everything"),
     ("mcp_server_access_reloads_total", "there are no files about access"),
     ("mcp_server_audit_gaps_total", "callers are not told apart, so nothing is recorded"),
     ("mcp_server_hosted_breaker_changes_total", "the hosted server answers every call"),
     ("mcp_server_hosted_calls_turned_away_total", "there is room for every call"),
+    ("mcp_server_ledger_database_errors_total", "the ledger is not in PostgreSQL"),
     ("mcp_server_policy_reloads_total", "there is no policy file"),
 ];
 

@@ -90,8 +90,14 @@ impl<'e> Signed<'e> {
     }
 
     fn set_policy(&mut self, text: &str) {
-        fs::write(self.access.join("policy.toml"), text).expect("a policy file");
-        self.server.process.says("applied the changed files about access", wait::LONG);
+        let policy = self.access.join("policy.toml");
+        self.applies(|| fs::write(policy, text).expect("a policy file"));
+    }
+
+    /// Changes files about access and waits until the server has applied them.
+    fn applies(&mut self, change: impl FnOnce()) {
+        let text = "applied the changed files about access";
+        self.server.process.says_after(text, wait::LONG, change);
     }
 
     /// Submits jobs as the agent.
@@ -303,11 +309,9 @@ fn keys_are_replaced_while_jobs_run() {
     // The new key is known to all before anybody signs with it.
     let (old, new) =
         (fs::read_to_string(&key).expect("a file"), fleet_signing::generate_key().expect("a key"));
-    replace(&key, &format!("{old}{new}"));
-    signed.server.process.says("applied the changed files about access", wait::LONG);
+    signed.applies(|| replace(&key, &format!("{old}{new}")));
     submit(&signed, 20);
-    replace(&key, &format!("{new}{old}"));
-    signed.server.process.says("applied the changed files about access", wait::LONG);
+    signed.applies(|| replace(&key, &format!("{new}{old}")));
     run(&[
         "keys",
         "init",
