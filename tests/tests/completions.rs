@@ -49,8 +49,8 @@ const IN_ZSH: &str = r#"
 
 #[test]
 fn live_shells_complete_what_the_server_and_kafka_know() {
-    let brokers = Env::embedded_broker();
-    let mut fleet = Fleet::new(brokers, "completions", 1);
+    let brokers = Env::embedded_broker(module_path!());
+    let mut fleet = Fleet::new(&brokers, "completions", 1);
     let options = ServerOptions {
         roots: vec![fleet.files()],
         allowed: vec![format!(
@@ -69,7 +69,7 @@ fn live_shells_complete_what_the_server_and_kafka_know() {
     rest::post(server.address, "/jobs", &job).expect(202);
     let address = server.address.to_string();
 
-    let shells = Shells::new(&fleet.directory, brokers, &address);
+    let shells = Shells::new(&fleet.directory, &brokers, &address);
     for (words, expected) in [
         (&["jo"][..], "jobs"),
         (&["jobs", "wai"], "wait"),
@@ -93,7 +93,7 @@ fn live_shells_complete_what_the_server_and_kafka_know() {
 
     // The server of the command line goes before that of the environment, and one that does not
     // answer offers nothing.
-    let nowhere = Shells::new(&fleet.directory, brokers, "127.0.0.1:1");
+    let nowhere = Shells::new(&fleet.directory, &brokers, "127.0.0.1:1");
     nowhere.offer(&["tools", "call", "--server", &address, "file_re"], "file_read");
     nowhere.offer(&["tools", "li"], "list");
 }
