@@ -150,7 +150,8 @@ async fn serve_within(
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let (guest, counted) = (shared.room.enter(), Counted::new(&HTTP_CONNECTIONS));
+                    let (guest, counted) =
+                        (shared.room.enter(peer.ip()), Counted::new(&HTTP_CONNECTIONS));
                     let served = shared.clone().serve_connection(stream, peer, guest);
                     connections.spawn(async move {
                         served.await;
@@ -273,12 +274,16 @@ impl Connections {
                 request.extensions_mut().insert(certificate.clone());
             }
             async move {
+                if certificate.as_ref().is_some_and(PeerCertificate::is_refused) {
+                    return Ok::<_, Infallible>(refused_certificate_response());
+                }
+
                 let mut response = respond(router, request, is_seated).await;
                 // A client that has a newer certificate shows it on another connection.
                 if certificate.is_some_and(|certificate| !certificate.is_accepted()) {
                     close_after(&mut response);
                 }
-                Ok::<_, Infallible>(response)
+                Ok(response)
             }
         });
 
@@ -339,6 +344,13 @@ fn busy_response() -> Response {
     ::metrics::counter!(HTTP_BUSY.name).increment(1);
     let headers = [(header::RETRY_AFTER, "1"), (header::CONNECTION, "close")];
     (StatusCode::SERVICE_UNAVAILABLE, headers, "too many connections\n").into_response()
+}
+
+/// The response on a connection whose certificate was withdrawn after the handshake, which would
+/// fail by now.
+fn refused_certificate_response() -> Response {
+    let text = "the client certificate has expired or was revoked\n";
+    (StatusCode::FORBIDDEN, [(header::CONNECTION, "close")], text).into_response()
 }
 
 #[cfg(test)]

@@ -76,6 +76,20 @@ pub enum TlsError {
         #[source]
         error: VerifierBuilderError,
     },
+    /// No revocation list is of one of the authorities, so every client would be refused.
+    #[error(
+        "none of the revocation lists in {} was issued by an authority in {}; add the list of each \
+         authority [{code}]",
+        lists.display(),
+        authorities.display(),
+        code = codes::TLS_FILES
+    )]
+    ForeignLists {
+        /// The file of the lists.
+        lists: PathBuf,
+        /// The file of the authorities.
+        authorities: PathBuf,
+    },
     /// A setting has no effect without another.
     #[error(
         "{setting} has no effect without {needed}; set both or neither [{code}]",

@@ -4,14 +4,15 @@ use std::{fmt, io, path::PathBuf, sync::Arc};
 
 use parking_lot::RwLock;
 use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, UnixTime},
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime},
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::SingleCertAndKey,
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
+use webpki::{BorrowedCertRevocationList, CertRevocationList};
 
 use super::{
     ClientFiles, PairFiles, PeerCertificate, TlsError,
@@ -108,6 +109,11 @@ impl Tls {
         Ok(Secured { stream, certificate })
     }
 
+    /// Whether every client must show a certificate.
+    pub(super) fn requires_certificate(&self) -> bool {
+        self.0.files.clients.as_ref().is_some_and(|clients| clients.is_required)
+    }
+
     pub(super) fn state(&self) -> Arc<State> {
         self.0.state.read().clone()
     }
@@ -199,16 +205,38 @@ impl State {
 
 fn read_clients(files: &ClientFiles) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let roots = Arc::new(read_authorities(&files.authorities)?);
-    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+    let mut builder = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider());
     if let Some(revoked) = &files.revoked {
+        let lists = read_revocation_lists(revoked)?;
+        if !has_list_of_an_authority(&lists, &roots) {
+            let (lists, authorities) = (revoked.clone(), files.authorities.clone());
+            return Err(TlsError::ForeignLists { lists, authorities });
+        }
+
         // A certificate whose authority has no list here is refused: nobody knows whether it is
         // revoked.
-        builder = builder.with_crls(read_revocation_lists(revoked)?);
+        builder = builder.with_crls(lists);
     }
     if !files.is_required {
         builder = builder.allow_unauthenticated();
     }
     builder.build().map_err(|error| TlsError::Clients { path: files.authorities.clone(), error })
+}
+
+/// Returns whether at least one list was issued by one of the authorities. Without one, every
+/// certificate would be refused. Other lists may be those of intermediate authorities, which are in
+/// the clients' chains and unknown here. A list that can't be read is left to the verifier's error.
+fn has_list_of_an_authority(
+    lists: &[CertificateRevocationListDer<'static>],
+    roots: &RootCertStore,
+) -> bool {
+    lists.iter().any(|list| match BorrowedCertRevocationList::from_der(list) {
+        Ok(list) => {
+            let list = CertRevocationList::from(list);
+            roots.roots.iter().any(|root| root.subject.as_ref() == list.issuer())
+        }
+        Err(_) => true,
+    })
 }
 
 /// Why a handshake has failed, as a metric's label.

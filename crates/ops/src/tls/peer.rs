@@ -81,6 +81,13 @@ impl PeerCertificate {
     }
 }
 
+impl PeerCertificate {
+    /// Returns whether the listener requires an accepted certificate, and this one no longer is.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.0.tls.requires_certificate() && !self.is_accepted()
+    }
+}
+
 impl fmt::Debug for PeerCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PeerCertificate")

@@ -179,6 +179,57 @@ async fn a_required_certificate_is_required_by_the_handshake() {
 }
 
 #[tokio::test]
+async fn a_required_certificate_that_was_revoked_is_refused_on_an_open_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = Authority::new(dir.path(), "own");
+    let revoked = dir.path().join("revoked");
+    replace(&revoked, own.revocation_list());
+    let clients = ClientFiles {
+        authorities: own.certificate(),
+        revoked: Some(revoked.clone()),
+        is_required: true,
+    };
+    let pair = own.issue("server", NAMES);
+    let listener = Listener::start(TlsFiles { pair, clients: Some(clients) }).await;
+
+    let worker = own.issue("worker", "DNS:w.example.org");
+    let client = client(&trusting(&own, Some(&worker)));
+    assert!(ask(&client, &listener.url).await.unwrap().ends_with("true"));
+
+    let generation = listener.tls.state().generation;
+    own.revoke(&worker);
+    replace(&revoked, own.revocation_list());
+    eventually("the list", async || listener.tls.state().generation > generation).await;
+    let refused = client.get(&listener.url).send().await.unwrap();
+    assert_eq!(refused.status(), 403, "no route saw the request");
+}
+
+#[tokio::test]
+async fn a_list_of_a_foreign_authority_does_not_shut_out_all_clients() {
+    let dir = tempfile::tempdir().unwrap();
+    let [own, other] = ["own", "other"].map(|name| Authority::new(dir.path(), name));
+    let revoked = dir.path().join("revoked");
+    let clients = ClientFiles {
+        authorities: own.certificate(),
+        revoked: Some(revoked.clone()),
+        is_required: false,
+    };
+    let files = TlsFiles { pair: own.issue("server", NAMES), clients: Some(clients) };
+    replace(&revoked, other.revocation_list());
+    let error = Tls::start(files.clone(), CancellationToken::new()).unwrap_err().to_string();
+    assert!(error.contains("none of the revocation lists in"), "{error}");
+
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let (metrics, _local) = (recorder.handle(), ::metrics::set_default_local_recorder(&recorder));
+    replace(&revoked, own.revocation_list());
+    let listener = Listener::start(files).await;
+    let worker = own.issue("worker", "DNS:w.example.org");
+    replace(&revoked, other.revocation_list());
+    eventually("the foreign list", async || was_reloaded(&metrics, "listener", "invalid")).await;
+    assert!(listener.ask(trusting(&own, Some(&worker))).await.unwrap().ends_with("true"));
+}
+
+#[tokio::test]
 async fn a_client_is_built_again_when_its_files_change() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let (metrics, _local) = (recorder.handle(), ::metrics::set_default_local_recorder(&recorder));

@@ -2,8 +2,9 @@
 //! others wait in a waiting room.
 //!
 //! Whether a connection is a probe is unknown until its first request arrives. Every new connection
-//! therefore enters the waiting room. If the room is full, the oldest connection in it that has not
-//! sent a request is closed. With its first request, a connection gets a seat if one is free and
+//! therefore enters the waiting room. If the room is full, a connection in it that has not sent a
+//! request is closed: the oldest one of the peer with the most of them, so that a flood from one
+//! address closes its own connections. With its first request, a connection gets a seat if one is free and
 //! its peer does not hold too many. Without a seat, only probes are answered.
 
 use std::{
@@ -90,8 +91,9 @@ pub(super) struct WaitingRoom {
 }
 
 /// A connection in the waiting room.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Guest {
+    peer: IpAddr,
     asked: AtomicBool,
     leave: CancellationToken,
 }
@@ -102,8 +104,12 @@ impl WaitingRoom {
     }
 
     /// Admits a connection and evicts another one if the room is full.
-    pub(super) fn enter(&self) -> Arc<Guest> {
-        let guest = Arc::<Guest>::default();
+    pub(super) fn enter(&self, peer: IpAddr) -> Arc<Guest> {
+        let guest = Arc::new(Guest {
+            peer: peer_network(peer),
+            asked: AtomicBool::new(false),
+            leave: CancellationToken::new(),
+        });
         let mut guests = self.guests.lock();
         if guests.len() >= self.places {
             evict_one(&mut guests);
@@ -139,10 +145,18 @@ impl Guest {
     }
 }
 
-/// Evicts the oldest connection that has not sent a request, or the oldest of all if every one has.
+/// Evicts the oldest silent connection of the peer that has the most of them, or the oldest
+/// connection of all if every one has sent a request.
 fn evict_one(guests: &mut VecDeque<Arc<Guest>>) {
-    let silent = guests.iter().position(|guest| !guest.has_asked()).unwrap_or(0);
-    if let Some(guest) = guests.remove(silent) {
+    let mut silent = HashMap::<IpAddr, usize>::new();
+    for guest in guests.iter().filter(|guest| !guest.has_asked()) {
+        *silent.entry(guest.peer).or_default() += 1;
+    }
+
+    let most = silent.values().max();
+    let oldest =
+        guests.iter().position(|guest| !guest.has_asked() && silent.get(&guest.peer) == most);
+    if let Some(guest) = guests.remove(oldest.unwrap_or(0)) {
         guest.leave.cancel();
     }
 }
@@ -168,16 +182,28 @@ mod tests {
     #[test]
     fn the_oldest_silent_connection_is_evicted_first() {
         let room = WaitingRoom::new(2);
-        let (asking, silent) = (room.enter(), room.enter());
+        let enter = || room.enter(IpAddr::from([10, 0, 0, 1]));
+        let (asking, silent) = (enter(), enter());
         assert!(asking.mark_asked() && !asking.mark_asked());
-        let third = room.enter();
+        let third = enter();
         assert!(
             silent.leave.is_cancelled()
                 && !asking.leave.is_cancelled()
                 && !third.leave.is_cancelled()
         );
         third.mark_asked();
-        room.enter();
+        enter();
         assert!(asking.leave.is_cancelled(), "if all have sent a request, the oldest is evicted");
+    }
+
+    #[test]
+    fn a_flood_from_one_peer_evicts_its_own_connections() {
+        let room = WaitingRoom::new(4);
+        let enter = |last| room.enter(IpAddr::from([10, 0, 0, last]));
+        let genuine = enter(1);
+        let flood: Vec<_> = (0..50).map(|_| enter(2)).collect();
+        assert!(!genuine.leave.is_cancelled(), "another peer has more silent connections");
+        let open = flood.iter().filter(|guest| !guest.leave.is_cancelled()).count();
+        assert_eq!(open, 3);
     }
 }
