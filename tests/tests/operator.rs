@@ -15,7 +15,7 @@ use fleet_tests::{
     fleet::{ServerOptions, Standalone},
     on_every_broker, process,
     process::Process,
-    topics, wait,
+    rest, topics, wait,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 on_every_broker!(
     a_file_is_submitted_once_through_the_server,
     the_status_of_a_fleet_says_what_is_wrong,
+    the_workers_are_listed_with_their_partitions_and_jobs,
 );
 
 /// What a command has printed.
@@ -362,6 +363,50 @@ fn the_status_of_a_fleet_says_what_is_wrong(env: &Env) {
     let (code, report) = status(&nowhere);
     let findings = report["findings"].as_array().expect("findings");
     assert!(code == 1 && findings.len() == 2, "{report}");
+}
+
+fn the_workers_are_listed_with_their_partitions_and_jobs(env: &Env) {
+    let mut fleet = with_files(env, "operator-workers");
+    fleet.worker_env("MCP_WORKER_ID", "second");
+    fleet.start_worker();
+    let operator = Operator::of_fleet(&fleet);
+
+    let partitions = |report: &Value| -> Vec<i64> {
+        let workers = report["workers"].as_array().into_iter().flatten();
+        let mut all: Vec<_> = workers
+            .flat_map(|worker| worker["partitions"].as_array().into_iter().flatten())
+            .filter_map(Value::as_i64)
+            .collect();
+        all.sort_unstable();
+        all
+    };
+    let report = wait::poll_until_ok("a group of two workers", wait::LONG, || {
+        let printed = operator.run(&["workers", "--json"]);
+        let report = json_lines(&printed.stdout).pop().unwrap_or_default();
+        let is_stable = report["state"] == "Stable" && partitions(&report).len() == 3;
+        match is_stable && report["workers"].as_array().is_some_and(|workers| workers.len() == 2) {
+            true => Ok(report),
+            false => Err(printed),
+        }
+    });
+    assert_eq!(partitions(&report), [0, 1, 2], "each partition has one worker: {report}");
+    let second = report["workers"].as_array().into_iter().flatten();
+    let second = second.into_iter().find(|worker| worker["name"] == "second").expect("the name");
+    assert_eq!(second["version"], env!("CARGO_PKG_VERSION"), "{report}");
+    assert_eq!((&second["inFlight"], &report["countedAll"]), (&json!(0), &json!(true)), "{report}");
+    let screen = operator.run(&["workers"]).success();
+    assert!(screen.contains("PARTITIONS") && screen.contains("second"), "{screen}");
+
+    fs::write(fleet.directory.join("jobs"), job("done", "file_digest")).expect("a file");
+    let file = fleet.directory.join("jobs");
+    operator.run(&["submit", "--wait", file.to_str().expect("UTF-8")]).success();
+    let address = fleet.server.as_ref().expect("the server").address;
+    wait::poll_until_ok("a lag of nothing", wait::LONG, || {
+        let lag = rest::get(address, "/lag").expect(200);
+        let same = json_lines(&operator.run(&["lag", "--json"]).stdout).pop().unwrap_or_default();
+        let is_settled = lag["remaining"] == json!(0) && lag["partitions"][0]["end"].is_number();
+        if is_settled && lag == same { Ok(()) } else { Err((lag, same)) }
+    });
 }
 
 /// `dev` with a command hosts it and nothing else, and still does after the server was killed.

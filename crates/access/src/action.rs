@@ -69,6 +69,8 @@ actions! {
     ReplayDeadLetters = "dead-letters.replay",
     /// To delete dead letters.
     DeleteDeadLetters = "dead-letters.delete",
+    /// To see the workers of the fleet, and how far they have come.
+    ReadFleet = "fleet.read",
     /// To read the metrics.
     ReadMetrics = "metrics.read",
     /// To read audit records.
@@ -112,6 +114,7 @@ impl Action {
             | Self::Complete
             | Self::ReadJob
             | Self::ReadDeadLetters
+            | Self::ReadFleet
             | Self::ReadMetrics => false,
         }
     }

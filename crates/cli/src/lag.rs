@@ -4,18 +4,10 @@
 //! holds what is settled beyond it. This command does not join the group, so it can run while
 //! workers work.
 
-use std::{collections::HashMap, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
-use fleet_group::Progress;
-use fleet_job::{record::RawRecord, time::Timestamp};
-use fleet_kafka::{
-    KafkaError,
-    admin::{self, GroupPosition},
-    reader,
-    settings::Settings,
-};
+use fleet_lag::{Lag, LagTotals, PartitionLag, fetch_lag};
 use fleet_ops::{blocking::run_blocking, clock};
-use serde::Serialize;
 use serde_json::json;
 
 use crate::{
@@ -65,72 +57,24 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// The progress of one partition.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct PartitionRow {
-    partition: i32,
-    /// The offset after the last record.
-    end: i64,
-    /// The committed offset; null if nothing has been committed.
-    committed: Option<i64>,
-    lag: i64,
-    /// Jobs settled beyond the committed offset.
-    done: i64,
-    remaining: i64,
-    /// Jobs that are not settled, before the last settled one.
-    open: i64,
-    retried: usize,
-    /// Whether the partition is paused because jobs that wait for something unavailable fill its
-    /// window.
-    stalled: bool,
-    /// The timestamp of the oldest record that is not settled.
-    oldest: Option<Timestamp>,
-    oldest_age_ms: Option<u64>,
-    /// Why the commit's metadata could not be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) problem: Option<String>,
-}
-
-/// Sums over all partitions.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct LagTotals {
-    lag: i64,
-    done: i64,
-    pub(crate) remaining: i64,
-    open: i64,
-    retried: usize,
-    /// The number of stalled partitions.
-    pub(crate) stalled: usize,
-    pub(crate) oldest_age_ms: Option<u64>,
-}
-
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (settings, topic, group) = (args.connection.settings()?, args.connection.topic, args.group);
 
     let (asked_topic, asked_group) = (topic.clone(), group.clone());
     let read = move || -> Result<_, CliError> {
         let _notice = WaitNotice::for_kafka(&settings);
-        Ok(fetch(&settings, &asked_group, &asked_topic, TIMEOUT)?)
+        Ok(fetch_lag(&settings, &asked_group, &asked_topic, TIMEOUT, clock::now())?)
     };
 
-    let (rows, totals) = run_blocking(read).await?;
-    let has_no_commit = rows.iter().all(|row| row.committed.is_none());
-
+    let lag = run_blocking(read).await?;
     if args.json {
-        let mut report = json!({ "topic": topic, "group": group, "partitions": rows });
-        if let (Some(report), serde_json::Value::Object(totals)) =
-            (report.as_object_mut(), json!(totals))
-        {
-            report.extend(totals);
-        }
-        output::json(&report);
+        output::json(&json!(lag));
         return Ok(ExitCode::SUCCESS);
     }
 
+    let Lag { partitions: rows, totals, .. } = lag;
     output::line(&render_table(&rows, &totals));
-    if has_no_commit {
+    if rows.iter().all(|row| row.committed.is_none()) {
         output::problem(&format!(
             "group {group} has no committed offset on {topic}; it will start with the oldest record"
         ));
@@ -150,24 +94,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Fetches how far `group` has come on each partition of `topic`. Blocks the thread for at most
-/// `timeout` per request.
-pub(crate) fn fetch(
-    settings: &Settings,
-    group: &str,
-    topic: &str,
-    timeout: Duration,
-) -> Result<(Vec<PartitionRow>, LagTotals), KafkaError> {
-    let positions = admin::group_positions(settings, group, topic, timeout)?;
-    let from: Vec<_> = positions.iter().filter_map(first_open).collect();
-    let oldest = reader::first_records(settings, topic, &from, timeout)?;
-    let rows = partition_rows(&positions, &oldest, clock::now());
-    let totals = sum_rows(&rows);
-    Ok((rows, totals))
-}
-
 /// Describes the stalled partitions; `None` if there are none.
-fn describe_stalled(rows: &[PartitionRow]) -> Option<String> {
+fn describe_stalled(rows: &[PartitionLag]) -> Option<String> {
     let numbers: Vec<_> =
         rows.iter().filter(|row| row.stalled).map(|row| row.partition.to_string()).collect();
 
@@ -180,82 +108,7 @@ fn describe_stalled(rows: &[PartitionRow]) -> Option<String> {
     })
 }
 
-/// Returns where to look for a partition's first unsettled record.
-fn first_open(position: &GroupPosition) -> Option<(i32, i64)> {
-    let frontier = frontier(position);
-    (frontier < position.end).then_some((position.partition, frontier))
-}
-
-/// Returns the committed offset, or the start of the partition if there is none. Records deleted by
-/// retention do not count as remaining.
-fn frontier(position: &GroupPosition) -> i64 {
-    position.committed.unwrap_or(position.start).max(position.start)
-}
-
-fn partition_rows(
-    positions: &[GroupPosition],
-    oldest: &HashMap<i32, RawRecord>,
-    now: Timestamp,
-) -> Vec<PartitionRow> {
-    positions
-        .iter()
-        .map(|position| {
-            let oldest = oldest.get(&position.partition).and_then(|record| record.timestamp);
-            partition_row(position, oldest, now)
-        })
-        .collect()
-}
-
-fn partition_row(
-    position: &GroupPosition,
-    oldest: Option<Timestamp>,
-    now: Timestamp,
-) -> PartitionRow {
-    let frontier = frontier(position);
-    let lag = (position.end - frontier).max(0);
-
-    let read = position.committed.map(|committed| Progress::decode(committed, &position.metadata));
-
-    let (progress, problem) = match read {
-        Some(Ok(progress)) => (progress, None),
-        Some(Err(error)) => (Progress::none(frontier), Some(error.to_string())),
-        None => (Progress::none(frontier), None),
-    };
-
-    let open: i64 =
-        progress.open.iter().map(|(first, end)| (end - (*first).max(frontier)).max(0)).sum();
-    let done = (progress.end.min(position.end) - frontier - open).max(0);
-
-    PartitionRow {
-        partition: position.partition,
-        end: position.end,
-        committed: position.committed,
-        lag,
-        done,
-        remaining: lag - done,
-        open,
-        retried: progress.attempts.len(),
-        stalled: progress.is_stalled,
-        oldest,
-        oldest_age_ms: oldest
-            .map(|oldest| u64::try_from(now.since(oldest).as_millis()).unwrap_or(u64::MAX)),
-        problem,
-    }
-}
-
-fn sum_rows(rows: &[PartitionRow]) -> LagTotals {
-    rows.iter().fold(LagTotals::default(), |sum, row| LagTotals {
-        lag: sum.lag + row.lag,
-        done: sum.done + row.done,
-        remaining: sum.remaining + row.remaining,
-        open: sum.open + row.open,
-        retried: sum.retried + row.retried,
-        stalled: sum.stalled + usize::from(row.stalled),
-        oldest_age_ms: sum.oldest_age_ms.max(row.oldest_age_ms),
-    })
-}
-
-fn render_table(rows: &[PartitionRow], totals: &LagTotals) -> String {
+fn render_table(rows: &[PartitionLag], totals: &LagTotals) -> String {
     let header =
         ["PARTITION", "END", "COMMITTED", "LAG", "DONE", "REMAINING", "OPEN", "RETRIED", "OLDEST"];
     let mut table = new_table(header);
@@ -293,79 +146,36 @@ fn render_table(rows: &[PartitionRow], totals: &LagTotals) -> String {
 
 #[cfg(test)]
 mod tests {
-    use fleet_group::log::LogName;
-
     use super::*;
 
-    fn position(committed: Option<i64>, metadata: String) -> GroupPosition {
-        GroupPosition { partition: 1, start: 5, end: 30, committed, metadata }
+    fn row(partition: i32, stalled: bool) -> PartitionLag {
+        PartitionLag {
+            partition,
+            end: 30,
+            committed: Some(10),
+            lag: 20,
+            done: 7,
+            remaining: 13,
+            open: 3,
+            retried: 1,
+            stalled,
+            oldest: None,
+            oldest_age_ms: Some(2500),
+            problem: None,
+        }
     }
 
     #[test]
-    fn jobs_settled_beyond_the_frontier_do_not_remain() {
-        let progress = Progress {
-            end: 20,
-            open: vec![(10, 12), (15, 16)],
-            attempts: vec![(15, 2)],
-            ..Progress::none(10)
-        };
-        let row = partition_row(
-            &position(Some(10), progress.encode(LogName::UNKNOWN).unwrap()),
-            Timestamp::from_millis(1000),
-            Timestamp::from_millis(3500).unwrap(),
-        );
-        assert_eq!((row.lag, row.done, row.remaining, row.open, row.retried), (20, 7, 13, 3, 1));
-        assert_eq!(row.oldest_age_ms, Some(2500));
-
-        let totals = sum_rows(&[row.clone(), row.clone()]);
-        assert_eq!((totals.lag, totals.remaining, totals.oldest_age_ms), (40, 26, Some(2500)));
-
-        let text = render_table(&[row], &totals);
-        assert!(text.contains("total") && text.contains("2s"), "{text}");
+    fn the_table_ends_with_the_totals() {
+        let totals = LagTotals { lag: 40, oldest_age_ms: Some(2500), ..LagTotals::default() };
+        let text = render_table(&[row(1, false)], &totals);
+        assert!(text.contains("total") && text.contains("40") && text.contains("2s"), "{text}");
     }
 
     #[test]
     fn a_stalled_partition_is_named() {
-        let metadata = |is_stalled| {
-            let progress = Progress { is_stalled, ..Progress::none(10) };
-            progress.encode(LogName::UNKNOWN).unwrap()
-        };
-        let rows = [true, false].map(|is_stalled| {
-            partition_row(&position(Some(10), metadata(is_stalled)), None, Timestamp::default())
-        });
-        assert_eq!((sum_rows(&rows).stalled, rows[0].remaining), (1, 20));
+        let rows = [row(1, true), row(2, false)];
         assert!(describe_stalled(&rows).unwrap().starts_with("paused partitions: 1. "));
         assert_eq!(describe_stalled(&rows[1..]), None);
-    }
-
-    #[test]
-    fn without_a_commit_all_records_remain() {
-        let row = partition_row(&position(None, String::new()), None, Timestamp::default());
-        assert_eq!((row.committed, row.lag, row.remaining, row.done), (None, 25, 25, 0));
-        assert_eq!(first_open(&position(None, String::new())), Some((1, 5)));
-    }
-
-    #[test]
-    fn deleted_records_do_not_remain() {
-        let position = position(Some(2), String::new());
-        assert_eq!(partition_row(&position, None, Timestamp::default()).remaining, 25);
-        assert_eq!(first_open(&position), Some((1, 5)));
-    }
-
-    #[test]
-    fn a_finished_partition_has_no_open_record() {
-        assert_eq!(first_open(&position(Some(30), String::new())), None);
-        assert_eq!(
-            partition_row(&position(Some(30), String::new()), None, Timestamp::default()).lag,
-            0
-        );
-    }
-
-    #[test]
-    fn foreign_metadata_is_reported_without_failing() {
-        let row =
-            partition_row(&position(Some(10), "not ours!".into()), None, Timestamp::default());
-        assert_eq!((row.remaining, row.done), (20, 0));
-        assert!(row.problem.unwrap().contains("base64"));
     }
 }

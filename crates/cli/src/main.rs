@@ -56,6 +56,7 @@ mod tool_schema;
 mod tools;
 mod topics;
 mod wait_notice;
+mod workers;
 
 use std::process::ExitCode;
 
@@ -141,6 +142,8 @@ enum Command {
     Status(status::Args),
     /// Show how far the workers have come on each partition
     Lag(lag::Args),
+    /// List the workers: their partitions, and how many jobs each is running, through a server
+    Workers(workers::Args),
     /// Create the topics that a fleet needs
     Topics {
         #[command(subcommand)]
@@ -211,6 +214,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Dlq { command } => dlq::run(command).await,
         Command::Status(args) => status::run(args).await,
         Command::Lag(args) => lag::run(args).await,
+        Command::Workers(args) => workers::run(args).await,
         Command::Topics { command } => topics::run(command).await,
         Command::Audit(args) => audit::run(args).await,
         Command::Keys { command } => keys::run(command).await,

@@ -41,6 +41,7 @@ mod claims;
 pub mod config;
 mod dead_letters;
 mod error;
+mod fleet;
 mod follow;
 mod history;
 mod hub;

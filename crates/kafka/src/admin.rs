@@ -15,7 +15,7 @@ use rdkafka::{
 
 mod groups;
 
-pub use groups::{GroupMembers, group_members, has_members, is_stable};
+pub use groups::{GroupMember, GroupMembers, group_members, has_members, is_stable};
 
 use crate::{
     consumer::LogIdentity,

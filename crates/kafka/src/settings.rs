@@ -222,6 +222,13 @@ impl Settings {
         Duration::from_millis(self.session_timeout_ms())
     }
 
+    /// The same settings with this `client.id`, unless the user has chosen one.
+    #[must_use]
+    pub fn named(mut self, client_id: &str) -> Self {
+        self.properties.entry("client.id".to_owned()).or_insert_with(|| client_id.to_owned());
+        self
+    }
+
     /// Starts a configuration with the user's properties, except those with a prefix in
     /// `leave_out`.
     fn base(&self, leave_out: &[&str]) -> ClientConfig {

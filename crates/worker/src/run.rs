@@ -93,7 +93,8 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     let shutdown = shutdown::signal_token()?;
     let settings =
         Settings { brokers: args.brokers.clone(), properties: Env::process().kafka_properties()? };
-    let settings = settings.compressed(args.compression);
+    let name = fleet_lag::client_id(&args.worker_name(), env!("CARGO_PKG_VERSION"));
+    let settings = settings.compressed(args.compression).named(&name);
     settings.check()?;
     let client = McpClient::new(client_config(&args)?)?;
     if let Some(path) = args.token_file() {

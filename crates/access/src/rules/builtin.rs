@@ -140,6 +140,7 @@ impl Reach {
             | Action::ReadDeadLetters
             | Action::ReplayDeadLetters
             | Action::DeleteDeadLetters
+            | Action::ReadFleet
             | Action::ReadMetrics
             | Action::ReadAudit
             | Action::ActAs

@@ -6,6 +6,7 @@ use fleet_job::{
     filter::JobFilter,
     view::{CancelOutcome, Cancellation, JobList, JobView, SubmittedJobs},
 };
+use fleet_lag::WorkerList;
 use fleet_ops::tls::ClientTls;
 use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::{RequestBuilder, Response, StatusCode};
@@ -152,6 +153,11 @@ impl Api {
     pub(super) async fn envelope(&self, job_id: &str) -> Result<JobRecord, ApiError> {
         let url = self.url(&["jobs", job_id, "envelope"])?;
         self.request_once(Method::GET, url, ANSWER).await
+    }
+
+    /// Returns the workers of the fleet.
+    pub(crate) async fn workers(&self) -> Result<WorkerList, ApiError> {
+        self.request_with_retries(Method::GET, self.url(&["workers"])?, ANSWER).await
     }
 
     /// Decides about a job that awaits approval.

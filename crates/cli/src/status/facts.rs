@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::lag::LagTotals;
+use fleet_lag::LagTotals;
 
 /// Everything that `status` has found out.
 #[derive(Debug, Clone, Serialize)]

@@ -181,7 +181,7 @@ pub(super) mod tests {
         super::facts::{HostedFacts, TopicFacts},
         *,
     };
-    use crate::lag::LagTotals;
+    use fleet_lag::LagTotals;
 
     pub(in crate::status) fn healthy() -> Facts {
         let topic =

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use fleet_job::topics::Topics;
 use fleet_kafka::{KafkaError, admin, settings::Settings};
-use fleet_ops::{blocking::run_blocking, errors::chain};
+use fleet_lag::fetch_lag;
+use fleet_ops::{blocking::run_blocking, clock, errors::chain};
 
 use super::facts::{Facts, HostedFacts, HostedState, KafkaFacts, ServerFacts, TopicFacts};
 use crate::{
     connection::Connection,
     error::CliError,
     jobs::api::Api,
-    lag,
     mcp::{CallError, McpServer},
     server_args::ServerArgs,
     servers::{self, Condition},
@@ -76,15 +76,15 @@ fn ask_kafka(settings: &Settings, topics: &Topics, group: &str) -> Result<KafkaF
     let (lag, unreadable_commits) = match jobs.is_empty() {
         true => (None, 0),
         false => {
-            let (rows, totals) = lag::fetch(settings, group, &topics.jobs, REACH)?;
-            let unreadable = rows.iter().filter(|row| row.problem.is_some()).count();
-            (Some(totals), unreadable)
+            let lag = fetch_lag(settings, group, &topics.jobs, REACH, clock::now())?;
+            let unreadable = lag.partitions.iter().filter(|row| row.problem.is_some()).count();
+            (Some(lag.totals), unreadable)
         }
     };
 
     Ok(KafkaFacts {
         topics: facts,
-        is_rebalancing: !members.subscriptions.is_empty() && members.state != "Stable",
+        is_rebalancing: !members.members.is_empty() && members.state != "Stable",
         workers: members.readers_of(&topics.jobs),
         lag,
         unreadable_commits,

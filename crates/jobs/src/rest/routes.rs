@@ -22,6 +22,7 @@ use crate::{JobRequest, MAX_JOBS};
 mod approvals;
 mod bulk;
 mod dead_letters;
+mod fleet;
 mod inspection;
 
 use approvals::decision_operation;
@@ -49,6 +50,8 @@ pub(super) fn operations() -> Vec<Operation> {
         dead_letters::show_operation(),
         dead_letters::replay_operation(),
         dead_letters::purge_operation(),
+        fleet::workers_operation(),
+        fleet::lag_operation(),
         follow_operation(),
         openapi_operation(),
         asyncapi_operation(),
