@@ -3,6 +3,7 @@
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write as _,
     net::SocketAddr,
@@ -24,6 +25,7 @@ on_every_broker!(
     a_file_is_submitted_once_through_the_server,
     the_status_of_a_fleet_says_what_is_wrong,
     the_workers_are_listed_with_their_partitions_and_jobs,
+    an_export_has_every_job_once_and_can_be_continued,
 );
 
 /// What a command has printed.
@@ -407,6 +409,45 @@ fn the_workers_are_listed_with_their_partitions_and_jobs(env: &Env) {
         let is_settled = lag["remaining"] == json!(0) && lag["partitions"][0]["end"].is_number();
         if is_settled && lag == same { Ok(()) } else { Err((lag, same)) }
     });
+}
+
+fn an_export_has_every_job_once_and_can_be_continued(env: &Env) {
+    let fleet = with_files(env, "operator-export");
+    let operator = Operator::of_fleet(&fleet);
+    let good: Vec<_> = (0..20).map(|n| job(&format!("good-{n}"), "file_digest")).collect();
+    let bad = json!({"jobID": "=bad", "jobType": "tool-call", "maxAttempts": 1,
+        "payload": {"tool": "file_digest", "arguments": {"path": "no such file"}}});
+    let file = fleet.directory.join("jobs");
+    fs::write(&file, [good.join("\n"), bad.to_string()].join("\n")).expect("a file");
+    operator.run(&["submit", "--wait", file.to_str().expect("UTF-8")]);
+
+    let jobs = json_lines(&operator.run(&["jobs", "export"]).success());
+    let ids: BTreeSet<_> = jobs.iter().filter_map(|job| job["jobID"].as_str()).collect();
+    assert_eq!((jobs.len(), ids.len()), (21, 21));
+    assert!(jobs.iter().any(|job| job["result"]["content"].is_array()), "{jobs:?}");
+
+    let [whole, errors] = ["jobs.csv", "errors.csv"].map(|name| fleet.directory.join(name));
+    let [whole_path, errors_path] = [&whole, &errors].map(|path| path.to_str().expect("UTF-8"));
+    let arguments =
+        ["jobs", "export", "-o", "csv", "--output", whole_path, "--errors", errors_path];
+    operator.run(&arguments).success();
+    let read = |path: &Path| fs::read_to_string(path).expect("the file");
+    let (before, failed) = (read(&whole), read(&errors));
+    assert_eq!((before.matches("good-").count(), failed.lines().count()), (20, 2));
+    assert!(failed.contains("\n'=bad,failed,"), "no formula: {failed}");
+    operator.run(&arguments).fails(1, &["jobs.csv"]);
+
+    // The export was killed in the middle of a line, and one file has not come as far.
+    let cut = before.len() / 2;
+    fs::write(&whole, &before[..cut]).expect("the file");
+    fs::remove_file(&errors).expect("the file");
+    operator.run(&[&arguments[..], &["--resume"]].concat()).success();
+    assert_eq!((read(&whole), read(&errors)), (before, failed));
+
+    let address = fleet.server.as_ref().expect("the server").address;
+    let answer = rest::get(address, "/job-exports?format=csv&state=failed");
+    assert_eq!(answer.status, 200);
+    assert!(answer.header("content-type").starts_with("text/csv"), "{answer:?}");
 }
 
 /// `dev` with a command hosts it and nothing else, and still does after the server was killed.

@@ -8,6 +8,7 @@ pub(crate) mod api;
 mod bars;
 mod board;
 mod cancel;
+mod export;
 mod filter;
 mod follow;
 pub(crate) mod list;
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Show(show::Args),
     /// Wait until jobs have ended
     Wait(wait::Args),
+    /// Write jobs with their results to files, as JSON Lines or CSV
+    Export(export::Args),
     /// Submit jobs once more, as they were or with other arguments
     RunAgain(run_again::Args),
     /// Cancel jobs
@@ -44,6 +47,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::List(args) => list::run(args).await,
         Command::Show(args) => show::run(args).await,
         Command::Wait(args) => wait::run(args).await,
+        Command::Export(args) => export::run(args).await,
         Command::RunAgain(args) => run_again::run(args).await,
         Command::Cancel(args) => cancel::run(args).await,
         Command::Watch(args) => watch::run(args).await,

@@ -11,6 +11,7 @@ pub mod decode;
 pub mod delayed;
 pub mod envelope;
 pub mod event;
+pub mod export;
 pub mod filter;
 pub mod glob;
 pub mod mcp_servers;

@@ -27,6 +27,7 @@ mod approvals;
 mod asyncapi;
 mod bulk;
 mod dead_letters;
+mod export;
 mod fleet;
 mod handlers;
 mod inspection;

@@ -226,6 +226,14 @@ impl Api {
         self.url(&["jobs", job_id, "events"])
     }
 
+    /// Begins to export the jobs that match a filter, with their results.
+    pub(super) async fn export(&self, filter: &JobFilter) -> Result<ExportedJobs<'_>, ApiError> {
+        let mut url = self.url(&["job-exports"])?;
+        url.query_pairs_mut().extend_pairs(filter.parameters());
+        let response = self.open_stream(self.http.get(url)).await?;
+        Ok(ExportedJobs { api: self, response, read: Vec::new() })
+    }
+
     /// Returns the URL of the events of all jobs.
     pub(super) fn events(&self, filter: &JobFilter) -> Result<Url, ApiError> {
         let (mut url, pairs) = (self.url(&["events"])?, filter.lasting_parameters());
@@ -242,6 +250,11 @@ impl Api {
             request = request.header("last-event-id", id);
         }
 
+        self.open_stream(request).await
+    }
+
+    /// Sends a request whose answer may take any time to read.
+    async fn open_stream(&self, request: RequestBuilder) -> Result<Response, ApiError> {
         let opened = tokio::time::timeout(ANSWER, request.send()).await;
         let response = opened.map_err(|_| self.lost("it did not respond in time"))?;
         let response = response.map_err(|error| self.failed(&error))?;
@@ -358,6 +371,40 @@ impl Api {
         match error.is_connect() {
             true => ApiError::NoServer { url: self.name(), reason },
             false => self.lost(reason),
+        }
+    }
+}
+
+/// The jobs of an export, as they arrive.
+#[derive(Debug)]
+pub(super) struct ExportedJobs<'a> {
+    api: &'a Api,
+    response: Response,
+    /// What was read and not returned yet: less than a line, or several.
+    read: Vec<u8>,
+}
+
+impl ExportedJobs<'_> {
+    /// Returns the next job; `None` after the last one.
+    pub(super) async fn next(&mut self) -> Result<Option<JobView>, ApiError> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<_> = self.read.drain(..=end).collect();
+                let job = serde_json::from_slice(&line);
+                return job.map(Some).map_err(|error| self.api.unreadable(error));
+            }
+            if self.read.len() > MAX_BODY {
+                return Err(self.api.unreadable(format!("a job is larger than {MAX_BODY} bytes")));
+            }
+
+            let chunk = self.response.chunk();
+            let chunk = tokio::time::timeout(ANSWER, chunk).await;
+            let chunk = chunk.map_err(|_| self.api.lost("it sent nothing in time"))?;
+            match chunk.map_err(|error| self.api.failed(&error))? {
+                Some(chunk) => self.read.extend_from_slice(&chunk),
+                None if self.read.is_empty() => return Ok(None),
+                None => return Err(self.api.lost("the answer has ended within a job")),
+            }
         }
     }
 }

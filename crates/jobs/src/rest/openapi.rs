@@ -132,6 +132,12 @@ fn describe_answer(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
             about["content"] =
                 json!({"application/json": {"schema": schema(schemas), "example": example}});
         }
+        Content::Lines(types) => {
+            let lines = |media_type: &&str| {
+                ((*media_type).to_owned(), json!({"schema": {"type": "string"}}))
+            };
+            about["content"] = types.iter().map(lines).collect::<Map<_, _>>().into();
+        }
         Content::Events(events, data) => {
             // Like OpenAPI 3.2, describe each event as an object of its fields, with data as text.
             let data = json!({

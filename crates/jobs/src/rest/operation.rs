@@ -59,6 +59,8 @@ pub(super) enum Content {
     Nothing,
     /// A schema and an example.
     Json(SchemaOf, Value),
+    /// Lines of text of these media types.
+    Lines(&'static [&'static str]),
     /// Server-sent events: a description of their ids and names, and the schema of their data.
     Events(&'static str, SchemaOf),
 }

@@ -9,7 +9,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use fleet_job::{envelope::MAX_ID_BYTES, filter::JobFilter, time::Timestamp};
+use fleet_job::{envelope::MAX_ID_BYTES, export::ExportFormat, filter::JobFilter, time::Timestamp};
 use fleet_ledger::Query;
 use schemars::{Schema, SchemaGenerator};
 
@@ -195,6 +195,11 @@ impl Parameters {
     /// Returns whether nothing is to be done.
     pub(super) fn is_dry_run(&self) -> Result<bool, Problem> {
         Ok(self.parse("dryRun")?.unwrap_or(false))
+    }
+
+    /// Returns the format of an export.
+    pub(super) fn format(&self) -> Result<ExportFormat, Problem> {
+        Ok(self.parse("format")?.unwrap_or_default())
     }
 
     /// Returns the query of the ledger that the filters describe.

@@ -26,7 +26,9 @@ mod fleet;
 mod inspection;
 
 use approvals::decision_operation;
-use inspection::{counts_operation, envelope_operation, history_operation, run_operation};
+use inspection::{
+    counts_operation, envelope_operation, export_operation, history_operation, run_operation,
+};
 
 const LOCATION: &[(&str, &str)] = &[("Location", "The path of the job, if the body had only one.")];
 const ETAG: &[(&str, &str)] = &[("ETag", "Changes with every change of the job.")];
@@ -44,6 +46,7 @@ pub(super) fn operations() -> Vec<Operation> {
         run_operation(),
         decision_operation(),
         counts_operation(),
+        export_operation(),
         bulk::cancel_operation(),
         bulk::run_operation(),
         dead_letters::list_operation(),

@@ -263,7 +263,7 @@ fn job_event(job: &JobView, id: &str) -> Event {
     Event::default().event(job.event.state.as_str()).id(id).data(data)
 }
 
-fn acquire_permit(streams: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
+pub(super) fn acquire_permit(streams: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
     streams.clone().try_acquire_owned().map_err(|_| {
         let detail = format!("{MAX_STREAMS} streams are open, which is the limit; try again later");
         Problem::new(ProblemKind::TooManyStreams, detail).with_limit(MAX_STREAMS)

@@ -1,6 +1,6 @@
 //! The parameters of each operation.
 
-use fleet_job::{envelope::MAX_ID_BYTES, event::JobState, time::Timestamp};
+use fleet_job::{envelope::MAX_ID_BYTES, event::JobState, export::ExportFormat, time::Timestamp};
 use fleet_ledger::query::MAX_LIMIT;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
@@ -193,6 +193,24 @@ pub(in crate::rest) const SUBMIT: &[Param] = &[
 /// The parameters of `GET /jobs`.
 pub(in crate::rest) const LIST: &[Param] =
     &[STATE, TYPE, TOOL, TENANT, SINCE, UNTIL, ID_PREFIX, ERROR_CODE, METADATA, LIMIT, CURSOR];
+/// The parameters of `GET /job-exports`.
+pub(in crate::rest) const EXPORT: &[Param] = &[
+    query_param(
+        "format",
+        "One JSON object per line, or comma-separated values.",
+        |schemas| schemas.subschema_for::<ExportFormat>(),
+        "jsonl",
+    ),
+    STATE,
+    TYPE,
+    TOOL,
+    TENANT,
+    SINCE,
+    UNTIL,
+    ID_PREFIX,
+    ERROR_CODE,
+    METADATA,
+];
 /// The parameters of `POST /job-cancellations`.
 pub(in crate::rest) const CANCEL_ALL: &[Param] = &[
     STATE, TYPE, TOOL, TENANT, SINCE, UNTIL, ID_PREFIX, ERROR_CODE, METADATA, LIMIT, CURSOR,

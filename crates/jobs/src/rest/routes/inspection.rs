@@ -9,7 +9,7 @@ use super::{example_job, submission_answers};
 use crate::{
     RunRequest,
     rest::{
-        inspection,
+        export, inspection,
         operation::{Answer, Content, Operation, RequestBody, schema_of},
         params,
         problem::ProblemKind,
@@ -46,6 +46,38 @@ pub(super) fn counts_operation() -> Operation {
             "countJobs",
             Action::ReadJob,
             inspection::count_jobs,
+        )
+    }
+}
+
+pub(super) fn export_operation() -> Operation {
+    Operation {
+        summary: "Export jobs",
+        description: "All jobs that the caller may see and that match the filters, with their results, the most recently \
+                      submitted first: as one JSON object per line, or as CSV whose first line names the columns. In CSV, \
+                      cells that begin like a formula of a spreadsheet have an apostrophe in front. The answer is made \
+                      while it is read. If the server has to end early, it closes the connection in the middle of the \
+                      body; continue with `until` one millisecond after the `submittedAt` of the last job, and leave out \
+                      the jobs of that millisecond which are there already.",
+        params: params::EXPORT,
+        answers: vec![Answer::new(
+            200,
+            "The jobs.",
+            Content::Lines(&["application/x-ndjson", "text/csv"]),
+        )],
+        problems: &[
+            ProblemKind::JobsOff,
+            ProblemKind::TooManyStreams,
+            ProblemKind::NotReady,
+            ProblemKind::LedgerUnavailable,
+            ProblemKind::Internal,
+        ],
+        ..Operation::new(
+            Method::GET,
+            "/job-exports",
+            "exportJobs",
+            Action::ReadJob,
+            export::export_jobs,
         )
     }
 }
