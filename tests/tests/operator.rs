@@ -203,6 +203,10 @@ fn servers_are_added_checked_and_removed() {
     // Called without a job, this tool fails.
     operator.run(&["tools", "call", "more__work"]).fails(1, &["as it was asked to, it fails"]);
 
+    let restarted = operator.run(&["servers", "restart", "more"]).success();
+    assert_eq!(restarted, "restarted more\n");
+    let unknown = operator.run(&["servers", "restart", "moer", "good"]);
+    assert!(unknown.code == 1 && unknown.stdout == "restarted good\n", "{unknown:?}");
     let removed = operator.run(&["servers", "remove", "more"]).success();
     assert_eq!(removed, "removed more\n");
     operator.run(&["servers", "remove", "more"]).fails(1, &["FLEET-UNKNOWN-SERVER"]);

@@ -1,7 +1,7 @@
 //! `mcp-fleet servers`: the MCP servers that an mcp-server hosts.
 //!
-//! Everything goes through the tools `server_initialize`, `server_status` and `server_remove` of
-//! the mcp-server, with the rights of whoever asks. What to add, and what is wrong with a server,
+//! Everything but a restart, which has no tool, goes through the tools `server_initialize`,
+//! `server_status` and `server_remove` of the mcp-server, with the rights of the caller. What to add, and what is wrong with a server,
 //! is decided in pure modules.
 
 mod add;
@@ -10,6 +10,7 @@ mod list;
 mod logs;
 mod remove;
 mod report;
+mod restart;
 mod source;
 
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Add(Box<add::Args>),
     /// Check that the hosted servers work, and say what to do about those that do not
     Check(check::Args),
+    /// Start hosted servers again
+    Restart(restart::Args),
     /// Stop hosting servers
     Remove(remove::Args),
     /// Print the end of what a hosted server writes to its standard error
@@ -46,6 +49,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::List(args) => list::run(args).await,
         Command::Add(args) => add::run(*args).await,
         Command::Check(args) => check::run(args).await,
+        Command::Restart(args) => restart::run(args).await,
         Command::Remove(args) => remove::run(args).await,
         Command::Logs(args) => logs::run(args).await,
     }

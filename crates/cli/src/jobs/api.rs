@@ -97,7 +97,7 @@ impl Api {
     }
 
     /// Tells the user after a second that the server has not responded.
-    pub(super) fn wait_notice(&self) -> WaitNotice {
+    pub(crate) fn wait_notice(&self) -> WaitNotice {
         WaitNotice::new(format!("a response from mcp-server at {}", self.name()))
     }
 
@@ -158,6 +158,12 @@ impl Api {
     /// Returns the workers of the fleet.
     pub(crate) async fn workers(&self) -> Result<WorkerList, ApiError> {
         self.request_with_retries(Method::GET, self.url(&["workers"])?, ANSWER).await
+    }
+
+    /// Starts a hosted server again. Returns its state.
+    pub(crate) async fn restart_server(&self, name: &str) -> Result<Value, ApiError> {
+        let url = self.url(&["servers", name, "restarts"])?;
+        self.request_once(Method::POST, url, SUBMITTED).await
     }
 
     /// Decides about a job that awaits approval.
