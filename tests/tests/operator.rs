@@ -373,7 +373,7 @@ fn the_status_of_a_fleet_says_what_is_wrong(env: &Env) {
 
 fn the_workers_are_listed_with_their_partitions_and_jobs(env: &Env) {
     let mut fleet = with_files(env, "operator-workers");
-    fleet.worker_env("MCP_WORKER_ID", "second");
+    fleet.worker_env("WORKER_ID", "second");
     fleet.start_worker();
     let operator = Operator::of_fleet(&fleet);
 

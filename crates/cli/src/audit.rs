@@ -11,7 +11,6 @@ use fleet_access::AuditRecord;
 use fleet_job::record::RawRecord;
 use fleet_kafka::reader::{From, Reader};
 use fleet_ops::{blocking::run_blocking, clock, shutdown};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     connection::Connection,
@@ -65,20 +64,18 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let stop = shutdown::signal_token()
-        .map_err(|error| CliError::Io("could not install signal handlers", error))?;
     let shown = Shown { filter: args.filter.clone().at(clock::now()), is_json: args.json };
 
     run_blocking(move || match &args.file {
-        Some(path) => print_file(path, &shown, &stop),
-        None => follow_topic(&args, &shown, &stop),
+        Some(path) => print_file(path, &shown),
+        None => follow_topic(&args, &shown),
     })
     .await?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the records of the topic.
-fn follow_topic(args: &Args, shown: &Shown, stop: &CancellationToken) -> Result<(), CliError> {
+fn follow_topic(args: &Args, shown: &Shown) -> Result<(), CliError> {
     let is_whole = args.from_start || args.no_follow || args.filter.reaches_back();
     let from = if is_whole { From::Start } else { From::Now };
     let (settings, topic) = (args.connection.settings()?, args.connection.topics().audit);
@@ -87,6 +84,11 @@ fn follow_topic(args: &Args, shown: &Shown, stop: &CancellationToken) -> Result<
     let mut reader = Reader::open(&settings, &topic, from, OPEN)?;
     drop(notice);
 
+    // Until here, Ctrl-C ends the process as it is.
+    let stop = shutdown::signal_token().map_err(output::no_signals)?;
+    if !args.no_follow {
+        output::problem(&output::following(&topic));
+    }
     let mut outage = Outage::default();
     while !stop.is_cancelled() {
         let record = reader.next(POLL)?;
@@ -108,7 +110,7 @@ fn follow_topic(args: &Args, shown: &Shown, stop: &CancellationToken) -> Result<
 }
 
 /// Prints the records of a file.
-fn print_file(path: &Path, shown: &Shown, stop: &CancellationToken) -> Result<(), CliError> {
+fn print_file(path: &Path, shown: &Shown) -> Result<(), CliError> {
     let failed = |source| CliError::File {
         what: "could not read the audit log",
         path: path.to_owned(),
@@ -122,7 +124,7 @@ fn print_file(path: &Path, shown: &Shown, stop: &CancellationToken) -> Result<()
     let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();
-        if stop.is_cancelled() || lines.read_until(b'\n', &mut line).map_err(failed)? == 0 {
+        if lines.read_until(b'\n', &mut line).map_err(failed)? == 0 {
             break;
         }
         let text = line.trim_ascii();

@@ -12,6 +12,7 @@ mod role;
 mod supervisor;
 
 use std::{
+    fs::TryLockError,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -114,6 +115,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         path: run_dir.clone(),
         source,
     })?;
+    // Held until the fleet has ended.
+    let _lock = lock(&run_dir)?;
 
     let config = StackConfig {
         hosts: hosted::hosted_servers(
@@ -144,6 +147,20 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Locks the directory of a running fleet. A second fleet would replace the policy and the logs of
+/// the first one.
+fn lock(run_dir: &Path) -> Result<std::fs::File, CliError> {
+    let path = run_dir.join("lock");
+    let failed = |source| CliError::File { what: "could not lock", path: path.clone(), source };
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(CliError::FleetRuns { directory: run_dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
 /// Creates the data directory. A new one is kept out of Git, since it has keys.
 fn prepare_data_dir(directory: &Path) -> Result<(), CliError> {
     if directory.exists() {
@@ -167,6 +184,16 @@ fn hidden_below(root: &Path, data_dir: Option<&Path>) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_fleet_at_a_time_uses_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        let refused = lock(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("another `mcp-fleet dev`"), "{refused}");
+        drop(held);
+        lock(dir.path()).unwrap();
+    }
 
     #[test]
     fn keys_are_neither_hosted_nor_committed() {

@@ -26,6 +26,12 @@ pub(crate) enum CliError {
     )]
     NoBroker { directory: PathBuf },
     #[cfg(feature = "fleet")]
+    #[error(
+        "another `mcp-fleet dev` uses {}; stop it, or choose another --data-dir",
+        directory.display()
+    )]
+    FleetRuns { directory: PathBuf },
+    #[cfg(feature = "fleet")]
     #[error("the embedded broker {how}; the end of its log:\n{log}")]
     BrokerDied { how: String, log: String },
     #[cfg(feature = "fleet")]

@@ -70,9 +70,6 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let stop = shutdown::signal_token()
-        .map_err(|error| CliError::Io("could not install signal handlers", error))?;
-
     let from = if args.from_start || args.no_follow { From::Start } else { From::Now };
     let (settings, topic) = (args.connection.settings()?, args.connection.topics().events);
 
@@ -81,6 +78,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         let mut reader = Reader::open(&settings, &topic, from, OPEN)?;
         drop(notice);
 
+        // Until here, Ctrl-C ends the process as it is.
+        let stop = shutdown::signal_token().map_err(output::no_signals)?;
+        if !args.no_follow {
+            output::problem(&output::following(&topic));
+        }
         let (mut shown, mut outage) = (Shown::new(&args), Outage::default());
         while !stop.is_cancelled() {
             let record = reader.next(POLL)?;

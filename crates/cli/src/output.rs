@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Write};
 
 use serde::Serialize;
 
+use crate::error::CliError;
+
 /// Writes a line. A closed pipe is not an error: the reader (such as `head`) has seen enough.
 fn write_line(mut to: impl Write, text: impl std::fmt::Display) {
     match writeln!(to, "{text}") {
@@ -54,6 +56,16 @@ pub(crate) fn note(text: &str) {
 /// Prints a problem on standard error. If nobody reads it, the exit code still tells of it.
 pub(crate) fn problem(text: &str) {
     _ = writeln!(std::io::stderr(), "mcp-fleet: {text}");
+}
+
+/// What a command says that prints records until it is stopped.
+pub(crate) fn following(topic: &str) -> String {
+    format!("following {topic} until Ctrl-C; --no-follow ends with its last record")
+}
+
+/// The error of a command that can't notice Ctrl-C.
+pub(crate) fn no_signals(error: std::io::Error) -> CliError {
+    CliError::Io("could not install signal handlers", error)
 }
 
 /// A drawing on standard output that is repeatedly redrawn in place.

@@ -42,7 +42,8 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
 /// The server does not offer the tool.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{server} offers no tool `{tool}`{hint} (`mcp-fleet tools list` lists all) [{code}]",
+    "{server} offers you no tool `{tool}`{hint} (`mcp-fleet tools list` lists those that you may \
+     call) [{code}]",
     code = codes::UNKNOWN_TOOL
 )]
 pub(crate) struct UnknownTool {

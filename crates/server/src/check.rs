@@ -39,6 +39,9 @@ use decision::DecisionReport;
 
 /// Shown below `--help`.
 pub const EXAMPLES: &str = "Examples:
+  Check that a policy file is valid:
+    mcp-server policy check policy.toml
+
   Show what would happen to the servers of an editor's configuration:
     mcp-server policy check policy.toml ~/.cursor/mcp.json
 
@@ -73,7 +76,7 @@ pub struct CheckArgs {
     #[arg(value_name = "POLICY")]
     pub policy: PathBuf,
     /// A JSON file with an `mcpServers` or `servers` object, comments allowed; `-` for standard input
-    #[arg(value_name = "CONFIG", required_unless_present_any = ["call", "action"])]
+    #[arg(value_name = "CONFIG")]
     pub config: Option<PathBuf>,
     /// The directory of the server's secrets
     #[arg(long, env = "MCP_SECRETS_DIR", value_name = "DIR", value_parser = path_parser())]
@@ -248,7 +251,11 @@ impl Report {
         if let Some(decision) = &self.decision {
             decision.write(out)?;
         }
-        self.servers.as_ref().map_or(Ok(()), |servers| servers.write(out))
+        match (&self.servers, &self.decision) {
+            (Some(servers), _) => servers.write(out),
+            (None, Some(_)) => Ok(()),
+            (None, None) => writeln!(out, "the policy is valid"),
+        }
     }
 }
 

@@ -51,12 +51,11 @@ pub(crate) struct Args {
         help_heading = "Output",
         long,
         short = 'o',
-        default_value_t,
+        default_value = ExportFormat::Jsonl.as_str(),
         value_name = "FORMAT",
         value_parser = clap::builder::PossibleValuesParser::new(
             ExportFormat::ALL.map(ExportFormat::as_str)
         ),
-        id = "format",
     )]
     format: String,
 

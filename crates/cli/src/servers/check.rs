@@ -54,7 +54,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         }
     }
     if servers.is_empty() && args.names.is_empty() && !args.json {
-        output::line(&format!("{} hosts no servers", server.name()));
+        output::line(&format!("{} hosts no servers that you may see", server.name()));
     }
     Ok(if all_work { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -33,7 +33,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         reported.iter().for_each(output::json);
     } else if reported.is_empty() {
         output::line(&format!(
-            "{} hosts no servers; `mcp-fleet servers add` adds one",
+            "{} hosts no servers that you may see; `mcp-fleet servers add` adds one",
             server.name()
         ));
     } else {

@@ -42,7 +42,7 @@ impl UnknownTools {
         let remedy = "(--no-check submits it anyway)";
         if let [UnknownToolOfJobs { name, hint, .. }] = self.tools.as_slice() {
             return format!(
-                "nothing was submitted: {server} offers no tool `{name}`{hint} {remedy} [{code}]"
+                "nothing was submitted: {server} offers you no tool `{name}`{hint} {remedy} [{code}]"
             );
         }
 

@@ -69,7 +69,8 @@ pub(crate) fn warn_of_readable_secrets(config: &ServerConfig) {
             file = %file.display(),
             "a --root contains a file of the API keys or the private key of TLS, so that every \
              caller can read it with file_read; keep it outside of all roots, and replace the keys \
-             and their pepper, or the certificate and its key"
+             and their pepper (those that `mcp-fleet keys init` has written beside it, too), or the \
+             certificate and its key"
         );
     }
 }

@@ -348,7 +348,7 @@ impl Asking {
             self.decide(Action::CallTool, &resource, Arguments::NotYetKnown)
         };
         match provider.right(tool) {
-            _ if self.presents_jobs() => true,
+            _ if self.presents_jobs() => !is_denied_by_file(&see(Annotations::default())),
             ToolRight::Call(annotations) => see(annotations).is_visible(),
             ToolRight::OnServer(action) | ToolRight::OnJobs(action) => {
                 self.asker.may_ever(action) && !is_denied_by_file(&see(Annotations::default()))
@@ -360,7 +360,8 @@ impl Asking {
     pub(crate) fn sees_tool(&self, route: &Route<Tool>) -> bool {
         let annotations = annotations_of(route.listed.annotations.as_ref());
         let resource = Resource::tool(Some(&route.server), &route.name, annotations);
-        self.sees(Action::CallTool, &resource) || self.presents_jobs()
+        let decision = self.decide(Action::CallTool, &resource, Arguments::NotYetKnown);
+        decision.is_visible() || (self.presents_jobs() && !is_denied_by_file(&decision))
     }
 
     /// Whether the caller makes the calls of others' jobs. It has to know what tools want of their
