@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::{self, BufWriter, IsTerminal as _, Seek as _, SeekFrom, Write},
+    io::{self, BufWriter, ErrorKind, IsTerminal as _, Seek as _, SeekFrom, Write},
     path::Path,
 };
 
@@ -44,12 +44,18 @@ impl Output {
         (jobs, errors): (Option<&Path>, Option<&Path>),
         is_resumed: bool,
     ) -> Result<Self, CliError> {
-        let open = |path: &Path| {
-            Target::open(format, path, is_resumed).map_err(|error| {
-                CliError::Io("could not open the file of an export", error_of(path, error))
-            })
+        let failed = |path: &Path, error| {
+            CliError::Io("could not open the file of an export", error_of(path, error))
         };
+        // Before any is made.
+        let existing = [jobs, errors].into_iter().flatten().find(|path| path.exists());
+        if let Some(path) = existing.filter(|_| !is_resumed) {
+            return Err(failed(path, ErrorKind::AlreadyExists.into()));
+        }
 
+        let open = |path: &Path| {
+            Target::open(format, path, is_resumed).map_err(|error| failed(path, error))
+        };
         let errors = errors.map(open).transpose()?;
         let jobs = match jobs {
             Some(path) => open(path)?,
@@ -115,7 +121,7 @@ impl Target {
         let found = match is_resumed {
             true => match fs::read(path) {
                 Ok(bytes) => resume::read(format, &bytes)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => resume::Found::default(),
+                Err(error) if error.kind() == ErrorKind::NotFound => resume::Found::default(),
                 Err(error) => return Err(error),
             },
             false => resume::Found::default(),
