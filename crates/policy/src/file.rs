@@ -48,6 +48,8 @@ struct PolicyFile {
     _issuer: Option<IgnoredAny>,
     #[serde(rename = "certificate")]
     _certificate: Option<IgnoredAny>,
+    #[serde(rename = "view")]
+    _view: Option<IgnoredAny>,
 }
 
 /// Declares a table that may hold every per-server setting plus the given fields. serde cannot both

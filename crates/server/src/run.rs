@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use fleet_hosting::{
     Fleet,
+    changes::{Change, Lists},
     registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
     secret_store::SecretStore,
 };
@@ -131,6 +132,8 @@ pub async fn run_until(
         }
         Some(access) => {
             let access = access.audited(log);
+            let told = fleet.clone();
+            access.notify_of_views(move || told.announce(Change::Lists(Lists::ALL)));
             serve_http(gateway, &config, access, &fleet, &shared, jobs, stop).await
         }
     };

@@ -361,7 +361,9 @@ impl Asking {
         let annotations = annotations_of(route.listed.annotations.as_ref());
         let resource = Resource::tool(Some(&route.server), &route.name, annotations);
         let decision = self.decide(Action::CallTool, &resource, Arguments::NotYetKnown);
-        decision.is_visible() || (self.presents_jobs() && !is_denied_by_file(&decision))
+        let may_call =
+            decision.is_visible() || (self.presents_jobs() && !is_denied_by_file(&decision));
+        may_call && self.name_of(route).is_some()
     }
 
     /// Whether the caller makes the calls of others' jobs. It has to know what tools want of their
@@ -495,7 +497,7 @@ pub(crate) fn asking_in(context: &RequestContext<RoleServer>) -> Result<Asking, 
     context.extensions.get::<Asking>().cloned().ok_or_else(unauthenticated)
 }
 
-/// Whether a rule of the policy file denies something. Without a rule, something else may allow it.
+/// Whether a rule or view of the policy file denies something. Without a rule, something else may allow it.
 fn is_denied_by_file(decision: &Decision) -> bool {
     !decision.is_allowed() && matches!(decision.rule, RuleName::File(_))
 }

@@ -1,7 +1,7 @@
 //! A tool call in the gateway: received once, then run as a task, answered from memory, passed to a
 //! provider or forwarded to a hosted server, and recorded when it ends.
 
-use std::{sync::Arc, time::Instant};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use fleet_access::{Annotations, OpenRecord, Resource};
 use fleet_hosting::{
@@ -39,6 +39,8 @@ const OK: &str = "ok";
 /// A tool call that the gateway has received.
 pub(super) struct Invocation<'g> {
     pub(super) params: CallToolRequestParams,
+    /// The name that the caller has called. In a view, `params` has the tool's name elsewhere.
+    called: Cow<'static, str>,
     /// The request context. Its `_meta` names the span of this call as the parent of everything
     /// that the call leads to.
     pub(super) context: RequestContext<RoleServer>,
@@ -104,9 +106,14 @@ impl<'g> Invocation<'g> {
     /// Receives a call and begins its record.
     pub(super) fn receive(
         gateway: &'g Gateway,
-        params: CallToolRequestParams,
+        mut params: CallToolRequestParams,
         mut context: RequestContext<RoleServer>,
     ) -> (Self, CallRecord) {
+        let called = params.name.clone();
+        if let Ok(asking) = gateway.asked_by(&context) {
+            asking.leave_view(&mut params.name);
+        }
+
         let span = traces::start_call_span(&params.name, &mut context);
         let provider = gateway.provider_of(&params.name);
         let exists =
@@ -121,7 +128,7 @@ impl<'g> Invocation<'g> {
             context: context.clone(),
             tallies: gateway.inner.tallies.clone(),
         };
-        (Self { params, context, provider }, record)
+        (Self { params, called, context, provider }, record)
     }
 
     /// The key under which the result may be remembered; `None` if the call must always run.
@@ -227,9 +234,13 @@ impl Gateway {
         asking: &Asking,
         invocation: &Invocation<'g>,
     ) -> Result<(Target<'g>, Option<AllowedCall>), ErrorData> {
-        let Invocation { params, provider, .. } = invocation;
+        let Invocation { params, called, provider, .. } = invocation;
         let arguments = params.arguments.as_ref();
+        let unknown = || unknown_tool_with_hint(asking, called, &self.inner.fleet.routes());
         if let Some(provider) = *provider {
+            if !asking.means(called, None, &params.name) {
+                return Err(unknown());
+            }
             let allowed = asking.check_own_call(provider, &params.name, arguments)?;
             return Ok((Target::Own(provider), allowed));
         }
@@ -240,10 +251,14 @@ impl Gateway {
             let (server, tool) = split_name(&params.name);
             // The answer is the same as if there were no such tool; the record is not.
             drop(asking.allowed_call(server, tool, arguments));
-            return Err(unknown_tool_with_hint(asking, &params.name, &self.inner.fleet.routes()));
+            return Err(unknown());
         }
 
         match self.locate_tool(asking, &params.name).await {
+            Ok(tool) if !asking.means(called, Some(&tool.server), &tool.name) => {
+                drop(asking.allowed_call(Some(&tool.server), &tool.name, arguments));
+                Err(unknown())
+            }
             Ok(mut tool) => {
                 tool.arguments = arguments.cloned();
                 if let Some(arguments) = &mut tool.arguments {
@@ -265,8 +280,11 @@ impl Gateway {
                 if let (Some(server), Some(arguments)) = (server, &mut restored) {
                     apps::restore_in_object(server, arguments);
                 }
-                let is_certain = !tool_name::is_ambiguous(&params.name)
-                    || !asking.asker().principal().is_verified();
+                // It may come to stand for a tool that the caller's rules or view do not have.
+                let is_limited = asking.asker().principal().is_verified()
+                    || asking.asker().view_name().is_some();
+                let is_certain = !(is_limited && tool_name::is_ambiguous(&params.name))
+                    && asking.means(called, server, tool);
                 let allowed = is_certain
                     .then(|| asking.allowed_call(server, tool, restored.as_ref()))
                     .flatten();
@@ -411,8 +429,8 @@ const MAX_HINTS: usize = 5;
 fn unknown_tool_with_hint(asking: &Asking, name: &str, routes: &Routes) -> ErrorData {
     let mut error = unknown_tool(name);
     let visible = routes.tools_called(name).filter(|route| asking.sees_tool(route));
-    let offered: Vec<_> =
-        visible.take(MAX_HINTS).map(|route| format!("`{}`", route.listed.name)).collect();
+    let names = visible.filter_map(|route| asking.name_of(route));
+    let offered: Vec<_> = names.take(MAX_HINTS).map(|name| format!("`{name}`")).collect();
     if !offered.is_empty() {
         let offered = offered.join(", ");
         error.message = format!("{}; hosted servers offer {offered}", error.message).into();

@@ -71,3 +71,5 @@ mod supervision;
 mod tls;
 #[cfg(test)]
 mod variables;
+#[cfg(test)]
+mod views;
