@@ -30,6 +30,7 @@ mod moments;
 mod monitoring;
 mod operator;
 mod outages;
+mod pins;
 mod pipeline;
 mod popular;
 mod progress;

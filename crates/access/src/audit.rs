@@ -14,7 +14,8 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use canonical::{canonical_json, digest_arguments};
+pub use canonical::digest_arguments;
+pub use fleet_job::canonical::canonical_json;
 pub use log::{AuditGap, AuditLog, AuditSink, Keeping, OpenRecord};
 pub use redaction::Redaction;
 pub(crate) use values::AuditTable;

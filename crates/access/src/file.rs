@@ -96,6 +96,10 @@ struct Layout {
     _command: Option<IgnoredAny>,
     #[serde(rename = "remote")]
     _remote: Option<IgnoredAny>,
+    #[serde(rename = "pins")]
+    _pins: Option<IgnoredAny>,
+    #[serde(rename = "pin")]
+    _pin: Option<IgnoredAny>,
 }
 
 /// What matters here of a `[[server]]`, whose other fields `fleet-policy` reads.

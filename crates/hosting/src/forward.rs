@@ -34,7 +34,7 @@ use errors::{
 };
 pub use errors::{
     is_lost, server_down_error, server_outage_error, server_unavailable_error, tool_down_error,
-    unknown_server_error,
+    tool_withheld_error, unknown_server_error,
 };
 pub use results::{
     read_completions, read_custom_result, read_directory, read_prompt_result, read_resource_result,

@@ -320,7 +320,9 @@ impl Asking {
     pub(super) fn shown(&self, mut error: ErrorData, name: &str) -> ErrorData {
         let Some((server, _)) = tool_name::split(name) else { return error };
         let Some(data) = error.data.as_mut().and_then(Value::as_object_mut) else { return error };
-        if data.contains_key("retryAfterMs") && !self.administers(server) {
+        let is_withheld =
+            data.get("code").and_then(Value::as_str) == Some(fleet_codes::TOOL_WITHHELD.as_str());
+        if data.contains_key("retryAfterMs") && !is_withheld && !self.administers(server) {
             data.shift_remove("stderrTail");
             error.message = format!("server `{server}` is not available").into();
         }

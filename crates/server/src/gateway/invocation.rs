@@ -6,10 +6,11 @@ use std::{borrow::Cow, sync::Arc, time::Instant};
 use fleet_access::{Annotations, OpenRecord, Resource};
 use fleet_hosting::{
     apps, forward,
-    routes::{Route, Routes},
+    routes::{Route, Routes, WithheldTool},
 };
 use fleet_job::{size::clipped, tool_name};
 use fleet_ops::trace::Span;
+use fleet_pins::PinMode;
 use http::request::Parts;
 use rmcp::{
     RoleServer,
@@ -246,7 +247,9 @@ impl Gateway {
         }
 
         // Nobody else learns how the server is, or makes it start.
-        let is_known = self.inner.fleet.routes().tool(&params.name).is_some();
+        let routes = self.inner.fleet.routes();
+        let is_known =
+            routes.tool(&params.name).is_some() || routes.withheld(&params.name).is_some();
         if !is_known && !asking.could_call_unknown(&params.name) {
             let (server, tool) = split_name(&params.name);
             // The answer is the same as if there were no such tool; the record is not.
@@ -254,6 +257,9 @@ impl Gateway {
             return Err(unknown());
         }
 
+        if let Some(withheld) = self.inner.fleet.routes().withheld(&params.name) {
+            return check_withheld(asking, invocation, withheld);
+        }
         match self.locate_tool(asking, &params.name).await {
             Ok(tool) if !asking.means(called, Some(&tool.server), &tool.name) => {
                 drop(asking.allowed_call(Some(&tool.server), &tool.name, arguments));
@@ -364,6 +370,7 @@ impl Gateway {
         params: CallToolRequestParams,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
+        self.check_pin(server, &params.name).await?;
         let (span, context) = traces::start_forward_span(server, &params.name, context);
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
         let forwarded = forward::forward(&self.inner.fleet, server, request, &context).await;
@@ -375,6 +382,51 @@ impl Gateway {
         record_outcome(&span, outcome_label(&result), &result);
         result
     }
+}
+
+impl Gateway {
+    /// Checks that a tool is still as pinned once its server runs, which may have changed it while
+    /// it was down.
+    async fn check_pin(&self, server: &str, tool: &str) -> Result<(), ErrorData> {
+        let fleet = &self.inner.fleet;
+        if fleet.policy().pins.mode_of(server) == PinMode::Off {
+            return Ok(());
+        }
+        // Whoever forwards the call reports that the server is down.
+        drop(fleet.ensure_running(server).await);
+        let routes = fleet.routes();
+        match routes.withheld(&tool_name::exposed(server, tool)) {
+            Some(withheld)
+                if (&*withheld.route.server, &*withheld.route.name) == (server, tool) =>
+            {
+                Err(forward::tool_withheld_error(withheld))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Checks a call of a tool that is withheld, which can be made later.
+///
+/// # Errors
+///
+/// Returns the refusal if the caller may not make it, or does not see the tool.
+fn check_withheld<'g>(
+    asking: &Asking,
+    invocation: &Invocation<'g>,
+    withheld: &WithheldTool,
+) -> Result<(Target<'g>, Option<AllowedCall>), ErrorData> {
+    let Invocation { params, called, .. } = invocation;
+    let HostedTool { server, name, annotations, .. } = HostedTool::of(&withheld.route);
+    if !asking.means(called, Some(&server), &name) {
+        return Err(unknown_tool(called));
+    }
+
+    let mut arguments = params.arguments.clone();
+    arguments.iter_mut().for_each(|arguments| apps::restore_in_object(&server, arguments));
+    let allowed =
+        asking.check_hosted_call(Some(&server), &name, annotations, arguments.as_ref())?;
+    Ok((Target::Missing(forward::tool_withheld_error(withheld)), Some(allowed)))
 }
 
 impl HostedTool {

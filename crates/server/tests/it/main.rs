@@ -46,6 +46,8 @@ mod odd;
 #[cfg(test)]
 mod odd_remotes;
 #[cfg(test)]
+mod pins;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod readme;
