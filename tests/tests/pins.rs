@@ -4,7 +4,7 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use fleet_job::event::{JobEvent, JobState};
 use fleet_tests::{
@@ -45,12 +45,12 @@ fn job(id: &str, tool: &str) -> Outgoing {
     Outgoing::value(job.to_string())
 }
 
-fn newest(fleet: &Fleet<'_>, job_id: &str) -> Option<JobEvent> {
+fn newest(fleet: &Fleet<'_>, job_id: &str) -> Option<Arc<JobEvent>> {
     let account = Oracle::new(&fleet.topic, &fleet.submitted).read(&fleet.env.brokers);
     account.last.values().find(|event| event.job_id == job_id).cloned()
 }
 
-fn wait_for_state(fleet: &Fleet<'_>, job_id: &str, state: JobState) -> JobEvent {
+fn wait_for_state(fleet: &Fleet<'_>, job_id: &str, state: JobState) -> Arc<JobEvent> {
     wait::poll_until(&format!("{job_id} to be {state:?}"), wait::LONG, || {
         newest(fleet, job_id).filter(|event| event.state == state)
     })

@@ -2,8 +2,7 @@
 //!
 //! Everything but a restart and the pins, which have no tools, goes through the tools
 //! `server_initialize`, `server_status` and `server_remove` of the mcp-server, with the rights of the
-//! caller. What to add, and what is wrong with a server,
-//! is decided in pure modules.
+//! caller. What to add, and what is wrong with a server, is decided in pure modules.
 
 mod add;
 mod check;

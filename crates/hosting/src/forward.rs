@@ -92,6 +92,12 @@ pub async fn forward(
     };
     let ticket = begun.map_err(|error| turned_away_error(server, &error))?;
     let upstream = fleet.ensure_running(server).await.map_err(|error| server_down_error(&error))?;
+    // The server may have changed the tool while it was down.
+    if matches!(request, ClientRequest::CallToolRequest(_))
+        && let Some(withheld) = fleet.routes().withheld_at(server, &tool)
+    {
+        return Err(tool_withheld_error(withheld));
+    }
 
     match send_request(server, &upstream, request, context, limits.server.call_timeout).await {
         Ok(result) => {

@@ -164,7 +164,12 @@ impl Pins {
         if !self.is_read() {
             return look(Sight::Unread);
         }
-        look(Sight::Read(self.state.read().servers.get(server)))
+        let state = self.state.read();
+        match state.servers.get(server) {
+            // Nobody could tell later whether it has changed.
+            None if state.servers.len() >= MAX_SERVERS => look(Sight::Unread),
+            pins => look(Sight::Read(pins)),
+        }
     }
 
     /// Pins the tools of a server that is seen for the first time as they are.

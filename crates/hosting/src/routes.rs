@@ -160,6 +160,13 @@ impl Routes {
         self.withheld.get(name).or_else(|| self.withheld.get(&exposed()?))
     }
 
+    /// Returns a tool of a server that is withheld, by its own name.
+    pub(super) fn withheld_at(&self, server: &str, tool: &str) -> Option<&WithheldTool> {
+        let found = self.withheld(&tool_name::exposed(server, tool))?;
+        let Route { server: of, name, .. } = &found.route;
+        (of == server && name == tool).then_some(found)
+    }
+
     /// Returns the route of a tool, by its offered name or by `<server>__<tool>` with the tool's
     /// own name.
     pub fn tool(&self, name: &str) -> Option<&Route<Tool>> {

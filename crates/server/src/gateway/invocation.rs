@@ -10,7 +10,6 @@ use fleet_hosting::{
 };
 use fleet_job::{size::clipped, tool_name};
 use fleet_ops::trace::Span;
-use fleet_pins::PinMode;
 use http::request::Parts;
 use rmcp::{
     RoleServer,
@@ -370,7 +369,6 @@ impl Gateway {
         params: CallToolRequestParams,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        self.check_pin(server, &params.name).await?;
         let (span, context) = traces::start_forward_span(server, &params.name, context);
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
         let forwarded = forward::forward(&self.inner.fleet, server, request, &context).await;
@@ -381,28 +379,6 @@ impl Gateway {
         });
         record_outcome(&span, outcome_label(&result), &result);
         result
-    }
-}
-
-impl Gateway {
-    /// Checks that a tool is still as pinned once its server runs, which may have changed it while
-    /// it was down.
-    async fn check_pin(&self, server: &str, tool: &str) -> Result<(), ErrorData> {
-        let fleet = &self.inner.fleet;
-        if fleet.policy().pins.mode_of(server) == PinMode::Off {
-            return Ok(());
-        }
-        // Whoever forwards the call reports that the server is down.
-        drop(fleet.ensure_running(server).await);
-        let routes = fleet.routes();
-        match routes.withheld(&tool_name::exposed(server, tool)) {
-            Some(withheld)
-                if (&*withheld.route.server, &*withheld.route.name) == (server, tool) =>
-            {
-                Err(forward::tool_withheld_error(withheld))
-            }
-            _ => Ok(()),
-        }
     }
 }
 

@@ -221,6 +221,8 @@ fn may_hear(asking: &Asking, fleet: &Fleet, extension: &str) -> bool {
     let routes = fleet.routes();
     let server = match asking.owner_in_view(routes.extensions().owner(extension)) {
         Owner::One(server) => Some(server),
+        // In a view, it is none of the client's business.
+        Owner::Several(_) | Owner::Nobody if asking.asker().view_name().is_some() => return false,
         Owner::Several(_) | Owner::Nobody => None,
     };
     asking.sees(Action::CallExtension, &Resource { server, ..Resource::default() })
