@@ -30,6 +30,7 @@ mod moments;
 mod monitoring;
 mod operator;
 mod outages;
+mod pins;
 mod pipeline;
 mod popular;
 mod progress;
@@ -45,6 +46,7 @@ mod signed;
 mod stale;
 mod third_party;
 mod traces;
+mod views;
 
 /// The tests of a file without a `mod` line would never run, and nothing would say so.
 #[test]

@@ -63,6 +63,8 @@ actions! {
     ApproveJob = "jobs.approve",
     /// To host, change and remove MCP servers.
     AdministerServers = "servers.administer",
+    /// To see the pins of hosted servers' tools, and to decide on tools that have changed.
+    DecidePins = "servers.pins",
     /// To see dead letters.
     ReadDeadLetters = "dead-letters.read",
     /// To submit dead letters again.
@@ -101,6 +103,7 @@ impl Action {
             | Self::AnswerJob
             | Self::ApproveJob
             | Self::AdministerServers
+            | Self::DecidePins
             | Self::ReplayDeadLetters
             | Self::DeleteDeadLetters
             | Self::ReadAudit

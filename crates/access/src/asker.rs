@@ -16,6 +16,7 @@ use crate::{
     principal::{Principal, PrincipalId},
     resource::{Arguments, Context, Resource},
     rules::{Decision, RuleEffect, RuleName, Rules},
+    views::{View, Views},
 };
 
 /// What principals may do, and how much.
@@ -27,6 +28,8 @@ pub struct Rights {
     pub limits: Limits,
     /// Which arguments have their values in the audit log.
     pub audited: AuditedValues,
+    /// The views in which they may ask.
+    pub views: Views,
 }
 
 /// The rights in force. Clones share them.
@@ -62,6 +65,8 @@ pub struct Asker {
     presenter: Option<PrincipalId>,
     /// Whether somebody who may has approved what is asked for.
     is_approved: bool,
+    /// The name of the view in which it is asked for.
+    view: Option<Arc<str>>,
     rights: CurrentRights,
     log: AuditLog,
     origin: Origin,
@@ -82,7 +87,7 @@ impl Asker {
     /// A principal that these rights decide about.
     pub fn new(principal: Arc<Principal>, rights: CurrentRights) -> Self {
         let (log, origin) = (AuditLog::default(), Origin::default());
-        Self { principal, presenter: None, is_approved: false, rights, log, origin }
+        Self { principal, presenter: None, is_approved: false, view: None, rights, log, origin }
     }
 
     /// Has what is done and refused recorded, with this origin.
@@ -114,6 +119,31 @@ impl Asker {
         Self { is_approved: true, ..self }
     }
 
+    /// The same request in a view; `None` if there is no such view, or the principal may not use it,
+    /// which is recorded.
+    pub fn enter_view(&self, name: &str) -> Option<Self> {
+        let rights = self.rights.get();
+        let view = rights.views.get(name)?;
+        let entered = Self { view: Some(Arc::clone(view.name())), ..self.clone() };
+        if view.serves(&self.principal) {
+            return Some(entered);
+        }
+        let (action, resource) = (Action::UseSession, Resource::default());
+        entered.record_refusal(action, &resource, &view.refusal(), Arguments::None);
+        None
+    }
+
+    /// The name of the view in which it is asked.
+    pub fn view_name(&self) -> Option<&str> {
+        self.view.as_deref()
+    }
+
+    /// The view in which it is asked, as the rights in force have it. One that was removed has
+    /// nothing.
+    pub fn view(&self) -> Option<Arc<View>> {
+        self.view.as_ref().map(|name| find_view(&self.rights.get(), name))
+    }
+
     /// Whether somebody presents what another principal has asked for.
     pub fn is_presented(&self) -> bool {
         self.presenter.is_some()
@@ -140,14 +170,19 @@ impl Asker {
         &self.principal
     }
 
-    /// Decides as [`Rules::decide`] does.
+    /// Decides as [`Rules::decide`] does; in a view, about what the view has.
     pub fn decide(
         &self,
         action: Action,
         resource: &Resource<'_>,
         context: &Context<'_>,
     ) -> Decision {
-        let decision = self.rights.get().rules.decide(&self.principal, action, resource, context);
+        let rights = self.rights.get();
+        let mut decision = rights.rules.decide(&self.principal, action, resource, context);
+        if let Some(name) = &self.view {
+            let view = find_view(&rights, name);
+            decision = view.narrow(decision, &self.principal, action, resource, context);
+        }
         match decision.verdict {
             RuleEffect::Approve if self.is_approved => {
                 Decision { verdict: RuleEffect::Allow, ..decision }
@@ -204,11 +239,13 @@ impl Asker {
     /// Decides as [`Rules::may_ever`] does.
     pub fn may_ever(&self, action: Action) -> bool {
         self.rights.get().rules.may_ever(&self.principal, action)
+            && self.view().is_none_or(|view| view.may_ever(&self.principal, action))
     }
 
     /// Decides as [`Rules::could_call`] does.
     pub fn could_call(&self, server: Option<&str>, tool: Option<&str>) -> bool {
         self.rights.get().rules.could_call(&self.principal, server, tool)
+            && self.view().is_none_or(|view| view.could_have(&self.principal, server, tool))
     }
 
     /// Lets an action in as [`Limits::admit`] does, about a resource and with a request of so many
@@ -283,12 +320,18 @@ impl Asker {
         if let Some(principal) = &mut record.principal {
             principal.presented_by = self.presenter.map(|presenter| presenter.to_string());
         }
+        record.view = self.view.as_deref().map(str::to_owned);
         let Origin { peer, job_id, trace_id } = &self.origin;
         record.peer = peer.map(|peer| peer.to_canonical().to_string());
         record.job_id = job_id.as_deref().map(audit::cut);
         record.trace_id.clone_from(trace_id);
         record
     }
+}
+
+/// The view of this name; an empty one if it was removed.
+fn find_view(rights: &Rights, name: &Arc<str>) -> Arc<View> {
+    rights.views.get(name).cloned().unwrap_or_else(|| Arc::new(View::removed(name)))
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use canonical::{canonical_json, digest_arguments};
+pub use canonical::digest_arguments;
+pub use fleet_job::canonical::canonical_json;
 pub use log::{AuditGap, AuditLog, AuditSink, Keeping, OpenRecord};
 pub use redaction::Redaction;
 pub(crate) use values::AuditTable;
@@ -58,6 +59,9 @@ pub struct AuditRecord {
     /// What it was about.
     #[serde(default, skip_serializing_if = "AuditResource::is_empty")]
     pub resource: AuditResource,
+    /// The view in which it was asked for, if it was in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<String>,
     /// The rule that decided; missing if there is no principal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
@@ -199,6 +203,7 @@ impl AuditRecord {
                 false => AuditOutcome::Refused,
             },
             code: decision.code().map(|code| code.to_string()),
+            view: None,
             fault: None,
             arguments_digest: None,
             arguments: None,
@@ -220,6 +225,7 @@ impl AuditRecord {
             verdict: RuleEffect::Deny,
             outcome: AuditOutcome::Refused,
             code: Some(refusal.code().to_string()),
+            view: None,
             fault: Some(refusal.fault().as_str().to_owned()),
             arguments_digest: None,
             arguments: None,
@@ -247,6 +253,7 @@ impl AuditRecord {
             verdict: RuleEffect::Allow,
             outcome: AuditOutcome::Started,
             code: None,
+            view: None,
             fault: None,
             arguments_digest: None,
             arguments: None,

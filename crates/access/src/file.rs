@@ -18,6 +18,7 @@ use crate::{
     principals::{PrincipalRules, PrincipalTable, PrincipalTableError},
     rules::{AccessTable, RuleError, RuleTable, Rules},
     tokens::{IssuerConfig, IssuerTable, IssuerTableError, Tokens},
+    views::{ViewError, ViewTables, Views},
 };
 
 /// Everything that the policy file says about access.
@@ -29,6 +30,8 @@ pub struct AccessPolicy {
     pub limits: Limits,
     /// Which arguments have their values in the audit log.
     pub audited: AuditedValues,
+    /// The views.
+    pub views: Views,
     principals: Arc<PrincipalRules>,
     issuers: Vec<IssuerConfig>,
     certificates: Vec<CertificateTable>,
@@ -58,6 +61,9 @@ pub enum AccessPolicyError {
     /// The `[audit]` table can't be used.
     #[error(transparent)]
     Audit(#[from] AuditTableError),
+    /// A `[view.…]` can't be used.
+    #[error(transparent)]
+    View(#[from] ViewError),
 }
 
 #[derive(Deserialize)]
@@ -78,6 +84,8 @@ struct Layout {
     #[serde(default)]
     certificate: Vec<CertificateTable>,
     #[serde(default)]
+    view: ViewTables,
+    #[serde(default)]
     server: Vec<ServerTable>,
     // Those of `fleet-policy`.
     #[serde(rename = "expand")]
@@ -88,6 +96,10 @@ struct Layout {
     _command: Option<IgnoredAny>,
     #[serde(rename = "remote")]
     _remote: Option<IgnoredAny>,
+    #[serde(rename = "pins")]
+    _pins: Option<IgnoredAny>,
+    #[serde(rename = "pin")]
+    _pin: Option<IgnoredAny>,
 }
 
 /// What matters here of a `[[server]]`, whose other fields `fleet-policy` reads.
@@ -121,6 +133,7 @@ impl AccessPolicy {
             rules,
             limits: Limits::new(layout.limit)?,
             audited: AuditedValues::new(layout.audit)?,
+            views: Views::new(layout.view, &trusted)?,
             principals,
             issuers: read_issuers(layout.issuer, resource)?,
             certificates: layout.certificate,
@@ -129,7 +142,8 @@ impl AccessPolicy {
 
     /// What the policy file says of decisions.
     pub fn into_rights(self) -> Rights {
-        Rights { rules: self.rules, limits: self.limits, audited: self.audited }
+        let Self { rules, limits, audited, views, .. } = self;
+        Rights { rules, limits, audited, views }
     }
 
     /// Makes the authenticator of this policy and a keys file.

@@ -35,6 +35,7 @@ mod refusal;
 mod resource;
 mod rules;
 mod tokens;
+mod views;
 
 pub use action::Action;
 pub use asker::{Asker, CurrentRights, Origin, Rights};
@@ -69,3 +70,4 @@ pub use tokens::{
     Authentication, FETCH_INTERVAL, FetchKeys, IssuerTableError, JwksError, KeySource,
     REFRESH_INTERVAL, Tokens,
 };
+pub use views::{ShownTool, View, ViewError, Views, is_view_name};

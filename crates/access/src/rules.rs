@@ -97,21 +97,43 @@ impl Rules {
             return Decision::builtin(RuleEffect::Deny, Builtin::UnknownOperation);
         }
 
+        self.decide_by_rules(principal, action, resource, context).unwrap_or_else(|| {
+            let facts = Facts::new(principal, resource, context, self.trusts_annotations(resource));
+            self.decide_without_rule(principal, action, resource, &facts)
+        })
+    }
+
+    /// Decides by the rules of the file alone; `None` if none applies.
+    pub(crate) fn decide_by_rules(
+        &self,
+        principal: &Principal,
+        action: Action,
+        resource: &Resource<'_>,
+        context: &Context<'_>,
+    ) -> Option<Decision> {
+        if self.rules.is_empty() {
+            return None;
+        }
         let facts = Facts::new(principal, resource, context, self.trusts_annotations(resource));
         let candidates = self.index.candidates(principal, action, resource);
         let strongest = find_strongest(candidates.map(|rule| &self.rules[rule]), action, &facts);
-        match strongest {
-            Some((effect, rule)) => Decision::by_rule(effect, rule),
-            None => self.decide_without_rule(principal, action, resource, &facts),
-        }
+        strongest.map(|(effect, rule)| Decision::by_rule(effect, rule))
+    }
+
+    /// Returns whether a rule denies an action to a principal, whatever it is about.
+    pub(crate) fn always_denies(&self, principal: &Principal, action: Action) -> bool {
+        self.rules.iter().any(|rule| {
+            rule.effect == RuleEffect::Deny
+                && rule.is_unconditional()
+                && rule.covers(principal, action)
+        })
     }
 
     /// Whether some resource exists with which a principal may do something, as far as can be told
     /// from the action alone. `false` is certain, `true` is not.
     pub fn may_ever(&self, principal: &Principal, action: Action) -> bool {
         let covering = || self.rules.iter().filter(|rule| rule.covers(principal, action));
-        let is_denied =
-            covering().any(|rule| rule.effect == RuleEffect::Deny && rule.is_unconditional());
+        let is_denied = self.always_denies(principal, action);
         let is_allowed = covering().any(|rule| rule.effect != RuleEffect::Deny)
             || builtin::allow_ever(principal, action, self.default);
         is_allowed && !is_denied

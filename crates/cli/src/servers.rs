@@ -1,13 +1,14 @@
 //! `mcp-fleet servers`: the MCP servers that an mcp-server hosts.
 //!
-//! Everything but a restart, which has no tool, goes through the tools `server_initialize`,
-//! `server_status` and `server_remove` of the mcp-server, with the rights of the caller. What to add, and what is wrong with a server,
-//! is decided in pure modules.
+//! Everything but a restart and the pins, which have no tools, goes through the tools
+//! `server_initialize`, `server_status` and `server_remove` of the mcp-server, with the rights of the
+//! caller. What to add, and what is wrong with a server, is decided in pure modules.
 
 mod add;
 mod check;
 mod list;
 mod logs;
+mod pins;
 mod remove;
 mod report;
 mod restart;
@@ -42,6 +43,9 @@ pub(crate) enum Command {
     Remove(remove::Args),
     /// Print the end of what a hosted server writes to its standard error
     Logs(logs::Args),
+    /// Look at tools that have changed since they were pinned, and decide about them
+    #[command(subcommand)]
+    Pins(pins::Command),
 }
 
 pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
@@ -52,6 +56,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Restart(args) => restart::run(args).await,
         Command::Remove(args) => remove::run(args).await,
         Command::Logs(args) => logs::run(args).await,
+        Command::Pins(command) => pins::run(command).await,
     }
 }
 

@@ -109,6 +109,10 @@ table! {
             "The caller has used up its allowance of calls.",
             "More calls were made than the limit allows.",
             "Wait for `retryAfterMs`, or have the limit raised.";
+        TOOL_WITHHELD = "FLEET-TOOL-WITHHELD":
+            "The tool is withheld, because its definition is not the one that was pinned; its jobs wait.",
+            "The hosted server has changed the tool or has added it, and nobody has approved that yet; or the pins have not been read yet.",
+            "Look at the change with `mcp-fleet servers pins diff`, and approve or reject it. In the mode `block`, name the new digest in a `[[pin]]` of the policy file.";
         UNKNOWN_SERVER = "FLEET-UNKNOWN-SERVER":
             "No MCP server of that name is hosted.",
             "The name is misspelled, or the server was never hosted or has been removed.",
@@ -381,6 +385,10 @@ table! {
             "The job has already ended in another way.",
             "It was cancelled after its end.",
             "Nothing: the answer carries the job as it is.";
+        PIN_CONFLICT = "FLEET-PIN-CONFLICT":
+            "The decision about the tool is not possible now.",
+            "The tool has changed since it was looked at, is as pinned, or may be allowed by the policy file only.",
+            "Look at the tool again with `mcp-fleet servers pins diff`, and decide on what it shows.";
         UNSUPPORTED_MEDIA_TYPE = "FLEET-UNSUPPORTED-MEDIA-TYPE":
             "The body must be JSON.",
             "The request has another `Content-Type`.",

@@ -30,6 +30,9 @@ impl Fleet {
             self.enforce_policy(hosted).await;
         }))
         .await;
+        // Other tools may be pinned, or withheld, from now on.
+        self.pins.note_policy();
+        self.rebuild_routes();
     }
 
     /// Refuses or allows one server according to the policy. The gate is held.

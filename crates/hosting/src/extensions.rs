@@ -78,17 +78,27 @@ impl Extensions {
         }
     }
 
-    /// Adds what the front end can declare to its own capabilities.
-    pub fn add_to_capabilities(&self, capabilities: &mut ServerCapabilities) {
+    /// Adds what the front end can declare to its own capabilities, of the servers that
+    /// `is_visible`.
+    pub fn add_to_capabilities(
+        &self,
+        capabilities: &mut ServerCapabilities,
+        is_visible: impl Fn(&str) -> bool,
+    ) {
         let targets = [
             (&self.extensions, &mut capabilities.extensions),
             (&self.experimental, &mut capabilities.experimental),
         ];
         for (claims, target) in targets {
-            for (name, settings) in claims.iter().filter_map(forwardable) {
+            let visible = claims.iter().filter_map(|(name, claims)| {
+                let claims: Vec<_> =
+                    claims.iter().filter(|(server, _)| is_visible(server)).collect();
+                forwardable(name, &claims)
+            });
+            for (name, settings) in visible {
                 target
                     .get_or_insert_default()
-                    .entry(name.clone())
+                    .entry(name.to_owned())
                     .or_insert_with(|| settings.clone());
             }
         }
@@ -135,9 +145,10 @@ impl Extensions {
 
 /// Returns an extension and its settings if the front end can declare it.
 fn forwardable<'a>(
-    (name, claims): (&'a String, &'a Vec<(String, JsonObject)>),
-) -> Option<(&'a String, &'a JsonObject)> {
-    match claims.as_slice() {
+    name: &'a str,
+    claims: &[&'a (String, JsonObject)],
+) -> Option<(&'a str, &'a JsonObject)> {
+    match claims {
         [(_, settings)] => Some((name, settings)),
         [(_, settings), ..] if name == APPS_EXTENSION_ID => Some((name, settings)),
         _ => None,
@@ -183,7 +194,7 @@ mod tests {
 
     fn offered(extensions: &Extensions) -> Value {
         let mut capabilities = ServerCapabilities::default();
-        extensions.add_to_capabilities(&mut capabilities);
+        extensions.add_to_capabilities(&mut capabilities, |_| true);
         json!(capabilities)
     }
 

@@ -27,6 +27,7 @@ use super::{
     hosted::Hosted,
     launch,
     notices::{DropReason, Notice},
+    pins::Pins,
     routes::Routes,
     secret_store::SecretStore,
     secrets::Secrets,
@@ -51,12 +52,15 @@ pub struct Fleet {
     pub(super) secret_store: SecretStore,
     servers: RwLock<BTreeMap<String, Arc<Hosted>>>,
     routes: RwLock<Arc<Routes>>,
+    /// Held while the routes are rebuilt, so that the newest ones stay.
+    rebuilding: Mutex<()>,
     changes: broadcast::Sender<Change>,
     /// The number of subscriptions to each resource, by its server and its URI there.
     watched: Mutex<BTreeMap<(String, String), usize>>,
     order: AtomicU64,
     closed: AtomicBool,
     closing: CancellationToken,
+    pub(super) pins: Pins,
 }
 
 /// A subscription to a resource, which ends when this is dropped.
@@ -84,11 +88,13 @@ impl Fleet {
             secret_store,
             servers: RwLock::default(),
             routes: RwLock::default(),
+            rebuilding: Mutex::default(),
             changes: broadcast::Sender::new(MAX_BEHIND),
             watched: Mutex::default(),
             order: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             closing: CancellationToken::new(),
+            pins: Pins::default(),
         })
     }
 
@@ -348,20 +354,28 @@ impl Fleet {
         self.servers.read()
     }
 
+    /// What a server offers; `None` if there is no such server.
+    pub(super) fn catalog_of(&self, name: &str) -> Option<Catalog> {
+        self.find_hosted(name).map(|hosted| hosted.state().offered_catalog())
+    }
+
     fn find_hosted(&self, name: &str) -> Option<Arc<Hosted>> {
         self.servers().get(name).cloned()
     }
 
     /// Rebuilds the routes after a change, and announces which lists differ.
     pub(super) fn rebuild_routes(&self) {
+        let _rebuilding = self.rebuilding.lock();
         let mut servers: Vec<Arc<Hosted>> = self.servers().values().cloned().collect();
         servers.sort_by_key(|hosted| hosted.order);
         let catalogs: Vec<(String, Catalog)> = servers
             .iter()
             .map(|hosted| (hosted.name.clone(), hosted.state().offered_catalog()))
             .collect();
+        let withheld = self.pins.examine(&self.policy().pins, &catalogs);
         let routes =
-            Routes::build(catalogs.iter().map(|(name, catalog)| (name.as_str(), catalog.clone())));
+            Routes::build(catalogs.iter().map(|(name, catalog)| (name.as_str(), catalog.clone())))
+                .withholding(&withheld);
 
         let mut current = self.routes.write();
         let changed = routes.changed_lists(&current);

@@ -34,7 +34,7 @@ use errors::{
 };
 pub use errors::{
     is_lost, server_down_error, server_outage_error, server_unavailable_error, tool_down_error,
-    unknown_server_error,
+    tool_withheld_error, unknown_server_error,
 };
 pub use results::{
     read_completions, read_custom_result, read_directory, read_prompt_result, read_resource_result,
@@ -92,6 +92,12 @@ pub async fn forward(
     };
     let ticket = begun.map_err(|error| turned_away_error(server, &error))?;
     let upstream = fleet.ensure_running(server).await.map_err(|error| server_down_error(&error))?;
+    // The server may have changed the tool while it was down.
+    if matches!(request, ClientRequest::CallToolRequest(_))
+        && let Some(withheld) = fleet.routes().withheld_at(server, &tool)
+    {
+        return Err(tool_withheld_error(withheld));
+    }
 
     match send_request(server, &upstream, request, context, limits.server.call_timeout).await {
         Ok(result) => {

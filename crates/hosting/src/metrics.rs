@@ -10,6 +10,22 @@ pub const HOSTED_SERVERS: Metric = Metric {
     labels: &["state"],
     help: "Hosted servers by state: starting, running, failed, idle, refused.",
 };
+/// Tools that are withheld.
+pub const TOOLS_WITHHELD: Metric = Metric {
+    name: "mcp_server_hosted_tools_withheld",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Tools of hosted servers that are withheld because they are not as pinned.",
+};
+/// Tools that are not as pinned.
+pub const TOOLS_UNAPPROVED: Metric = Metric {
+    name: "mcp_server_hosted_tools_unapproved_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["standing"],
+    help: "Definitions of tools of hosted servers that were found not to be as pinned: changed, new, rejected.",
+};
 /// Processes of children.
 pub const CHILDREN: Metric = Metric {
     name: "mcp_server_hosted_children",
@@ -79,6 +95,8 @@ pub const REGISTRY_WRITE_FAILURES: Metric = Metric {
 /// All metrics of hosted servers.
 pub const TABLE: &[Metric] = &[
     HOSTED_SERVERS,
+    TOOLS_WITHHELD,
+    TOOLS_UNAPPROVED,
     CHILDREN,
     CHILDREN_SEPARATED,
     HOSTED_RESTARTS,

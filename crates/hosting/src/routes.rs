@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use fleet_job::tool_name;
+use fleet_pins::Standing;
 use rmcp::model::{Prompt, Resource, ResourceTemplate, SKILLS_EXTENSION_ID, Tool};
 
 use super::{
@@ -17,6 +18,7 @@ use super::{
     changes::Lists,
     extensions::{Extensions, Owner},
     listed::HiddenTool,
+    pins::Withheld,
 };
 
 /// Begins a URI that names its server: `mcp-fleet://<server>/<URI at the server>`.
@@ -77,6 +79,17 @@ pub struct Routes {
     templates: Vec<Route<ResourceTemplate>>,
     extensions: Extensions,
     hidden: BTreeMap<String, Vec<HiddenTool>>,
+    /// Tools that are not as pinned.
+    withheld: BTreeMap<String, WithheldTool>,
+}
+
+/// A tool that is neither listed nor called, because it is not as pinned. It keeps its name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WithheldTool {
+    /// The tool as it would be offered.
+    pub route: Route<Tool>,
+    /// How it stands to its pin.
+    pub standing: Standing,
 }
 
 impl Routes {
@@ -116,6 +129,42 @@ impl Routes {
             routes.extensions.add(server, catalog.declared);
         }
         routes
+    }
+
+    /// Takes these tools away, which servers and own names tell.
+    #[must_use]
+    pub(super) fn withholding(mut self, withheld: &Withheld) -> Self {
+        if withheld.is_empty() {
+            return self;
+        }
+        let is_withheld = |_: &String, route: &mut Route<Tool>| {
+            withheld.contains_key(&(route.server.clone(), route.name.clone()))
+        };
+        for (offered, route) in self.tools.extract_if(.., is_withheld) {
+            let standing = withheld[&(route.server.clone(), route.name.clone())];
+            let reason = format!("it is not as pinned ({})", standing.as_str());
+            let hidden = self.hidden.entry(route.server.clone()).or_default();
+            hidden.push(HiddenTool::new(&route.name, reason));
+            self.withheld.insert(offered, WithheldTool { route, standing });
+        }
+        self
+    }
+
+    /// Returns a tool that is withheld, by its offered name or by `<server>__<tool>` with the tool's
+    /// own name.
+    pub fn withheld(&self, name: &str) -> Option<&WithheldTool> {
+        if self.withheld.is_empty() {
+            return None;
+        }
+        let exposed = || tool_name::exposed_of_plain(name);
+        self.withheld.get(name).or_else(|| self.withheld.get(&exposed()?))
+    }
+
+    /// Returns a tool of a server that is withheld, by its own name.
+    pub(super) fn withheld_at(&self, server: &str, tool: &str) -> Option<&WithheldTool> {
+        let found = self.withheld(&tool_name::exposed(server, tool))?;
+        let Route { server: of, name, .. } = &found.route;
+        (of == server && name == tool).then_some(found)
     }
 
     /// Returns the route of a tool, by its offered name or by `<server>__<tool>` with the tool's

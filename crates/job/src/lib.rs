@@ -5,6 +5,7 @@
 
 pub mod approval;
 pub mod bulk;
+pub mod canonical;
 pub mod control;
 pub mod dead_letter;
 pub mod decode;

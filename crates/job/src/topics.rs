@@ -46,9 +46,10 @@ impl Topics {
     /// job may use it as `replyTo`. The default name of the registry is also reserved, since other
     /// servers of the fleet may use it even if `registry` differs.
     pub fn is_reserved(&self, registry: &str, name: &str) -> bool {
+        let is_of = |registry: &str| name == registry || name == pins_topic(registry);
         self.contains(name)
-            || name == registry
-            || name == DEFAULT_REGISTRY_TOPIC
+            || is_of(registry)
+            || is_of(DEFAULT_REGISTRY_TOPIC)
             || name.starts_with("__")
     }
 
@@ -58,6 +59,11 @@ impl Topics {
         name.strip_prefix(self.jobs.as_str())
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
+}
+
+/// Returns the topic of the pins of hosted servers' tools, beside that of the registry.
+pub fn pins_topic(registry: &str) -> String {
+    format!("{registry}.pins")
 }
 
 impl Default for Topics {

@@ -9,7 +9,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use fleet_access::{
     Action, AdmittedCall, Arguments, Asker, Context, Decision, OpenRecord, Principal, Resource,
-    RuleName,
+    RuleName, View,
 };
 use fleet_job::{control::Scope, event::JobEvent};
 use fleet_ledger::query::Visibility;
@@ -180,6 +180,11 @@ impl Caller {
     /// Who was authenticated.
     pub(crate) fn principal(&self) -> &Arc<Principal> {
         self.asker.principal()
+    }
+
+    /// The view in which the caller asks, if it is in one.
+    pub(crate) fn view(&self) -> Option<Arc<View>> {
+        self.asker.view()
     }
 
     /// Decides whether the caller may do something with the dead letter of a job of this owner and

@@ -46,6 +46,7 @@ mod fleet;
 mod follow;
 mod history;
 mod hub;
+mod in_view;
 mod job_watch;
 pub mod metrics;
 mod records;

@@ -20,9 +20,9 @@ use serde_json::{Map, Value};
 use super::{Caller, JobsError, request::BadRequest};
 
 /// Begins the names of the server's own tools about hosted servers.
-const SERVER_TOOLS: &str = "server_";
+pub(crate) const SERVER_TOOLS: &str = "server_";
 /// Begins the names of the server's own tools about jobs.
-const JOB_TOOLS: &str = "job_";
+pub(crate) const JOB_TOOLS: &str = "job_";
 
 /// Finds the tool of a hosted server by the name that clients see; `None` if the name is not that of
 /// a hosted server's tool.
@@ -251,7 +251,7 @@ fn admit(caller: &Caller, resource: &Resource<'_>, bytes: u64) -> Result<(), Job
 }
 
 /// The server of a call and the tool's own name, as far as the call itself tells them.
-fn named_tool(call: &ToolCall) -> (Option<&str>, &str) {
+pub(crate) fn named_tool(call: &ToolCall) -> (Option<&str>, &str) {
     match (&call.server, tool_name::split(&call.tool)) {
         (Some(server), _) => (Some(server), &call.tool),
         (None, Some((server, tool))) => (Some(server), tool),

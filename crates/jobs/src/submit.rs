@@ -37,7 +37,7 @@ use futures::future::join_all;
 use super::{
     Caller, JobRequest, Jobs, JobsError,
     claims::{Claim, WRITE_LIMIT},
-    outcome_of,
+    in_view, outcome_of,
     request::{BadRequest, Prepared},
     rights,
     signing::{Submitter, without_signature},
@@ -110,7 +110,15 @@ impl Jobs {
         caller: &Caller,
         trace: &TraceContext,
     ) -> Result<Vec<Submitted>, JobsError> {
-        self.submit_prepared_requests(prepare_jobs(requests, caller)?, caller, trace).await
+        let mut jobs = prepare_jobs(requests, caller)?;
+        if let Some(view) = caller.view() {
+            let (count, resolver) = (jobs.len(), self.inner.resolver.get());
+            for (index, job) in jobs.iter_mut().enumerate() {
+                in_view::resolve_names(&mut job.envelope.work, &view, resolver)
+                    .map_err(|error| bad_job(error, index, count))?;
+            }
+        }
+        self.submit_prepared_requests(jobs, caller, trace).await
     }
 
     /// Submits another run of a job, as [`submit`](Self::submit) does.
@@ -144,10 +152,8 @@ impl Jobs {
                 resolver,
                 self.job_rights(),
             )?);
-            self.check_reply_topic(&job.envelope).map_err(|error| match jobs.len() {
-                1 => JobsError::Bad(error),
-                _ => JobsError::BadJob { index, error },
-            })?;
+            self.check_reply_topic(&job.envelope)
+                .map_err(|error| bad_job(error, index, jobs.len()))?;
             self.check_size(&job.envelope)?;
         }
         match self.check_log_is_read() {
@@ -528,10 +534,15 @@ fn prepare_jobs(requests: Vec<JobRequest>, caller: &Caller) -> Result<Vec<Prepar
 
     let fresh = || uuid::Uuid::now_v7().to_string();
     let jobs = requests.into_iter().enumerate().map(|(index, request)| {
-        request.prepare(caller, fresh).map_err(|error| match count {
-            1 => error.into(),
-            _ => JobsError::BadJob { index, error },
-        })
+        request.prepare(caller, fresh).map_err(|error| bad_job(error, index, count))
     });
     jobs.collect()
+}
+
+/// The error for one of several jobs in a request.
+fn bad_job(error: BadRequest, index: usize, count: usize) -> JobsError {
+    match count {
+        1 => error.into(),
+        _ => JobsError::BadJob { index, error },
+    }
 }

@@ -1,13 +1,14 @@
 //! The policy file: TOML in which unknown keys are errors.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     num::{NonZeroU64, NonZeroUsize},
     path::PathBuf,
     time::Duration,
 };
 
 use fleet_job::{glob::Glob, mcp_servers::expand::is_secret_name};
+use fleet_pins::{Digest, PinMode};
 use serde::{Deserialize, de::IgnoredAny};
 use toml::Spanned;
 
@@ -17,6 +18,7 @@ use super::{
     confinement::Confinement,
     env::{EnvRule, every_variable},
     limits::{Limits, ProcessLimits, ServerLimits, ServerRule, ServerSettings, ToolRule},
+    pins::PinPolicy,
     remote::{RemoteRule, RemoteTls},
 };
 
@@ -33,6 +35,10 @@ struct PolicyFile {
     remote: Vec<RemoteFile>,
     #[serde(default)]
     server: Vec<ServerFile>,
+    #[serde(default)]
+    pins: PinsFile,
+    #[serde(default)]
+    pin: Vec<PinFile>,
     // The tables about access, which `fleet-access` reads.
     #[serde(rename = "access")]
     _access: Option<IgnoredAny>,
@@ -48,6 +54,8 @@ struct PolicyFile {
     _issuer: Option<IgnoredAny>,
     #[serde(rename = "certificate")]
     _certificate: Option<IgnoredAny>,
+    #[serde(rename = "view")]
+    _view: Option<IgnoredAny>,
 }
 
 /// Declares a table that may hold every per-server setting plus the given fields. serde cannot both
@@ -107,12 +115,31 @@ server_table! {
 server_table! {
     struct ServerFile {
         name: String,
+        /// What to do with its tools when they change.
+        pins: Option<PinMode>,
         /// For `fleet-access`.
         #[serde(rename = "trust_annotations")]
         _trust_annotations: Option<bool>,
         #[serde(default)]
         tool: Vec<ToolFile>,
     }
+}
+
+/// The `[pins]` table.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PinsFile {
+    #[serde(default)]
+    mode: PinMode,
+}
+
+/// A `[[pin]]`: a definition of a tool that is accepted.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PinFile {
+    server: String,
+    tool: String,
+    sha256: String,
 }
 
 #[derive(Deserialize)]
@@ -194,7 +221,8 @@ impl Policy {
             servers: file.server.iter().map(server_rule).collect(),
         };
 
-        Ok(Self { commands, remotes, limits })
+        let pins = pin_policy(file.pins, file.pin, &file.server)?;
+        Ok(Self { commands, remotes, limits, pins })
     }
 }
 
@@ -284,6 +312,25 @@ fn check_secret_names(names: &BTreeSet<String>, line: usize) -> Result<(), Polic
         Some(name) => Err(PolicyError::SecretName { name: name.clone(), line }),
         None => Ok(()),
     }
+}
+
+fn pin_policy(
+    pins: PinsFile,
+    named: Vec<PinFile>,
+    servers: &[ServerFile],
+) -> Result<PinPolicy, PolicyError> {
+    let mut digests: BTreeMap<_, Vec<Digest>> = BTreeMap::new();
+    for PinFile { server, tool, sha256 } in named {
+        let digest = sha256.parse().map_err(|error| PolicyError::PinDigest {
+            server: server.clone(),
+            tool: tool.clone(),
+            error,
+        })?;
+        digests.entry((server, tool)).or_default().push(digest);
+    }
+
+    let servers = servers.iter().filter_map(|file| Some((Glob::new(&file.name), file.pins?)));
+    Ok(PinPolicy { mode: pins.mode, servers: servers.collect(), digests })
 }
 
 fn server_rule(file: &ServerFile) -> ServerRule {

@@ -18,13 +18,16 @@ pub mod current;
 pub mod env;
 mod file;
 pub mod limits;
+pub mod pins;
 pub mod remote;
 
 use argv::{ArgvPattern, PatternError};
 use confinement::Confinement;
 use env::{EnvRefusal, EnvRule};
 use fleet_codes as codes;
+use fleet_pins::NoDigest;
 use limits::Limits;
+use pins::PinPolicy;
 use remote::{RemoteRule, RemoteRuleError};
 
 /// Everything that messages may make the server do.
@@ -36,6 +39,8 @@ pub struct Policy {
     pub remotes: Vec<RemoteRule>,
     /// Limits for all hosted servers.
     pub limits: Limits,
+    /// Which of their tools are pinned.
+    pub pins: PinPolicy,
 }
 
 /// A kind of command line that may be started, and the conditions under which it may be.
@@ -283,6 +288,16 @@ pub enum PolicyError {
         name: String,
         /// The rule's line in the policy file.
         line: usize,
+    },
+    /// A `[[pin]]` has something else than a digest.
+    #[error("`sha256` of the [[pin]] for {tool:?} of server {server:?}: {error} [{code}]", code = codes::POLICY_FILE)]
+    PinDigest {
+        /// The server.
+        server: String,
+        /// The tool.
+        tool: String,
+        /// What is wrong with it.
+        error: NoDigest,
     },
     /// A client certificate without its key, or a key without its certificate.
     #[error(

@@ -315,3 +315,29 @@ fn secrets_belong_to_a_rule_and_are_listed_by_name() {
         }
     }
 }
+
+#[test]
+fn tools_are_pinned_where_the_file_says_so() {
+    use fleet_pins::PinMode;
+
+    let digest = "0123456789abcdef".repeat(4);
+    let pin =
+        |sha256: &str| format!("[[pin]]\nserver = 'crm'\ntool = 'get'\nsha256 = '{sha256}'\n");
+    let text = format!(
+        "[pins]\nmode = 'warn'\n[[server]]\nname = 'crm'\npins = 'block'\n\
+         [[server]]\nname = '*'\nmax_queued = 1\n[[server]]\nname = 'x*'\npins = 'off'\n{}{}",
+        pin(&digest),
+        pin(&digest.replace('0', "1")),
+    );
+    let pins = Policy::from_toml(&text).unwrap().pins;
+    for (server, mode) in [("crm", PinMode::Block), ("db", PinMode::Warn), ("x1", PinMode::Off)] {
+        assert_eq!(pins.mode_of(server), mode, "{server}");
+    }
+    assert_eq!(pins.digests_of("crm", "get").len(), 2);
+    assert!(pins.digests_of("crm", "set").is_empty() && pins.is_on());
+    assert!(!Policy::default().pins.is_on());
+
+    for bad in [pin("x"), "[pins]\nmode = 'ask'\n".to_owned(), "[pins]\non = true\n".to_owned()] {
+        assert!(Policy::from_toml(&bad).is_err(), "{bad}");
+    }
+}

@@ -10,7 +10,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -147,6 +147,16 @@ struct Inner {
     rights: CurrentRights,
     signing: CurrentKeys,
     issuers: Issuers,
+    on_other_views: OnceLock<ViewsHook>,
+}
+
+/// Is called when a file has other views than before.
+struct ViewsHook(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for ViewsHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ViewsHook")
+    }
 }
 
 impl AccessControl {
@@ -206,6 +216,7 @@ impl AccessControl {
             rights: CurrentRights::new(files.rights),
             signing: CurrentKeys::new(files.signing),
             issuers: Issuers::default(),
+            on_other_views: OnceLock::new(),
         };
         let control = Self { inner: Arc::new(inner), log: AuditLog::default() };
 
@@ -218,6 +229,11 @@ impl AccessControl {
     #[must_use]
     pub fn audited(self, log: AuditLog) -> Self {
         Self { log, ..self }
+    }
+
+    /// Has `notify` called whenever a changed file has other views. A second call changes nothing.
+    pub(crate) fn notify_of_views(&self, notify: impl Fn() + Send + Sync + 'static) {
+        self.inner.on_other_views.get_or_init(|| ViewsHook(Box::new(notify)));
     }
 
     /// Returns whether callers are told apart.

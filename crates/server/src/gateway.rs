@@ -44,6 +44,7 @@ mod acting;
 mod asking;
 mod content;
 mod extensions;
+mod in_view;
 mod invocation;
 mod labels;
 mod listen;
@@ -74,6 +75,8 @@ pub struct Gateway {
     session: Arc<listen::Session>,
     /// The one client of a transport that authenticates nobody.
     client: Option<Asker>,
+    /// Who uses this handler in a view, for what a client is told whatever it asks for.
+    viewer: Option<Asker>,
 }
 
 struct Inner {
@@ -111,7 +114,7 @@ impl Gateway {
             labels: Labels::default(),
             tallies: Arc::new(Tallies::new(fleet_ops::clock::now())),
         };
-        Self { inner: Arc::new(inner), session: Arc::default(), client: None }
+        Self { inner: Arc::new(inner), session: Arc::default(), client: None, viewer: None }
     }
 
     /// The hosted servers as they are shared with other replicas, if there is a registry.
@@ -149,6 +152,14 @@ impl Gateway {
     #[must_use]
     pub fn for_session(&self) -> Self {
         Self { session: Arc::default(), ..self.clone() }
+    }
+
+    /// Returns the same gateway for another session, or another request, of somebody who may use a
+    /// view.
+    #[must_use]
+    pub(crate) fn for_session_of(&self, asker: Option<Asker>) -> Self {
+        let viewer = asker.filter(|asker| asker.view_name().is_some());
+        Self { viewer, ..self.for_session() }
     }
 
     /// Looks for a server whose tools or prompts are not known here. Returns whether it is hosted.
@@ -264,17 +275,19 @@ impl ServerHandler for Gateway {
         if self.inner.providers.iter().any(|provider| provider.logs()) {
             capabilities.logging = Some(Default::default());
         }
-        self.inner.fleet.routes().extensions().add_to_capabilities(&mut capabilities);
+        let (info, instructions) = self.describe_server(&mut capabilities);
 
-        ServerConfig::new(capabilities).with_server_info(own_info()).with_instructions(
-            "A gateway to MCP servers. Tools of hosted servers are named <server>__<tool>. server_initialize hosts \
-             another server; server_status shows the state of the hosted servers.",
-        )
+        let config = ServerConfig::new(capabilities).with_server_info(info);
+        match instructions {
+            Some(instructions) => config.with_instructions(instructions),
+            None => config,
+        }
     }
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
-        let own = self.inner.providers.iter().find_map(|provider| provider.tool(name));
-        own.or_else(|| self.inner.fleet.routes().tool(name).map(|route| route.listed.clone()))
+        let name = self.name_outside(name)?;
+        let own = self.inner.providers.iter().find_map(|provider| provider.tool(&name));
+        own.or_else(|| self.inner.fleet.routes().tool(&name).map(|route| route.listed.clone()))
     }
 
     async fn list_tools(

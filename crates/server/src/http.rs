@@ -1,4 +1,4 @@
-//! The HTTP surface: `/mcp`, `/sse` and `/message`, `/jobs` and `/events`, the server card and the
+//! The HTTP surface: `/mcp` and the views below it, `/sse` and `/message`, `/jobs` and `/events`, the server card and the
 //! AI catalog, and the health and metrics endpoints that all binaries of the fleet have.
 
 use std::sync::Arc;
@@ -44,6 +44,7 @@ mod sessions;
 mod sse;
 mod task_name;
 pub(crate) mod task_streams;
+pub(crate) mod views;
 #[cfg(test)]
 mod watched_tasks_tests;
 
@@ -81,7 +82,7 @@ pub fn router(
 
     let mcp = mcp.layer(from_fn(acknowledge_deletion)).layer(from_fn(task_name::fill_in_name));
     let mcp = mcp.layer(from_fn_with_state(watched, task_streams::watch_tasks));
-    let mcp = mcp.layer(from_fn(sessions::serve_for_asker));
+    let mcp = mcp.layer(from_fn(sessions::serve_for_asker)).layer(from_fn(views::enter_view));
 
     let guarded = mcp
         .route("/sse", get(sse::open_stream).with_state(streams))
@@ -144,7 +145,8 @@ fn mcp_service(
         None => settings.disable_allowed_hosts(),
     };
 
-    let factory = move || Ok::<_, std::io::Error>(gateway.for_session());
+    let factory =
+        move || Ok::<_, std::io::Error>(gateway.for_session_of(sessions::current_asker()));
     StreamableHttpService::new(factory, Arc::new(sessions), settings)
 }
 

@@ -8,6 +8,7 @@ use http::request::Parts;
 
 use crate::gateway::{Asking, Gateway};
 
+mod pins;
 mod servers;
 mod tools;
 
@@ -15,6 +16,7 @@ mod tools;
 pub(crate) fn operations(gateway: &Gateway) -> Vec<Operation> {
     let mut operations = tools::operations(gateway);
     operations.extend(servers::operations(gateway));
+    operations.extend(pins::operations(gateway));
     operations
 }
 

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use fleet_hosting::{
     Fleet,
+    changes::{Change, Lists},
     registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
     secret_store::SecretStore,
 };
@@ -95,7 +96,7 @@ pub async fn run_until(
     }
     reload::follow_policy_file(&config.policy_source, &fleet, stop.clone())?;
 
-    let shared = share_fleet(&config, &fleet, &mut links)?;
+    let shared = share_fleet(&config, &fleet, &mut links, &stop)?;
     static_servers::host(&config.servers, &shared, &stop);
     shared.follow(stop.clone())?;
     let jobs = start_jobs(&config, &mut links, stop.clone()).await?;
@@ -131,6 +132,8 @@ pub async fn run_until(
         }
         Some(access) => {
             let access = access.audited(log);
+            let told = fleet.clone();
+            access.notify_of_views(move || told.announce(Change::Lists(Lists::ALL)));
             serve_http(gateway, &config, access, &fleet, &shared, jobs, stop).await
         }
     };
@@ -149,10 +152,13 @@ fn share_fleet(
     config: &ServerConfig,
     fleet: &Arc<Fleet>,
     links: &mut Links,
+    stop: &CancellationToken,
 ) -> Result<Arc<Shared>, ServerError> {
     Ok(match config.registry.as_ref().filter(|_| config.hosting) {
         Some(kafka) => {
-            let registry = KafkaRegistry::new(links.link_to(&kafka.brokers)?, &kafka.topic);
+            let link = links.link_to(&kafka.brokers)?;
+            fleet.keep_pins(link.clone(), &kafka.topic, stop.clone());
+            let registry = KafkaRegistry::new(link, &kafka.topic);
             Shared::new(fleet.clone(), Arc::new(registry), kafka.plain.clone())
         }
         None => Shared::new(fleet.clone(), Arc::new(MemoryRegistry::default()), Plain::default()),
@@ -283,6 +289,8 @@ async fn report_ready(
     health.set_not_ready(format!("reading the registry{from}"));
     let ready = async {
         shared.wait_until_read().await;
+        health.set_not_ready(format!("reading the pins of tools{from}"));
+        shared.fleet().wait_for_pins().await;
         if let Some(jobs) = jobs {
             health.set_not_ready(format!("reading the states of jobs{from}"));
             jobs.wait_until_read().await;

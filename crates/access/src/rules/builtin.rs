@@ -137,6 +137,7 @@ impl Reach {
             | Action::SubmitJob
             | Action::ApproveJob
             | Action::AdministerServers
+            | Action::DecidePins
             | Action::ReadDeadLetters
             | Action::ReplayDeadLetters
             | Action::DeleteDeadLetters

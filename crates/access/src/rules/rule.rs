@@ -19,7 +19,7 @@ const SEPARATOR: &str = "__";
 
 /// The actions whose resource has a field; a rule with the field covers no others.
 const ACTIONS_WITH: [(&str, &[&str]); 5] = [
-    ("tools", &["tools.call", "jobs.submit"]),
+    ("tools", &["tools.call", "jobs.submit", "servers.pins"]),
     ("prompts", &["prompts.get", "completions"]),
     ("resources", &["resources.read", "resources.subscribe", "completions"]),
     ("tenants", &["jobs.*", "dead-letters.*", "act-as"]),
@@ -34,6 +34,7 @@ const ACTIONS_WITH: [(&str, &[&str]); 5] = [
             "completions",
             "extensions.call",
             "servers.administer",
+            "servers.pins",
         ],
     ),
 ];

@@ -26,7 +26,7 @@ pub(crate) enum DefaultAccess {
 
 /// A `[[rule]]`. A field that is missing covers everything, except that an `allow` without
 /// `tenants` covers jobs of the principal's own tenant only.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RuleTable {
     /// The rule's name, which decisions and audit records carry. Unique.

@@ -178,6 +178,25 @@ impl Api {
         self.send_with_retries(self.http.post(url).json(&body), ANSWER, None).await
     }
 
+    /// Returns how the tools of a hosted server stand to their pins.
+    pub(crate) async fn pins<T: DeserializeOwned>(&self, server: &str) -> Result<T, ApiError> {
+        let url = self.url(&["servers", server, "pins"])?;
+        self.request_once(Method::GET, url, ANSWER).await
+    }
+
+    /// Decides about the definition of a tool that has this digest.
+    pub(crate) async fn decide_pin<T: DeserializeOwned>(
+        &self,
+        (server, tool): (&str, &str),
+        approve: bool,
+        digest: &str,
+        reason: Option<&str>,
+    ) -> Result<T, ApiError> {
+        let url = self.url(&["servers", server, "pins", tool, "decision"])?;
+        let body = json!({ "approve": approve, "digest": digest, "reason": reason });
+        self.send_once(self.http.post(url).json(&body), ANSWER).await
+    }
+
     /// Submits a job again, with these changes. A request that names the new job can be repeated.
     pub(super) async fn run_again(
         &self,
@@ -278,7 +297,7 @@ impl Api {
     fn url(&self, segments: &[&str]) -> Result<Url, ApiError> {
         if let Some(id) = segments.iter().find(|segment| matches!(**segment, "" | "." | "..")) {
             return Err(ApiError::Usage(format!(
-                "the job id `{id}` cannot be used in a URL; choose another id"
+                "`{id}` cannot be used in a URL; choose another name or id"
             )));
         }
 

@@ -11,8 +11,12 @@ use crate::{
     calls::TurnedAway,
     fleet::ServerDown,
     outage::{Outage, OutageReason, SOON},
+    routes::WithheldTool,
     unreadable::unreadable_answer,
 };
+
+/// When to try a call of a withheld tool again. People decide on it.
+const WITHHELD: Duration = Duration::from_secs(5);
 
 /// Why a call has no result, as stated in the error's `data`.
 #[derive(Clone, Copy)]
@@ -82,6 +86,27 @@ pub fn tool_down_error(tool: &str, error: &ServerDown) -> ErrorData {
 /// The error for a call of a server that is down.
 pub fn server_down_error(error: &ServerDown) -> ErrorData {
     outage_error(&error.server, error.outage, error.to_string(), error.retry_after)
+}
+
+/// The error for a call of a tool that is not as pinned. A job waits, without keeping jobs for other
+/// tools of the server waiting: in place of the server, the error names the tool as the one that is
+/// unavailable, which workers of all versions take as it is.
+pub fn tool_withheld_error(withheld: &WithheldTool) -> ErrorData {
+    let WithheldTool { route, standing } = withheld;
+    let code = codes::TOOL_WITHHELD.as_str();
+    let (server, standing) = (&route.server, standing.as_str());
+    let message = format!(
+        "tool `{}` is withheld, because it is not as pinned ({standing}): somebody with the right \
+         `servers.pins` has to look at it, for example with `mcp-fleet servers pins diff {server}` [{code}]",
+        route.listed.name
+    );
+    let data = json!({
+        "reason": OutageReason::Unavailable.name(),
+        "code": code,
+        "server": route.listed.name,
+        "retryAfterMs": millis(WITHHELD),
+    });
+    ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
 }
 
 /// The error for a request that fails only because a server, or the registry that knows it, can't

@@ -1,60 +1,22 @@
-//! The registry in a compacted topic with one partition, so that all replicas see the same order
-//! and the newest record of each name is kept.
-//!
-//! A thread of its own follows the topic from its beginning. Only callers that ask it to catch up
-//! wait for it.
-
-use std::sync::Arc;
+//! The registry in a compacted topic.
 
 use fleet_job::record::RawRecord;
-use fleet_kafka::{
-    KafkaError,
-    admin::{self, TopicSpec},
-    follow::{FollowGuard, FollowedTopic, Following, Interrupted, Listener, Opener, Unneeded},
-    link::Link,
-    producer::Outgoing,
-};
+use fleet_kafka::link::Link;
 use fleet_ops::errors::chain;
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
-use tokio::{runtime::Handle, sync::mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
 
 use super::{Record, Registry, RegistryChange, RegistryError};
-
-/// The most changes that wait to be applied.
-const QUEUE: usize = 64;
+use crate::compacted::{CompactedTopic, Reading};
 
 /// The registry in Kafka.
-pub struct KafkaRegistry {
-    link: Link,
-    topic: Arc<str>,
-    following: Following,
-}
-
-impl std::fmt::Debug for KafkaRegistry {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KafkaRegistry").field("topic", &self.topic).finish_non_exhaustive()
-    }
-}
+#[derive(Debug)]
+pub struct KafkaRegistry(CompactedTopic);
 
 impl KafkaRegistry {
     /// Creates a registry in `topic`. Connects to nothing yet. The topic is created when it is
     /// first needed, if it is missing and the broker allows it.
     pub fn new(link: Link, topic: &str) -> Self {
-        Self { link, topic: topic.into(), following: Following::default() }
-    }
-
-    async fn write_record(&self, name: &str, value: Option<Vec<u8>>) -> Result<(), RegistryError> {
-        let (topic, key) = (self.topic.to_string(), Some(name.as_bytes().to_vec()));
-        self.link.producer.send(&Outgoing { topic, key, value, ..Outgoing::default() }).await?;
-        Ok(())
-    }
-
-    /// Follows the topic until the guard is dropped.
-    fn follow(&self, changes: mpsc::Sender<RegistryChange>) -> Result<FollowGuard, KafkaError> {
-        let listener =
-            RegistryLog { topic: self.topic.clone(), changes, runtime: Handle::current() };
-        self.following.start("registry", self.link.follower.clone(), listener)
+        Self(CompactedTopic::new(link, topic, "registry"))
     }
 }
 
@@ -64,73 +26,20 @@ impl Registry for KafkaRegistry {
     }
 
     fn put<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Result<(), RegistryError>> {
-        async move { self.write_record(&record.name, Some(record.encode()?)).await }.boxed()
+        async move { Ok(self.0.write(&record.name, Some(record.encode()?)).await?) }.boxed()
     }
 
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), RegistryError>> {
-        self.write_record(name, None).boxed()
+        async move { Ok(self.0.write(name, None).await?) }.boxed()
     }
 
     fn watch(&self) -> Result<BoxStream<'static, RegistryChange>, RegistryError> {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        let guard = self.follow(sender)?;
-        // The guard lives as long as the stream.
-        Ok(ReceiverStream::new(receiver).inspect(move |_| _ = &guard).boxed())
+        let reading = Reading { read: read_record, caught_up: RegistryChange::CaughtUp };
+        Ok(self.0.watch(reading)?)
     }
 
     fn catch_up(&self) -> u64 {
-        self.following.ask()
-    }
-}
-
-/// Turns the records of the topic into changes.
-struct RegistryLog {
-    topic: Arc<str>,
-    changes: mpsc::Sender<RegistryChange>,
-    runtime: Handle,
-}
-
-impl Listener for RegistryLog {
-    type Error = KafkaError;
-
-    fn open(&mut self, opener: &Opener<'_>) -> Result<FollowedTopic, Interrupted<KafkaError>> {
-        match opener.open(&self.topic) {
-            Err(KafkaError::NoTopic(_)) => {}
-            other => return Ok(other?),
-        }
-
-        let topic = TopicSpec {
-            name: self.topic.to_string(),
-            partitions: 1,
-            replication: -1,
-            properties: vec![("cleanup.policy", "compact")],
-        };
-        self.runtime.block_on(admin::create_topics(opener.settings(), &[topic]))?;
-        Ok(opener.open(&self.topic)?)
-    }
-
-    fn take(
-        &mut self,
-        records: Vec<RawRecord>,
-        _: &FollowedTopic,
-    ) -> Result<(), Interrupted<KafkaError>> {
-        records.into_iter().filter_map(read_record).try_for_each(|change| self.send_change(change))
-    }
-
-    fn caught_up(&mut self, number: u64) -> Result<(), Interrupted<KafkaError>> {
-        self.send_change(RegistryChange::CaughtUp(number))
-    }
-
-    fn failed(&mut self, error: KafkaError) -> Result<(), Unneeded> {
-        let (topic, error) = (&self.topic, chain(&error));
-        tracing::warn!(%topic, error, "could not read the registry; trying again");
-        Ok(())
-    }
-}
-
-impl RegistryLog {
-    fn send_change(&self, change: RegistryChange) -> Result<(), Interrupted<KafkaError>> {
-        self.changes.blocking_send(change).map_err(|_| Interrupted::Unneeded)
+        self.0.catch_up()
     }
 }
 

@@ -379,6 +379,8 @@ pub fn path_label(path: &str) -> Option<&'static str> {
         ("tools", ..) => Some("/tools/{id}"),
         ("servers", None, ..) => Some("/servers"),
         ("servers", Some(_), Some("restarts"), None) => Some("/servers/{id}/restarts"),
+        ("servers", Some(_), Some("pins"), None) => Some("/servers/{id}/pins"),
+        ("servers", Some(_), Some("pins"), Some(_)) => Some("/servers/{id}/pins/{tool}/decision"),
         ("servers", ..) => Some("/servers/{id}"),
         ("server-checks", ..) => Some("/server-checks"),
         ("events", ..) => Some("/events"),

@@ -269,7 +269,11 @@ fn reload(control: &AccessControl) -> Result<usize, ServerError> {
     state.authenticator.tokens().adopt_keys(previous.authenticator.tokens());
     let count = rights.rules.len();
     *inner.state.write() = Arc::new(state);
+    let has_other_views = inner.rights.get().views != rights.views;
     inner.rights.replace(rights);
+    if has_other_views && let Some(notify) = inner.on_other_views.get() {
+        notify.0();
+    }
     inner.signing.replace(signing);
     Ok(count)
 }

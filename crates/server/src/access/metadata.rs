@@ -1,7 +1,9 @@
 //! The protected resource metadata of RFC 9728: which issuers' tokens this server takes.
 //!
 //! Clients look below `/mcp` first, where RFC 9728 puts the metadata of `<url>/mcp`, and then at the
-//! root; both places have the same document, and neither has one if no issuers are configured.
+//! root; both places have the same document, and neither has one if no issuers are configured. The
+//! address of a view is a resource of its own. Its metadata are public and don't tell whether there
+//! is such a view.
 
 use axum::{
     Json, Router,
@@ -10,13 +12,19 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
+use fleet_access::is_view_name;
 use serde_json::{Value, json};
 
 use super::{AccessControl, AccessState, PortSecurity};
-use crate::http::card::{PublicAddress, with_public_headers};
+use crate::http::{
+    card::{PublicAddress, with_public_headers},
+    views::view_in_path,
+};
 
 /// The path of the metadata of `<url>/mcp`.
 pub(crate) const METADATA: &str = "/.well-known/oauth-protected-resource/mcp";
+/// The paths of the metadata of views.
+const VIEW_METADATA: &str = "/.well-known/oauth-protected-resource/mcp/{view}";
 /// The path at which clients look next.
 pub(crate) const ROOT_METADATA: &str = "/.well-known/oauth-protected-resource";
 
@@ -38,6 +46,7 @@ pub(super) fn resource_of(base: &str) -> String {
 pub(crate) fn router(access: AccessControl) -> Router {
     Router::new()
         .route(METADATA, get(serve_metadata).options(answer_preflight))
+        .route(VIEW_METADATA, get(serve_metadata).options(answer_preflight))
         .route(ROOT_METADATA, get(serve_metadata).options(answer_preflight))
         .with_state(access)
 }
@@ -45,7 +54,13 @@ pub(crate) fn router(access: AccessControl) -> Router {
 /// The URL of the metadata, for challenges; `None` if there is none.
 pub(super) fn url_for(access: &AccessControl, uri: &Uri, headers: &HeaderMap) -> Option<String> {
     let has_issuers = !access.current().authenticator.tokens().is_empty();
-    has_issuers.then(|| format!("{}{METADATA}", access.address().base_url(uri, headers)))
+    has_issuers.then(|| {
+        let base = access.address().base_url(uri, headers);
+        match view_in_path(uri.path()).filter(|name| is_view_name(name)) {
+            Some(view) => format!("{base}{METADATA}/{view}"),
+            None => format!("{base}{METADATA}"),
+        }
+    })
 }
 
 async fn serve_metadata(State(access): State<AccessControl>, request: Request) -> Response {
@@ -55,7 +70,18 @@ async fn serve_metadata(State(access): State<AccessControl>, request: Request) -
     }
 
     let base = access.address().base_url(request.uri(), request.headers());
-    let mut response = Json(document(&state, &base)).into_response();
+    let resource = match request.uri().path().strip_prefix(METADATA) {
+        Some(below) if !below.is_empty() => {
+            let view = below.trim_start_matches('/');
+            if !is_view_name(view) {
+                return (StatusCode::NOT_FOUND, "this can't be the name of a view\n")
+                    .into_response();
+            }
+            format!("{}/{view}", resource_of(&base))
+        }
+        _ => resource_of(&base),
+    };
+    let mut response = Json(document(&state, &resource)).into_response();
     response
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
@@ -67,10 +93,10 @@ async fn answer_preflight() -> Response {
     with_public_headers(StatusCode::NO_CONTENT.into_response())
 }
 
-fn document(state: &AccessState, base: &str) -> Value {
+fn document(state: &AccessState, resource: &str) -> Value {
     let issuers: Vec<&str> = state.authenticator.tokens().issuers().collect();
     let mut document = json!({
-        "resource": resource_of(base),
+        "resource": resource,
         "authorization_servers": issuers,
         "bearer_methods_supported": ["header"],
         "resource_name": "mcp-fleet",

@@ -320,7 +320,9 @@ impl Asking {
     pub(super) fn shown(&self, mut error: ErrorData, name: &str) -> ErrorData {
         let Some((server, _)) = tool_name::split(name) else { return error };
         let Some(data) = error.data.as_mut().and_then(Value::as_object_mut) else { return error };
-        if data.contains_key("retryAfterMs") && !self.administers(server) {
+        let is_withheld =
+            data.get("code").and_then(Value::as_str) == Some(fleet_codes::TOOL_WITHHELD.as_str());
+        if data.contains_key("retryAfterMs") && !is_withheld && !self.administers(server) {
             data.shift_remove("stderrTail");
             error.message = format!("server `{server}` is not available").into();
         }
@@ -361,7 +363,9 @@ impl Asking {
         let annotations = annotations_of(route.listed.annotations.as_ref());
         let resource = Resource::tool(Some(&route.server), &route.name, annotations);
         let decision = self.decide(Action::CallTool, &resource, Arguments::NotYetKnown);
-        decision.is_visible() || (self.presents_jobs() && !is_denied_by_file(&decision))
+        let may_call =
+            decision.is_visible() || (self.presents_jobs() && !is_denied_by_file(&decision));
+        may_call && self.name_of(route).is_some()
     }
 
     /// Whether the caller makes the calls of others' jobs. It has to know what tools want of their
@@ -495,7 +499,7 @@ pub(crate) fn asking_in(context: &RequestContext<RoleServer>) -> Result<Asking, 
     context.extensions.get::<Asking>().cloned().ok_or_else(unauthenticated)
 }
 
-/// Whether a rule of the policy file denies something. Without a rule, something else may allow it.
+/// Whether a rule or view of the policy file denies something. Without a rule, something else may allow it.
 fn is_denied_by_file(decision: &Decision) -> bool {
     !decision.is_allowed() && matches!(decision.rule, RuleName::File(_))
 }

@@ -29,12 +29,29 @@ pub(super) fn no_resource(uri: &str) -> ErrorData {
     ErrorData::resource_not_found("no server offers this resource", Some(data))
 }
 
+/// The error for an argument of something that no server offers.
+fn unknown_reference() -> ErrorData {
+    let message = "cannot complete the argument; the prompt or resource template is unknown";
+    ErrorData::invalid_params(message, None)
+}
+
 /// The prompt or the resource that an argument belongs to, as decisions see it.
 fn reference_of<'a>(server: Option<&'a str>, reference: &'a Reference) -> access::Resource<'a> {
     match reference {
         Reference::Prompt(prompt) => prompt_of(server, &prompt.name),
         Reference::Resource(resource) => resource_of(server, &resource.uri),
         _ => access::Resource { server, ..access::Resource::default() },
+    }
+}
+
+impl Asking {
+    /// Whether the caller's view has the prompt or the resource that an argument belongs to.
+    fn has_reference(&self, server: Option<&str>, reference: &Reference) -> bool {
+        match reference {
+            Reference::Prompt(prompt) => self.has_prompt(server, &prompt.name),
+            Reference::Resource(resource) => self.has_uri(server, &resource.uri),
+            _ => server.is_none_or(|server| self.has_server(server)),
+        }
     }
 }
 
@@ -74,7 +91,7 @@ impl Gateway {
             own_name: route.name.clone(),
             offered: route.listed.clone(),
         });
-        own.chain(hosted).collect()
+        own.chain(hosted).filter_map(|tool| asking.see_in_view(tool)).collect()
     }
 
     pub(super) fn visible_prompts(&self, asking: &Asking) -> Vec<Prompt> {
@@ -115,8 +132,15 @@ impl Gateway {
         context: RequestContext<RoleServer>,
     ) -> Result<GetPromptResponse, ErrorData> {
         let asking = self.asked_by(&context)?;
+        let unknown = || {
+            let name = clipped(&params.name, MAX_NAME);
+            ErrorData::invalid_params(format!("unknown prompt `{name}`"), None)
+        };
         for provider in &self.inner.providers {
             if let Some(answer) = provider.get_prompt(&params, &context) {
+                if !asking.has_prompt(None, &params.name) {
+                    return Err(unknown());
+                }
                 let (prompt, arguments) =
                     (prompt_of(None, &params.name), params.arguments.as_ref());
                 let record = asking.begin(Action::GetPrompt, &prompt, arguments).await?;
@@ -124,18 +148,14 @@ impl Gateway {
             }
         }
 
-        let unknown = || {
-            let name = clipped(&params.name, MAX_NAME);
-            ErrorData::invalid_params(format!("unknown prompt `{name}`"), None)
-        };
-        if params.name.len() > MAX_NAME {
+        if params.name.len() > MAX_NAME || !self.may_have_prompt(&asking, &params.name) {
             return Err(unknown());
         }
 
         self.learn_prompt_server(&params.name).await?;
-        let Some(route) = self.inner.fleet.routes().prompt(&params.name).cloned() else {
-            return Err(unknown());
-        };
+        let found = self.inner.fleet.routes().prompt(&params.name).cloned();
+        let in_view = found.filter(|route| asking.has_prompt(Some(&route.server), &route.name));
+        let Some(route) = in_view else { return Err(unknown()) };
         let prompt = prompt_of(Some(&route.server), &route.name);
         let record = asking.begin(Action::GetPrompt, &prompt, params.arguments.as_ref()).await?;
         end_record(record, self.forward_prompt(route, params, &context).await)
@@ -160,6 +180,12 @@ impl Gateway {
             .map_err(|error| forward::hide_values(&self.inner.fleet, &route.server, error))
     }
 
+    /// Whether the caller's view may have a prompt, whose server may not be known yet.
+    fn may_have_prompt(&self, asking: &Asking, prompt: &str) -> bool {
+        let is_known = self.inner.fleet.routes().prompt(prompt).is_some();
+        is_known || tool_name::server_of(prompt).is_none_or(|server| asking.has_server(server))
+    }
+
     /// Waits briefly for the registry to report the server of a prompt that this replica doesn't
     /// know yet.
     async fn learn_prompt_server(&self, prompt: &str) -> Result<(), ErrorData> {
@@ -178,6 +204,9 @@ impl Gateway {
         let asking = self.asked_by(&context)?;
         for provider in &self.inner.providers {
             if let Some(answer) = provider.read_resource(&params, &context) {
+                if !asking.has_uri(None, &params.uri) {
+                    return Err(no_resource(&params.uri));
+                }
                 let resource = resource_of(None, &params.uri);
                 let record = asking.begin(Action::ReadResource, &resource, None).await?;
                 return end_record(record, answer.await);
@@ -185,7 +214,9 @@ impl Gateway {
         }
 
         let routes = self.inner.fleet.routes();
-        let Some((server, uri)) = routes.resource(&params.uri) else {
+        let found = routes.resource(&params.uri);
+        let in_view = found.filter(|(server, uri)| asking.has_uri(Some(server), uri));
+        let Some((server, uri)) = in_view else {
             return Err(no_resource(&params.uri));
         };
         let (server, uri) = (server.to_owned(), uri.to_owned());
@@ -212,6 +243,9 @@ impl Gateway {
         if let Some(own) =
             self.inner.providers.iter().find_map(|provider| provider.complete(&params))
         {
+            if !asking.has_reference(None, &params.r#ref) {
+                return Err(unknown_reference());
+            }
             asking.check(Action::Complete, &reference_of(None, &params.r#ref))?;
             return Ok(CompleteResult::new(own));
         }
@@ -233,11 +267,8 @@ impl Gateway {
             _ => return Ok(CompleteResult::new(CompletionInfo::default())),
         };
 
-        let Some(server) = server else {
-            let message =
-                "cannot complete the argument; the prompt or resource template is unknown";
-            return Err(ErrorData::invalid_params(message, None));
-        };
+        let in_view = server.filter(|server| asking.has_reference(Some(server), &params.r#ref));
+        let Some(server) = in_view else { return Err(unknown_reference()) };
         asking.check(Action::Complete, &reference_of(Some(&server), &params.r#ref))?;
 
         let upstream = self

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use super::{
     Asking, Gateway, MAX_NAME,
     asking::{end_record, resource_of},
+    content::no_resource,
     is_modern,
 };
 
@@ -74,10 +75,11 @@ impl Gateway {
         }
 
         let routes = self.inner.fleet.routes();
-        let server = match routes.extensions().owner_of_method(method) {
+        let asking = self.asked_by(&context)?;
+        let server = match asking.owner_in_view(routes.extensions().owner_of_method(method)) {
             Owner::One(server) => server.to_owned(),
             Owner::Several(servers) => {
-                return Err(ambiguous_method(method, servers, &self.asked_by(&context)?, &routes));
+                return Err(ambiguous_method(method, servers, &asking, &routes));
             }
             Owner::Nobody => {
                 return Err(unknown_method(method, "; no hosted server declares its extension"));
@@ -86,7 +88,6 @@ impl Gateway {
         drop(routes);
         let called =
             Resource { server: Some(&server), method: Some(method), ..Resource::default() };
-        let asking = self.asked_by(&context)?;
         let arguments = request.params.as_ref().and_then(Value::as_object);
         let record = asking.begin(Action::CallExtension, &called, arguments).await?;
 
@@ -115,20 +116,23 @@ impl Gateway {
         if let Some(uri) = &mut uri
             && let Some((server, own)) = split_named(uri)
         {
+            let asking = self.asked_by(context)?;
+            if !asking.has_uri(Some(server), own) {
+                return Err(no_resource(uri));
+            }
             let (server, own) = (server.to_owned(), own.to_owned());
             let resource = resource_of(Some(&server), &own);
-            let record =
-                self.asked_by(context)?.begin(Action::ReadResource, &resource, None).await?;
+            let record = asking.begin(Action::ReadResource, &resource, None).await?;
             **uri = own;
             let result = forward::forward(&self.inner.fleet, &server, request, context).await;
             return end_record(record, result.map(|result| (server, result)));
         }
 
         let routes = self.inner.fleet.routes();
-        let server = match routes.extensions().owner(SKILLS_EXTENSION_ID) {
+        let asking = self.asked_by(context)?;
+        let server = match asking.owner_in_view(routes.extensions().owner(SKILLS_EXTENSION_ID)) {
             Owner::One(server) => server.to_owned(),
             Owner::Several(servers) => {
-                let asking = self.asked_by(context)?;
                 return Err(ambiguous_method(request.method(), servers, &asking, &routes));
             }
             Owner::Nobody => {
@@ -141,8 +145,13 @@ impl Gateway {
         drop(routes);
         // The list of a server's skills has no URI.
         let whole = Resource { server: Some(&server), ..Resource::default() };
+        if let Some(uri) = uri.as_deref()
+            && !asking.has_uri(Some(&server), uri)
+        {
+            return Err(no_resource(uri));
+        }
         let resource = uri.map_or(whole, |uri| resource_of(Some(&server), uri));
-        let record = self.asked_by(context)?.begin(Action::ReadResource, &resource, None).await?;
+        let record = asking.begin(Action::ReadResource, &resource, None).await?;
 
         let result = forward::forward(&self.inner.fleet, &server, request, context).await;
         end_record(record, result.map(|result| (server, result)))

@@ -1,12 +1,12 @@
 //! A tool call in the gateway: received once, then run as a task, answered from memory, passed to a
 //! provider or forwarded to a hosted server, and recorded when it ends.
 
-use std::{sync::Arc, time::Instant};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use fleet_access::{Annotations, OpenRecord, Resource};
 use fleet_hosting::{
     apps, forward,
-    routes::{Route, Routes},
+    routes::{Route, Routes, WithheldTool},
 };
 use fleet_job::{size::clipped, tool_name};
 use fleet_ops::trace::Span;
@@ -39,6 +39,8 @@ const OK: &str = "ok";
 /// A tool call that the gateway has received.
 pub(super) struct Invocation<'g> {
     pub(super) params: CallToolRequestParams,
+    /// The name that the caller has called. In a view, `params` has the tool's name elsewhere.
+    called: Cow<'static, str>,
     /// The request context. Its `_meta` names the span of this call as the parent of everything
     /// that the call leads to.
     pub(super) context: RequestContext<RoleServer>,
@@ -104,9 +106,14 @@ impl<'g> Invocation<'g> {
     /// Receives a call and begins its record.
     pub(super) fn receive(
         gateway: &'g Gateway,
-        params: CallToolRequestParams,
+        mut params: CallToolRequestParams,
         mut context: RequestContext<RoleServer>,
     ) -> (Self, CallRecord) {
+        let called = params.name.clone();
+        if let Ok(asking) = gateway.asked_by(&context) {
+            asking.leave_view(&mut params.name);
+        }
+
         let span = traces::start_call_span(&params.name, &mut context);
         let provider = gateway.provider_of(&params.name);
         let exists =
@@ -121,7 +128,7 @@ impl<'g> Invocation<'g> {
             context: context.clone(),
             tallies: gateway.inner.tallies.clone(),
         };
-        (Self { params, context, provider }, record)
+        (Self { params, called, context, provider }, record)
     }
 
     /// The key under which the result may be remembered; `None` if the call must always run.
@@ -227,23 +234,36 @@ impl Gateway {
         asking: &Asking,
         invocation: &Invocation<'g>,
     ) -> Result<(Target<'g>, Option<AllowedCall>), ErrorData> {
-        let Invocation { params, provider, .. } = invocation;
+        let Invocation { params, called, provider, .. } = invocation;
         let arguments = params.arguments.as_ref();
+        let unknown = || unknown_tool_with_hint(asking, called, &self.inner.fleet.routes());
         if let Some(provider) = *provider {
+            if !asking.means(called, None, &params.name) {
+                return Err(unknown());
+            }
             let allowed = asking.check_own_call(provider, &params.name, arguments)?;
             return Ok((Target::Own(provider), allowed));
         }
 
         // Nobody else learns how the server is, or makes it start.
-        let is_known = self.inner.fleet.routes().tool(&params.name).is_some();
+        let routes = self.inner.fleet.routes();
+        let is_known =
+            routes.tool(&params.name).is_some() || routes.withheld(&params.name).is_some();
         if !is_known && !asking.could_call_unknown(&params.name) {
             let (server, tool) = split_name(&params.name);
             // The answer is the same as if there were no such tool; the record is not.
             drop(asking.allowed_call(server, tool, arguments));
-            return Err(unknown_tool_with_hint(asking, &params.name, &self.inner.fleet.routes()));
+            return Err(unknown());
         }
 
+        if let Some(withheld) = self.inner.fleet.routes().withheld(&params.name) {
+            return check_withheld(asking, invocation, withheld);
+        }
         match self.locate_tool(asking, &params.name).await {
+            Ok(tool) if !asking.means(called, Some(&tool.server), &tool.name) => {
+                drop(asking.allowed_call(Some(&tool.server), &tool.name, arguments));
+                Err(unknown())
+            }
             Ok(mut tool) => {
                 tool.arguments = arguments.cloned();
                 if let Some(arguments) = &mut tool.arguments {
@@ -265,8 +285,11 @@ impl Gateway {
                 if let (Some(server), Some(arguments)) = (server, &mut restored) {
                     apps::restore_in_object(server, arguments);
                 }
-                let is_certain = !tool_name::is_ambiguous(&params.name)
-                    || !asking.asker().principal().is_verified();
+                // It may come to stand for a tool that the caller's rules or view do not have.
+                let is_limited = asking.asker().principal().is_verified()
+                    || asking.asker().view_name().is_some();
+                let is_certain = !(is_limited && tool_name::is_ambiguous(&params.name))
+                    && asking.means(called, server, tool);
                 let allowed = is_certain
                     .then(|| asking.allowed_call(server, tool, restored.as_ref()))
                     .flatten();
@@ -359,6 +382,29 @@ impl Gateway {
     }
 }
 
+/// Checks a call of a tool that is withheld, which can be made later.
+///
+/// # Errors
+///
+/// Returns the refusal if the caller may not make it, or does not see the tool.
+fn check_withheld<'g>(
+    asking: &Asking,
+    invocation: &Invocation<'g>,
+    withheld: &WithheldTool,
+) -> Result<(Target<'g>, Option<AllowedCall>), ErrorData> {
+    let Invocation { params, called, .. } = invocation;
+    let HostedTool { server, name, annotations, .. } = HostedTool::of(&withheld.route);
+    if !asking.means(called, Some(&server), &name) {
+        return Err(unknown_tool(called));
+    }
+
+    let mut arguments = params.arguments.clone();
+    arguments.iter_mut().for_each(|arguments| apps::restore_in_object(&server, arguments));
+    let allowed =
+        asking.check_hosted_call(Some(&server), &name, annotations, arguments.as_ref())?;
+    Ok((Target::Missing(forward::tool_withheld_error(withheld)), Some(allowed)))
+}
+
 impl HostedTool {
     fn of(route: &Route<Tool>) -> Self {
         Self {
@@ -411,8 +457,8 @@ const MAX_HINTS: usize = 5;
 fn unknown_tool_with_hint(asking: &Asking, name: &str, routes: &Routes) -> ErrorData {
     let mut error = unknown_tool(name);
     let visible = routes.tools_called(name).filter(|route| asking.sees_tool(route));
-    let offered: Vec<_> =
-        visible.take(MAX_HINTS).map(|route| format!("`{}`", route.listed.name)).collect();
+    let names = visible.filter_map(|route| asking.name_of(route));
+    let offered: Vec<_> = names.take(MAX_HINTS).map(|name| format!("`{name}`")).collect();
     if !offered.is_empty() {
         let offered = offered.join(", ");
         error.message = format!("{}; hosted servers offer {offered}", error.message).into();

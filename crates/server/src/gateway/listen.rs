@@ -130,11 +130,14 @@ impl Gateway {
     pub(super) fn check_subscription(&self, asking: &Asking, uri: &str) -> Result<(), ErrorData> {
         let routes = self.inner.fleet.routes();
         let is_own = self.inner.providers.iter().any(|provider| provider.can_watch(uri));
-        let resource = match routes.resource(uri).filter(|_| !is_own) {
-            Some((server, own)) => resource_of(Some(server), own),
-            None => resource_of(None, uri),
+        let (server, own) = match routes.resource(uri).filter(|_| !is_own) {
+            Some((server, own)) => (Some(server), own),
+            None => (None, uri),
         };
-        asking.check(Action::SubscribeResource, &resource)
+        if !asking.has_uri(server, own) {
+            return Err(no_resource(uri));
+        }
+        asking.check(Action::SubscribeResource, &resource_of(server, own))
     }
 
     /// Notifies a session of changes until it ends. Further calls for the same session do nothing.
@@ -193,8 +196,13 @@ impl Gateway {
     }
 
     fn has_resource(&self, uri: &str) -> bool {
-        self.inner.providers.iter().any(|provider| provider.can_watch(uri))
-            || self.inner.fleet.routes().resource(uri).is_some()
+        let view = self.viewer.as_ref().and_then(|viewer| viewer.view());
+        let has = |server, own| view.as_ref().is_none_or(|view| view.has_resource(server, own));
+        if self.inner.providers.iter().any(|provider| provider.can_watch(uri)) {
+            return has(None, uri);
+        }
+        let routes = self.inner.fleet.routes();
+        routes.resource(uri).is_some_and(|(server, own)| has(Some(server), own))
     }
 }
 
@@ -211,8 +219,10 @@ async fn next_change(changes: &mut Receiver<Change>) -> Option<Change> {
 /// Whether the caller gets the notifications of an extension. It does if it may call its methods.
 fn may_hear(asking: &Asking, fleet: &Fleet, extension: &str) -> bool {
     let routes = fleet.routes();
-    let server = match routes.extensions().owner(extension) {
+    let server = match asking.owner_in_view(routes.extensions().owner(extension)) {
         Owner::One(server) => Some(server),
+        // In a view, it is none of the client's business.
+        Owner::Several(_) | Owner::Nobody if asking.asker().view_name().is_some() => return false,
         Owner::Several(_) | Owner::Nobody => None,
     };
     asking.sees(Action::CallExtension, &Resource { server, ..Resource::default() })

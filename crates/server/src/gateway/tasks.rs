@@ -101,6 +101,11 @@ impl Gateway {
         if context.meta.contains_key(meta::JOB_ID) {
             return Ok(None);
         }
+        // Our own tools answer by where they are called, and a task's call is not made in the view.
+        let is_in_view = self.asked_by(context)?.asker().view_name().is_some();
+        if is_in_view && invocation.provider.is_some() {
+            return Ok(None);
+        }
 
         let Some(long_running) = self.long_running(tasks, invocation) else { return Ok(None) };
         let capabilities = context.client_capabilities();

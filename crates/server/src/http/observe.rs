@@ -11,7 +11,7 @@ use axum::{
 use fleet_jobs::rest;
 use fleet_ops::http::CREDENTIALS;
 
-use super::card;
+use super::{card, views::view_in_path};
 use crate::{access::metadata, metrics::HTTP_DURATION};
 
 /// Marks credentials as sensitive, so that any log of the headers shows `Sensitive` instead of
@@ -32,7 +32,8 @@ pub(super) async fn measure_request(request: Request, next: Next) -> Response {
         path if path.starts_with("/sse") => "/sse",
         card::CARD => card::CARD,
         card::CATALOG => card::CATALOG,
-        metadata::METADATA | metadata::ROOT_METADATA => metadata::ROOT_METADATA,
+        path if path.starts_with(metadata::ROOT_METADATA) => metadata::ROOT_METADATA,
+        path if view_in_path(path).is_some() => "/mcp/{view}",
         // Labels are bounded, so they never contain an id.
         path => rest::path_label(path).unwrap_or("/mcp"),
     };

@@ -22,7 +22,7 @@ use std::{
 };
 
 use axum::{extract::Request, middleware::Next, response::Response};
-use fleet_access::{Asker, PrincipalId};
+use fleet_access::Asker;
 use fleet_ops::metrics::Counted;
 use futures::{
     FutureExt, Stream, StreamExt,
@@ -52,9 +52,11 @@ use rmcp::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::{access, gateway::Gateway, metrics};
+use crate::{gateway::Gateway, metrics};
 
 mod id;
+
+use id::SessionScope;
 
 /// The most sessions in this process. Each has a task and a few queues; a client needs one.
 pub(super) const MAX_SESSIONS: usize = 1000;
@@ -77,13 +79,13 @@ pub(super) async fn serve_for_asker(request: Request, next: Next) -> Response {
 }
 
 /// Who sends the current request.
-fn current_asker() -> Option<Asker> {
+pub(super) fn current_asker() -> Option<Asker> {
     ASKER.try_with(Clone::clone).ok().flatten()
 }
 
-/// The principal of the current request; `None` if nobody was identified.
-fn current_owner() -> Option<PrincipalId> {
-    ASKER.try_with(|asker| asker.as_ref().and_then(access::owner)).ok().flatten()
+/// Whose sessions the current request may use.
+fn current_scope() -> SessionScope {
+    current_asker().as_ref().map(SessionScope::of).unwrap_or_default()
 }
 
 /// The sessions in this process, bounded in number. Clones share them.
@@ -262,8 +264,15 @@ impl Inner {
                 let (handle, worker) = create_local_session(id.clone(), self.config.clone());
                 let origin = SessionOrigin::Restored(self.tick());
                 let client = initialize_in_place_of_client(version());
-                let handshake =
-                    Arc::clone(self).restore(id.clone(), origin, handle.clone(), worker, client);
+                let gateway = self.gateway.for_session_of(current_asker());
+                let handshake = Arc::clone(self).restore(
+                    gateway,
+                    id.clone(),
+                    origin,
+                    handle.clone(),
+                    worker,
+                    client,
+                );
                 // A task of its own goes on if the first request that waits for it is dropped.
                 let ready =
                     tokio::spawn(handshake).map(|done| matches!(done, Ok(Ok(())))).boxed().shared();
@@ -282,13 +291,14 @@ impl Inner {
     /// place.
     async fn restore(
         self: Arc<Self>,
+        gateway: Gateway,
         id: SessionId,
         origin: SessionOrigin,
         handle: LocalSessionHandle,
         worker: LocalSessionWorker,
         initialize: ClientRequest,
     ) -> Result<(), SessionError> {
-        let (gateway, stop) = (self.gateway.for_session(), self.stop.child_token());
+        let stop = self.stop.child_token();
         tokio::spawn(async move {
             match serve_server_with_ct(gateway, WorkerTransport::spawn(worker), stop).await {
                 Ok(service) => drop(service.waiting().await),
@@ -387,7 +397,7 @@ impl SessionManager for Sessions {
     type Transport = WorkerTransport<LocalSessionWorker>;
 
     async fn create_session(&self) -> Result<(SessionId, Self::Transport), Self::Error> {
-        let id = id::new_id(current_owner());
+        let id = id::new_id(&current_scope());
         let inner = &self.inner;
         let (handle, worker) = create_local_session(id.clone(), inner.config.clone());
         let session = Session::new(
@@ -420,7 +430,7 @@ impl SessionManager for Sessions {
     /// Whether this server serves the session to the current principal. It is restored when it is
     /// used.
     async fn has_session(&self, id: &SessionId) -> Result<bool, Self::Error> {
-        Ok(id::is_ours(id, current_owner()) && !self.inner.deleted.contains(id))
+        Ok(id::is_ours(id, &current_scope()) && !self.inner.deleted.contains(id))
     }
 
     // rmcp calls this at the end of every session that it has created, and at a deletion, for which
@@ -428,7 +438,10 @@ impl SessionManager for Sessions {
     async fn close_session(&self, id: &SessionId) -> Result<(), Self::Error> {
         // The report of an end comes from no request, and concerns the session of any principal.
         let is_foreign = ASKER
-            .try_with(|asker| !id::is_ours(id, asker.as_ref().and_then(access::owner)))
+            .try_with(|asker| {
+                let scope = asker.as_ref().map(SessionScope::of).unwrap_or_default();
+                !id::is_ours(id, &scope)
+            })
             .unwrap_or(false);
         if !is_foreign {
             close_evicted(self.inner.forget(id, SessionOrigin::Initialized)).await;
@@ -517,7 +530,7 @@ impl SessionStore for Sessions {
     }
 
     async fn delete(&self, id: &str) -> Result<(), SessionStoreError> {
-        if id::is_ours(id, current_owner()) {
+        if id::is_ours(id, &current_scope()) {
             let id: SessionId = id.into();
             self.inner.deleted.insert(id.clone());
             let session = self.inner.known().remove(&id);

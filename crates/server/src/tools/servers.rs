@@ -6,6 +6,7 @@ use fleet_access::Action;
 use fleet_hosting::{
     Fleet,
     registry::Shared,
+    routes::Routes,
     status::{OfferedTool, ServerStatus},
 };
 use rmcp::{RoleServer, service::RequestContext};
@@ -52,14 +53,22 @@ pub(crate) fn statuses_for(
     let routes = fleet.routes();
     statuses.retain(|status| asking.sees_server(&status.name, &routes));
     for status in &mut statuses {
-        if !asking.administers(&status.name) {
-            let usable = |tool: &OfferedTool| {
-                routes.tool(&tool.exposed_as).is_some_and(|route| asking.sees_tool(route))
-            };
-            status.tools.retain(usable);
+        // A view has what its clients may call, and administrators look elsewhere.
+        if !asking.administers(&status.name) || asking.asker().view_name().is_some() {
+            status.tools.retain_mut(|tool| show_tool(asking, tool, &routes));
             status.tool_count = status.tools.len();
             status.hide_diagnostics();
         }
     }
     statuses
+}
+
+/// Gives a tool the name and description that the caller sees. Returns whether the caller may use
+/// the tool.
+fn show_tool(asking: &Asking, tool: &mut OfferedTool, routes: &Routes) -> bool {
+    let route = routes.tool(&tool.exposed_as).filter(|route| asking.sees_tool(route));
+    let Some(seen) = route.and_then(|route| asking.tool_in_view(route)) else { return false };
+    tool.exposed_as = seen.name.into_owned();
+    tool.description = seen.description.map(Into::into);
+    true
 }

@@ -53,7 +53,7 @@ const RULES: &str = "
 ";
 
 /// A server with two tools, and one each of prompts, resources, templates and extensions.
-fn program(dir: &Path, name: &str) -> String {
+pub(crate) fn program(dir: &Path, name: &str) -> String {
     let capabilities = json!({
         "tools": {}, "prompts": {}, "resources": {"subscribe": true}, "completions": {},
         "extensions": {format!("com.example/{name}"): {}},

@@ -46,6 +46,8 @@ mod odd;
 #[cfg(test)]
 mod odd_remotes;
 #[cfg(test)]
+mod pins;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod readme;
@@ -71,3 +73,5 @@ mod supervision;
 mod tls;
 #[cfg(test)]
 mod variables;
+#[cfg(test)]
+mod views;

@@ -49,6 +49,8 @@ pub enum ProblemKind {
     BodyTimeout,
     /// The caller has reached a limit.
     RateLimited,
+    /// The decision about a changed tool is not possible now.
+    PinConflict,
     /// The job has ended otherwise.
     TooLate,
     /// The request is too large.
@@ -80,7 +82,7 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub(in crate::rest) const ALL: [Self; 33] = [
+    pub(in crate::rest) const ALL: [Self; 34] = [
         Self::BadRequest,
         Self::MalformedCredentials,
         Self::Unauthenticated,
@@ -100,6 +102,7 @@ impl ProblemKind {
         Self::MethodNotAllowed,
         Self::BodyTimeout,
         Self::RateLimited,
+        Self::PinConflict,
         Self::TooLate,
         Self::TooLarge,
         Self::UnsupportedMediaType,
@@ -173,6 +176,9 @@ impl ProblemKind {
             }
             Self::RateLimited => {
                 ("rate-limited", "The caller has reached a limit", StatusCode::TOO_MANY_REQUESTS)
+            }
+            Self::PinConflict => {
+                ("pin-conflict", "The decision is not possible now", StatusCode::CONFLICT)
             }
             Self::TooLate => {
                 ("too-late", "The job has already ended otherwise", StatusCode::CONFLICT)
@@ -251,6 +257,7 @@ impl ProblemKind {
             Self::MethodNotAllowed => codes::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => codes::BODY_TIMEOUT,
             Self::RateLimited => codes::RATE_LIMITED,
+            Self::PinConflict => codes::PIN_CONFLICT,
             Self::TooLate => codes::TOO_LATE,
             Self::TooLarge => codes::TOO_LARGE,
             Self::UnsupportedMediaType => codes::UNSUPPORTED_MEDIA_TYPE,

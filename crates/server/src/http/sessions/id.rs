@@ -2,9 +2,10 @@
 //!
 //! A session gives no rights: its requests are authenticated one by one, like requests without a
 //! session. But it has streams that can be read and calls that can be cancelled, so only the
-//! principal that created it may use it. An id need not be remembered for that: it has 32 random
-//! hexadecimal digits and 8 check digits, which depend on the random ones and on the principal. To
-//! every other principal, the session doesn't exist, on any replica.
+//! principal that created it may use it, in the view in which it was created. An id need not be
+//! remembered for that: it has 32 random hexadecimal digits and 8 check digits, which depend on the
+//! random ones, on the principal and on the view. To every other principal, and at the address of
+//! every other view, the session doesn't exist, on any replica.
 //!
 //! The check digits are not a signature and need no secret, because a request's principal is
 //! verified, whatever id it names. They also distinguish our ids from those of another server,
@@ -15,32 +16,53 @@ use std::{
     sync::Arc,
 };
 
-use fleet_access::PrincipalId;
+use fleet_access::{Asker, PrincipalId};
 use parking_lot::Mutex;
 use rmcp::transport::common::server_side_http::SessionId;
 use sha2::{Digest, Sha256};
 
+use crate::access;
+
 const RANDOM: usize = 32;
 const CHECK: usize = 8;
 
-/// Creates a new, globally unique id of a session of `owner`.
-pub(super) fn new_id(owner: Option<PrincipalId>) -> SessionId {
+/// Whose a session is, and where it can be used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct SessionScope {
+    /// The principal; `None` if nobody was identified.
+    owner: Option<PrincipalId>,
+    view: Option<String>,
+}
+
+impl SessionScope {
+    /// The scope of the sessions of somebody who asks.
+    pub(super) fn of(asker: &Asker) -> Self {
+        Self { owner: access::owner(asker), view: asker.view_name().map(str::to_owned) }
+    }
+}
+
+/// Creates a new, globally unique id of a session.
+pub(super) fn new_id(scope: &SessionScope) -> SessionId {
     let random = uuid::Uuid::new_v4().simple().to_string();
-    let check = check_of(&random, owner);
+    let check = check_of(&random, scope);
     (random + &check).into()
 }
 
-/// Whether a replica of this fleet created the id for `owner`.
-pub(super) fn is_ours(id: &str, owner: Option<PrincipalId>) -> bool {
+/// Whether a replica of this fleet created the id for this scope.
+pub(super) fn is_ours(id: &str, scope: &SessionScope) -> bool {
     id.len() == RANDOM + CHECK
         && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        && check_of(&id[..RANDOM], owner) == id[RANDOM..]
+        && check_of(&id[..RANDOM], scope) == id[RANDOM..]
 }
 
-fn check_of(random: &str, owner: Option<PrincipalId>) -> String {
+fn check_of(random: &str, scope: &SessionScope) -> String {
     let mut hasher = Sha256::new_with_prefix("mcp-fleet session").chain_update(random);
-    if let Some(owner) = owner {
+    if let Some(owner) = scope.owner {
         hasher.update(owner.as_bytes());
+    }
+    if let Some(view) = &scope.view {
+        // No id of a principal ends so.
+        hasher.update(format!("/{view}"));
     }
     hasher.finalize().iter().take(CHECK / 2).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -85,13 +107,14 @@ mod tests {
 
     #[test]
     fn only_ids_of_ours_are_recognised() {
-        let id = new_id(None);
-        assert!(is_ours(&id, None) && id != new_id(None));
+        let nobody = &SessionScope::default();
+        let id = new_id(nobody);
+        assert!(is_ours(&id, nobody) && id != new_id(nobody));
         // Don't change this: replicas of different versions recognise each other's ids.
         assert!(
-            is_ours("0000000000000000000000000000000054dd84e9", None),
+            is_ours("0000000000000000000000000000000054dd84e9", nobody),
             "{}",
-            check_of(&"0".repeat(32), None)
+            check_of(&"0".repeat(32), nobody)
         );
         let other = if id.starts_with('0') { "1" } else { "0" };
         let upper = id.to_uppercase();
@@ -99,27 +122,32 @@ mod tests {
         for foreign in
             ["", "x", &uuid, &id[..39], &format!("{other}{}", &id[1..]), &format!("{id}0"), &upper]
         {
-            assert!(!is_ours(foreign, None) || foreign == &*id, "{foreign}");
+            assert!(!is_ours(foreign, nobody) || foreign == &*id, "{foreign}");
         }
-        assert!(!is_ours(&"ü".repeat(20), None));
+        assert!(!is_ours(&"ü".repeat(20), nobody));
     }
 
     #[test]
-    fn an_id_belongs_to_one_principal() {
+    fn an_id_belongs_to_one_principal_in_one_view() {
         let [alice, bob] =
             ["alice", "bob"].map(|subject| Some(PrincipalId::of("https://idp", subject)));
-        let owners = [None, alice, bob];
-        for owner in owners {
-            let id = new_id(owner);
-            let found = owners.map(|other| is_ours(&id, other));
-            assert_eq!(found, owners.map(|other| other == owner), "{owner:?}");
+        let scopes: Vec<_> = [None, alice, bob]
+            .into_iter()
+            .flat_map(|owner| [None, Some("a"), Some("b")].map(|view| (owner, view)))
+            .map(|(owner, view)| SessionScope { owner, view: view.map(str::to_owned) })
+            .collect();
+        for scope in &scopes {
+            let id = new_id(scope);
+            for other in &scopes {
+                assert_eq!(is_ours(&id, other), other == scope, "{scope:?} {other:?}");
+            }
         }
     }
 
     #[test]
     fn the_oldest_deletions_are_forgotten() {
         let deleted = Deleted::new(2);
-        let ids = [new_id(None), new_id(None), new_id(None)];
+        let ids = [(); 3].map(|()| new_id(&SessionScope::default()));
         for id in [&ids[0], &ids[1], &ids[1], &ids[2]] {
             deleted.insert(id.clone());
         }

@@ -99,7 +99,7 @@ async fn a_notification_does_not_disturb_a_session_that_is_being_restored() {
     let initialized = serde_json::json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
     let initialized: ClientJsonRpcMessage = serde_json::from_value(initialized).unwrap();
     for _ in 0..50 {
-        let id = id::new_id(None);
+        let id = id::new_id(&SessionScope::default());
         let (stream, accepted) = futures::join!(
             sessions.create_standalone_stream(&id),
             sessions.accept_message(&id, initialized.clone())
@@ -113,7 +113,7 @@ async fn a_notification_does_not_disturb_a_session_that_is_being_restored() {
 async fn a_deletion_during_a_restoration_is_not_an_error() {
     let sessions = sessions(10);
     for _ in 0..20 {
-        let id = id::new_id(None);
+        let id = id::new_id(&SessionScope::default());
         let (stream, deleted) = futures::join!(
             sessions.create_standalone_stream(&id),
             SessionStore::delete(&sessions, &id)
@@ -131,7 +131,7 @@ async fn a_deletion_during_a_restoration_is_not_an_error() {
 #[tokio::test]
 async fn a_session_that_has_ended_unnoticed_is_restored() {
     let sessions = sessions(10);
-    let id = id::new_id(None);
+    let id = id::new_id(&SessionScope::default());
     ping(&sessions, &id, 7).await;
     let handle = sessions.inner.touch(&id).unwrap().handle.clone();
     handle.close().await.unwrap();

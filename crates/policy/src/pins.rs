@@ -1,0 +1,40 @@
+//! Which hosted servers have their tools pinned, and what the policy file itself pins.
+
+use std::collections::BTreeMap;
+
+use fleet_job::glob::Glob;
+use fleet_pins::{Digest, PinMode};
+
+/// The pins of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PinPolicy {
+    /// What to do with changed tools of a server that no rule covers.
+    pub(super) mode: PinMode,
+    /// The same for some servers; the first that matches counts.
+    pub(super) servers: Vec<(Glob, PinMode)>,
+    /// The digests that the file names, by server and tool.
+    pub(super) digests: BTreeMap<(String, String), Vec<Digest>>,
+}
+
+impl PinPolicy {
+    /// Returns whether the tools of any server are pinned.
+    pub fn is_on(&self) -> bool {
+        let modes = self.servers.iter().map(|(_, mode)| *mode);
+        modes.chain([self.mode]).any(|mode| mode != PinMode::Off)
+    }
+
+    /// What to do with changed tools of a server.
+    pub fn mode_of(&self, server: &str) -> PinMode {
+        let own = self.servers.iter().find(|(name, _)| name.matches(server));
+        own.map_or(self.mode, |(_, mode)| *mode)
+    }
+
+    /// The digests that the file names for a tool. If there are any, only they are accepted.
+    pub fn digests_of(&self, server: &str, tool: &str) -> &[Digest] {
+        if self.digests.is_empty() {
+            return &[];
+        }
+        let key = (server.to_owned(), tool.to_owned());
+        self.digests.get(&key).map_or(&[], Vec::as_slice)
+    }
+}
