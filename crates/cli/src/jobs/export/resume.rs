@@ -105,7 +105,7 @@ fn read_csv(file: &[u8]) -> Result<Found, io::Error> {
         return Ok(found);
     }
     let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file);
-    if reader.headers()? != &COLUMNS[..] {
+    if *reader.headers()? != COLUMNS[..] {
         return Err(io::Error::other("its first line does not name the columns of an export"));
     }
 
