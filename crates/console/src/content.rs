@@ -12,7 +12,9 @@ use crate::{
 /// The most items of a result that a page shows.
 const MAX_ITEMS: usize = 20;
 /// The most bytes of text that a page shows of all items together.
-const MAX_TEXT: usize = 48 * 1024;
+const MAX_TEXT: usize = 40 * 1024;
+/// The most bytes of Markdown, which is in the page twice.
+const MAX_MARKDOWN: usize = 16 * 1024;
 /// The most bytes of an image or a recording that is in the page itself.
 const MAX_INLINE: usize = 96 * 1024;
 /// The media types of images that browsers show without running anything.
@@ -89,7 +91,7 @@ impl Blocks {
         if let Some(structured) = result.get("structuredContent")
             && !is_repeated(structured, items)
         {
-            blocks.blocks.push(Block::Json(JsonBlock::new("Structured result", structured)));
+            blocks.blocks.push(Block::of_json("Structured result", structured, &mut room));
         }
         blocks
     }
@@ -117,37 +119,43 @@ impl Block {
                 uri: format::one_line(text_of("uri"), 500),
                 name: format::one_line(text_of("name"), 200),
             },
-            _ => Self::Json(JsonBlock::new("An item", item)),
+            _ => Self::of_json("An item", item, room),
         }
     }
 
     fn of_text(text: &str, media_type: &str, room: &mut usize) -> Self {
+        if text.trim_start().starts_with(['{', '['])
+            && let Ok(value) = serde_json::from_str::<Value>(text)
+        {
+            return Self::of_json("Result", &value, room);
+        }
+
         let kept = format::cut(text, *room);
-        *room -= kept.len();
         if kept.is_empty() && !text.is_empty() {
             let size = format::bytes(text.len() as u64);
             return Self::Other(format!("{size} of text are not shown, since the page is full."));
         }
-
-        let is_whole = kept.len() == text.len();
-        if is_whole
-            && text.trim_start().starts_with(['{', '['])
-            && let Ok(value) = serde_json::from_str::<Value>(text)
-        {
-            return Self::Json(JsonBlock::new("Result", &value));
-        }
-
+        let size = format::escaped_size(kept);
         let mut shown = kept.to_owned();
-        if !is_whole {
-            shown.push_str(&format!(
-                "\n… ({} more)",
-                format::bytes((text.len() - kept.len()) as u64)
-            ));
+        *room -= size;
+
+        if kept.len() < text.len() {
+            let rest = format::bytes((text.len() - kept.len()) as u64);
+            shown.push_str(&format!("\n… ({rest} more)"));
         }
-        if media_type == "text/markdown" || markdown::is_likely(&shown) {
+        let is_markdown = media_type == "text/markdown" || markdown::is_likely(&shown);
+        if is_markdown && size <= MAX_MARKDOWN {
+            // Markup takes some more.
+            *room = room.saturating_sub(size * 2);
             return Self::Markdown { rendered: markdown::render(&shown), source: shown };
         }
         Self::Text(shown)
+    }
+
+    fn of_json(label: &'static str, value: &Value, room: &mut usize) -> Self {
+        let json = JsonBlock::up_to(*room, label, value);
+        *room -= json.size();
+        Self::Json(json)
     }
 
     fn of_media(item: &Value, index: usize, source: MediaSource<'_>, known: &[&str]) -> Self {

@@ -46,9 +46,27 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
-/// The beginning of a text, of at most `max` bytes.
+/// The beginning of a text, of at most `max` bytes in the page.
 pub(crate) fn cut(text: &str, max: usize) -> &str {
-    if text.len() <= max { text } else { &text[..text.floor_char_boundary(max)] }
+    let mut size = 0;
+    let end = text.char_indices().find(|(_, c)| {
+        size += escaped_len(*c);
+        size > max
+    });
+    end.map_or(text, |(end, _)| &text[..end])
+}
+
+/// How many bytes a text takes in the page.
+pub(crate) fn escaped_size(text: &str) -> usize {
+    text.chars().map(escaped_len).sum()
+}
+
+/// How many bytes a character takes, which may have to be escaped.
+fn escaped_len(c: char) -> usize {
+    match c {
+        '<' | '>' | '&' | '"' | '\'' => 5,
+        c => c.len_utf8(),
+    }
 }
 
 /// A text of one line, of at most `max` characters; what is left out is marked.
@@ -82,6 +100,8 @@ mod tests {
     #[test]
     fn texts_are_cut_between_characters() {
         assert_eq!(cut("äöü", 3), "ä");
+        assert_eq!(cut("abc", 3), "abc");
+        assert_eq!((cut("<<<", 10), escaped_size("<<")), ("<<", 10));
         assert_eq!(one_line("a\nb\u{1b}c", 9), "a b c");
         assert_eq!(one_line("abc", 2), "ab…");
     }

@@ -95,11 +95,16 @@ pub(crate) struct JsonBlock {
 
 impl JsonBlock {
     /// The most bytes of JSON in one block.
-    pub(crate) const MAX_BYTES: usize = 24 * 1024;
+    const MAX_BYTES: usize = 16 * 1024;
 
     pub(crate) fn new(label: &'static str, value: &serde_json::Value) -> Self {
+        Self::up_to(Self::MAX_BYTES, label, value)
+    }
+
+    /// The same with another bound.
+    pub(crate) fn up_to(max: usize, label: &'static str, value: &serde_json::Value) -> Self {
         let text = serde_json::to_string_pretty(value).unwrap_or_default();
-        let (total, kept) = (text.len(), format::cut(&text, Self::MAX_BYTES).len());
+        let (total, kept) = (text.len(), format::cut(&text, max).len());
         Self {
             label,
             is_cut: kept < total,
@@ -107,6 +112,13 @@ impl JsonBlock {
             total: format::bytes(total as u64),
             text: text[..kept].to_owned(),
         }
+    }
+}
+
+impl JsonBlock {
+    /// How many bytes the text takes in the page.
+    pub(crate) fn size(&self) -> usize {
+        format::escaped_size(&self.text)
     }
 }
 

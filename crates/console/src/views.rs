@@ -248,7 +248,7 @@ pub struct SlotView {
     /// Its end.
     pub end: Timestamp,
     /// The number of letters.
-    pub count: u64,
+    pub letters: u64,
 }
 
 /// A dead letter, and its record if it is alone.

@@ -217,7 +217,7 @@ fn nothing_in_jobs_becomes_markup() {
         }
 
         let list = view(json!({
-            "jobs": STATES.map(|state| job(state, text)), "nextCursor": text,
+            "jobs": STATES.map(|state| job(state, text)).to_vec(), "nextCursor": text,
         }));
         let counts = view(json!({
             "states": {"failed": 3, text: 1}, "total": 4, "completeSince": "2026-11-21T08:00:00Z",
@@ -272,12 +272,14 @@ fn nothing_in_servers_becomes_markup() {
         let config = Some(text.to_owned());
         let list = ServersScreen::new(page(), &servers, config, Some(problem(text)));
         check("servers", &list.to_string());
-        let checks = view(
-            json!({"warnings": [text], "servers": ["allowed", "refused", text].map(|verdict| json!({
-                "name": text, "verdict": verdict, "reason": text, "rule": text, "program": text,
+        let check_of = |verdict: &str| {
+            json!({
+                "name": text, "verdict": verdict, "reason": text, "rule": {"table": text, "number": 1, "covers": text}, "program": text,
                 "environment": [text], "addresses": [text], "warnings": [text],
-            }))}),
-        );
+            })
+        };
+        let verdicts = ["allowed", "refused", text].map(check_of).to_vec();
+        let checks = view(json!({"warnings": [text], "servers": verdicts}));
         let configs = json!({text: {"command": text}});
         let screen =
             ChecksScreen::new(page(), &checks, configs.as_object().unwrap(), text.to_owned());
@@ -351,7 +353,7 @@ fn nothing_in_dead_letters_becomes_markup() {
             "topic": text, "letters": 2, "replayed": 1, "complete": false,
             "newestLetters": [letter(), letter()], "reasons": [{
                 "kind": text, "about": text, "count": 2, "replayed": 1, "oldest": null, "newest": null,
-                "slots": [{"start": "2026-11-21T08:00:00Z", "end": "2026-11-21T09:00:00Z", "count": 2}],
+                "slots": [{"start": "2026-11-21T08:00:00Z", "end": "2026-11-21T09:00:00Z", "letters": 2}],
             }],
         }));
         let own = || text.to_owned();
@@ -387,21 +389,31 @@ fn nothing_in_errors_becomes_markup() {
 
 #[test]
 fn pages_stay_small_however_much_there_is() {
-    let text = "ä<".repeat(400_000);
-    let record = json!({
-        "jobID": "j", "source": {"topic": "t", "partition": 0, "offset": 1},
-        "envelope": {"payload": {"arguments": {"a": text}}},
-    });
-    let many = vec![job("failed", &text[..6_000]); 200];
-    let shown = JobPage {
-        job: view(job("failed", &text)),
-        history: Ok(view(json!({"events": many, "complete": true}))),
-        record: Ok(view(record)),
-    };
-    check("job", &JobScreen::new(page(), &shown).to_string());
+    for unit in ["ä", "<", "# a\n\n- b\n", "{\"a\":[1,2,3]}"] {
+        let text = unit.repeat(400_000 / unit.len());
+        // Nothing of a job is longer than this but its result, its error, its arguments and its
+        // metadata.
+        let short = &text[..text.floor_char_boundary(256)];
+        let mut large = job("failed", short);
+        for (index, item) in [&text, &text, &text].iter().enumerate() {
+            large["result"]["content"][index] = json!({"type": "text", "text": item});
+        }
+        large["error"]["message"] = text.as_str().into();
+        large["metadata"] = json!({"a": text});
+        let record = json!({
+            "jobID": "j", "source": {"topic": "t", "partition": 0, "offset": 1},
+            "envelope": {"payload": {"arguments": {"a": text}}},
+        });
+        let shown = JobPage {
+            job: view(large.clone()),
+            history: Ok(view(json!({"events": vec![large; 50], "complete": true}))),
+            record: Ok(view(record)),
+        };
+        check("job", &JobScreen::new(page(), &shown).to_string());
 
-    let list = view(json!({"jobs": vec![job("failed", &text[..999]); 50]}));
-    check("jobs", &JobsScreen::new(page(), JobsFilter::default(), &list, None).to_string());
+        let list = view(json!({"jobs": vec![job("failed", short); 50]}));
+        check("jobs", &JobsScreen::new(page(), JobsFilter::default(), &list, None).to_string());
+    }
 }
 
 #[test]

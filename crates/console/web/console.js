@@ -74,6 +74,8 @@ class JsonTree extends HTMLElement {
     const entries = Object.entries(value);
     const size = Array.isArray(value) ? `[${entries.length}]` : `{${entries.length}}`;
     const summary = make("summary", {}, ...name, make("span", { className: "size", textContent: size }));
+    const preview = JSON.stringify(value).slice(0, 100);
+    summary.append(" ", make("span", { className: "preview", textContent: preview }));
     const open = depth < 2 && entries.length <= 40;
     return make("details", { open }, summary, ...entries.map(([k, v]) => this.branch(k, v, depth + 1)));
   }
@@ -134,7 +136,7 @@ class SchemaForm extends HTMLElement {
       input = make("textarea", { rows: 3, spellcheck: false, placeholder: "JSON" });
     }
     input.id = id;
-    if (property.default !== undefined) input.placeholder = String(JSON.stringify(property.default));
+    if (property.default !== undefined && property.default !== null) input.placeholder = String(JSON.stringify(property.default));
     const title = make("span", { textContent: property.title || name });
     if (this.required.has(name)) title.className = "required";
     this.fields.append(make("label", {}, title, input));
@@ -240,5 +242,5 @@ function enhance(root) {
 customElements.define("json-tree", JsonTree);
 customElements.define("schema-form", SchemaForm);
 enhance(document);
-// An operation in steps goes on by itself; the button next to it stops that.
-document.querySelector("form[data-continue]")?.submit();
+// An operation in steps goes on by itself, unless one stops it meanwhile.
+setTimeout(() => document.querySelector("form[data-continue]")?.submit(), 1000);

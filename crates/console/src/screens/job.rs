@@ -20,9 +20,11 @@ use crate::{
 /// The most events of a history that a page shows.
 const MAX_EVENTS: usize = 40;
 /// The longest message of an event, in characters.
-const EVENT_TEXT: usize = 600;
+const EVENT_TEXT: usize = 200;
 /// The longest message of an error, in bytes.
 const ERROR_TEXT: usize = 8 * 1024;
+/// The most bytes of the envelope, which has the arguments once more.
+const ENVELOPE: usize = 8 * 1024;
 /// The most bytes of arguments that can be edited.
 const MAX_EDITED: usize = 64 * 1024;
 
@@ -127,7 +129,10 @@ impl JobScreen {
             state: StateTag::new(event.state),
             ran: describe_progress(job),
             attempts: event.attempts,
-            waiting: event.waiting.as_ref().map(ToString::to_string),
+            waiting: event
+                .waiting
+                .as_ref()
+                .map(|waiting| format::one_line(&waiting.to_string(), 400)),
             cancel_requested: job.cancel_requested_at.map(TimeTag::new),
             progress: progress_of(event),
             approval: approval_of(event),
@@ -143,7 +148,7 @@ impl JobScreen {
                 .record
                 .as_ref()
                 .ok()
-                .map(|record| JsonBlock::new("Envelope", &record.envelope)),
+                .map(|record| JsonBlock::up_to(ENVELOPE, "Envelope", &record.envelope)),
             steps,
             history_note,
             moments: moments_of(event),
@@ -176,8 +181,8 @@ fn progress_of(event: &JobEvent) -> Option<ProgressBar> {
 fn approval_of(event: &JobEvent) -> Option<Approval> {
     let approval = event.awaits_approval()?;
     Some(Approval {
-        rule: approval.rule.clone(),
-        requested_by: approval.requested_by.clone().unwrap_or_else(|| "somebody".to_owned()),
+        rule: format::one_line(&approval.rule, 200),
+        requested_by: format::one_line(approval.requested_by.as_deref().unwrap_or("somebody"), 200),
         expires: TimeTag::new(approval.expires_at),
     })
 }

@@ -98,7 +98,7 @@ fn bars(slots: &[SlotView], first: i64, last: i64) -> Vec<Bar> {
         let at = u128::from(middle.clamp(first, last).abs_diff(first));
         let index = usize::try_from(at * (MAX_BARS as u128 - 1) / span).unwrap_or(0);
         if let Some(count) = counts.get_mut(index) {
-            *count += slot.count;
+            *count += slot.letters;
         }
     }
 
@@ -387,7 +387,7 @@ mod tests {
         let slot = |start: i64, count| SlotView {
             start: Timestamp::from_millis_clamped(start),
             end: Timestamp::from_millis_clamped(start + 10),
-            count,
+            letters: count,
         };
         let found = bars(&[slot(0, 1), slot(500, 1_000_000), slot(990, 4)], 0, 1_000);
         assert_eq!(found.len(), 3);

@@ -67,7 +67,7 @@ pub struct ServersScreen {
 /// What the form to add a server begins with.
 const EXAMPLE: &str = r#"{
   "mcpServers": {
-    "files": {"command": "uvx", "args": ["mcp-server-fetch"]}
+    "fetch": {"command": "uvx", "args": ["mcp-server-fetch"]}
   }
 }"#;
 
@@ -198,10 +198,11 @@ impl CheckRow {
 }
 
 fn rule_text(rule: &Value) -> String {
-    match rule.as_str() {
-        Some(text) => text.to_owned(),
-        None => rule.to_string(),
-    }
+    let text = |name: &str| rule.get(name).and_then(Value::as_str).unwrap_or_default();
+    let number = |name: &str| rule.get(name).and_then(Value::as_u64);
+    let line = number("line").map(|line| format!(", line {line}")).unwrap_or_default();
+    let position = number("number").unwrap_or_default();
+    format!("[[{}]] {position}{line}: {}", text("table"), text("covers"))
 }
 
 /// What would happen to servers if they were hosted.
