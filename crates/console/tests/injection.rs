@@ -51,7 +51,7 @@ const TAGS: &str = "html head meta title link script body a header svg path nav 
 /// Their attributes. None runs anything.
 const ATTRIBUTES: &str = "lang charset name content rel href type src defer class viewbox aria-hidden d \
     fill opacity stroke stroke-width stroke-linejoin aria-label aria-current title method action value id \
-    tabindex role hx-get hx-trigger hx-select hx-target hx-swap hx-sse:connect hx-morph-skip data-live \
+    tabindex role hx-get hx-trigger hx-select hx-target hx-swap hx-sse:connect hx-sse:close hx-morph-skip data-live \
     data-live-text data-copy data-continue data-schema aria-labelledby aria-describedby scope placeholder \
     autocomplete spellcheck open selected datetime max rows maxlength required autofocus alt loading \
     controls preload download x y width height preserveaspectratio start";

@@ -56,7 +56,7 @@ class JsonTree extends HTMLElement {
     if (value === null || typeof value !== "object") return;
     this.nodes = 0;
     const tree = make("div", { className: "tree", tabIndex: 0 });
-    tree.setAttribute("role", "region");
+    tree.setAttribute("role", "group");
     tree.setAttribute("aria-label", source.getAttribute("aria-label") ?? "JSON");
     tree.append(this.branch(null, value, 0));
     if (this.nodes < MAX_NODES) source.replaceWith(tree);

@@ -25,6 +25,8 @@ use super::{
 const PAUSE: Duration = Duration::from_secs(1);
 /// Keeps the connection open.
 const COMMENT: &str = ":\n\n";
+/// Tells a page not to connect again.
+const END: &str = "event: end\ndata: 1\n\n";
 
 /// `GET /console/live`: hints about jobs of a filter.
 pub(super) async fn follow_jobs(
@@ -33,7 +35,7 @@ pub(super) async fn follow_jobs(
 ) -> Result<Response, Failure> {
     let query = JobsFilter::parse(visit.query()).stream_query();
     let events = console.inner.api.open_stream(&visit.asker, "/events", &query).await?;
-    Ok(respond(hints(events)))
+    Ok(respond(hints(events, "")))
 }
 
 /// `GET /console/jobs/{id}/live`: hints about a job, until it has ended.
@@ -44,7 +46,7 @@ pub(super) async fn follow_job(
 ) -> Result<Response, Failure> {
     let path = format!("/jobs/{}/events", links::segment(&id));
     let events = console.inner.api.open_stream(&visit.asker, &path, &[]).await?;
-    Ok(respond(hints(events)))
+    Ok(respond(hints(events, END)))
 }
 
 fn respond(hints: impl Stream<Item = String> + Send + 'static) -> Response {
@@ -65,16 +67,19 @@ enum News {
 /// A stream of hints.
 struct Hints {
     events: Option<BodyDataStream>,
+    /// What is said when there are no more events.
+    last: &'static str,
     last_state: String,
     has_news: bool,
     has_step: bool,
     next: Instant,
 }
 
-/// Makes hints of events. The last one says `end`.
-fn hints(events: BodyDataStream) -> impl Stream<Item = String> + Send {
+/// Makes hints of events, and says `last` after them.
+fn hints(events: BodyDataStream, last: &'static str) -> impl Stream<Item = String> + Send {
     let hints = Hints {
         events: Some(events),
+        last,
         last_state: String::new(),
         has_news: false,
         has_step: false,
@@ -100,7 +105,7 @@ impl Hints {
             };
             let Some(Ok(chunk)) = chunk else {
                 self.events = None;
-                return Some(format!("{}event: end\ndata: 1\n\n", self.take_hint()));
+                return Some(format!("{}{}", self.take_hint(), self.last));
             };
             if self.read(&chunk) == News::Silence {
                 return Some(COMMENT.to_owned());
@@ -152,7 +157,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn many_events_are_few_hints_and_the_last_one_says_so() {
         let event = "event: running\nid: 0-1\ndata: {}\n\n";
-        let found: Vec<_> = hints(events(&[":\n\n", event, event, event])).collect().await;
+        let found: Vec<_> = hints(events(&[":\n\n", event, event, event]), END).collect().await;
         assert_eq!(found[0], COMMENT);
         let all = found.concat();
         assert_eq!(all.matches("event: step").count(), 1, "{all}");
@@ -163,7 +168,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn hints_say_nothing_about_jobs() {
         let event = "event: failed\ndata: {\"jobID\":\"secret\"}\n\n";
-        let all = hints(events(&[event])).collect::<Vec<_>>().await.concat();
+        let all = hints(events(&[event]), "").collect::<Vec<_>>().await.concat();
         assert!(!all.contains("secret") && !all.contains("failed"), "{all}");
     }
 }
