@@ -45,6 +45,18 @@ pub fn kafka_script(name: &str) -> Option<Command> {
     Some(command)
 }
 
+/// A command that walks the console at a URL, its argument, in Debian's Chromium.
+pub fn console_walk() -> Option<Command> {
+    if !cache::works("chromium", &["--version"]) {
+        return skip("chromium");
+    }
+    let source = bins::repository().join("tests/node/console");
+    let modules = install("console", &source)?;
+    let mut command = Command::new("node");
+    command.arg(source.join("walk.mjs")).arg(modules).arg("chromium");
+    Some(command)
+}
+
 /// The directory in which `npx` finds the packages of `tests/node/package.json` without downloading
 /// anything.
 pub fn directory() -> Option<PathBuf> {

@@ -9,6 +9,7 @@ mod codecs;
 mod completions;
 mod compose;
 mod conformance;
+mod console;
 mod create_topics;
 mod cut;
 mod delayed;

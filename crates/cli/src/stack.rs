@@ -415,6 +415,7 @@ pub(crate) fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
         }
     };
 
+    let policy = policy.with_local_rights();
     let path = config.run_dir.join("policy.toml");
     let text = toml::to_string(&policy).map_err(|error| CliError::Usage(error.to_string()))?;
     replace_file(&path, &text).map_err(|source| CliError::File {

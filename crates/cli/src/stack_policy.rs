@@ -26,7 +26,29 @@ pub(crate) struct LocalPolicy {
     limits: Option<StartLimits>,
     command: Vec<AllowedCommand>,
     remote: Vec<AllowedRemote>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rule: Vec<LocalRule>,
 }
+
+/// A rule about what principals may do.
+#[derive(Debug, PartialEq, Serialize)]
+struct LocalRule {
+    name: &'static str,
+    effect: &'static str,
+    principals: &'static [&'static str],
+    actions: &'static [&'static str],
+    tenants: &'static [&'static str],
+}
+
+/// Whoever uses this machine sees and steers the jobs that the fleet's keys have submitted, so that
+/// the console needs none of them.
+const LOCAL_RULE: LocalRule = LocalRule {
+    name: "this machine",
+    effect: "allow",
+    principals: &["issuer:local"],
+    actions: &["jobs.*", "dead-letters.*"],
+    tenants: &["*"],
+};
 
 #[derive(Debug, PartialEq, Serialize)]
 struct StartLimits {
@@ -101,6 +123,11 @@ impl LocalPolicy {
             policy.allow(name, entry, surroundings)?;
         }
         Ok(policy)
+    }
+
+    /// The same, where whoever uses this machine may do everything with all jobs.
+    pub(crate) fn with_local_rights(self) -> Self {
+        Self { rule: vec![LOCAL_RULE], ..self }
     }
 
     fn allow(

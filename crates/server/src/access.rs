@@ -16,9 +16,10 @@ use std::{
 
 use axum::http::Extensions;
 use fleet_access::{
-    Asker, AuditLog, AuthRefusal, Authentication, Authenticator, CurrentRights, FleetRole, Origin,
-    Presented, Principal, PrincipalId, Rights, WithoutCredentials,
+    Asker, AuditLog, AuditRecord, AuthRefusal, Authentication, Authenticator, CurrentRights,
+    FleetRole, Origin, Presented, Principal, PrincipalId, Rights, WithoutCredentials,
 };
+use fleet_job::time::Timestamp;
 use fleet_signing::{CurrentKeys, SigningKeys};
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -274,6 +275,11 @@ impl AccessControl {
     /// What the files say at the moment.
     pub fn current(&self) -> Arc<AccessState> {
         self.inner.state.read().clone()
+    }
+
+    /// Records credentials that are refused.
+    pub(crate) fn record_refusal(&self, make: impl FnOnce(Timestamp) -> AuditRecord) {
+        self.log.record_refusal(make);
     }
 
     /// A principal, whose request has this origin, with the rights that decide about it.

@@ -11,6 +11,7 @@ use fleet_ops::{
 use crate::{
     access::{AccessMode, UnsignedJobs},
     audit::AuditMode,
+    console::ConsoleMode,
 };
 
 /// The flags of the server.
@@ -166,6 +167,20 @@ pub struct Args {
         value_parser = path_parser(),
     )]
     pub secrets_dir: Option<PathBuf>,
+    /// The console, which shows jobs, tools and servers to people below `/console`: `off`, `read` to
+    /// change nothing, or `full`. By default `full` if there are jobs, and `off` if not.
+    #[arg(help_heading = "Console", long, env = "MCP_CONSOLE", value_enum, value_name = "MODE")]
+    pub console: Option<ConsoleMode>,
+    /// A file with a secret of at least 32 characters that seals the console's sessions. Replicas
+    /// need the same one. Without a file, sessions end with the process.
+    #[arg(
+        help_heading = "Console",
+        long,
+        env = "MCP_CONSOLE_KEY_FILE",
+        value_name = "FILE",
+        value_parser = path_parser(),
+    )]
+    pub console_key_file: Option<PathBuf>,
     /// Whose requests are served. `auto`: on loopback, everybody on this machine if nothing is
     /// configured; elsewhere, only callers with a key, a token or a client certificate. `required`:
     /// only callers with one of these, on loopback, too. `local`, on loopback only: callers with one

@@ -23,6 +23,7 @@ use crate::{
     access::{AccessSource, PortSecurity},
     args::{Args, non_empty},
     audit::{AuditConfig, AuditTopic},
+    console::{ConsoleConfig, ConsoleMode},
     error::ServerError,
     policy_source::PolicySource,
     static_servers,
@@ -77,6 +78,8 @@ pub struct ServerConfig {
     pub jobs_topic: String,
     /// The jobs that this server accepts and follows; none by default.
     pub jobs: Option<JobsConfig>,
+    /// The screens for people; none if there is no console.
+    pub console: Option<ConsoleConfig>,
     /// The compression of records that the server writes to Kafka.
     pub compression: Compression,
     /// How long results of jobs' calls are remembered; zero to remember nothing.
@@ -114,6 +117,7 @@ impl Default for ServerConfig {
             registry: None,
             jobs_topic: fleet_job::topics::DEFAULT_JOBS_TOPIC.to_owned(),
             jobs: None,
+            console: None,
             compression: Compression::default(),
             repeat_window: Duration::from_secs(600),
             repeat_max_bytes: 64 * 1024 * 1024,
@@ -170,6 +174,7 @@ impl ServerConfig {
             audit: audit_config(args)?,
             registry: registry_config(args),
             jobs_topic: args.jobs_topic.clone(),
+            console: console_config(args, jobs.is_some()),
             jobs,
             compression: args.compression,
             repeat_window: args.repeat_window,
@@ -212,6 +217,17 @@ fn access_source(args: &Args, public_url: Option<&Url>, tls: Option<&TlsFiles>) 
             Some(Some(_)) => PortSecurity::ClientCertificates,
         },
     }
+}
+
+/// Returns the settings of the console, which is there by default if there are jobs.
+fn console_config(args: &Args, has_jobs: bool) -> Option<ConsoleConfig> {
+    let default = if has_jobs { ConsoleMode::Full } else { ConsoleMode::Off };
+    let is_read_only = match args.console.unwrap_or(default) {
+        ConsoleMode::Off => return None,
+        ConsoleMode::Read => true,
+        ConsoleMode::Full => false,
+    };
+    Some(ConsoleConfig { is_read_only, key_file: named_path(&args.console_key_file) })
 }
 
 fn audit_config(args: &Args) -> Result<AuditConfig, ServerError> {

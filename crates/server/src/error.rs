@@ -180,6 +180,22 @@ pub enum ServerError {
     /// The file of the owner key can't be used.
     #[error("MCP_OWNER_KEY_FILE (--owner-key-file) cannot be used [{code}]", code = codes::SETTING)]
     OwnerKey(#[source] SecretFileError),
+    /// The file of the console's secret can't be read.
+    #[error("MCP_CONSOLE_KEY_FILE (--console-key-file) cannot be used [{code}]", code = codes::SETTING)]
+    ConsoleKey(#[source] SecretFileError),
+    /// The console's secret could be guessed.
+    #[error(
+        "the secret in MCP_CONSOLE_KEY_FILE (--console-key-file) is too short; expected at least \
+         {min} characters, such as those of `openssl rand -hex 32` [{code}]",
+        code = codes::SETTING
+    )]
+    ConsoleKeyShort {
+        /// The least number of characters.
+        min: usize,
+    },
+    /// The system has no random numbers for the console's secret.
+    #[error("could not make a secret for the sessions of the console")]
+    ConsoleRandom,
     /// TLS can't be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),

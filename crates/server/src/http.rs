@@ -30,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     access::{AccessControl, layer, metadata},
     config::ServerConfig,
+    console::{self, Console},
+    error::ServerError,
     gateway::Gateway,
 };
 
@@ -55,6 +57,10 @@ type McpService = StreamableHttpService<Gateway, sessions::Sessions>;
 pub const MAX_BODY: usize = 4 * 1024 * 1024;
 
 /// Builds the server's router. Cancelling `stop` ends open streams.
+///
+/// # Errors
+///
+/// Returns an error if the console can't start.
 pub fn router(
     gateway: Gateway,
     config: &ServerConfig,
@@ -63,7 +69,7 @@ pub fn router(
     health: Health,
     metrics: Metrics,
     stop: CancellationToken,
-) -> Router {
+) -> Result<Router, ServerError> {
     // What a client reads before it has credentials.
     let public = card::router(&gateway, access.address()).merge(metadata::router(access.clone()));
     let guard = Arc::new(Guard::new(&config.allowed_hosts, config.allowed_origins.clone()));
@@ -84,15 +90,24 @@ pub fn router(
     let mcp = mcp.layer(from_fn_with_state(watched, task_streams::watch_tasks));
     let mcp = mcp.layer(from_fn(sessions::serve_for_asker)).layer(from_fn(views::enter_view));
 
-    let guarded = mcp
+    let served = mcp
         .route("/sse", get(sse::open_stream).with_state(streams))
         .route("/message", post(message::handle_message).with_state(posted))
         .layer(from_fn(odd_content::restore_items))
         .layer(from_fn(mirrored::check_headers))
         .merge(rest::router(jobs, &registry_topic(config), more, stop))
-        .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
-        // Nothing but the guard, which reads no credentials, comes before authentication.
-        .layer(from_fn_with_state(access.clone(), layer::authenticate))
+        .layer(from_fn_with_state(body::BODY_TIME, body::read_body));
+    let console = match &config.console {
+        Some(console) => Some(Console::new(console, served.clone(), access.clone())?),
+        None => None,
+    };
+
+    // Nothing but the guard, which reads no credentials, comes before authentication.
+    let mut guarded = served.layer(from_fn_with_state(access.clone(), layer::authenticate));
+    if let Some(console) = console {
+        guarded = guarded.merge(console.router()).layer(from_fn(console::redirect_browsers));
+    }
+    let guarded = guarded
         .layer(from_fn_with_state(guard.clone(), guard::check))
         .merge(public.layer(from_fn_with_state(guard.clone(), guard::check_host)))
         .layer(from_fn(observe::mark_credentials))
@@ -104,7 +119,7 @@ pub fn router(
     let scrape = fleet_ops::http::scrape(metrics, guard)
         .layer(from_fn(layer::check_metrics))
         .layer(from_fn_with_state(access, layer::authenticate));
-    guarded.merge(scrape).merge(fleet_ops::http::probes(health))
+    Ok(guarded.merge(scrape).merge(fleet_ops::http::probes(health)))
 }
 
 /// Answers the deletion of a session with 204 instead of rmcp's 202, because the official Python

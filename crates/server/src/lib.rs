@@ -11,6 +11,7 @@ pub mod audit;
 pub mod check;
 pub mod config;
 mod conformance;
+pub mod console;
 
 pub mod error;
 pub mod gateway;

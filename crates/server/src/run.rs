@@ -252,7 +252,7 @@ async fn serve_http(
         health.clone(),
         metrics,
         streams.clone(),
-    );
+    )?;
 
     let (listener, address) = bind(config.listen).await.map_err(ServerError::Listen)?;
     let kafka = config.registry.as_ref().map(|registry| registry.brokers.clone());

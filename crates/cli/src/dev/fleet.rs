@@ -415,6 +415,7 @@ impl Fleet {
 
     fn print_summary(&self) {
         let url = self.server_url();
+        output::line(&format!("console     {url}/console"));
         output::line(&format!("url         {url}"));
         for (name, condition) in self.startup.hosted.iter().flatten() {
             output::line(&super::advice::describe_hosted(name, condition));

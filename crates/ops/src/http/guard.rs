@@ -143,6 +143,18 @@ pub fn requested_host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a st
     uri.authority().map(Authority::as_str).or(named)
 }
 
+/// Returns whether a request has an `Origin`, and it is the one of pages that this server serves
+/// under the name in the request.
+pub fn is_same_origin(uri: &Uri, headers: &HeaderMap) -> bool {
+    let origin =
+        headers.get(header::ORIGIN).and_then(|origin| Origin::parse(origin.to_str().ok()?));
+    let requested = requested_host(uri, headers).map(split_host);
+    match (origin, requested) {
+        (Some(origin), Some((host, port))) => origin.is_of(&host, port),
+        _ => false,
+    }
+}
+
 /// Splits `host`, `host:port`, `[v6]:port` or a bare IPv6 address, in lower case.
 fn split_host(text: &str) -> (String, Option<u16>) {
     let text = text.to_ascii_lowercase();

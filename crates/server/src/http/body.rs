@@ -16,7 +16,7 @@ use super::MAX_BODY;
 
 /// The time in which a body must arrive after its request's headers. The largest body needs
 /// 140 KB/s; a slower client can hold a connection and memory for no longer than this.
-pub(super) const BODY_TIME: Duration = Duration::from_secs(30);
+pub(crate) const BODY_TIME: Duration = Duration::from_secs(30);
 /// The most that is read and discarded of a body that is too large, in bytes.
 const MAX_DRAINED: usize = 64 * 1024 * 1024;
 /// How long draining may take.
@@ -24,7 +24,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// Reads a request's whole body into memory for the layers and handlers below, and rejects the
 /// request if the body is too large or too slow.
-pub(super) async fn read_body(
+pub(crate) async fn read_body(
     State(within): State<Duration>,
     request: Request,
     next: Next,

@@ -82,6 +82,11 @@ pub(crate) struct PublicAddress {
 }
 
 impl PublicAddress {
+    /// Whether clients are known to reach the server over TLS.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.is_tls || self.url.as_ref().is_some_and(|url| url.scheme() == "https")
+    }
+
     /// The URL of the server for the client of a request, without a trailing slash. The guard has
     /// already checked the host of the request.
     pub(crate) fn base_url(&self, uri: &Uri, headers: &HeaderMap) -> String {

@@ -30,6 +30,8 @@ pub(super) async fn measure_request(request: Request, next: Next) -> Response {
     let path = match request.uri().path() {
         path if path.starts_with("/message") => "/message",
         path if path.starts_with("/sse") => "/sse",
+        "/" => "/",
+        path if path.starts_with("/console") => "/console",
         card::CARD => card::CARD,
         card::CATALOG => card::CATALOG,
         path if path.starts_with(metadata::ROOT_METADATA) => metadata::ROOT_METADATA,

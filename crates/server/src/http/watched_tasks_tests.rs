@@ -82,7 +82,7 @@ impl Server {
             metrics,
             stop.clone(),
         );
-        Self { jobs, gateway, router, _stop: stop.drop_guard() }
+        Self { jobs, gateway, router: router.unwrap(), _stop: stop.drop_guard() }
     }
 
     /// Reports the next event of the task, which belongs to the owner of this credential.

@@ -24,6 +24,8 @@ mod common;
 #[cfg(test)]
 mod confinement;
 #[cfg(test)]
+mod console;
+#[cfg(test)]
 mod escapes;
 #[cfg(test)]
 mod files;
