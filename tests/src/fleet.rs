@@ -294,6 +294,11 @@ impl<'e> Fleet<'e> {
         topics::create(&self.env.brokers, &[(&Topics::of(&*self.topic).control, 1)]);
     }
 
+    /// Creates the topic of pauses, which a test's fleet doesn't have by default.
+    pub fn create_pauses_topic(&self) {
+        topics::create(&self.env.brokers, &[(&Topics::of(&*self.topic).pauses, 1)]);
+    }
+
     /// Requests the cancellation of all jobs with this id that have been submitted so far.
     pub fn cancel(&self, job_id: &str, reason: Option<&str>) {
         self.cancel_all(&[job_id], reason);

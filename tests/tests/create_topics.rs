@@ -30,8 +30,9 @@ fn wait_for_partitions(env: &Env, topic: &str, partitions: i32) {
 
 /// The number of topics that exist beside the jobs topic.
 fn companions(env: &Env, topic: &str) -> usize {
-    let Topics { jobs: _, events, dlq, delayed, control, claims, audit } = Topics::of(topic);
-    let names = [events, dlq, delayed, control, claims, audit];
+    let Topics { jobs: _, events, dlq, delayed, control, pauses, claims, audit } =
+        Topics::of(topic);
+    let names = [events, dlq, delayed, control, pauses, claims, audit];
     names.iter().filter(|name| topics::partitions(&env.brokers, name) > 0).count()
 }
 
@@ -49,7 +50,7 @@ fn a_topic_with_fewer_partitions_grows_or_the_command_fails() {
     let (is_ok, text) = create_topics(env, &topic, &["--partitions", "20", "--grow"]);
     assert!(is_ok && text.contains(&format!("grown    {topic} (20 partitions)")), "{text}");
     wait_for_partitions(env, &topic, 20);
-    assert_eq!(companions(env, &topic), 6);
+    assert_eq!(companions(env, &topic), 7);
 
     let (is_ok, text) = create_topics(env, &topic, &["--partitions", "12"]);
     assert!(is_ok && text.contains("it keeps them"), "{text}");

@@ -153,9 +153,10 @@ fn a_worker_creates_missing_topics() {
     topics::create(&brokers, &[(&topics.jobs, 6)]);
     fleet.worker_env("MCP_CREATE_TOPICS", "true");
     fleet.start_worker();
-    let partitions = [&topics.events, &topics.dlq, &topics.delayed, &topics.control]
-        .map(|name| topics::partitions(&brokers, name));
-    assert_eq!(partitions, [1, 3, 6, 1]);
+    let partitions =
+        [&topics.events, &topics.dlq, &topics.delayed, &topics.control, &topics.pauses]
+            .map(|name| topics::partitions(&brokers, name));
+    assert_eq!(partitions, [1, 3, 6, 1, 1]);
 
     fleet.submit_digests(20);
     let account = fleet.settle(0);

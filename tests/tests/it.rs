@@ -31,6 +31,7 @@ mod moments;
 mod monitoring;
 mod operator;
 mod outages;
+mod pauses;
 mod pins;
 mod pipeline;
 mod popular;

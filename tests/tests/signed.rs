@@ -287,6 +287,72 @@ fn only_its_owner_cancels_a_job() {
     assert_eq!(signed.end_of(&record).state, JobState::Cancelled);
 }
 
+/// Jobs are paused by servers, for those who may, and by nobody who can only write to the topic.
+#[test]
+fn only_those_who_may_pause_jobs() {
+    let env = Env::embedded_broker(module_path!());
+    let mut signed = Signed::start(&env, "signed-pauses");
+    signed.fleet.create_pauses_topic();
+    let rule = format!(
+        "{RULES}\n[[rule]]\nname = 'pausers'\neffect = 'allow'\n\
+         principals = ['key:agent']\nactions = ['jobs.pause']\n"
+    );
+    signed.set_policy(&rule);
+    let as_key = |key: &str| format!("Bearer {key}");
+    let (agent, other) = (as_key(&signed.agent), as_key(&signed.other));
+    let address = signed.server.address;
+    let pause = json!({"scope": {"idPrefix": "paused"}, "reason": "freeze"});
+    let denied = rest::post_with(address, "/pauses", &[("authorization", &other)], &pause);
+    denied.problem(403, "denied");
+
+    // Straight to the topic: unsigned, and with the signature of another pause.
+    let made = rest::post_with(address, "/pauses", &[("authorization", &agent)], &pause);
+    let made = made.expect(201);
+    assert_eq!(made["by"], "agent", "{made}");
+    let topic = Topics::of(&*signed.fleet.topic).pauses;
+    let written = wait::poll_until("the pause", wait::LONG, || {
+        topics::read(&signed.fleet.env.brokers, &topic).pop()
+    });
+    let signature = written.header(SIGNATURE).expect("a signature").to_vec();
+    let all = json!({"id": "forged", "scope": {}, "reason": "r", "since": now()}).to_string();
+    let mut resumed = made.clone();
+    resumed["resumedAt"] = json!(now());
+    let forged = [all.clone(), resumed.to_string()].map(|value| Outgoing {
+        headers: vec![(SIGNATURE.to_owned(), Some(signature.clone()))],
+        ..Outgoing::value(value).key("forged")
+    });
+    let records = [Outgoing::value(all).key("unsigned")].into_iter().chain(forged).collect();
+    topics::produce(&signed.fleet.env.brokers, &topic, records);
+
+    signed.fleet.start_worker();
+    let worker = signed.fleet.workers[0].address;
+    wait::poll_until("the forged pauses to be refused", wait::LONG, || {
+        let refused = fleet_tests::http::metric(worker, "fleet_refused_controls_total")?;
+        (refused >= 3.0).then_some(())
+    });
+    signed.submit(&json!([read("paused"), read("free")])).expect(202);
+    let records = signed.records(2);
+    let record_of = |id: &str| {
+        let named = |record: &&Record| record.text().contains(&format!("\"{id}\""));
+        records.iter().find(named).expect("the job's record")
+    };
+    assert_eq!(signed.end_of(record_of("free")).state, JobState::Succeeded);
+    let show = || {
+        rest::request(address, "GET", "/jobs/paused", &[("authorization", &agent)], b"").expect(200)
+    };
+    let waiting = wait::poll_until("the job to wait", wait::LONG, || {
+        show().get("waiting").cloned().filter(|waiting| waiting["reason"] == "paused")
+    });
+    assert_eq!((&waiting["by"], &waiting["why"]), (&json!("agent"), &json!("freeze")));
+
+    let path = format!("/pauses/{}", made["id"].as_str().expect("an id"));
+    let end = |key: &str| rest::request(address, "DELETE", &path, &[("authorization", key)], b"");
+    end(&other).problem(403, "denied");
+    end(&agent).expect(200);
+    let ended = signed.end_of(record_of("paused"));
+    assert_eq!((ended.state, ended.attempts), (JobState::Succeeded, 1), "{ended:?}");
+}
+
 /// Replaces the file as an operator or a mounted Secret does.
 fn replace(path: &Path, text: &str) {
     let next = path.with_extension("next");

@@ -61,6 +61,8 @@ actions! {
     AnswerJob = "jobs.answer",
     /// To decide on a job that awaits approval.
     ApproveJob = "jobs.approve",
+    /// To pause jobs and resume them: those of a tenant, or everybody's.
+    PauseJobs = "jobs.pause",
     /// To host, change and remove MCP servers.
     AdministerServers = "servers.administer",
     /// To see the pins of hosted servers' tools, and to decide on tools that have changed.
@@ -102,6 +104,7 @@ impl Action {
             | Self::CancelJob
             | Self::AnswerJob
             | Self::ApproveJob
+            | Self::PauseJobs
             | Self::AdministerServers
             | Self::DecidePins
             | Self::ReplayDeadLetters
@@ -175,7 +178,14 @@ mod tests {
         let jobs: Vec<_> = ActionSet::matching("jobs.*").iter().map(Action::as_str).collect();
         assert_eq!(
             jobs,
-            ["jobs.submit", "jobs.read", "jobs.cancel", "jobs.answer", "jobs.approve"]
+            [
+                "jobs.submit",
+                "jobs.read",
+                "jobs.cancel",
+                "jobs.answer",
+                "jobs.approve",
+                "jobs.pause"
+            ]
         );
     }
 }

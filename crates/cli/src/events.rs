@@ -176,7 +176,10 @@ pub(crate) fn describe_note(event: &JobEvent) -> String {
         None if event.has_lost_its_result() => {
             format!("  its result was too large to keep ({RESULT_OMITTED})")
         }
-        None => String::new(),
+        None => {
+            let waiting = event.waiting.as_ref();
+            waiting.map(|waiting| format!("  {waiting}")).unwrap_or_default()
+        }
     }
 }
 

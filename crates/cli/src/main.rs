@@ -34,6 +34,7 @@ mod moment;
 mod near_names;
 mod offered_tool;
 mod output;
+mod pauses;
 mod pending;
 mod result_output;
 mod result_view;
@@ -85,6 +86,7 @@ const EXAMPLES: &str = "
   mcp-fleet jobs watch
   mcp-fleet jobs list --state failed --since 24h
   mcp-fleet approvals list
+  mcp-fleet pause --hosted db --reason migration --for 1h
   mcp-fleet events --from-start --json
   mcp-fleet topics create --brokers kafka:9092 --partitions 12
   mcp-fleet audit --since 24h --outcome refused
@@ -142,6 +144,12 @@ enum Command {
     Status(status::Args),
     /// Show how far the workers have come on each partition
     Lag(lag::Args),
+    /// Keep jobs from starting: all, or those of a server, a tool, a tenant or a filter
+    Pause(pauses::PauseArgs),
+    /// List the pauses in force: which jobs don't start, why and until when
+    Pauses(pauses::ListArgs),
+    /// End pauses, so that their jobs start
+    Resume(pauses::ResumeArgs),
     /// List the workers: their partitions, and how many jobs each is running, through a server
     Workers(workers::Args),
     /// Create the topics that a fleet needs
@@ -214,6 +222,9 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Dlq { command } => dlq::run(command).await,
         Command::Status(args) => status::run(args).await,
         Command::Lag(args) => lag::run(args).await,
+        Command::Pause(args) => pauses::pause(args).await,
+        Command::Pauses(args) => pauses::list(args).await,
+        Command::Resume(args) => pauses::resume(args).await,
         Command::Workers(args) => workers::run(args).await,
         Command::Topics { command } => topics::run(command).await,
         Command::Audit(args) => audit::run(args).await,

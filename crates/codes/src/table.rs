@@ -101,6 +101,10 @@ table! {
             "The hosted server, or mcp-server, has as many calls in progress as it may have.",
             "More calls arrive than the server completes.",
             "Raise the server's call limit if it can take more; jobs wait meanwhile.";
+        PAUSED = "FLEET-PAUSED":
+            "Somebody has paused the job, so that it does not start.",
+            "A pause of all jobs, or of a server, a tool, a tenant or a filter, is in force.",
+            "`mcp-fleet pauses` says who has ordered it and why; `mcp-fleet resume` ends it.";
         UPSTREAM_UNAUTHORIZED = "FLEET-UPSTREAM-UNAUTHORIZED":
             "The hosted server refused the credentials that mcp-server is configured with.",
             "The token in the server's `headers` or `env` is missing, wrong or expired.",
@@ -361,6 +365,10 @@ table! {
             "There is no dead letter at this position, or the caller may not see it.",
             "The position is misspelled, the letter was deleted, or its job is someone else's.",
             "`GET /dead-letters` lists the newest letters with their positions.";
+        NO_SUCH_PAUSE = "FLEET-NO-SUCH-PAUSE":
+            "No pause with this id is in force.",
+            "The id is misspelled, or the pause has ended.",
+            "`GET /pauses` and `mcp-fleet pauses` list the pauses in force with their ids.";
         NO_SUCH_TOOL = "FLEET-NO-SUCH-TOOL":
             "No tool of this name is offered, or the caller may not call it.",
             "The name is misspelled, or the tool's server is not hosted now.",

@@ -31,7 +31,7 @@ use crate::{
     ready::Ready,
     schedule::Timers,
     slot::{Slot, Wait},
-    types::{Command, Config, Input, Token},
+    types::{Command, Config, Input, Need, Token},
 };
 
 #[cfg(test)]
@@ -181,6 +181,7 @@ impl Engine {
             Input::Probed(ok) => self.breaker.probed(ok, now, &mut self.random),
             Input::Draining(partitions) => self.drain(partitions),
             Input::Lost(partitions) => self.remove(partitions),
+            Input::Resumed(pause) => self.lift_hold(Need::Paused(pause)),
             Input::ContactRegained => self.recall_starts(now),
             Input::Tick => {}
         }

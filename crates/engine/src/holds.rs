@@ -1,11 +1,14 @@
 //! Waiting for something that is away behind a server that answers (I7): a hosted server, or room
-//! at our own server.
+//! at our own server. Jobs that people have paused wait here as well.
 //!
 //! There is one *hold* per need. While a hold lasts, the jobs with that need wait here without a
 //! slot, and all others go on. At growing intervals, and never before the time that the server
 //! asked for, one job goes first as a *scout*. Any answer of the tool to a scout lifts the hold. A
 //! scout that is neither turned away nor answered within [`TRIAL`] makes room for the next one:
 //! refusals come at once, and work takes time.
+//!
+//! The shell says when a pause ends, so its hold needs no scouts. They go nevertheless, as rarely as
+//! possible, and are turned away without a call.
 //!
 //! There are no more holds than servers that are away, so they are looked through one by one. While
 //! there is none, every question here costs nothing.
@@ -49,6 +52,9 @@ struct Hold {
 enum Stage {
     /// No job may start before this time.
     Until(Timestamp),
+    /// A scout has started. No other job may start before this time, unless the scout makes no call
+    /// after all.
+    Trial(Timestamp),
     /// A scout may go, since this time.
     Due(Timestamp),
     /// This job goes next.
@@ -65,7 +71,7 @@ impl Holds {
         let blocks = |need: &Need| match self.held.get(need).map(|hold| hold.stage) {
             None | Some(Stage::Due(_)) => false,
             Some(Stage::Scouting(scout)) => scout != token,
-            Some(Stage::Until(_)) => true,
+            Some(Stage::Until(_) | Stage::Trial(_)) => true,
         };
         needs.into_iter().flatten().find(blocks)
     }
@@ -75,11 +81,27 @@ impl Holds {
         let mut is_scout = false;
         for need in needs.into_iter().flatten() {
             if let Some(hold) = self.held.get_mut(&need) {
-                hold.stage = Stage::Until(now.plus(TRIAL));
+                hold.stage = Stage::Trial(now.plus(TRIAL));
                 is_scout = true;
             }
         }
         is_scout
+    }
+
+    /// A scout that was started has made no call: another one may go at once.
+    pub(crate) fn not_asked(&mut self, needs: [Option<Need>; 2], now: Timestamp) {
+        for need in needs.into_iter().flatten() {
+            if let Some(hold) = self.held.get_mut(&need)
+                && let Stage::Trial(_) = hold.stage
+            {
+                hold.stage = Stage::Due(now);
+            }
+        }
+    }
+
+    /// A pause keeps a job from starting.
+    pub(crate) fn paused(&mut self, need: Need, now: Timestamp, random: &mut Random) {
+        self.turned_away(need, now, Some(MAX_WISH), false, random);
     }
 
     /// A call was turned away for want of `need`. Calls that were under way when the hold began are
@@ -110,7 +132,10 @@ impl Holds {
             let delay = self.backoff.spread(hold.failures, random);
             hold.stage = Stage::Until(now.plus(delay).max(wished));
         } else if wished > now {
-            let at = if let Stage::Until(at) = hold.stage { at } else { now };
+            let at = match hold.stage {
+                Stage::Until(at) | Stage::Trial(at) => at,
+                Stage::Due(_) | Stage::Scouting(_) => now,
+            };
             hold.stage = Stage::Until(at.max(wished));
         }
     }
@@ -151,7 +176,7 @@ impl Holds {
     /// The next job that is to go as a scout, if one is due.
     pub(crate) fn next_scout(&mut self, now: Timestamp) -> Option<Token> {
         for hold in self.held.values_mut() {
-            if let Stage::Until(at) = hold.stage
+            if let Stage::Until(at) | Stage::Trial(at) = hold.stage
                 && at <= now
             {
                 hold.stage = Stage::Due(at);
@@ -169,7 +194,7 @@ impl Holds {
     /// When the next scout is due.
     pub(crate) fn next(&self) -> Option<Timestamp> {
         let due = self.held.values().filter_map(|hold| match hold.stage {
-            Stage::Until(at) => Some(at),
+            Stage::Until(at) | Stage::Trial(at) => Some(at),
             Stage::Due(_) | Stage::Scouting(_) => None,
         });
         due.min()
@@ -201,7 +226,7 @@ impl Holds {
     fn forget_unused(&mut self, now: Timestamp) {
         self.held.retain(|_, hold| match hold.stage {
             Stage::Due(since) => !hold.waiting.is_empty() || now < since.plus(KEPT),
-            Stage::Until(_) | Stage::Scouting(_) => true,
+            Stage::Until(_) | Stage::Trial(_) | Stage::Scouting(_) => true,
         });
     }
 }

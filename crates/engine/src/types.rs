@@ -53,6 +53,9 @@ pub enum Need {
     Room,
     /// A server that ours hosts. The shell maps them to numbers.
     Hosted(u64),
+    /// The end of a pause that people have ordered. The shell maps pauses to numbers; 0 is a pause
+    /// of all jobs.
+    Paused(u64),
 }
 
 /// What the engine has to know about a job.
@@ -163,6 +166,10 @@ pub enum Attempt {
     /// The call was not made, because contact with the group was lost before. No attempt is spent,
     /// and the job starts again when it may.
     NotMade,
+    /// The shell did not begin the attempt, because a pause with this number covers the job. No
+    /// attempt is spent, and nothing is known about any server. The job waits for
+    /// [`Input::Resumed`].
+    Paused(u64),
 }
 
 /// How a record ends.
@@ -257,6 +264,9 @@ pub enum Input<'a> {
     /// These partitions were lost without notice: nothing is committed or reported for them any
     /// more, and everything of theirs is dropped.
     Lost(&'a [Partition]),
+    /// The pause with this number has ended: the jobs that wait for its end may start, unless the
+    /// shell answers again that they are [paused](Attempt::Paused).
+    Resumed(u64),
     /// Contact with the group was lost and is back, and commands were not carried out meanwhile.
     /// Starts that have not been polled are decided again.
     ContactRegained,

@@ -119,6 +119,7 @@ mod tests {
                 reason: "server-unavailable".to_owned(),
                 server: Some("db".to_owned()),
                 since: Timestamp::from_millis(4).unwrap(),
+                ..Waiting::default()
             }),
         };
         let own = ("trace".to_owned(), Some(b"1".to_vec()));

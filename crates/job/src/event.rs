@@ -271,25 +271,58 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// The unavailable thing that a job waits for, which costs it no attempts (I7).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What a job waits for, which costs it no attempts (I7): something unavailable, or the end of a
+/// pause.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Waiting {
     /// The reason: `server-unavailable`, `server-busy`, `upstream-unauthorized` or `rate-limited`
-    /// for hosted servers, `unavailable` or `unauthorized` for mcp-server itself. More may be
-    /// added.
+    /// for hosted servers, `unavailable` or `unauthorized` for mcp-server itself, `paused` if people
+    /// have paused the job. More may be added.
     pub reason: String,
     /// The hosted server, if the reason concerns one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
     /// When the job began to wait.
     pub since: Timestamp,
+    /// The id of the pause that keeps the job from starting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<String>,
+    /// Who has paused the job, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why the job was paused, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// When the pause ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
 }
 
 impl std::fmt::Display for Waiting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.pause.is_some() {
+            return self.write_pause(f);
+        }
+
         match &self.server {
             Some(server) => write!(f, "waiting for server `{server}`: {}", self.reason),
             None => write!(f, "waiting for mcp-server: {}", self.reason),
+        }
+    }
+}
+
+impl Waiting {
+    fn write_pause(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("waiting: paused")?;
+        if let Some(by) = &self.by {
+            write!(f, " by {by}")?;
+        }
+        if let Some(until) = self.until {
+            write!(f, " until {until}")?;
+        }
+        match &self.why {
+            Some(why) => write!(f, " ({why})"),
+            None => Ok(()),
         }
     }
 }
@@ -362,5 +395,30 @@ impl Timings {
                 .map(|(start, submit)| if start > submit { ms(start, submit) } else { 0 }),
             ran_ms: started_at.map(|start| ms(finished_at, start)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_described_by_who_ordered_it_until_when_and_why() {
+        let waiting = |by: Option<&str>, until: Option<i64>| {
+            let waiting = Waiting {
+                reason: "paused".to_owned(),
+                pause: Some("p".to_owned()),
+                by: by.map(str::to_owned),
+                why: Some("migration".to_owned()),
+                until: until.map(Timestamp::from_millis_clamped),
+                ..Waiting::default()
+            };
+            waiting.to_string()
+        };
+        assert_eq!(waiting(None, None), "waiting: paused (migration)");
+        assert_eq!(
+            waiting(Some("ada"), Some(0)),
+            "waiting: paused by ada until 1970-01-01T00:00:00.000Z (migration)"
+        );
     }
 }

@@ -81,9 +81,7 @@ impl JobFilter {
 
     /// Returns whether the filter accepts jobs with this metadata.
     pub fn wants_metadata(&self, metadata: &Map<String, Value>) -> bool {
-        self.metadata.iter().all(|(name, wanted)| {
-            metadata.get(name).is_some_and(|value| text_of(value) == wanted.as_str())
-        })
+        has_metadata(&self.metadata, metadata)
     }
 
     /// Returns the filter as the query parameters of a URL.
@@ -114,6 +112,16 @@ impl JobFilter {
             self.metadata.iter().map(|(name, value)| ("metadata", format!("{name}={value}")));
         texts.chain(members).collect()
     }
+}
+
+/// Whether `metadata` has all of the wanted members.
+pub(crate) fn has_metadata(
+    wanted: &BTreeMap<String, String>,
+    metadata: &Map<String, Value>,
+) -> bool {
+    wanted.iter().all(|(name, wanted)| {
+        metadata.get(name).is_some_and(|value| text_of(value) == wanted.as_str())
+    })
 }
 
 /// The text with which a value is compared.

@@ -19,6 +19,7 @@ pub mod mcp_servers;
 pub mod meta;
 pub mod number;
 pub mod outcome;
+pub mod pause;
 pub mod record;
 pub mod schema;
 pub mod size;

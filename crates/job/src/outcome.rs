@@ -81,17 +81,20 @@ pub enum WaitReason {
     Unavailable,
     /// `mcp-server` refuses the worker's credentials.
     Unauthorized,
+    /// People have paused the job.
+    Paused,
 }
 
 impl WaitReason {
     /// All reasons.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::ServerUnavailable,
         Self::ServerBusy,
         Self::UpstreamUnauthorized,
         Self::RateLimited,
         Self::Unavailable,
         Self::Unauthorized,
+        Self::Paused,
     ];
 
     /// Returns the name in JSON and in metric labels.
@@ -103,6 +106,7 @@ impl WaitReason {
             Self::RateLimited => "rate-limited",
             Self::Unavailable => "unavailable",
             Self::Unauthorized => "unauthorized",
+            Self::Paused => "paused",
         }
     }
 
@@ -115,6 +119,7 @@ impl WaitReason {
             Self::RateLimited => codes::RATE_LIMITED,
             Self::Unavailable => codes::CONNECT,
             Self::Unauthorized => codes::UNAUTHORIZED,
+            Self::Paused => codes::PAUSED,
         }
     }
 
@@ -303,8 +308,11 @@ mod tests {
     #[test]
     fn an_answer_may_give_only_the_reasons_of_the_contract() {
         for reason in WaitReason::ALL {
-            let of_outage = matches!(reason, WaitReason::Unavailable | WaitReason::Unauthorized);
-            assert_eq!(WaitReason::of_answer(reason.as_str()), Some(reason).filter(|_| !of_outage));
+            let is_ours = !matches!(
+                reason,
+                WaitReason::Unavailable | WaitReason::Unauthorized | WaitReason::Paused
+            );
+            assert_eq!(WaitReason::of_answer(reason.as_str()), Some(reason).filter(|_| is_ours));
             assert!(!FailureClass::Held(reason).spends_attempt());
         }
         assert_eq!(WaitReason::of_answer("denied"), None);

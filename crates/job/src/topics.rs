@@ -19,6 +19,8 @@ pub struct Topics {
     pub delayed: String,
     /// Requests that concern jobs wherever they are, such as cancellations. Optional.
     pub control: String,
+    /// Pauses: jobs that must not start until people resume them. Compacted. Optional.
+    pub pauses: String,
     /// Claims that decide which server submits a job when several try at the same moment. Only
     /// servers use this topic.
     pub claims: String,
@@ -36,6 +38,7 @@ impl Topics {
             dlq: of("dlq"),
             delayed: of("delayed"),
             control: of("control"),
+            pauses: of("pauses"),
             claims: of("claims"),
             audit: of("audit"),
             jobs,

@@ -13,21 +13,16 @@ use fleet_access::{Action, Arguments, Context, Decision, Resource};
 use fleet_dead_letters::{
     Bucket, Details, Filter, Histogram, Letter, Replayed, Summary, marker_topic,
 };
-use fleet_job::{
-    record::{Position, RawRecord},
-    time::Timestamp,
-    topics::Topics,
-};
-use fleet_kafka::{
-    KafkaError, admin,
-    reader::{From, Reader},
-    settings::Settings,
-};
+use fleet_job::{record::Position, time::Timestamp, topics::Topics};
+use fleet_kafka::{admin, settings::Settings};
 use fleet_ops::{blocking::run_blocking, clock};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Caller, Jobs, JobsError, outcome_of, records::record_at};
+use super::{
+    Caller, Jobs, JobsError, outcome_of,
+    records::{for_each_record, record_at},
+};
 
 mod replay;
 
@@ -37,7 +32,6 @@ pub use replay::{ReplayReport, ReplayRequest};
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long reading the letters may take.
 const SCAN_LIMIT: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(200);
 /// The longest message in a list, in characters.
 const LISTED_TEXT: usize = 512;
 /// The cluster id of the embedded broker, which cannot delete records.
@@ -222,31 +216,6 @@ fn listed(letter: &Letter, replayed: bool) -> Summary {
     let mut summary = letter.summary(replayed);
     summary.message = fleet_dead_letters::text::shorten(&summary.message, LISTED_TEXT);
     summary
-}
-
-/// Passes every record of `topic` to `with` until it breaks off. Records of a partition come in
-/// order. Returns `false` if the deadline came first. A topic that does not exist has no records.
-fn for_each_record(
-    settings: &Settings,
-    topic: &str,
-    deadline: Instant,
-    mut with: impl FnMut(RawRecord) -> Result<ControlFlow<()>, JobsError>,
-) -> Result<bool, JobsError> {
-    let mut reader = match Reader::open(settings, topic, From::Start, TIMEOUT) {
-        Err(KafkaError::NoTopic(_)) => return Ok(true),
-        reader => reader?,
-    };
-    while !reader.at_end() {
-        if let Some(record) = reader.next(POLL)?
-            && with(record)?.is_break()
-        {
-            return Ok(true);
-        }
-        if Instant::now() >= deadline {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// Returns which letters have been replayed.

@@ -36,6 +36,12 @@ pub enum JobsError {
     /// There is no such dead letter, or the caller may not see it. Callers are not told which.
     #[error("there is no dead letter at `{0}`, or the caller may not see it")]
     NoLetter(String),
+    /// No such pause is in force.
+    #[error("no pause `{0}` is in force [{code}]", code = codes::NO_SUCH_PAUSE)]
+    NoPause(String),
+    /// The pause that is asked for is invalid, or one too many.
+    #[error("the pause is refused: {0}")]
+    BadPause(String),
     /// Kafka is asked for something that these brokers can't do.
     #[error("{0}")]
     Unsupported(&'static str),
@@ -137,6 +143,8 @@ impl JobsError {
             | Self::RecordGone { .. }
             | Self::TooLate(_)
             | Self::NoLetter(_)
+            | Self::NoPause(_)
+            | Self::BadPause(_)
             | Self::Unsupported(_)
             | Self::Bad(_)
             | Self::BadJob { .. }

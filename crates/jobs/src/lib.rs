@@ -49,6 +49,7 @@ mod hub;
 mod in_view;
 mod job_watch;
 pub mod metrics;
+mod pauses;
 mod records;
 pub mod request;
 pub mod rest;

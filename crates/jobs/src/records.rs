@@ -1,6 +1,9 @@
 //! The records of jobs in the jobs topic: what a job was asked to do.
 
-use std::time::Duration;
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 use fleet_access::Action;
 use fleet_job::{
@@ -14,7 +17,7 @@ use fleet_job::{
 use fleet_kafka::{
     KafkaError,
     admin::{self, Span},
-    reader,
+    reader::{self, From, Reader},
     settings::Settings,
 };
 use fleet_ledger::Known;
@@ -27,6 +30,9 @@ use super::{Caller, Jobs, JobsError, not_found, request::BadRequest};
 const FETCH_LIMIT: Duration = Duration::from_secs(5);
 /// The longest time that a search of the jobs topic may take.
 const SEARCH_LIMIT: Duration = Duration::from_secs(10);
+/// How long opening a topic may take.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(200);
 /// The tool that hosts servers.
 const HOSTING_TOOL: &str = "server_initialize";
 
@@ -204,4 +210,28 @@ pub(crate) fn repeatable_fields(envelope: &Envelope) -> serde_json::Map<String, 
         fields.shift_remove(field);
     }
     fields
+}
+/// Passes every record of `topic` to `with` until it breaks off. Records of a partition come in
+/// order. Returns `false` if the deadline came first. A topic that does not exist has no records.
+pub(crate) fn for_each_record(
+    settings: &Settings,
+    topic: &str,
+    deadline: Instant,
+    mut with: impl FnMut(RawRecord) -> Result<ControlFlow<()>, JobsError>,
+) -> Result<bool, JobsError> {
+    let mut reader = match Reader::open(settings, topic, From::Start, OPEN_LIMIT) {
+        Err(KafkaError::NoTopic(_)) => return Ok(true),
+        reader => reader?,
+    };
+    while !reader.at_end() {
+        if let Some(record) = reader.next(POLL)?
+            && with(record)?.is_break()
+        {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

@@ -34,6 +34,7 @@ mod inspection;
 mod openapi;
 mod operation;
 mod params;
+mod pauses;
 mod problem;
 mod routes;
 mod sse;

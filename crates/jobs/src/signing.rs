@@ -97,7 +97,7 @@ impl Jobs {
 }
 
 impl Inner {
-    fn signing_keys(&self) -> Option<Arc<SigningKeys>> {
+    pub(crate) fn signing_keys(&self) -> Option<Arc<SigningKeys>> {
         self.signing.get()?.get()
     }
 

@@ -52,7 +52,7 @@ pub const DELAY_TIERS: i32 = 6;
 const JOBS_TO_EVENTS: i32 = 12;
 
 /// Returns the topics of a fleet: jobs with `partitions` partitions, events (compacted), dead
-/// letters (kept forever), delayed jobs, control, claims and audit records.
+/// letters (kept forever), delayed jobs, control, pauses, claims and audit records.
 ///
 /// A record stays in the delayed topic for days at most before it is relayed, so older records have
 /// been relayed already; but if all workers are down for a month, waiting jobs are lost. The jobs
@@ -91,6 +91,7 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
             1,
             &[("cleanup.policy", "compact,delete"), ("retention.ms", "2592000000")],
         ),
+        pauses_topic(topics, replication),
         claims_topic(topics, replication),
         audit_topic(topics, replication),
     ]
@@ -101,6 +102,12 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
 pub fn claims_topic(topics: &Topics, replication: i32) -> TopicSpec {
     let properties = vec![("retention.ms", "3600000")];
     TopicSpec { name: topics.claims.clone(), partitions: 1, replication, properties }
+}
+
+/// Returns the topic of pauses, which keeps the newest record of each for ever.
+pub fn pauses_topic(topics: &Topics, replication: i32) -> TopicSpec {
+    let properties = vec![("cleanup.policy", "compact")];
+    TopicSpec { name: topics.pauses.clone(), partitions: 1, replication, properties }
 }
 
 /// Returns the topic of audit records, which are kept for 90 days.

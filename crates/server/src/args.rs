@@ -342,7 +342,7 @@ pub struct Args {
     )]
     pub jobs: bool,
     /// The jobs topic. Events are read from `<topic>.events`; cancel requests are written to
-    /// `<topic>.control`.
+    /// `<topic>.control`, pauses to `<topic>.pauses`.
     #[arg(
         help_heading = "Jobs",
         long,

@@ -14,7 +14,8 @@
 //!    call, as [`fleet_job::meta::SIGNED_JOB`].
 //! 3. Execution: [`SigningKeys::verify_call`] says as whom to decide.
 //!
-//! Requests to cancel are signed likewise, by [`SigningKeys::sign_control`], and verified by workers.
+//! Requests to cancel and pauses are signed likewise, by [`SigningKeys::sign_control`] and
+//! [`SigningKeys::sign_pause`], and verified by workers.
 //!
 //! A job that a rule wants to be approved first has the decision in a header of its own
 //! ([`SigningKeys::sign_approval`], [`SigningKeys::approval_of`]), bound to the record, too.

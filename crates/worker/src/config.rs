@@ -50,7 +50,8 @@ pub struct Args {
     pub brokers: String,
 
     /// The jobs topic. Events go to `<topic>.events`, dead letters to `<topic>.dlq`, long delays to
-    /// `<topic>.delayed`; cancel requests are read from `<topic>.control`.
+    /// `<topic>.delayed`; cancel requests are read from `<topic>.control`, pauses from
+    /// `<topic>.pauses`.
     #[arg(
         long,
         env = "KAFKA_TOPIC",

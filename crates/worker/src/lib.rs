@@ -18,6 +18,7 @@ mod outages;
 mod progress_pace;
 mod public_keys;
 mod readiness;
+mod record_feed;
 mod report;
 mod required_topics;
 mod run;

@@ -60,8 +60,8 @@ pub(crate) const REFUSED_CONTROLS: Metric = metric(
     Kind::Counter,
     Unit::Count,
     &["fault"],
-    "Requests to cancel that were ignored, because no server of this fleet has signed them: missing, \
-     malformed, unknown-key, forged, other-topic, other-record.",
+    "Requests to cancel and pauses that were ignored, because no server of this fleet has signed \
+     them: missing, malformed, unknown-key, forged, other-topic, other-record.",
 );
 
 pub(crate) const ATTEMPTS: Metric = metric(
@@ -100,9 +100,9 @@ pub(crate) const WAITING: Metric = metric(
     Kind::Gauge,
     Unit::Count,
     &["reason"],
-    "Jobs in memory that wait for something unavailable, by reason: server-unavailable, \
+    "Jobs in memory that wait through no fault of their own, by reason: server-unavailable, \
      server-busy, upstream-unauthorized and rate-limited for what is behind the MCP server; \
-     unavailable and unauthorized for the MCP server itself.",
+     unavailable and unauthorized for the MCP server itself; paused for what people have paused.",
 );
 
 pub(crate) const OLDEST: Metric = metric(

@@ -1,5 +1,5 @@
-//! What this worker knows to be unavailable: the MCP server, or something behind it. Maps names to
-//! the engine's numbers, and says what a waiting job reports. Pure.
+//! What this worker knows to be unavailable: the MCP server, or something behind it, or what people
+//! have paused. Maps names to the engine's numbers, and says what a waiting job reports. Pure.
 
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
@@ -11,6 +11,7 @@ use fleet_job::{
     envelope::Work,
     event::Waiting,
     outcome::{ErrorKind, Failure, FailureClass, WaitReason},
+    pause::Pause,
     time::Timestamp,
     tool_name,
 };
@@ -25,6 +26,8 @@ pub(crate) struct Outage {
     /// The hosted server, if it is one.
     pub(crate) server: Option<String>,
     pub(crate) since: Timestamp,
+    /// The pause, if people keep the jobs from starting.
+    pub(crate) pause: Option<Pause>,
 }
 
 /// Everything that is known to be unavailable; the MCP server itself is under `None`.
@@ -47,12 +50,33 @@ impl Outage {
             }
             FailureClass::Retry | FailureClass::Permanent => return None,
         };
-        Some((need, Self { reason, server: failure.server.clone(), since: now }))
+        Some((need, Self { reason, server: failure.server.clone(), since: now, pause: None }))
+    }
+
+    /// What keeps jobs from starting that are covered by a pause.
+    pub(crate) fn of_pause(pause: &Pause) -> Self {
+        let (reason, since) = (WaitReason::Paused, pause.since);
+        Self { reason, server: None, since, pause: Some(pause.clone()) }
     }
 
     /// What the event of a job that waits for this says.
     pub(crate) fn as_waiting(&self, since: Timestamp) -> Waiting {
-        Waiting { reason: self.reason.as_str().to_owned(), server: self.server.clone(), since }
+        let pause = self.pause.as_ref();
+        Waiting {
+            reason: self.reason.as_str().to_owned(),
+            server: self.server.clone(),
+            since,
+            pause: pause.map(|pause| pause.id.clone()),
+            by: pause.and_then(|pause| pause.by.clone()),
+            why: pause.map(|pause| pause.reason.clone()),
+            until: pause.and_then(|pause| pause.until),
+        }
+    }
+
+    /// Whether a job that has published this waits for the same thing.
+    pub(crate) fn is_cause_of(&self, published: &Waiting) -> bool {
+        let pause = self.pause.as_ref().map(|pause| &pause.id);
+        published.server == self.server && published.pause.as_ref() == pause
     }
 }
 
@@ -69,6 +93,13 @@ impl Outages {
                 self.0.insert(need, outage);
                 true
             }
+        }
+    }
+
+    /// Takes note of a pause. It replaces another one with the same number.
+    pub(crate) fn note_pause(&mut self, need: Option<Need>, outage: Outage) {
+        if self.0.get(&need) != Some(&outage) {
+            self.0.insert(need, outage);
         }
     }
 
@@ -101,7 +132,9 @@ pub(crate) fn server_number(server: &str) -> u64 {
 
 /// Whether a job's newest event says already what `now` says.
 pub(crate) fn is_published(before: Option<&Waiting>, now: &Waiting) -> bool {
-    before.is_some_and(|before| before.reason == now.reason && before.server == now.server)
+    before.is_some_and(|before| {
+        before.reason == now.reason && before.server == now.server && before.pause == now.pause
+    })
 }
 
 #[cfg(test)]
@@ -161,10 +194,36 @@ mod tests {
     }
 
     #[test]
+    fn a_paused_job_says_who_paused_it_and_another_pause_is_news() {
+        let text = r#"{"id": "a", "scope": {}, "reason": "migration", "by": "ada", "since": 5, "until": 9}"#;
+        let pause: Pause = serde_json::from_str(text).unwrap();
+        let other = Outage::of_pause(&Pause { id: "b".to_owned(), ..pause.clone() });
+        let at = |ms| Timestamp::from_millis(ms).unwrap();
+
+        let said = Outage::of_pause(&pause).as_waiting(at(7));
+        assert_eq!((&*said.reason, said.pause.as_deref()), ("paused", Some("a")));
+        assert_eq!((said.by.as_deref(), said.why.as_deref()), (Some("ada"), Some("migration")));
+        assert_eq!((said.since, said.until), (at(7), Some(at(9))));
+        assert!(other.is_cause_of(&other.as_waiting(at(7))) && !other.is_cause_of(&said));
+        assert!(!is_published(Some(&said), &other.as_waiting(at(7))));
+
+        let mut outages = Outages::default();
+        let need = Some(Need::Paused(0));
+        outages.note_pause(need, Outage::of_pause(&pause));
+        outages.note_pause(need, other.clone());
+        assert_eq!(outages.get(need), Some(&other));
+    }
+
+    #[test]
     fn an_outage_keeps_its_beginning_and_is_said_anew_when_its_reason_changes() {
         let mut outages = Outages::default();
         let at = |ms| Timestamp::from_millis(ms).unwrap();
-        let outage = |reason, ms| Outage { reason, server: Some("db".to_owned()), since: at(ms) };
+        let outage = |reason, ms| Outage {
+            reason,
+            server: Some("db".to_owned()),
+            since: at(ms),
+            pause: None,
+        };
 
         assert!(outages.note_outage(None, outage(WaitReason::ServerUnavailable, 1)));
         let said = outages.get(None).unwrap().as_waiting(at(1));

@@ -1,18 +1,18 @@
-//! The public keys with which requests to cancel are verified.
+//! The public keys with which requests to cancel and pauses are verified.
 
 use std::{collections::VecDeque, io, mem, path::PathBuf, sync::Arc, time::Duration};
 
-use fleet_job::{control::Control, record::RawRecord};
+use fleet_job::record::RawRecord;
 use fleet_ops::errors::chain;
 use fleet_signing::{HEADER, SigningKeys, SigningKeysError};
 use metrics::counter;
 
-use crate::metrics as names;
+use crate::{metrics as names, record_feed::FollowedRecord};
 
 /// How often to look for a file that does not exist yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// The most requests that wait for a key to become known.
+/// The most records that wait for a key to become known.
 const MAX_UNKNOWN: usize = 1_000;
 
 /// The file of public keys, and what was last read from it.
@@ -25,7 +25,7 @@ pub(crate) struct PublicKeys {
     keys: Option<Arc<SigningKeys>>,
     /// What was wrong with the file when it was last read.
     problem: Option<String>,
-    /// Requests that were signed with a key that is not in the file yet.
+    /// Records that were signed with a key that is not in the file yet.
     unknown: VecDeque<RawRecord>,
 }
 
@@ -63,7 +63,7 @@ impl PublicKeys {
             {
                 tracing::warn!(
                     file = %path.display(),
-                    "there is no file of public keys yet; jobs can't be cancelled until there is one"
+                    "there is no file of public keys yet; jobs can't be cancelled or paused until there is one"
                 );
                 None
             }
@@ -84,7 +84,7 @@ impl PublicKeys {
         true
     }
 
-    /// Reads the file again. Requests are rare and the file is small, so it is read whenever there
+    /// Reads the file again. Such records are rare and the file is small, so it is read whenever there
     /// are some. If it can't be used, the keys before stay in force.
     pub(crate) fn refresh(&mut self) {
         match read(&self.path) {
@@ -105,19 +105,19 @@ impl PublicKeys {
         }
     }
 
-    /// The requests that were signed with a key that was not known when they came. They are to be
+    /// The records that were signed with a key that was not known when they came. They are to be
     /// read again, once the file was.
     pub(crate) fn take_unknown(&mut self) -> VecDeque<RawRecord> {
         mem::take(&mut self.unknown)
     }
 
-    /// Reads a request that a server of this fleet has signed; `None` if nobody has, or if this
+    /// Reads a record that a server of this fleet has signed; `None` if nobody has, or if this
     /// version does not understand it.
-    pub(crate) fn read_control(&mut self, record: &RawRecord) -> Option<Control> {
+    pub(crate) fn read_signed<T: FollowedRecord>(&mut self, record: &RawRecord) -> Option<T> {
         let value = record.value.as_deref()?;
         let keys = self.keys.as_ref()?;
-        let control = keys.verify_control(&self.topic, value, record.header(HEADER));
-        control.unwrap_or_else(|fault| {
+        let read = T::verify(keys, &self.topic, value, record.header(HEADER));
+        read.unwrap_or_else(|fault| {
             if fault.is_retryable() {
                 // Keys are being replaced, and the file may be behind.
                 if self.unknown.len() == MAX_UNKNOWN {
@@ -126,11 +126,12 @@ impl PublicKeys {
                 self.unknown.push_back(record.clone());
             }
             counter!(names::REFUSED_CONTROLS.name, "fault" => fault.as_str()).increment(1);
-            let offset = record.position.offset;
+            let (topic, offset) = (&record.position.topic, record.position.offset);
             tracing::warn!(
+                topic,
                 offset,
                 fault = fault.as_str(),
-                "ignored a request to cancel that no server of this fleet has signed"
+                "ignored a record that no server of this fleet has signed"
             );
             None
         })
@@ -146,7 +147,7 @@ fn read(path: &PathBuf) -> Result<SigningKeys, PublicKeysError> {
 
 #[cfg(test)]
 mod tests {
-    use fleet_job::{record::Position, time::Timestamp};
+    use fleet_job::{control::Control, record::Position, time::Timestamp};
 
     use super::*;
 
@@ -173,18 +174,18 @@ mod tests {
                 headers: vec![(HEADER.to_owned(), signature.map(String::into_bytes))],
             }
         };
-        assert_eq!(keys.read_control(&record(Some(&old))), Some(control.clone()));
-        assert_eq!(keys.read_control(&record(None)), None);
-        assert_eq!(keys.read_control(&record(Some(&new))), None);
+        assert_eq!(keys.read_signed(&record(Some(&old))), Some(control.clone()));
+        assert_eq!(keys.read_signed::<Control>(&record(None)), None);
+        assert_eq!(keys.read_signed::<Control>(&record(Some(&new))), None);
 
         write(&new);
         keys.refresh();
         let waiting = keys.take_unknown();
         assert_eq!(waiting.len(), 1, "the one that no key of this fleet had signed before");
-        assert_eq!(keys.read_control(&waiting[0]), Some(control.clone()));
+        assert_eq!(keys.read_signed(&waiting[0]), Some(control.clone()));
         std::fs::write(&path, "").unwrap();
         keys.refresh();
-        assert_eq!(keys.read_control(&record(Some(&new))), Some(control.clone()), "as before");
+        assert_eq!(keys.read_signed(&record(Some(&new))), Some(control.clone()), "as before");
         assert!(keys.problem.is_some());
         assert!(PublicKeys::open(path.clone(), "jobs".to_owned()).is_err());
 
@@ -193,6 +194,6 @@ mod tests {
         assert!(!later.wait_until_there(|| false));
         write(&old);
         assert!(later.wait_until_there(|| true));
-        assert_eq!(later.read_control(&record(Some(&old))), Some(control.clone()));
+        assert_eq!(later.read_signed(&record(Some(&old))), Some(control.clone()));
     }
 }

@@ -41,8 +41,8 @@ struct FoundTopics {
 
 impl RequiredTopics<'_> {
     /// Waits until the broker answers and has all required topics. Returns the number of partitions
-    /// of the delayed topic, which is optional, as is the control topic; `None` if the worker is to
-    /// stop before that.
+    /// of the delayed topic, which is optional, as are those of control and pauses; `None` if the
+    /// worker is to stop before that.
     pub(crate) async fn wait_until_ready(
         &self,
         health: &http::Health,
@@ -139,13 +139,14 @@ fn find_topics(settings: &Settings, topics: &Topics) -> Result<FoundTopics, Kafk
         missing: Vec::new(),
     };
 
-    for name in [&topics.events, &topics.dlq, &topics.delayed, &topics.control] {
+    for name in [&topics.events, &topics.dlq, &topics.delayed, &topics.control, &topics.pauses] {
         match admin::partitions(settings, name, METADATA_TIMEOUT) {
             Ok(partitions) if *name == topics.delayed => found.delayed = Some(partitions),
             Ok(_) => {}
             Err(KafkaError::NoTopic(_)) => found.missing.push(name.clone()),
-            // A worker that may not read it can't cancel jobs; its feed warns about that.
-            Err(KafkaError::Request { .. }) if *name == topics.control => {}
+            // A worker that may not read them can't cancel or pause jobs; its feeds warn about that.
+            Err(KafkaError::Request { .. })
+                if *name == topics.control || *name == topics.pauses => {}
             Err(error) => return Err(error),
         }
     }

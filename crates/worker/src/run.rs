@@ -2,10 +2,15 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use fleet_job::topics::Topics;
+use fleet_job::{
+    control::Control,
+    pause::{Pause, Pauses},
+    topics::Topics,
+};
 use fleet_kafka::{
     KafkaError, admin,
     consumer::{Consumer, ConsumerConfig, Followed},
+    follow::Follower,
     producer::Producer,
     settings::{Role, Settings},
 };
@@ -24,19 +29,20 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cancel_requests::{CancelRequests, ControlFeed},
+    cancel_requests::CancelRequests,
     config::Args,
     delay_tiers::Tiers,
     metrics,
     oauth::OAuthError,
     public_keys::PublicKeysError,
+    record_feed::RecordFeed,
     report::Reporter,
     required_topics::RequiredTopics,
     shell::{Parts, Shell},
     token_file,
 };
 
-/// How long reading the control topic may delay the start.
+/// How long reading cancel requests and pauses may delay the start.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Why a worker could not start or go on.
@@ -187,9 +193,8 @@ async fn work(
     }
     refuse_compacted(&settings, &topics, args.allow_compacted_topic).await?;
 
-    let keys = args.public_keys(&topics.jobs)?;
-    let mut control = ControlFeed::start(settings.clone(), topics.control.clone(), keys)?;
-    let cancel_requests = catch_up(&mut control, &health, &shutdown).await;
+    let mut feeds = Feeds::start(&args, &settings, &topics)?;
+    let (cancel_requests, pauses) = feeds.catch_up(&health, &shutdown).await;
 
     let tiers = delayed.map(|partitions| Tiers::new(partitions, args.max_park));
     let mut followed = vec![Followed { topic: topics.jobs.clone(), role: Role::Main }];
@@ -212,9 +217,18 @@ async fn work(
         max_event_bytes: usize::try_from(args.max_event_bytes).unwrap_or(usize::MAX),
     };
     let producer = Arc::new(producer.bound_to(consumer.contact()));
-    let parts =
-        Parts { consumer, producer, client, reporter, health, cancel_requests, session, settings };
-    Ok(Shell::new(args, parts).run(events, control, shutdown).await?)
+    let parts = Parts {
+        consumer,
+        producer,
+        client,
+        reporter,
+        health,
+        cancel_requests,
+        pauses,
+        session,
+        settings,
+    };
+    Ok(Shell::new(args, parts).run(events, feeds, shutdown).await?)
 }
 
 /// Refuses a compacted topic: it loses jobs before anybody has read them.
@@ -241,25 +255,49 @@ async fn refuse_compacted(
     Ok(())
 }
 
-/// Learns which jobs were cancelled, before this worker takes any.
-async fn catch_up(
-    control: &mut ControlFeed,
-    health: &http::Health,
-    shutdown: &CancellationToken,
-) -> CancelRequests {
-    health.set_not_ready("reading cancel requests");
-    let mut requests = CancelRequests::new();
+/// What people ask of all workers.
+pub(crate) struct Feeds {
+    pub(crate) control: RecordFeed<Control>,
+    pub(crate) pauses: RecordFeed<Pause>,
+}
 
-    tokio::select! {
-        () = control.catch_up(&mut requests) => {}
-        () = shutdown.cancelled() => {}
-        () = tokio::time::sleep(CATCH_UP_TIMEOUT) => {
-            tracing::warn!(
-                "could not read the control topic to its end yet; cancelled jobs may start"
-            );
-        }
+impl Feeds {
+    fn start(args: &Args, settings: &Settings, topics: &Topics) -> Result<Self, WorkerError> {
+        let follower = Follower::new(settings.clone());
+        let keys = || args.public_keys(&topics.jobs);
+
+        let control = RecordFeed::start(follower.clone(), topics.control.clone(), keys()?)?;
+        let pauses = RecordFeed::start(follower, topics.pauses.clone(), keys()?)?;
+        Ok(Self { control, pauses })
     }
-    requests
+
+    /// Learns which jobs were cancelled or are paused, before this worker takes any.
+    async fn catch_up(
+        &mut self,
+        health: &http::Health,
+        shutdown: &CancellationToken,
+    ) -> (CancelRequests, Pauses) {
+        health.set_not_ready("reading cancel requests and pauses");
+        let (mut requests, mut pauses) = (CancelRequests::new(), Pauses::default());
+
+        let control = self.control.catch_up(|control| {
+            requests.add(fleet_ops::clock::now(), control);
+        });
+        let paused = self.pauses.catch_up(|pause| {
+            pauses.take(pause, fleet_ops::clock::now());
+        });
+        tokio::select! {
+            _ = futures::future::join(control, paused) => {}
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(CATCH_UP_TIMEOUT) => {
+                tracing::warn!(
+                    "could not read cancel requests and pauses to their ends yet; cancelled or \
+                     paused jobs may start"
+                );
+            }
+        }
+        (requests, pauses)
+    }
 }
 
 fn client_config(args: &Args) -> Result<ClientConfig, WorkerError> {

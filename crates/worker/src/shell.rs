@@ -21,6 +21,7 @@ mod group;
 mod held_job;
 mod held_record;
 mod job_table;
+mod pausing;
 mod producers;
 mod reachability;
 mod recently_settled;
@@ -39,6 +40,7 @@ use answers::Answer;
 use clock::Clock;
 use fleet_engine::{Engine, Input, Token};
 use fleet_group::Partition;
+use fleet_job::pause::Pauses;
 use fleet_kafka::{
     consumer::{Consumer, GroupContact, LogIdentity},
     producer::Producer,
@@ -73,6 +75,8 @@ pub(crate) struct Parts {
     pub(crate) health: Health,
     /// The cancel requests that are known already.
     pub(crate) cancel_requests: CancelRequests,
+    /// The pauses in force.
+    pub(crate) pauses: Pauses,
     /// How long the group waits for a silent member.
     pub(crate) session: Duration,
     /// For questions about other groups.
@@ -93,6 +97,9 @@ pub(crate) struct Shell {
     limits: JobLimits,
     jobs: JobTable,
     cancel_requests: CancelRequests,
+    pauses: Pauses,
+    /// How many events about paused jobs were published since the gauges were last updated.
+    published_pauses: usize,
     settled: RecentlySettled,
     uncommitted: Uncommitted,
     revokes: Vec<Revoke>,
@@ -130,6 +137,7 @@ impl Shell {
             reporter,
             health,
             cancel_requests,
+            pauses,
             session,
             settings,
         } = parts;
@@ -149,6 +157,8 @@ impl Shell {
             limits: args.limits(),
             jobs: JobTable::default(),
             cancel_requests,
+            pauses,
+            published_pauses: 0,
             settled: RecentlySettled::default(),
             uncommitted: Uncommitted::default(),
             revokes: Vec::new(),

@@ -136,6 +136,7 @@ impl Reach {
             Action::CallExtension
             | Action::SubmitJob
             | Action::ApproveJob
+            | Action::PauseJobs
             | Action::AdministerServers
             | Action::DecidePins
             | Action::ReadDeadLetters

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use fleet_job::{
     filter::JobFilter,
+    pause::{Pause, PauseList, PauseRequest},
     view::{CancelOutcome, Cancellation, JobList, JobView, SubmittedJobs},
 };
 use fleet_lag::WorkerList;
@@ -158,6 +159,23 @@ impl Api {
     /// Returns the workers of the fleet.
     pub(crate) async fn workers(&self) -> Result<WorkerList, ApiError> {
         self.request_with_retries(Method::GET, self.url(&["workers"])?, ANSWER).await
+    }
+
+    /// Returns the pauses in force.
+    pub(crate) async fn pauses(&self) -> Result<PauseList, ApiError> {
+        self.request_with_retries(Method::GET, self.url(&["pauses"])?, ANSWER).await
+    }
+
+    /// Pauses jobs. The request is not repeated: each makes a pause of its own.
+    pub(crate) async fn pause_jobs(&self, request: &PauseRequest) -> Result<Pause, ApiError> {
+        let url = self.url(&["pauses"])?;
+        self.send_once(self.http.post(url).json(request), ANSWER).await
+    }
+
+    /// Ends a pause.
+    pub(crate) async fn resume_jobs(&self, pause_id: &str) -> Result<Pause, ApiError> {
+        let url = self.url(&["pauses", pause_id])?;
+        self.request_once(Method::DELETE, url, ANSWER).await
     }
 
     /// Starts a hosted server again. Returns its state.

@@ -97,6 +97,7 @@ fn describe_state(job: &JobView) -> String {
     }
     match (job.cancel_requested_at, &job.event.waiting) {
         (Some(_), _) => format!("{state} (cancelling)"),
+        (None, Some(waiting)) if waiting.pause.is_some() => format!("{state} (paused)"),
         (None, Some(_)) => format!("{state} (waiting)"),
         (None, None) => state.to_owned(),
     }
@@ -187,6 +188,10 @@ fn detail_rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
         ("state", Some(event.state.as_str().to_owned())),
         ("code", code),
         ("since", some_time(Some(event.time))),
+        (
+            "waits",
+            event.waiting.as_ref().map(|waiting| format!("{waiting} since {}", waiting.since)),
+        ),
         ("cancel requested", some_time(job.cancel_requested_at)),
         ("type", event.job_type.clone()),
         ("tool", event.tool.clone()),

@@ -1,8 +1,8 @@
 //! What is known about a fleet.
 
-use serde::Serialize;
-
+use fleet_job::pause::Pause;
 use fleet_lag::LagTotals;
+use serde::Serialize;
 
 /// Everything that `status` has found out.
 #[derive(Debug, Clone, Serialize)]
@@ -58,6 +58,8 @@ pub(super) struct ServerFacts {
     pub(super) tools_problem: Option<String>,
     pub(super) tools: usize,
     pub(super) hosted: Vec<HostedFacts>,
+    /// The pauses in force, as far as the caller may see them.
+    pub(super) pauses: Vec<Pause>,
 }
 
 /// A server that the server hosts.

@@ -6,7 +6,7 @@ use fleet_codes as codes;
 use serde::Serialize;
 
 use super::facts::{Facts, HostedState, KafkaFacts, ServerFacts};
-use crate::dlq::text::format_age;
+use crate::{dlq::text::format_age, result_view::for_terminal};
 
 /// Something to know about the fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -144,6 +144,15 @@ impl Findings {
             self.wrong(
                 problem,
                 "Without an answer about tools, jobs that call them may fail, too.",
+            );
+        }
+
+        for pause in &server.pauses {
+            let until = pause.until.map(|until| format!(" until {until}")).unwrap_or_default();
+            let by = pause.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+            self.note(
+                for_terminal(&format!("paused{by}{until}: {} ({})", pause.scope, pause.reason)),
+                for_terminal(&format!("Resume: mcp-fleet resume {}.", pause.id)),
             );
         }
 

@@ -59,6 +59,7 @@ fn ask_kafka(settings: &Settings, topics: &Topics, group: &str) -> Result<KafkaF
         (&topics.dlq, true),
         (&topics.delayed, false),
         (&topics.control, false),
+        (&topics.pauses, false),
         (&topics.claims, false),
         (&topics.audit, false),
     ];
@@ -100,10 +101,12 @@ async fn ask_server(api: &Api, mcp: &McpServer) -> ServerFacts {
         return facts;
     }
 
-    let (jobs, tools, hosted) =
-        tokio::join!(api.check_jobs(), mcp.list_tools(), servers::fetch_servers(mcp));
+    let (jobs, tools, hosted, pauses) =
+        tokio::join!(api.check_jobs(), mcp.list_tools(), servers::fetch_servers(mcp), api.pauses());
     mcp.close().await;
 
+    // The caller may not be allowed to know them, or the server is older.
+    facts.pauses = pauses.map(|list| list.pauses).unwrap_or_default();
     facts.jobs_problem = jobs.err().map(|error| chain(&error));
     let mut is_offered = true;
     match tools {

@@ -99,6 +99,7 @@ impl Engine {
             | Attempt::FailedBeside { .. }
             | Attempt::Held(..)
             | Attempt::NotMade
+            | Attempt::Paused(_)
                 if ended.is_cancelled =>
             {
                 self.conclude(token, Terminal::Cancelled);
@@ -106,6 +107,10 @@ impl Engine {
             Attempt::NotMade => {
                 self.breaker.withdrawn();
                 self.put_back(ended);
+            }
+            Attempt::Paused(pause) => {
+                self.breaker.withdrawn();
+                self.pause_job(now, token, ended.spec.needs(), pause, ended.is_scout);
             }
             Attempt::Held(need, wish) => {
                 self.breaker.reached();

@@ -32,13 +32,38 @@ impl Engine {
         }
 
         self.note_away(now, need, wish, is_scout);
+        self.watch_deadline(token);
+        self.hold(now, token, need);
+    }
 
-        // The deadline may have passed while the job was running and could not expire.
+    /// The shell did not begin the attempt of a job, because the job is paused. It waits for the end
+    /// of the pause, and has spent nothing. If others relied on it as their scout, the next one
+    /// goes.
+    pub(super) fn pause_job(
+        &mut self,
+        now: Timestamp,
+        token: Token,
+        needs: [Option<Need>; 2],
+        pause: u64,
+        is_scout: bool,
+    ) {
+        if is_scout {
+            self.holds.not_asked(needs, now);
+        }
+
+        let need = Need::Paused(pause);
+        self.holds.paused(need, now, &mut self.random);
+        self.watch_deadline(token);
+        self.hold(now, token, need);
+    }
+
+    /// Lets the job's deadline end its wait again: it may have passed while the job was running and
+    /// could not expire.
+    fn watch_deadline(&mut self, token: Token) {
         let job = self.slot(token).and_then(Slot::job);
         if let Some(deadline) = job.and_then(|job| job.spec.deadline) {
             self.timers.set(deadline, token, Alarm::Deadline);
         }
-        self.hold(now, token, need);
     }
 
     /// Takes note that a call was turned away for want of `need`.
@@ -84,14 +109,14 @@ impl Engine {
     }
 
     /// How long the job waits in memory for `need` before it goes to the delayed topic; `None` if
-    /// it stays. A job with a key stays in its order, and without room at the server nothing else
-    /// could go on in its place.
+    /// it stays. A job with a key stays in its order. Without room at the server, or while all jobs
+    /// are paused, nothing else could go on in its place.
     fn patience_of(&self, token: Token, need: Need) -> Option<Duration> {
         let max = self.config.max_park.filter(|_| self.config.ordering != Ordering::Partition)?;
         let slot = self.slot(token)?;
         let job = slot.job()?;
 
-        let stays = need == Need::Room
+        let stays = matches!(need, Need::Room | Need::Paused(0))
             || job.stays
             || job.spec.keeps_progress
             || slot.lane().is_some()

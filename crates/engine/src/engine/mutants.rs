@@ -81,7 +81,9 @@ enum Cause {
     Record(Partition, i64),
     Succeeded(Token),
     Held(Token),
+    Paused(Token),
     Failed(Token),
+    Resumed(u64),
     Other,
 }
 
@@ -91,6 +93,8 @@ impl Cause {
             Input::Record { partition, offset, .. } => Self::Record(partition, offset),
             Input::Finished(token, Attempt::Succeeded) => Self::Succeeded(token),
             Input::Finished(token, Attempt::Held(..)) => Self::Held(token),
+            Input::Finished(token, Attempt::Paused(_)) => Self::Paused(token),
+            Input::Resumed(pause) => Self::Resumed(pause),
             Input::Finished(token, _) => Self::Failed(token),
             _ => Self::Other,
         }
@@ -99,8 +103,11 @@ impl Cause {
     /// The job whose attempt has ended.
     fn finished(self) -> Option<Token> {
         match self {
-            Self::Succeeded(token) | Self::Held(token) | Self::Failed(token) => Some(token),
-            Self::Record(..) | Self::Other => None,
+            Self::Succeeded(token)
+            | Self::Held(token)
+            | Self::Paused(token)
+            | Self::Failed(token) => Some(token),
+            Self::Record(..) | Self::Resumed(_) | Self::Other => None,
         }
     }
 }
@@ -108,7 +115,7 @@ impl Cause {
 impl Mutant {
     /// What the engine is told in place of `input`.
     fn distort_input<'a>(&self, fault: Fault, input: Input<'a>) -> Input<'a> {
-        use Attempt::{Failed, Held, NotMade};
+        use Attempt::{Failed, Held, NotMade, Paused};
 
         match (fault, input) {
             (
@@ -128,6 +135,12 @@ impl Mutant {
             ) => Input::Finished(token, Failed(FailureClass::Retry, wish)),
             (Fault::HoldSpendsAttempts, Input::Finished(token, Held(..))) => {
                 Input::Finished(token, Failed(FailureClass::Retry, None))
+            }
+            (Fault::PauseSpendsAttempts, Input::Finished(token, Paused(_))) => {
+                Input::Finished(token, Failed(FailureClass::Retry, None))
+            }
+            (Fault::PauseBlocksOthers, Input::Finished(token, Paused(_))) => {
+                Input::Finished(token, Failed(FailureClass::Unavailable, None))
             }
             (Fault::HoldBlocksOthers, Input::Finished(token, Held(_, wish))) => {
                 Input::Finished(token, Failed(FailureClass::Unavailable, wish))
@@ -163,7 +176,12 @@ impl Mutant {
                     engine.holds.turned_away(need, now, never, false, &mut engine.random);
                 }
             }
-            (Fault::HoldIgnoresDeadline, Cause::Held(token)) => engine.forget_deadline(token),
+            (Fault::HoldIgnoresDeadline, Cause::Held(token))
+            | (Fault::PauseIgnoresDeadline, Cause::Paused(token)) => engine.forget_deadline(token),
+            (Fault::ResumedForgotten, Cause::Resumed(pause)) => {
+                // The hold ends, and nobody makes its jobs ready.
+                engine.holds.lift(Need::Paused(pause));
+            }
             (Fault::UrgentTenantFirst, _) => {
                 let urgent = engine.ready.most_urgent();
                 urgent.into_iter().for_each(|tenant| engine.ready.favour(tenant));
@@ -311,7 +329,7 @@ impl Engine {
             let Some(slot) = self.slot(token) else { continue };
             let (Some(Wait::Need(need)), Some(job)) = (slot.wait(), slot.job()) else { continue };
             let has_waited = job.held_since.is_some_and(|since| since.plus(max / 4) <= now);
-            let stays = need == Need::Room || job.stays || job.spec.keeps_progress;
+            let stays = !matches!(need, Need::Hosted(_)) || job.stays || job.spec.keeps_progress;
 
             if has_waited && !stays && !self.holds.is_next(need, token) {
                 self.end_now(token, Terminal::Deferred(now.plus(max * 2)));

@@ -6,6 +6,7 @@
 mod fair_share;
 mod memory;
 mod outages;
+mod pauses;
 mod story;
 
 use std::{collections::BTreeSet, time::Duration};

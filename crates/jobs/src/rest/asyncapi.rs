@@ -5,7 +5,7 @@
 
 use fleet_job::{
     control::Control, dead_letter::header, delayed, event::JobEvent, mcp_servers::McpServers,
-    schema, topics::Topics, wire::WireEnvelope,
+    pause::Pause, schema, topics::Topics, wire::WireEnvelope,
 };
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
@@ -67,7 +67,7 @@ pub(super) fn build_document(topics: &Topics, registry: &RegistryTopic) -> Value
     })
 }
 
-fn channels(topics: &Topics, registry: &str) -> [Channel; 8] {
+fn channels(topics: &Topics, registry: &str) -> [Channel; 9] {
     [
         Channel {
             id: "jobs",
@@ -103,6 +103,13 @@ fn channels(topics: &Topics, registry: &str) -> [Channel; 8] {
             description: "Cancel requests, which all workers read.",
             cleanup: None,
             message: "control",
+        },
+        Channel {
+            id: "pauses",
+            address: topics.pauses.clone(),
+            description: "Pauses, which all workers obey. Only servers should write to this topic.",
+            cleanup: Some("compact"),
+            message: "pause",
         },
         Channel {
             id: "claims",
@@ -159,6 +166,7 @@ fn operations() -> Value {
         "readDeadLetters": operation("receive", "dlq", "deadLetter", "Read the records of failed jobs."),
         "readDelayedJobs": operation("receive", "delayed", "delayedJob", "Read the jobs that wait for their time."),
         "controlJob": operation("send", "control", "control", "Cancel a job."),
+        "followPauses": operation("receive", "pauses", "pause", "Follow which jobs are paused."),
         "readClaims": operation("receive", "claims", "claim", "Read which jobs are being submitted."),
         "followAudit": operation("receive", "audit", "auditRecord", "Follow who does what."),
         "followServers": operation("receive", "registry", "hostedServer", "Follow which MCP servers are hosted."),
@@ -204,6 +212,7 @@ fn messages() -> Value {
         },
         "delayedJob": message("A job that waits", &schema_name::<WireEnvelope>(), delayed, key(own)),
         "control": message("A cancel request", &schema_name::<Control>(), headers(&[]), by_id()),
+        "pause": message("A pause", &schema_name::<Pause>(), headers(&[]), key("The id of the pause.")),
         "claim": message("A claim of a job", CLAIM, headers(&[]), by_id()),
         "auditRecord": message("An audit record", AUDIT_RECORD, headers(&[]), key("The principal's id.")),
         "hostedServer": message("A hosted MCP server", HOSTED_SERVER, headers(&[]), key("The server's name.")),
@@ -251,6 +260,7 @@ fn contract(hosted_server: &Schema) -> Vec<(String, Value)> {
         schema_name::<WireEnvelope>(),
         schema_name::<JobEvent>(),
         schema_name::<Control>(),
+        schema_name::<Pause>(),
         schema_name::<McpServers>(),
     ];
     let of_files = schema::all().map(|(_, schema)| schema.to_value());

@@ -24,6 +24,7 @@ mod bulk;
 mod dead_letters;
 mod fleet;
 mod inspection;
+mod pauses;
 
 use approvals::decision_operation;
 use inspection::{
@@ -53,6 +54,9 @@ pub(super) fn operations() -> Vec<Operation> {
         dead_letters::show_operation(),
         dead_letters::replay_operation(),
         dead_letters::purge_operation(),
+        pauses::list_operation(),
+        pauses::pause_operation(),
+        pauses::resume_operation(),
         fleet::workers_operation(),
         fleet::lag_operation(),
         follow_operation(),
@@ -372,6 +376,8 @@ pub fn path_label(path: &str) -> Option<&'static str> {
         ("dead-letters", None, ..) => Some("/dead-letters"),
         ("dead-letters", Some("replays"), None, _) => Some("/dead-letters/replays"),
         ("dead-letters", ..) => Some("/dead-letters/{id}"),
+        ("pauses", None, ..) => Some("/pauses"),
+        ("pauses", ..) => Some("/pauses/{id}"),
         ("job-cancellations", ..) => Some("/job-cancellations"),
         ("job-runs", ..) => Some("/job-runs"),
         ("jobs", ..) => Some("/jobs/{id}"),

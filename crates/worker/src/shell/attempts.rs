@@ -24,8 +24,12 @@ use crate::{
 };
 
 impl Shell {
-    /// Starts an attempt in a task of its own.
+    /// Starts an attempt in a task of its own, unless its job is paused.
     pub(super) fn start_attempt(&mut self, token: Token, attempt: u32) {
+        if self.refuse_paused(token, attempt) {
+            return;
+        }
+
         let started_at = self.clock.now();
         let Some(context) = self.prepare_attempt(token) else { return };
         let Some(held) = self.jobs.get(&token) else { return };
@@ -47,6 +51,8 @@ impl Shell {
 
         let Some(job) = self.jobs.job_mut(&token) else { return };
         job.begin_attempt(Run { attempt, started_at, task });
+        // A pause that has ended keeps nothing from running.
+        job.waiting.take_if(|waiting| waiting.pause.is_some());
         if job.waiting.is_some() {
             // The call may be turned away again; until that is clear, the job's events go on saying
             // that it waits.

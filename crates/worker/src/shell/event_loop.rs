@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Shell, answers::Answer};
-use crate::cancel_requests::ControlFeed;
+use crate::run::Feeds;
 
 /// How often gauges are updated. If half the loop's patience is shorter, they are updated that
 /// often, so that the loop never stands still for longer.
@@ -21,7 +21,7 @@ impl Shell {
     pub(crate) async fn run(
         mut self,
         mut events: Events,
-        mut control: ControlFeed,
+        mut feeds: Feeds,
         shutdown: CancellationToken,
     ) -> Result<(), KafkaError> {
         // Taken once, here: nothing else reads it.
@@ -57,8 +57,9 @@ impl Shell {
                     Some(event) => self.handle_event(event)?,
                     None => return Err(KafkaError::PollThread("it has ended")),
                 },
-                control = control.next_request() => self.cancel_jobs(control),
-                () = alarm.as_mut(), if wake.is_some() => self.feed_engine(Input::Tick),
+                control = feeds.control.next_record() => self.cancel_jobs(control),
+                pause = feeds.pauses.next_record() => self.take_pause(pause),
+                () = alarm.as_mut(), if wake.is_some() => self.pass_time(),
                 _ = gauges.tick() => self.update_gauges(),
                 () = shutdown.cancelled(), if self.stop_by.is_none() => self.begin_drain(),
             }
@@ -100,9 +101,16 @@ impl Shell {
     }
 
     fn next_wakeup(&self) -> Option<Instant> {
-        let engine = self.engine.next_wakeup().map(|at| self.clock.instant_of(at));
+        let due = [self.engine.next_wakeup(), self.pauses.next_end()];
+        let due = due.into_iter().flatten().map(|at| self.clock.instant_of(at));
         let revokes = self.revokes.iter().map(|revoke| revoke.deadline);
 
-        revokes.chain(engine).chain(self.stop_by).min()
+        revokes.chain(due).chain(self.stop_by).min()
+    }
+
+    /// Does what a time has been waited for.
+    fn pass_time(&mut self) {
+        self.end_pauses();
+        self.feed_engine(Input::Tick);
     }
 }

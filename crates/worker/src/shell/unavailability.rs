@@ -68,14 +68,19 @@ impl Shell {
     }
 
     /// Publishes that a job waits. Returns `false` if its events say so already.
-    fn publish_waiting(&mut self, token: Token, need: Option<Need>, attempts: u32) -> bool {
+    pub(super) fn publish_waiting(
+        &mut self,
+        token: Token,
+        need: Option<Need>,
+        attempts: u32,
+    ) -> bool {
         let Some(outage) = self.outages.get(need) else { return false };
         let Some(held) = self.jobs.get_mut(&token) else { return false };
         let written_at = held.record.timestamp.unwrap_or_default();
         let Some(job) = held.job_mut() else { return false };
 
         let since = match &job.waiting {
-            Some(published) if published.server == outage.server => published.since,
+            Some(published) if outage.is_cause_of(published) => published.since,
             _ => outage.since.max(written_at),
         };
         let waiting = outage.as_waiting(since);
@@ -113,6 +118,7 @@ impl Shell {
     /// Forgets outages that are over, counts the jobs that wait, and publishes that they do.
     pub(super) fn track_outages(&mut self, status: &Status) {
         self.end_outages(status);
+        self.published_pauses = 0;
 
         let now = self.clock.now();
         let patience = PUBLISH_AFTER.min(self.args.max_park / 8);

@@ -112,7 +112,12 @@ fn an_attempt_that_is_spent_on_an_outage_is_found() {
         let expected = is_wrong.then_some("spent on an outage");
         check(&events, &CALLS, expected.as_slice());
 
-        let waiting = Waiting { reason: "server-busy".into(), server: None, since: failed.time };
+        let waiting = Waiting {
+            reason: "server-busy".into(),
+            server: None,
+            since: failed.time,
+            ..Waiting::default()
+        };
         let waits = JobEvent { waiting: Some(waiting), ..failed };
         check(&[running(149_000), waits, end("b", 153_000, 2)], &CALLS, &[]);
     }

@@ -80,6 +80,14 @@ pub(crate) enum Fault {
     HoldIgnoresDeadline,
     /// A job with a deadline is relayed for an outage until after it.
     RelaysPastDeadline,
+    /// An attempt that was not begun because its job is paused counts as spent.
+    PauseSpendsAttempts,
+    /// A paused job holds up all others, as if the server were unavailable.
+    PauseBlocksOthers,
+    /// The deadline of a paused job is ignored.
+    PauseIgnoresDeadline,
+    /// The jobs of a pause that ends are not started (I3).
+    ResumedForgotten,
     /// The reader of events takes the newest end for a job's state, and not the first one.
     NewestEndStands,
     /// The reader of events takes the newest event for a job's state, even if that follows the
@@ -101,7 +109,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// All faults, in the order of `regressions.txt`.
-    pub(crate) const ALL: [Self; 43] = [
+    pub(crate) const ALL: [Self; 47] = [
         Self::CommitPastGap,
         Self::SettleBeforeWritten,
         Self::WriteFailureIgnored,
@@ -137,6 +145,10 @@ impl Fault {
         Self::HoldDefersKeys,
         Self::HoldIgnoresDeadline,
         Self::RelaysPastDeadline,
+        Self::PauseSpendsAttempts,
+        Self::PauseBlocksOthers,
+        Self::PauseIgnoresDeadline,
+        Self::ResumedForgotten,
         Self::NewestEndStands,
         Self::NewestWordStands,
         Self::EndsNotRestated,

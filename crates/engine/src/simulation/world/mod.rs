@@ -10,6 +10,7 @@ mod members;
 mod moves;
 mod narration;
 mod oracles;
+mod pauses;
 mod remakes;
 mod subject;
 
@@ -210,11 +211,15 @@ pub(crate) struct World<E> {
     server_up: bool,
     /// Which hosted servers are away, and whether the server has no room for calls.
     away: BTreeSet<Need>,
+    /// The pauses in force, by their numbers.
+    pauses: BTreeSet<u64>,
     broker_up: bool,
     drops_metadata: bool,
     crashes: bool,
     /// Topics are made again under the workers.
     remakes: bool,
+    /// People pause jobs, and resume them.
+    pauses_jobs: bool,
     /// Whether anything has happened after which jobs may repeat: a crash, a lost partition, a last
     /// commit that failed.
     disorder: bool,
@@ -274,11 +279,13 @@ impl<E: Subject> World<E> {
             dozes: None,
             server_up: true,
             away: BTreeSet::new(),
+            pauses: BTreeSet::new(),
             broker_up: true,
             drops_metadata,
             crashes,
             // Without metadata nothing names the log, and jobs are lost: docs/offsets.md says so.
             remakes: seed.is_multiple_of(3) && !drops_metadata,
+            pauses_jobs: seed % 3 == 1,
             disorder: drops_metadata,
             generations: 0,
             produced: 0,
@@ -362,11 +369,13 @@ impl<E: Subject> World<E> {
         self.logs.iter().flat_map(|log| log.jobs.values()).filter(|job| job.seems_to_run).collect()
     }
 
-    /// Lets everything go on for a while with server and broker up, and one hosted server away.
+    /// Lets everything go on for a while with server and broker up, one hosted server away, and some
+    /// jobs paused, if they were, but not all.
     pub(crate) fn sit_out(&mut self) {
         self.server_up = true;
         self.broker_up = true;
         self.away = BTreeSet::from([Need::Hosted(0)]);
+        self.resume(0);
         self.rng = Rng::new(0);
         (0..self.workers.len()).for_each(|worker| self.hear(worker));
         (0..PARTITIONS).for_each(|number| self.notice(number));
@@ -399,6 +408,9 @@ impl<E: Subject> World<E> {
     /// have a terminal state (I3).
     pub(crate) fn settle_down(&mut self) {
         self.away.clear();
+        for pause in self.pauses.clone() {
+            self.resume(pause);
+        }
         for _ in 0..200_000 {
             let ended =
                 self.logs.iter().all(|log| log.jobs.values().all(|job| !job.terminals.is_empty()));

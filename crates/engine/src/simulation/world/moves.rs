@@ -21,6 +21,8 @@ pub(crate) enum Move {
     Cancel,
     /// The server, its room for calls, or a hosted server goes away or comes back.
     ToggleServer,
+    /// Somebody pauses jobs, or resumes them.
+    TogglePause,
     /// The broker goes away or comes back.
     ToggleBroker,
     /// A worker joins the group.
@@ -72,6 +74,7 @@ impl<E: Subject> World<E> {
             96 => Move::Thaw,
             97 if self.remakes => Move::Remake,
             98 if self.remakes => Move::Notice,
+            98 if self.pauses_jobs => Move::TogglePause,
             99 => Move::Doze,
             _ => Move::Tick,
         }
@@ -97,6 +100,7 @@ impl<E: Subject> World<E> {
                     self.toggle(Need::Hosted(hosted));
                 }
             },
+            Move::TogglePause => self.toggle_pause(),
             Move::ToggleBroker => self.broker_up = !self.broker_up,
             Move::Join => self.join(),
             Move::Leave => self.leave(),

@@ -78,7 +78,9 @@ fn describe_input(input: &Input<'_>) -> String {
         Input::Cancel(token) => format!("Cancel {}", record(token)),
         Input::Draining(partitions) => format!("Draining {}", names(partitions)),
         Input::Lost(partitions) => format!("Lost {}", names(partitions)),
-        Input::Probed(_) | Input::ContactRegained | Input::Tick => format!("{input:?}"),
+        Input::Probed(_) | Input::Resumed(_) | Input::ContactRegained | Input::Tick => {
+            format!("{input:?}")
+        }
     }
 }
 

@@ -23,7 +23,10 @@ impl<E: Subject> World<E> {
                         "a worker that was out of reach acts on {token:?}: {command:?}"
                     ));
                 }
-                Command::Start(token, attempt) => self.started(worker, token, attempt),
+                Command::Start(token, attempt) => match self.pause_of(token) {
+                    Some(pause) => self.refuse_start(worker, token, attempt, pause),
+                    None => self.started(worker, token, attempt),
+                },
                 Command::Settle(token, terminal, attempts) => {
                     self.workers[worker].writing.push((token, terminal, attempts));
                     if self.fault == Some(Fault::SettleBeforeWritten) {
@@ -92,17 +95,35 @@ impl<E: Subject> World<E> {
     }
 
     fn started(&mut self, worker: usize, token: Token, attempt: u32) {
+        self.check_start(worker, token, attempt);
+        let word = self.word(token, JobState::Running);
+        self.events.write(word, None);
+
+        let now = self.now;
+        let job = self.job(token);
+        job.seems_to_run |= job.terminals.iter().any(|terminal| terminal.is_final());
+        let hosted = job.hosted.filter(|_| job.is_known);
+        self.workers[worker].running.push((token, attempt));
+        self.check_limits(worker, token);
+
+        let asked = hosted.and_then(|server| self.workers[worker].held_until.get(&server).copied());
+        ensure!(
+            asked.is_none_or(|until| until <= now),
+            "I7: {token:?} asks server {hosted:?} before the time that it gave"
+        );
+    }
+
+    /// Checks that the engine may begin this attempt.
+    pub(super) fn check_start(&mut self, worker: usize, token: Token, attempt: u32) {
         let number = token.partition.number;
         ensure!(attempt <= MAX_ATTEMPTS, "I6: attempt {attempt} of {token:?}");
         ensure!(number as usize != DELAYED, "{token:?} runs in the delayed topic");
         if !self.is_unnoticed(number) {
             self.check_ownership(worker, token, attempt);
         }
+
         let (now, disorder) = (self.now, self.disorder);
-        let word = self.word(token, JobState::Running);
-        self.events.write(word, None);
         let job = self.job(token);
-        job.seems_to_run |= job.terminals.iter().any(|terminal| terminal.is_final());
         ensure!(
             attempt == job.ended + 1 || disorder,
             "I6: attempt {attempt} of {token:?} after {} have ended",
@@ -112,15 +133,7 @@ impl<E: Subject> World<E> {
         ensure!(job.not_before.is_none_or(|d| d <= now), "{token:?} starts too early");
         ensure!(job.script != Script::NoJob, "what is no job must not start");
         ensure!(job.cancelled != Some(token.generation), "{token:?} starts after it was cancelled");
-        let hosted = job.hosted.filter(|_| job.is_known);
-        self.workers[worker].running.push((token, attempt));
-        self.check_limits(worker, token);
         self.check_fair_share(worker, token);
-        let asked = hosted.and_then(|server| self.workers[worker].held_until.get(&server).copied());
-        ensure!(
-            asked.is_none_or(|until| until <= now),
-            "I7: {token:?} asks server {hosted:?} before the time that it gave"
-        );
     }
 
     /// Checks what holds for the worker to which the group has assigned the partition.
@@ -241,8 +254,9 @@ impl<E: Subject> World<E> {
         }
     }
 
-    /// Checks that, while hosted server 0 is away, every job has ended that neither needs it nor is
-    /// behind such a job in its key, and so have the jobs that need it and have a deadline (I7).
+    /// Checks that, while hosted server 0 is away and some jobs are paused, every job has ended that
+    /// neither needs that server nor is paused nor is behind such a job in its key, and so have such
+    /// jobs with a deadline (I7).
     pub(crate) fn check_others_went_on(&self, read: &[(usize, i64)], before: i64) {
         for (number, read) in read {
             let mut held_up: BTreeSet<u64> = BTreeSet::new();
@@ -250,13 +264,14 @@ impl<E: Subject> World<E> {
                 let is_behind = job.key.is_some_and(|key| held_up.contains(&key));
                 let is_over = !job.terminals.is_empty();
                 let has_deadline = job.deadline.is_some_and(|at| at <= before);
-                let may_wait = job.hosted == Some(0) && !has_deadline;
+                let waits = job.hosted == Some(0) || self.is_paused(job);
+                let may_wait = waits && !has_deadline;
                 ensure!(
                     is_over || is_behind || may_wait,
                     "I7: offset {offset} of partition {number} waits for a server that it does not need: {job:?}"
                 );
                 // A job that has ended before can be under way again.
-                if !is_over || (self.disorder && job.hosted == Some(0)) {
+                if !is_over || (self.disorder && waits) {
                     held_up.extend(job.key);
                 }
             }

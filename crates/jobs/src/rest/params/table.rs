@@ -327,6 +327,16 @@ pub(in crate::rest) const ONE_LETTER: &[Param] = &[Param {
     schema: place_schema,
     example: "0-17",
 }];
+/// The parameters of `DELETE /pauses/{id}`.
+pub(in crate::rest) const ONE_PAUSE: &[Param] = &[Param {
+    name: "id",
+    location: ParamLocation::Path,
+    many: false,
+    required: true,
+    description: "The id of the pause.",
+    schema: |_| json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}),
+    example: "0b8ef8a4-7bd5-4a3e-9a76-0f6f2b0f7f0e",
+}];
 /// The parameters of `POST /dead-letters/replays`.
 pub(in crate::rest) const REPLAY: &[Param] = &[
     DIED_SINCE,

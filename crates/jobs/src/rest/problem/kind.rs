@@ -35,6 +35,8 @@ pub enum ProblemKind {
     RecordGone,
     /// There is no such dead letter.
     NoSuchLetter,
+    /// No such pause is in force.
+    NoSuchPause,
     /// There is no such tool.
     NoSuchTool,
     /// No such server is hosted.
@@ -82,7 +84,7 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub(in crate::rest) const ALL: [Self; 34] = [
+    pub(in crate::rest) const ALL: [Self; 35] = [
         Self::BadRequest,
         Self::MalformedCredentials,
         Self::Unauthenticated,
@@ -95,6 +97,7 @@ impl ProblemKind {
         Self::NoSuchJob,
         Self::RecordGone,
         Self::NoSuchLetter,
+        Self::NoSuchPause,
         Self::NoSuchTool,
         Self::NoSuchServer,
         Self::NoSuchPath,
@@ -159,6 +162,9 @@ impl ProblemKind {
             Self::RecordGone => ("record-gone", "The job's record is gone", StatusCode::GONE),
             Self::NoSuchLetter => {
                 ("no-such-letter", "There is no such dead letter", StatusCode::NOT_FOUND)
+            }
+            Self::NoSuchPause => {
+                ("no-such-pause", "No such pause is in force", StatusCode::NOT_FOUND)
             }
             Self::NoSuchTool => ("no-such-tool", "There is no such tool", StatusCode::NOT_FOUND),
             Self::NoSuchServer => {
@@ -250,6 +256,7 @@ impl ProblemKind {
             Self::NoSuchJob => codes::NO_SUCH_JOB,
             Self::RecordGone => codes::RECORD_GONE,
             Self::NoSuchLetter => codes::NO_SUCH_LETTER,
+            Self::NoSuchPause => codes::NO_SUCH_PAUSE,
             Self::NoSuchTool => codes::NO_SUCH_TOOL,
             Self::NoSuchServer => codes::UNKNOWN_SERVER,
             Self::NoSuchPath => codes::NO_SUCH_PATH,
