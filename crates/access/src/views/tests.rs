@@ -97,6 +97,17 @@ fn a_view_has_what_it_selects_under_its_own_names() {
     assert!(!view.has_server(Some("db")));
 }
 
+/// As the documentation says of `servers`.
+#[test]
+fn a_wildcard_selects_our_own_tools_too() {
+    for (pattern, expected) in [("*", true), ("?*", false), ("", true), ("crm", false)] {
+        let rights = parse(&format!("[[view.v.select]]\nservers = ['{pattern}']\n"));
+        let view = asker(&rights, "agent").enter_view("v").unwrap().view().unwrap();
+        assert_eq!(view.has_tool(None, "job_submit"), expected, "{pattern:?}");
+        assert_eq!(view.has_server(Some("crm")), !pattern.is_empty(), "{pattern:?}");
+    }
+}
+
 #[test]
 fn whoever_may_not_use_a_view_finds_none() {
     let rights = parse(SUPPORT);
