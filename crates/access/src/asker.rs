@@ -144,6 +144,12 @@ impl Asker {
         self.view.as_ref().map(|name| find_view(&self.rights.get(), name))
     }
 
+    /// Whether the view in which it is asked still exists and serves the principal; true if it is
+    /// asked in none.
+    pub fn is_served(&self) -> bool {
+        self.view().is_none_or(|view| view.serves(&self.principal))
+    }
+
     /// Whether somebody presents what another principal has asked for.
     pub fn is_presented(&self) -> bool {
         self.presenter.is_some()
@@ -191,6 +197,18 @@ impl Asker {
         }
     }
 
+    /// What the view in which it is asked forbids, or wants to be approved, whatever the rules of the
+    /// file say; `None` if that is nothing.
+    pub fn restriction(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        context: &Context<'_>,
+    ) -> Option<Decision> {
+        let found = self.view()?.restriction(&self.principal, action, resource, context)?;
+        (found.verdict != RuleEffect::Approve || !self.is_approved).then_some(found)
+    }
+
     /// Decides as [`Rules::decide`] does about something that is to be done now, and records a
     /// refusal.
     ///
@@ -220,6 +238,14 @@ impl Asker {
         arguments: Arguments<'_>,
     ) {
         self.log.record_refusal(|time| self.describe(time, action, resource, decision, arguments));
+    }
+
+    /// Records that something is refused because the view in which it is asked for does not have it.
+    /// The answer to it does not tell that it exists elsewhere; the record does.
+    pub fn record_hidden(&self, action: Action, resource: &Resource<'_>, arguments: Arguments<'_>) {
+        if let Some(view) = self.view() {
+            self.record_refusal(action, resource, &view.refusal(), arguments);
+        }
     }
 
     /// Records that a job which this asker presents is not accepted.

@@ -48,6 +48,9 @@ use facts::Facts;
 use index::Index;
 use rule::Rule;
 
+/// Begins the names of views, and of their rules, where decisions name what decided.
+pub(crate) const OF_VIEWS: &str = "view:";
+
 /// The rules of a policy file. Replaced as a whole when the file changes.
 #[derive(Debug, Default)]
 pub struct Rules {
@@ -65,6 +68,25 @@ impl Rules {
     ///
     /// Returns an error that names the rule, the field and what to do.
     pub(crate) fn new(
+        access: AccessTable,
+        rules: Vec<RuleTable>,
+        trusted_servers: &[String],
+    ) -> Result<Self, RuleError> {
+        if let Some(rule) = rules.iter().find(|rule| rule.name.starts_with(OF_VIEWS)) {
+            return Err(RuleError::Name { name: rule.name.clone() });
+        }
+        Self::compile(access, rules, trusted_servers)
+    }
+
+    /// Compiles the rules of a view, whose names begin with [`OF_VIEWS`].
+    pub(crate) fn of_view(
+        rules: Vec<RuleTable>,
+        trusted_servers: &[String],
+    ) -> Result<Self, RuleError> {
+        Self::compile(AccessTable::default(), rules, trusted_servers)
+    }
+
+    fn compile(
         access: AccessTable,
         rules: Vec<RuleTable>,
         trusted_servers: &[String],

@@ -231,6 +231,9 @@ impl View {
     }
 
     /// Narrows the decision about something that is asked for in the view.
+    ///
+    /// If nothing but the lack of a rule denies it, the view's own decision is named, since what is
+    /// not allowed by a rule may be allowed in another way, and what the view denies may not.
     pub(crate) fn narrow(
         &self,
         decision: Decision,
@@ -239,14 +242,29 @@ impl View {
         resource: &Resource<'_>,
         context: &Context<'_>,
     ) -> Decision {
-        if decision.verdict == RuleEffect::Deny {
+        let is_denied = decision.verdict == RuleEffect::Deny;
+        if is_denied && matches!(decision.rule, RuleName::File(_)) {
             return decision;
         }
-        if !self.serves(principal) || !self.has(action, resource) {
-            return self.refusal();
+        match self.restriction(principal, action, resource, context) {
+            Some(own) if is_denied => Decision { verdict: RuleEffect::Deny, ..own },
+            Some(own) if own.verdict > decision.verdict => own,
+            _ => decision,
         }
-        let own = self.rules.decide_by_rules(principal, action, resource, context);
-        own.filter(|own| own.verdict > decision.verdict).unwrap_or(decision)
+    }
+
+    /// What the view itself forbids, or wants to be approved.
+    pub(crate) fn restriction(
+        &self,
+        principal: &Principal,
+        action: Action,
+        resource: &Resource<'_>,
+        context: &Context<'_>,
+    ) -> Option<Decision> {
+        if !self.serves(principal) || !self.has(action, resource) {
+            return Some(self.refusal());
+        }
+        self.rules.decide_by_rules(principal, action, resource, context)
     }
 
     /// Whether some resource exists in the view with which a principal may do something that it may

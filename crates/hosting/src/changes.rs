@@ -42,6 +42,8 @@ pub enum Change {
     Resource(Arc<str>),
     /// A hosted server has sent a notification of an extension that it declares.
     Notice {
+        /// The server's name.
+        server: Arc<str>,
         /// The extension's name.
         extension: Arc<str>,
         /// The notification, with offered URIs.

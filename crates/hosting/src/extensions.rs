@@ -104,25 +104,28 @@ impl Extensions {
         }
     }
 
-    /// Returns the server that declares an extension.
-    pub fn owner(&self, extension: &str) -> Owner<'_> {
-        find_owner(self.extensions.get(extension).into_iter().flatten())
+    /// Returns the server that declares an extension, of those that `is_visible`.
+    pub fn owner(&self, extension: &str, is_visible: impl Fn(&str) -> bool) -> Owner<'_> {
+        find_owner(self.extensions.get(extension).into_iter().flatten(), is_visible)
     }
 
-    /// Returns the server that a method outside the core protocol is for. `name/…` and
-    /// `vendor/name/…` belong to the extension `vendor/name`. A method that resembles no extension
-    /// is for the server that declares one whose methods are unknown here.
-    pub fn owner_of_method(&self, method: &str) -> Owner<'_> {
+    /// Returns the server that a method outside the core protocol is for, of those that
+    /// `is_visible`. `name/…` and `vendor/name/…` belong to the extension `vendor/name`. A method
+    /// that resembles no extension is for the server that declares one whose methods are unknown
+    /// here.
+    pub fn owner_of_method(&self, method: &str, is_visible: impl Fn(&str) -> bool) -> Owner<'_> {
         let all = || self.extensions.iter().chain(&self.experimental);
         let by_name = find_owner(
             all().filter(|(name, _)| belongs_to(method, name)).flat_map(|(_, claims)| claims),
+            &is_visible,
         );
         if by_name != Owner::Nobody {
             return by_name;
         }
 
         let is_unknown = |name: &str| name != APPS_EXTENSION_ID && name != SKILLS_EXTENSION_ID;
-        find_owner(all().filter(|(name, _)| is_unknown(name)).flat_map(|(_, claims)| claims))
+        let unknown = all().filter(|(name, _)| is_unknown(name)).flat_map(|(_, claims)| claims);
+        find_owner(unknown, is_visible)
     }
 }
 
@@ -155,8 +158,12 @@ fn forwardable<'a>(
     }
 }
 
-fn find_owner<'a>(claims: impl Iterator<Item = &'a (String, JsonObject)>) -> Owner<'a> {
+fn find_owner<'a>(
+    claims: impl Iterator<Item = &'a (String, JsonObject)>,
+    is_visible: impl Fn(&str) -> bool,
+) -> Owner<'a> {
     let mut servers: Vec<_> = claims.map(|(server, _)| server.as_str()).collect();
+    servers.retain(|server| is_visible(server));
     servers.sort_unstable();
     servers.dedup();
     match servers.as_slice() {
@@ -210,7 +217,7 @@ mod tests {
                 "experimental": {"x": {}},
             })
         );
-        assert_eq!(one.owner(SKILLS_EXTENSION_ID), Owner::One("a"));
+        assert_eq!(one.owner(SKILLS_EXTENSION_ID, |_| true), Owner::One("a"));
 
         let two = of(&[("a", skills.clone()), ("b", skills), ("c", apps.clone()), ("d", apps)]);
         assert_eq!(
@@ -218,7 +225,7 @@ mod tests {
             json!({"extensions": {APPS_EXTENSION_ID: {}}}),
             "only pages name their server"
         );
-        assert_eq!(two.owner(SKILLS_EXTENSION_ID), Owner::Several(vec!["a", "b"]));
+        assert_eq!(two.owner(SKILLS_EXTENSION_ID, |_| true), Owner::Several(vec!["a", "b"]));
     }
 
     #[test]
@@ -249,17 +256,43 @@ mod tests {
         let apps = json!({"extensions": {APPS_EXTENSION_ID: {}}});
         let servers = of(&[("a", palette.clone()), ("b", clock), ("c", apps.clone())]);
         for method in ["palette/mix", "com.example/palette/mix", "palette"] {
-            assert_eq!(servers.owner_of_method(method), Owner::One("a"), "{method}");
+            assert_eq!(servers.owner_of_method(method, |_| true), Owner::One("a"), "{method}");
         }
-        assert_eq!(servers.owner_of_method("clock/now"), Owner::One("b"));
-        assert_eq!(servers.owner_of_method("palettes/mix"), Owner::Several(vec!["a", "b"]));
+        assert_eq!(servers.owner_of_method("clock/now", |_| true), Owner::One("b"));
+        assert_eq!(
+            servers.owner_of_method("palettes/mix", |_| true),
+            Owner::Several(vec!["a", "b"])
+        );
 
         assert_eq!(
-            of(&[("a", palette.clone()), ("c", apps.clone())]).owner_of_method("mix"),
+            of(&[("a", palette.clone()), ("c", apps.clone())]).owner_of_method("mix", |_| true),
             Owner::One("a")
         );
-        assert_eq!(of(&[("c", apps)]).owner_of_method("mix"), Owner::Nobody);
+        assert_eq!(of(&[("c", apps)]).owner_of_method("mix", |_| true), Owner::Nobody);
         let both = of(&[("a", palette.clone()), ("b", palette)]);
-        assert_eq!(both.owner_of_method("palette/mix"), Owner::Several(vec!["a", "b"]));
+        assert_eq!(both.owner_of_method("palette/mix", |_| true), Owner::Several(vec!["a", "b"]));
+    }
+
+    /// Servers that are not visible must not make a difference.
+    #[test]
+    fn a_method_is_for_the_visible_servers_alone() {
+        let palette = json!({"extensions": {"com.example/palette": {}}});
+        let clock = json!({"experimental": {"clock": {}}});
+        let servers = of(&[("a", palette.clone()), ("b", palette.clone()), ("c", clock.clone())]);
+        let is_visible = |server: &str| server != "b";
+        let alone = of(&[("a", palette), ("c", clock)]);
+        for method in ["palette/mix", "clock/now", "nothing", "com.example/palette/x"] {
+            let found = servers.owner_of_method(method, is_visible);
+            assert_eq!(found, alone.owner_of_method(method, |_| true), "{method}");
+        }
+        assert_eq!(servers.owner("com.example/palette", is_visible), Owner::One("a"));
+        assert_eq!(servers.owner("com.example/palette", |_| false), Owner::Nobody);
+
+        // As if `b` did not declare it, it is for the one server whose methods are unknown.
+        let two = of(&[
+            ("a", json!({"experimental": {"x": {}}})),
+            ("b", json!({"experimental": {"clock": {}}})),
+        ]);
+        assert_eq!(two.owner_of_method("clock/now", |server| server == "a"), Owner::One("a"));
     }
 }

@@ -327,7 +327,11 @@ impl Fleet {
         };
 
         notice.params.iter_mut().for_each(|params| apps::offer_in_answer(&hosted.name, params));
-        self.announce(Change::Notice { extension: extension.into(), notice: Arc::new(notice) });
+        self.announce(Change::Notice {
+            server: hosted.name.as_str().into(),
+            extension: extension.into(),
+            notice: Arc::new(notice),
+        });
     }
 
     /// Returns the values to hide in texts about a server.

@@ -211,15 +211,28 @@ impl Routes {
     /// Returns the server that has a resource, and its URI there. The URI may name the server, be
     /// listed, or match a template.
     pub fn resource<'a>(&'a self, uri: &'a str) -> Option<(&'a str, &'a str)> {
-        if let Some(found) = split_named(uri) {
-            return Some(found);
+        self.resource_among(uri, |_, _| true)
+    }
+
+    /// As [`resource`](Self::resource), of the resources that `is_visible` by their server and their
+    /// URI there. Others stand in the way of none.
+    pub fn resource_among<'a>(
+        &'a self,
+        uri: &'a str,
+        is_visible: impl Fn(&str, &str) -> bool,
+    ) -> Option<(&'a str, &'a str)> {
+        if let Some((server, own)) = split_named(uri) {
+            return is_visible(server, own).then_some((server, own));
         }
-        if let Some(route) = self.resources.get(uri) {
+
+        let listed = self.resources.get(uri);
+        if let Some(route) = listed.filter(|route| is_visible(&route.server, &route.name)) {
             return Some((&route.server, &route.name));
         }
         // Clients read well-known files of skills, and those that a skill's text names.
+        let sees_skills = |server: &str| is_visible(server, uri);
         if uri.starts_with(apps::SKILL)
-            && let Owner::One(server) = self.extensions.owner(SKILLS_EXTENSION_ID)
+            && let Owner::One(server) = self.extensions.owner(SKILLS_EXTENSION_ID, sees_skills)
         {
             return Some((server, uri));
         }
@@ -227,13 +240,28 @@ impl Routes {
         if apps::is_bound(uri) {
             return None;
         }
-        let template = self.templates.iter().find(|route| matches_template(&route.name, uri));
+
+        // The server that listed it first is not visible, so another one's is meant.
+        let others = self.resources.values().filter(|route| listed.is_some() && route.name == uri);
+        if let Some(route) = others.into_iter().find(|route| is_visible(&route.server, uri)) {
+            return Some((&route.server, &route.name));
+        }
+        let template = self
+            .templates
+            .iter()
+            .find(|route| matches_template(&route.name, uri) && is_visible(&route.server, uri));
         template.map(|route| (route.server.as_str(), uri))
     }
 
-    /// Returns the server that offers a template, and the template there.
-    pub fn template<'a>(&'a self, template: &'a str) -> Option<(&'a str, &'a str)> {
-        let route = self.templates.iter().find(|route| route.listed.uri_template == template)?;
+    /// Returns the server that offers a template, and the template there, of the templates that
+    /// `is_visible` by their server and what they are there.
+    pub fn template_among<'a>(
+        &'a self,
+        template: &str,
+        is_visible: impl Fn(&str, &str) -> bool,
+    ) -> Option<(&'a str, &'a str)> {
+        let offered = self.templates.iter().filter(|route| route.listed.uri_template == template);
+        let route = offered.into_iter().find(|route| is_visible(&route.server, &route.name))?;
         Some((&route.server, &route.name))
     }
 
@@ -440,6 +468,24 @@ mod tests {
         assert_eq!(routes.offered_uri("b", "file:///x"), second);
     }
 
+    /// Whatever others offer first, a reader finds what the servers offer that it sees.
+    #[test]
+    fn what_is_not_visible_stands_in_the_way_of_nothing() {
+        let first = resources(&["file:///x"], &["db://{table}", "t://{x}"]);
+        let second = resources(&["file:///x", "file:///y"], &["db://{anything}", "t://{x}"]);
+        let routes = Routes::build([("a", first), ("b", second)]);
+        let of_b = |server: &str, _: &str| server == "b";
+        for uri in ["file:///x", "file:///y", "db://people"] {
+            assert_eq!(routes.resource_among(uri, of_b), Some(("b", uri)), "{uri}");
+        }
+        assert_eq!(routes.resource_among("mcp-fleet://b/q", of_b), Some(("b", "q")));
+        assert_eq!(routes.resource_among("mcp-fleet://a/file:///x", of_b), None);
+        assert_eq!(routes.resource_among("file:///x", |_, _| false), None);
+        assert_eq!(routes.template_among("db://{table}", of_b), None);
+        let named = "mcp-fleet://b/t://{x}";
+        assert_eq!(routes.template_among(named, of_b), Some(("b", "t://{x}")));
+    }
+
     #[test]
     fn pages_of_two_servers_are_kept_apart() {
         let page = "ui://widget/x.html";
@@ -455,7 +501,7 @@ mod tests {
             assert_eq!(routes.offered_uri(server, page), offered);
         }
         let template = "ui://mcp-fleet/a/ui://widget/{name}";
-        assert_eq!(routes.template(template), Some(("a", "ui://widget/{name}")));
+        assert_eq!(routes.template_among(template, |_, _| true), Some(("a", "ui://widget/{name}")));
         let nested = format!("ui://mcp-fleet/b/{posing}");
         assert_eq!(routes.resource(&nested), Some(("b", posing)));
         assert_eq!(routes.resource(page), None, "it is ambiguous");
@@ -473,7 +519,10 @@ mod tests {
             assert_eq!(routes.resource(&offered), Some((server, skill)));
             assert_eq!(routes.offered_uri(server, skill), offered);
             let template = format!("skill://mcp-fleet/{server}/skill://{{name}}/SKILL.md");
-            assert_eq!(routes.template(&template), Some((server, "skill://{name}/SKILL.md")));
+            assert_eq!(
+                routes.template_among(&template, |_, _| true),
+                Some((server, "skill://{name}/SKILL.md"))
+            );
         }
         assert_eq!(routes.resource(skill), None, "it is ambiguous");
     }

@@ -187,6 +187,38 @@ impl Caller {
         self.asker.view()
     }
 
+    /// What the caller's view alone forbids, as [`Asker::restriction`] says.
+    pub(crate) fn restriction(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        context: &Context<'_>,
+    ) -> Option<Decision> {
+        self.asker.restriction(action, resource, context)
+    }
+
+    /// Records a refusal, and makes the error for it.
+    pub(crate) fn refuse(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        decision: Decision,
+        arguments: Arguments<'_>,
+    ) -> JobsError {
+        self.asker.record_refusal(action, resource, &decision, arguments);
+        JobsError::Denied { action, decision: Box::new(decision) }
+    }
+
+    /// Records a refusal of what the caller's view does not have.
+    pub(crate) fn record_hidden(
+        &self,
+        action: Action,
+        resource: &Resource<'_>,
+        arguments: Arguments<'_>,
+    ) {
+        self.asker.record_hidden(action, resource, arguments);
+    }
+
     /// Decides whether the caller may do something with the dead letter of a job of this owner and
     /// this tenant: by the rules of the policy, or if none of them decides, because the job is the
     /// caller's own. Whether the caller may have to do with dead letters at all was decided before.

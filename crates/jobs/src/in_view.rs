@@ -1,19 +1,27 @@
 //! Jobs that are submitted in a view: their tools have the names of the view, and must be in it.
 //!
 //! A job runs later, and not in the view. So names are replaced here by those of the tools that they
-//! stand for, and what could mean something else when the job runs is refused.
+//! stand for, what could mean something else when the job runs is refused, and the rules of the view
+//! are asked about every call before the job exists.
 
-use fleet_access::View;
+use fleet_access::{
+    Action, Annotations, Arguments, Context, JobRights, Resource, RuleEffect, View,
+};
 use fleet_job::{
     envelope::{ToolCall, Work},
     size::clipped,
     tool_name,
 };
+use serde_json::{Map, Value};
 
 use super::{
+    Caller, JobsError,
     request::BadRequest,
     rights::{JOB_TOOLS, SERVER_TOOLS, ToolResolver, named_tool},
 };
+
+/// The tool that a job calls to host a server.
+const SERVER_INITIALIZE: &str = "server_initialize";
 
 /// The longest part of a name that an error repeats, in bytes.
 const SHOWN_NAME: usize = 256;
@@ -22,24 +30,71 @@ const SHOWN_NAME: usize = 256;
 ///
 /// # Errors
 ///
-/// Returns an error if the view does not have one of the tools, as if there were none.
+/// Returns an error if the view does not have one of the tools, as if there were none. The refusal
+/// is recorded.
 pub(crate) fn resolve_names(
     work: &mut Work,
-    view: &View,
+    (caller, view): (&Caller, &View),
     resolve: Option<&ToolResolver>,
 ) -> Result<(), BadRequest> {
     let calls = match work {
         Work::ToolCall(call) => std::slice::from_mut(call),
         Work::ToolBatch(batch) => &mut batch.calls[..],
-        // The right to host a server in a view is decided on by the server's name.
-        Work::ServerInit(_) => return Ok(()),
+        Work::ServerInit(_) if view.has_tool(None, SERVER_INITIALIZE) => return Ok(()),
+        Work::ServerInit(config) => {
+            record_hidden(caller, (None, SERVER_INITIALIZE), config);
+            return Err(unknown_tool(SERVER_INITIALIZE));
+        }
     };
-    calls.iter_mut().try_for_each(|call| resolve_name(call, view, resolve))
+    calls.iter_mut().try_for_each(|call| resolve_name(call, (caller, view), resolve))
+}
+
+/// Checks a call of a job against what the view of its submitter forbids, since nothing asks the
+/// view when the job runs. Returns the rule of the view that wants the call to be approved first.
+///
+/// # Errors
+///
+/// Returns the refusal. A call that needs approval is refused where jobs can't wait for it.
+pub(crate) fn check_call(
+    caller: &Caller,
+    tool: &Resource<'_>,
+    arguments: Arguments<'_>,
+    jobs: JobRights,
+) -> Result<Option<String>, JobsError> {
+    let context = Context { arguments, ..Context::default() };
+    let Some(restriction) = caller.restriction(Action::CallTool, tool, &context) else {
+        return Ok(None);
+    };
+    if restriction.verdict == RuleEffect::Approve && jobs == JobRights::OfSubmitters {
+        return Ok(Some(restriction.rule.as_str().to_owned()));
+    }
+    Err(caller.refuse(Action::CallTool, tool, restriction, arguments))
+}
+
+/// Checks that a job may host a server by what the view of its submitter forbids, as
+/// [`check_call`] does.
+///
+/// # Errors
+///
+/// As [`check_call`].
+pub(crate) fn check_hosting(
+    caller: &Caller,
+    (name, config): (&str, Option<&Value>),
+    jobs: JobRights,
+) -> Result<Option<String>, JobsError> {
+    if caller.view().is_none() {
+        return Ok(None);
+    }
+    let members = [("name", Some(&Value::from(name))), ("config", config)]
+        .map(|(member, value)| value.map(|value| (member.to_owned(), value.clone())));
+    let arguments: Map<_, _> = members.into_iter().flatten().collect();
+    let tool = Resource::tool(None, SERVER_INITIALIZE, Annotations::default());
+    check_call(caller, &tool, Arguments::Known(&arguments), jobs)
 }
 
 fn resolve_name(
     call: &mut ToolCall,
-    view: &View,
+    (caller, view): (&Caller, &View),
     resolve: Option<&ToolResolver>,
 ) -> Result<(), BadRequest> {
     let called = call.exposed_name();
@@ -47,13 +102,18 @@ fn resolve_name(
         (call.server, call.tool) = (server.map(str::to_owned), tool.to_owned());
     } else {
         let found = resolve.and_then(|resolve| resolve(&called, &call.arguments));
-        let (server, tool) = match &found {
+        let named = match &found {
             Some(found) if found.is_known => (Some(found.server.as_str()), found.tool.as_str()),
-            // It may come to stand for a tool that the view does not have.
-            _ if tool_name::is_ambiguous(&called) => return Err(unknown_tool(&called)),
             _ => named_tool(call),
         };
-        if !view.admits(&called, server, tool) {
+        // It may come to stand for a tool that the view does not have.
+        let is_certain =
+            found.as_ref().is_some_and(|found| found.is_known) || !tool_name::is_ambiguous(&called);
+        let is_possible =
+            call.server.as_deref().is_none_or(|server| tool_name::check_server(server).is_ok());
+
+        if !is_certain || !is_possible || !view.admits(&called, named.0, named.1) {
+            record_hidden(caller, named, &call.arguments);
             return Err(unknown_tool(&called));
         }
     }
@@ -67,6 +127,15 @@ fn resolve_name(
         )));
     }
     Ok(())
+}
+
+fn record_hidden(
+    caller: &Caller,
+    (server, tool): (Option<&str>, &str),
+    arguments: &Map<String, Value>,
+) {
+    let resource = Resource::tool(server, tool, Annotations::default());
+    caller.record_hidden(Action::SubmitJob, &resource, Arguments::Known(arguments));
 }
 
 fn unknown_tool(name: &str) -> BadRequest {
@@ -86,7 +155,10 @@ mod tests {
     const VIEW: &str = "
         [[view.v.select]]
         servers = ['crm', '']
-        hide = ['delete', 'ns/delete']
+        hide = ['delete', 'ns/delete', 'server_initialize']
+        [[view.v.select]]
+        servers = ['q*']
+        hide = ['admin*']
         [[view.v.tool]]
         server = 'crm'
         tool = 'get'
@@ -113,7 +185,8 @@ mod tests {
                 is_known: true,
             })
         });
-        resolve_names(&mut work, &view, Some(&resolver)).map_err(|error| error.to_string())?;
+        resolve_names(&mut work, (&caller, &view), Some(&resolver))
+            .map_err(|error| error.to_string())?;
         let calls = match work {
             Work::ToolCall(call) => vec![call],
             Work::ToolBatch(batch) => batch.calls,
@@ -155,6 +228,10 @@ mod tests {
             json!({"tool": tool_name::exposed("crm", "ns/drop")}),
             json!({"server": "crm", "tool": "ns/drop"}),
             json!({"tool": "crm___x"}),
+            // It is called as the tool `admin__drop` of `q`.
+            json!({"server": "q__admin", "tool": "drop"}),
+            // The view has no tool that hosts servers.
+            json!({"mcpServers": {"crm": {"command": "x"}}}),
             json!({"tool": "db__query"}),
             json!({"server": "db", "tool": "query"}),
             json!({"calls": [{"tool": "find"}, {"tool": "db__query"}]}),

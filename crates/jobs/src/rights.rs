@@ -17,7 +17,7 @@ use fleet_job::{
 use fleet_ops::clock;
 use serde_json::{Map, Value};
 
-use super::{Caller, JobsError, request::BadRequest};
+use super::{Caller, JobsError, in_view, request::BadRequest};
 
 /// Begins the names of the server's own tools about hosted servers.
 pub(crate) const SERVER_TOOLS: &str = "server_";
@@ -129,8 +129,10 @@ pub(crate) fn check_submission(
                 let submit = check(caller, Action::SubmitJob, &server, Arguments::None, jobs)?;
                 let host =
                     check(caller, Action::AdministerServers, &server, Arguments::None, jobs)?;
+                let entry = config.get("mcpServers").and_then(|servers| servers.get(name));
+                let in_view = in_view::check_hosting(caller, (name, entry), jobs)?;
                 admit(caller, &server, std::mem::take(&mut bytes))?;
-                let approval = submit.approval.or(host.approval);
+                let approval = submit.approval.or(host.approval).or(in_view);
                 let (decision, server) = (submit.decision, Some(name.clone()));
                 Ok(AllowedJob { decision, server, tool: None, approval })
             }));
@@ -177,6 +179,7 @@ fn check_call(
         let call = caller.decide_call(&resource, known);
         approval = (call.verdict == RuleEffect::Approve).then(|| call.rule.as_str().to_owned());
     }
+    approval = approval.or(in_view::check_call(caller, &resource, known, jobs)?);
 
     // Our own tools would do these with the rights of the worker, if jobs are not signed.
     if server.is_none() && tool.starts_with(SERVER_TOOLS) {
@@ -272,18 +275,31 @@ mod tests {
     }
 
     fn may_submit_where(jobs: JobRights, rules: &str, job: Value) -> Result<(), String> {
+        submit_where(jobs, rules, None, job).map(drop)
+    }
+
+    /// The rule that wants the job to be approved first, if the principal may submit it in a view.
+    fn submit_where(
+        jobs: JobRights,
+        rules: &str,
+        view: Option<&str>,
+        job: Value,
+    ) -> Result<Option<String>, String> {
         let policy = AccessPolicy::parse(rules, None).unwrap();
         let rights = CurrentRights::new(policy.into_rights());
         let via = Via::Key { id: "k".to_owned() };
         let mut principal = Principal::new("keys", "ci", PrincipalKind::Service, via);
         principal.tenant = Some("a".to_owned());
 
-        let asker = Asker::new(Arc::new(principal), rights);
+        let mut asker = Asker::new(Arc::new(principal), rights);
+        if let Some(view) = view {
+            asker = asker.enter_view(view).unwrap();
+        }
         let caller = Caller::new(Some("ci".to_owned()), None, asker);
         let request: crate::JobRequest = serde_json::from_value(job).unwrap();
         let prepared = request.prepare(&caller, || "j".to_owned()).unwrap();
         check_submission(&caller, &prepared.envelope, Some(&resolver()), jobs)
-            .map(drop)
+            .map(|allowed| allowed.approval)
             .map_err(|error| error.to_string())
     }
 
@@ -390,6 +406,52 @@ mod tests {
             |tool: &str| may_submit_where(JobRights::OfSubmitters, submit, json!({"tool": tool}));
         assert_eq!(signed("job_cancel"), Ok(()));
         assert!(signed("server_remove").is_err());
+    }
+
+    /// When the job runs, nothing asks the view.
+    #[test]
+    fn a_job_can_not_evade_the_rules_of_the_view_it_is_submitted_in() {
+        let rule = |name: &str, effect: &str, tool: &str| {
+            format!(
+                "[[view.desk.rule]]\nname='{name}'\neffect='{effect}'\nprincipals=['anyone']\n\
+                 actions=['tools.call']\ntools=['{tool}']\n"
+            )
+        };
+        let rules = [
+            "[[rule]]\nname='s'\neffect='allow'\nprincipals=['anyone']\n\
+             actions=['jobs.submit', 'servers.administer', 'tools.call']\n\
+             [[view.desk.select]]\nservers=['*', '']\n"
+                .to_owned(),
+            rule("never", "deny", "query"),
+            rule("no hosts", "deny", "server_initialize"),
+            rule("ask", "approve", "merge"),
+        ]
+        .concat();
+        let submit = |jobs, view, job: &Value| submit_where(jobs, &rules, view, job.clone());
+        let both = [JobRights::OfWorkers, JobRights::OfSubmitters];
+
+        for (job, rule) in [
+            (json!({"server": "db", "tool": "query"}), "view:desk/never"),
+            (json!({"tool": "db__query"}), "view:desk/never"),
+            (json!({"calls": [{"tool": "db__list"}, {"tool": "db__query"}]}), "view:desk/never"),
+            (json!({"mcpServers": {"db": {"command": "x"}}}), "view:desk/no hosts"),
+        ] {
+            for jobs in both {
+                let refusal = submit(jobs, Some("desk"), &job).unwrap_err();
+                let named = format!("(rule {rule})");
+                assert!(refusal.contains("tools.call") && refusal.contains(&named), "{refusal}");
+                assert_eq!(submit(jobs, None, &job), Ok(None), "{job}");
+            }
+        }
+
+        let merge = json!({"calls": [{"tool": "db__list"}, {"tool": "db__merge"}]});
+        let waiting = submit(JobRights::OfSubmitters, Some("desk"), &merge);
+        assert_eq!(waiting, Ok(Some("view:desk/ask".to_owned())));
+        let refusal = submit(JobRights::OfWorkers, Some("desk"), &merge).unwrap_err();
+        assert!(refusal.contains("view:desk/ask") && refusal.contains("APPROVAL"), "{refusal}");
+        for jobs in both {
+            assert_eq!(submit(jobs, Some("desk"), &json!({"tool": "db__list"})), Ok(None));
+        }
     }
 
     #[test]

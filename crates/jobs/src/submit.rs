@@ -114,7 +114,7 @@ impl Jobs {
         if let Some(view) = caller.view() {
             let (count, resolver) = (jobs.len(), self.inner.resolver.get());
             for (index, job) in jobs.iter_mut().enumerate() {
-                in_view::resolve_names(&mut job.envelope.work, &view, resolver)
+                in_view::resolve_names(&mut job.envelope.work, (caller, &view), resolver)
                     .map_err(|error| bad_job(error, index, count))?;
             }
         }

@@ -194,7 +194,9 @@ impl Gateway {
     fn unavailable_meta(&self, asking: &Asking) -> Option<MetaObject> {
         let mut unavailable = self.inner.fleet.unavailable_servers();
         let routes = self.inner.fleet.routes();
-        unavailable.retain(|server| asking.sees_server(&server.server, &routes));
+        unavailable.retain_mut(|server| {
+            asking.sees_server(&server.server, &routes) && asking.warn_in_view(server)
+        });
         if unavailable.is_empty() {
             return None;
         }

@@ -10,7 +10,7 @@ pub enum RuleError {
     /// The name can't be one.
     #[error(
         "`name` of the [[rule]] {name:?} must have 1 to 100 characters, none of them a control \
-         character, and not begin with `default:` [{code}]",
+         character, and not begin with `default:` or `view:` [{code}]",
         code = codes::POLICY_FILE
     )]
     Name {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Selection, ShownTool, ToolId, View, ViewError};
 use crate::{
     pattern::Pattern,
-    rules::{AccessTable, RuleEffect, RuleTable, Rules, Selector},
+    rules::{OF_VIEWS, RuleEffect, RuleTable, Rules, Selector},
 };
 
 const MAX_NAME: usize = 40;
@@ -79,7 +79,7 @@ struct ToolTable {
 
 /// The name of a view as a rule, in refusals and audit records.
 pub(super) fn rule_name(view: &str) -> Arc<str> {
-    format!("view:{view}").into()
+    format!("{OF_VIEWS}{view}").into()
 }
 
 /// Compiles a view.
@@ -182,7 +182,7 @@ fn compile_rules(
         }
         rule.name = format!("{}/{}", rule_name(view), rule.name);
     }
-    Ok(Rules::new(AccessTable::default(), rules, trusted_servers)?)
+    Ok(Rules::of_view(rules, trusted_servers)?)
 }
 
 fn add_tool(view: &mut View, table: &ToolTable) -> Result<(), ViewError> {

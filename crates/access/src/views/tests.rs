@@ -97,6 +97,17 @@ fn a_view_has_what_it_selects_under_its_own_names() {
     assert!(!view.has_server(Some("db")));
 }
 
+/// As the documentation says of `servers`.
+#[test]
+fn a_wildcard_selects_our_own_tools_too() {
+    for (pattern, expected) in [("*", true), ("?*", false), ("", true), ("crm", false)] {
+        let rights = parse(&format!("[[view.v.select]]\nservers = ['{pattern}']\n"));
+        let view = asker(&rights, "agent").enter_view("v").unwrap().view().unwrap();
+        assert_eq!(view.has_tool(None, "job_submit"), expected, "{pattern:?}");
+        assert_eq!(view.has_server(Some("crm")), !pattern.is_empty(), "{pattern:?}");
+    }
+}
+
 #[test]
 fn whoever_may_not_use_a_view_finds_none() {
     let rights = parse(SUPPORT);
@@ -133,6 +144,53 @@ fn a_view_narrows_decisions_and_names_itself() {
     let server = Resource { server: Some("db"), ..Resource::default() };
     assert!(!decide(&inside, Action::AdministerServers, &server));
     assert!(decide(&inside, Action::UseSession, &Resource::default()));
+}
+
+/// Own tools may be used without a right to call them, so the view must decide in any case.
+#[test]
+fn a_view_decides_by_its_own_name_where_no_rule_does() {
+    let rights = parse(SUPPORT);
+    let outside = asker(&rights, "agent");
+    let inside = outside.enter_view("support").unwrap();
+    let unknown = |server, tool| Resource::tool(server, tool, Annotations::default());
+    for (resource, rule) in [
+        (unknown(Some("crm"), "drop_all"), "view:support/no drops"),
+        (unknown(Some("crm"), "customer_merge"), "view:support/ask first"),
+        (unknown(Some("crm"), "customer_delete"), "view:support"),
+        (unknown(Some("db"), "query"), "view:support"),
+        (unknown(Some("crm"), "customer_list"), "default:no-rule"),
+    ] {
+        let (verdict_outside, by_default) = verdict(&outside, &resource);
+        assert_eq!((verdict_outside, &*by_default), (RuleEffect::Deny, "default:no-rule"));
+        assert_eq!(verdict(&inside, &resource), (RuleEffect::Deny, rule.to_owned()));
+    }
+}
+
+/// What a view alone says is asked where the rules of the file are not.
+#[test]
+fn a_view_tells_what_it_alone_forbids() {
+    let rights = parse(SUPPORT);
+    let outside = asker(&rights, "agent");
+    let inside = outside.enter_view("support").unwrap();
+    let restriction = |asker: &Asker, tool: &str| {
+        let found =
+            asker.restriction(Action::CallTool, &call(Some("crm"), tool), &Context::default());
+        found.map(|found| (found.verdict, found.rule.as_str().to_owned()))
+    };
+    for (tool, expected) in [
+        ("customer_list", None),
+        ("drop_all", Some((RuleEffect::Deny, "view:support/no drops"))),
+        ("customer_merge", Some((RuleEffect::Approve, "view:support/ask first"))),
+        ("customer_delete", Some((RuleEffect::Deny, "view:support"))),
+    ] {
+        let expected = expected.map(|(effect, rule)| (effect, rule.to_owned()));
+        assert_eq!(restriction(&inside, tool), expected, "{tool}");
+        assert_eq!(restriction(&outside, tool), None);
+    }
+
+    assert!(inside.is_served() && outside.is_served());
+    rights.replace(AccessPolicy::parse("", None).unwrap().into_rights());
+    assert!(!inside.is_served() && outside.is_served());
 }
 
 #[test]
@@ -197,6 +255,10 @@ fn bad_tables_are_refused_with_what_to_do() {
     let rule = "[[view.a.rule]]\nname = 'r'\nprincipals = ['anyone']\nactions = ['*']\n";
     check(&format!("{select}{rule}effect = 'allow'\n"), "a view can only narrow");
     check(&format!("{select}{rule}effect = 'deny'\ntools = ['a__b']\n"), "offered name");
+
+    // Records must not take a rule of the file for a view.
+    let of_file = rule.replace("view.a.rule", "rule").replace("'r'", "'view:a'");
+    check(&format!("{of_file}effect = 'deny'\n"), "begin with `default:` or `view:`");
 }
 
 proptest! {
@@ -226,6 +288,13 @@ proptest! {
             prop_assert!(verdict(&inside, &resource).0 >= verdict(&outside, &resource).0);
             prop_assert!(!inside.could_call(server, Some(&tool)) || outside.could_call(server, Some(&tool)));
             prop_assert!(!inside.may_ever(Action::CallTool) || outside.may_ever(Action::CallTool));
+            // What the view forbids is forbidden by the view, whatever forbids it besides.
+            let restriction = inside.restriction(Action::CallTool, &resource, &Context::default());
+            let (decided, rule) = verdict(&inside, &resource);
+            if let Some(restriction) = restriction {
+                prop_assert!(decided >= restriction.verdict);
+                prop_assert!(!rule.starts_with("default:"));
+            }
         }
     }
 

@@ -369,25 +369,27 @@ impl Asking {
     }
 
     /// Whether the caller makes the calls of others' jobs. It has to know what tools want of their
-    /// callers, although it may call none for itself.
+    /// callers, although it may call none for itself. Jobs are not called in a view.
     fn presents_jobs(&self) -> bool {
         let any = (&Resource::default(), &Context::default());
-        !self.asker.is_presented() && self.asker.decide(Action::ActAs, any.0, any.1).is_allowed()
+        !self.asker.is_presented()
+            && self.asker.view_name().is_none()
+            && self.asker.decide(Action::ActAs, any.0, any.1).is_allowed()
     }
 
     /// Whether a list shows a prompt of a hosted server.
-    pub(super) fn sees_prompt(&self, route: &Route<Prompt>) -> bool {
+    pub(crate) fn sees_prompt(&self, route: &Route<Prompt>) -> bool {
         self.sees(Action::GetPrompt, &prompt_of(Some(&route.server), &route.name))
     }
 
     /// Whether a list shows a resource of a hosted server.
-    pub(super) fn sees_resource(&self, route: &Route<rmcp::model::Resource>) -> bool {
+    pub(crate) fn sees_resource(&self, route: &Route<rmcp::model::Resource>) -> bool {
         self.sees(Action::ReadResource, &resource_of(Some(&route.server), &route.name))
     }
 
     /// Whether a list shows a template of a hosted server. Rules see the template in place of a
     /// URI.
-    pub(super) fn sees_template(&self, route: &Route<ResourceTemplate>) -> bool {
+    pub(crate) fn sees_template(&self, route: &Route<ResourceTemplate>) -> bool {
         self.sees(Action::ReadResource, &resource_of(Some(&route.server), &route.name))
     }
 

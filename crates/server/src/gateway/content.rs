@@ -139,6 +139,7 @@ impl Gateway {
         for provider in &self.inner.providers {
             if let Some(answer) = provider.get_prompt(&params, &context) {
                 if !asking.has_prompt(None, &params.name) {
+                    asking.record_hidden(Action::GetPrompt, &prompt_of(None, &params.name));
                     return Err(unknown());
                 }
                 let (prompt, arguments) =
@@ -148,15 +149,23 @@ impl Gateway {
             }
         }
 
-        if params.name.len() > MAX_NAME || !self.may_have_prompt(&asking, &params.name) {
+        if params.name.len() > MAX_NAME {
+            return Err(unknown());
+        }
+        if !self.may_have_prompt(&asking, &params.name) {
+            let server = tool_name::server_of(&params.name);
+            asking.record_hidden(Action::GetPrompt, &prompt_of(server, &params.name));
             return Err(unknown());
         }
 
         self.learn_prompt_server(&params.name).await?;
         let found = self.inner.fleet.routes().prompt(&params.name).cloned();
-        let in_view = found.filter(|route| asking.has_prompt(Some(&route.server), &route.name));
-        let Some(route) = in_view else { return Err(unknown()) };
+        let Some(route) = found else { return Err(unknown()) };
         let prompt = prompt_of(Some(&route.server), &route.name);
+        if !asking.has_prompt(Some(&route.server), &route.name) {
+            asking.record_hidden(Action::GetPrompt, &prompt);
+            return Err(unknown());
+        }
         let record = asking.begin(Action::GetPrompt, &prompt, params.arguments.as_ref()).await?;
         end_record(record, self.forward_prompt(route, params, &context).await)
     }
@@ -204,19 +213,23 @@ impl Gateway {
         let asking = self.asked_by(&context)?;
         for provider in &self.inner.providers {
             if let Some(answer) = provider.read_resource(&params, &context) {
-                if !asking.has_uri(None, &params.uri) {
-                    return Err(no_resource(&params.uri));
-                }
                 let resource = resource_of(None, &params.uri);
+                if !asking.has_uri(None, &params.uri) {
+                    // A hosted server may offer the same.
+                    asking.record_hidden(Action::ReadResource, &resource);
+                    break;
+                }
                 let record = asking.begin(Action::ReadResource, &resource, None).await?;
                 return end_record(record, answer.await);
             }
         }
 
         let routes = self.inner.fleet.routes();
-        let found = routes.resource(&params.uri);
-        let in_view = found.filter(|(server, uri)| asking.has_uri(Some(server), uri));
-        let Some((server, uri)) = in_view else {
+        let in_view = |server: &str, uri: &str| asking.has_uri(Some(server), uri);
+        let Some((server, uri)) = routes.resource_among(&params.uri, in_view) else {
+            if let Some((server, uri)) = routes.resource(&params.uri) {
+                asking.record_hidden(Action::ReadResource, &resource_of(Some(server), uri));
+            }
             return Err(no_resource(&params.uri));
         };
         let (server, uri) = (server.to_owned(), uri.to_owned());
@@ -243,10 +256,12 @@ impl Gateway {
         if let Some(own) =
             self.inner.providers.iter().find_map(|provider| provider.complete(&params))
         {
+            let reference = reference_of(None, &params.r#ref);
             if !asking.has_reference(None, &params.r#ref) {
+                asking.record_hidden(Action::Complete, &reference);
                 return Err(unknown_reference());
             }
-            asking.check(Action::Complete, &reference_of(None, &params.r#ref))?;
+            asking.check(Action::Complete, &reference)?;
             return Ok(CompleteResult::new(own));
         }
 
@@ -258,7 +273,13 @@ impl Gateway {
             }),
             Reference::Resource(resource) => {
                 let uri = std::mem::take(&mut resource.uri);
-                routes.template(&uri).or_else(|| routes.resource(&uri)).map(|(server, own)| {
+                let in_view = |server: &str, uri: &str| asking.has_uri(Some(server), uri);
+                let find = |is_visible: &dyn Fn(&str, &str) -> bool| {
+                    let template = routes.template_among(&uri, is_visible);
+                    template.or_else(|| routes.resource_among(&uri, is_visible))
+                };
+                // One that the view does not have is refused below.
+                find(&in_view).or_else(|| find(&|_, _| true)).map(|(server, own)| {
                     resource.uri = own.to_owned();
                     server.to_owned()
                 })
@@ -267,9 +288,13 @@ impl Gateway {
             _ => return Ok(CompleteResult::new(CompletionInfo::default())),
         };
 
-        let in_view = server.filter(|server| asking.has_reference(Some(server), &params.r#ref));
-        let Some(server) = in_view else { return Err(unknown_reference()) };
-        asking.check(Action::Complete, &reference_of(Some(&server), &params.r#ref))?;
+        let Some(server) = server else { return Err(unknown_reference()) };
+        let reference = reference_of(Some(&server), &params.r#ref);
+        if !asking.has_reference(Some(&server), &params.r#ref) {
+            asking.record_hidden(Action::Complete, &reference);
+            return Err(unknown_reference());
+        }
+        asking.check(Action::Complete, &reference)?;
 
         let upstream = self
             .inner

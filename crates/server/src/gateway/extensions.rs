@@ -76,12 +76,15 @@ impl Gateway {
 
         let routes = self.inner.fleet.routes();
         let asking = self.asked_by(&context)?;
-        let server = match asking.owner_in_view(routes.extensions().owner_of_method(method)) {
+        let in_view = |server: &str| asking.has_server(server);
+        let server = match routes.extensions().owner_of_method(method, in_view) {
             Owner::One(server) => server.to_owned(),
             Owner::Several(servers) => {
                 return Err(ambiguous_method(method, servers, &asking, &routes));
             }
             Owner::Nobody => {
+                let hidden = routes.extensions().owner_of_method(method, |_| true);
+                record_hidden_owner(&asking, &hidden, method);
                 return Err(unknown_method(method, "; no hosted server declares its extension"));
             }
         };
@@ -118,6 +121,7 @@ impl Gateway {
         {
             let asking = self.asked_by(context)?;
             if !asking.has_uri(Some(server), own) {
+                asking.record_hidden(Action::ReadResource, &resource_of(Some(server), own));
                 return Err(no_resource(uri));
             }
             let (server, own) = (server.to_owned(), own.to_owned());
@@ -130,12 +134,15 @@ impl Gateway {
 
         let routes = self.inner.fleet.routes();
         let asking = self.asked_by(context)?;
-        let server = match asking.owner_in_view(routes.extensions().owner(SKILLS_EXTENSION_ID)) {
+        let in_view = |server: &str| asking.has_server(server);
+        let server = match routes.extensions().owner(SKILLS_EXTENSION_ID, in_view) {
             Owner::One(server) => server.to_owned(),
             Owner::Several(servers) => {
                 return Err(ambiguous_method(request.method(), servers, &asking, &routes));
             }
             Owner::Nobody => {
+                let hidden = routes.extensions().owner(SKILLS_EXTENSION_ID, |_| true);
+                record_hidden_owner(&asking, &hidden, request.method());
                 return Err(unknown_method(
                     request.method(),
                     "; no hosted server declares the skills extension",
@@ -148,6 +155,7 @@ impl Gateway {
         if let Some(uri) = uri.as_deref()
             && !asking.has_uri(Some(&server), uri)
         {
+            asking.record_hidden(Action::ReadResource, &resource_of(Some(&server), uri));
             return Err(no_resource(uri));
         }
         let resource = uri.map_or(whole, |uri| resource_of(Some(&server), uri));
@@ -156,6 +164,18 @@ impl Gateway {
         let result = forward::forward(&self.inner.fleet, &server, request, context).await;
         end_record(record, result.map(|result| (server, result)))
     }
+}
+
+/// Records that a method is refused as unknown although a server outside of the caller's view has
+/// it.
+fn record_hidden_owner(asking: &Asking, owner: &Owner<'_>, method: &str) {
+    let server = match owner {
+        Owner::One(server) => Some(*server),
+        Owner::Several(_) => None,
+        Owner::Nobody => return,
+    };
+    let called = Resource { server, method: Some(method), ..Resource::default() };
+    asking.record_hidden(Action::CallExtension, &called);
 }
 
 fn unknown_method(method: &str, why: &str) -> ErrorData {

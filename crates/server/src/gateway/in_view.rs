@@ -6,7 +6,8 @@
 
 use std::borrow::Cow;
 
-use fleet_hosting::{extensions::Owner, routes::Route};
+use fleet_access::{Action, Arguments, Resource};
+use fleet_hosting::{routes::Route, status::Unavailable};
 use fleet_job::tool_name;
 use rmcp::model::{Implementation, ServerCapabilities, Tool};
 
@@ -116,21 +117,30 @@ impl Asking {
         self.asker().view().is_none_or(|view| view.has_resource(server, uri))
     }
 
-    /// The server that a request of an extension is for, among those of the caller's view.
-    pub(super) fn owner_in_view<'a>(&self, owner: Owner<'a>) -> Owner<'a> {
-        let mut servers = match owner {
-            Owner::One(server) => vec![server],
-            Owner::Several(servers) => servers,
-            Owner::Nobody => return Owner::Nobody,
-        };
-        servers.retain(|server| self.has_server(server));
-        match servers.as_slice() {
-            [] => Owner::Nobody,
-            [server] => Owner::One(server),
-            _ => Owner::Several(servers),
-        }
+    /// Records that something is refused as unknown because the caller's view does not have it.
+    pub(super) fn record_hidden(&self, action: Action, resource: &Resource<'_>) {
+        self.asker().record_hidden(action, resource, Arguments::None);
+    }
+
+    /// Leaves out of a warning about a server what the caller's view does not have. Returns whether
+    /// there is still something to warn about.
+    pub(super) fn warn_in_view(&self, server: &mut Unavailable) -> bool {
+        let Some(view) = self.asker().view() else { return true };
+        let Unavailable { server: name, state, reason, hidden_tools } = server;
+        let is_answering = matches!(*state, "running" | "idle") && reason.is_none();
+
+        // Reasons quote other tools and servers.
+        *reason = None;
+        hidden_tools.retain_mut(|tool| {
+            HIDDEN.clone_into(&mut tool.reason);
+            view.has_tool(Some(name), &tool.name)
+        });
+        !is_answering || !hidden_tools.is_empty()
     }
 }
+
+/// Why a tool can't be offered, as clients of a view are told.
+const HIDDEN: &str = "it can't be offered now";
 
 /// What clients are told that use no view.
 const INSTRUCTIONS: &str = "A gateway to MCP servers. Tools of hosted servers are named \

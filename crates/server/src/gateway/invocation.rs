@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, sync::Arc, time::Instant};
 
-use fleet_access::{Annotations, OpenRecord, Resource};
+use fleet_access::{Action, Annotations, OpenRecord, Resource};
 use fleet_hosting::{
     apps, forward,
     routes::{Route, Routes, WithheldTool},
@@ -90,6 +90,11 @@ fn split_name(name: &str) -> (Option<&str>, &str) {
         Some((server, tool)) => (Some(server), tool),
         None => (None, name),
     }
+}
+
+/// A tool, as records of refusals have it.
+fn call_of<'a>(server: Option<&'a str>, tool: &'a str) -> Resource<'a> {
+    Resource::tool(server, tool, Annotations::default())
 }
 
 /// A tool of a hosted server.
@@ -239,6 +244,7 @@ impl Gateway {
         let unknown = || unknown_tool_with_hint(asking, called, &self.inner.fleet.routes());
         if let Some(provider) = *provider {
             if !asking.means(called, None, &params.name) {
+                asking.record_hidden(Action::CallTool, &call_of(None, &params.name));
                 return Err(unknown());
             }
             let allowed = asking.check_own_call(provider, &params.name, arguments)?;
@@ -259,9 +265,10 @@ impl Gateway {
         if let Some(withheld) = self.inner.fleet.routes().withheld(&params.name) {
             return check_withheld(asking, invocation, withheld);
         }
-        match self.locate_tool(asking, &params.name).await {
+        match self.locate_tool(asking, called, &params.name).await {
             Ok(tool) if !asking.means(called, Some(&tool.server), &tool.name) => {
-                drop(asking.allowed_call(Some(&tool.server), &tool.name, arguments));
+                let hidden = call_of(Some(&tool.server), &tool.name);
+                asking.record_hidden(Action::CallTool, &hidden);
                 Err(unknown())
             }
             Ok(mut tool) => {
@@ -286,10 +293,14 @@ impl Gateway {
                     apps::restore_in_object(server, arguments);
                 }
                 // It may come to stand for a tool that the caller's rules or view do not have.
-                let is_limited = asking.asker().principal().is_verified()
-                    || asking.asker().view_name().is_some();
+                let is_in_view = asking.asker().view_name().is_some();
+                let is_limited = asking.asker().principal().is_verified() || is_in_view;
                 let is_certain = !(is_limited && tool_name::is_ambiguous(&params.name))
                     && asking.means(called, server, tool);
+                if is_in_view && !is_certain {
+                    asking.record_hidden(Action::CallTool, &call_of(server, tool));
+                    return Err(unknown());
+                }
                 let allowed = is_certain
                     .then(|| asking.allowed_call(server, tool, restored.as_ref()))
                     .flatten();
@@ -335,9 +346,15 @@ impl Gateway {
 
     /// Finds a hosted server's tool by the name that clients see. Starts the server if its tools
     /// are not known yet.
-    async fn locate_tool(&self, asking: &Asking, name: &str) -> Result<HostedTool, ErrorData> {
+    /// Errors name it as it was called.
+    async fn locate_tool(
+        &self,
+        asking: &Asking,
+        called: &str,
+        name: &str,
+    ) -> Result<HostedTool, ErrorData> {
         if name.len() > MAX_NAME {
-            return Err(unknown_tool(name));
+            return Err(unknown_tool(called));
         }
 
         let fleet = &self.inner.fleet;
@@ -346,19 +363,19 @@ impl Gateway {
         }
 
         let Some(server) = tool_name::server_of(name) else {
-            return Err(unknown_tool_with_hint(asking, name, &fleet.routes()));
+            return Err(unknown_tool_with_hint(asking, called, &fleet.routes()));
         };
-        if !self.find_server(server, name).await? {
-            return Err(forward::unknown_server_error(server, name));
+        if !self.find_server(server, called).await? {
+            return Err(forward::unknown_server_error(server, called));
         }
 
         fleet
             .ensure_running(server)
             .await
-            .map_err(|error| forward::tool_down_error(name, &error))?;
+            .map_err(|error| forward::tool_down_error(called, &error))?;
         let tool = fleet.routes().tool(name).map(HostedTool::of);
         tool.ok_or_else(|| {
-            ErrorData::invalid_params(format!("server `{server}` has no tool `{name}`"), None)
+            ErrorData::invalid_params(format!("server `{server}` has no tool `{called}`"), None)
         })
     }
 
@@ -395,6 +412,7 @@ fn check_withheld<'g>(
     let Invocation { params, called, .. } = invocation;
     let HostedTool { server, name, annotations, .. } = HostedTool::of(&withheld.route);
     if !asking.means(called, Some(&server), &name) {
+        asking.record_hidden(Action::CallTool, &call_of(Some(&server), &name));
         return Err(unknown_tool(called));
     }
 
@@ -402,7 +420,22 @@ fn check_withheld<'g>(
     arguments.iter_mut().for_each(|arguments| apps::restore_in_object(&server, arguments));
     let allowed =
         asking.check_hosted_call(Some(&server), &name, annotations, arguments.as_ref())?;
-    Ok((Target::Missing(forward::tool_withheld_error(withheld)), Some(allowed)))
+    let error = forward::tool_withheld_error(withheld);
+    Ok((Target::Missing(name_as_called(error, &withheld.route.listed.name, called)), Some(allowed)))
+}
+
+/// Puts the name that was called in the place of the one under which a tool is offered elsewhere.
+fn name_as_called(mut error: ErrorData, offered: &str, called: &str) -> ErrorData {
+    if offered == called {
+        return error;
+    }
+    error.message = error.message.replace(offered, called).into();
+    if let Some(named) = error.data.as_mut().and_then(|data| data.get_mut("server"))
+        && named == offered
+    {
+        *named = called.into();
+    }
+    error
 }
 
 impl HostedTool {

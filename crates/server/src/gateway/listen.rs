@@ -9,11 +9,10 @@ use std::{
     },
 };
 
-use fleet_access::{Action, Resource};
+use fleet_access::{Action, Arguments, Resource};
 use fleet_hosting::{
     Fleet,
     changes::{Change, Lists},
-    extensions::Owner,
     fleet::Watched,
     notices::Notice,
 };
@@ -66,7 +65,8 @@ impl Gateway {
         accepted
     }
 
-    /// Notifies a stream of changes until its client cancels it or the server stops.
+    /// Notifies a stream of changes until its client cancels it, the server stops, or a change of
+    /// the policy ends the view that the stream was opened in.
     ///
     /// # Errors
     ///
@@ -87,10 +87,13 @@ impl Gateway {
 
         let notify_of_changes = async {
             while let Some(change) = next_change(&mut changes).await {
+                if !asking.asker().is_served() {
+                    return;
+                }
                 let is_sent = match &change {
-                    Change::Notice { extension, notice }
+                    Change::Notice { server, extension, notice }
                         if declares(capabilities.as_ref(), extension)
-                            && may_hear(&asking, &self.inner.fleet, extension) =>
+                            && may_hear(&asking, server) =>
                     {
                         send_notice(&request.peer, notice, Some(&sink)).await.is_ok()
                     }
@@ -134,10 +137,12 @@ impl Gateway {
             Some((server, own)) => (Some(server), own),
             None => (None, uri),
         };
+        let resource = resource_of(server, own);
         if !asking.has_uri(server, own) {
+            asking.record_hidden(Action::SubscribeResource, &resource);
             return Err(no_resource(uri));
         }
-        asking.check(Action::SubscribeResource, &resource_of(server, own))
+        asking.check(Action::SubscribeResource, &resource)
     }
 
     /// Notifies a session of changes until it ends. Further calls for the same session do nothing.
@@ -157,10 +162,11 @@ impl Gateway {
                     () = ended.cancelled() => return,
                 };
                 let (Some(change), Some(session)) = (change, session.upgrade()) else { return };
+                if !asking.asker().is_served() {
+                    return;
+                }
                 let is_allowed = match (&change, fleet.upgrade()) {
-                    (Change::Notice { extension, .. }, Some(fleet)) => {
-                        may_hear(&asking, &fleet, extension)
-                    }
+                    (Change::Notice { server, .. }, _) => may_hear(&asking, server),
                     (Change::Resource(uri), Some(fleet)) => may_watch(&asking, &fleet, uri),
                     _ => true,
                 };
@@ -196,8 +202,16 @@ impl Gateway {
     }
 
     fn has_resource(&self, uri: &str) -> bool {
-        let view = self.viewer.as_ref().and_then(|viewer| viewer.view());
-        let has = |server, own| view.as_ref().is_none_or(|view| view.has_resource(server, own));
+        let viewer = self.viewer.as_ref();
+        let view = viewer.and_then(|viewer| viewer.view());
+        let has = |server, own| {
+            let has = view.as_ref().is_none_or(|view| view.has_resource(server, own));
+            if let (false, Some(viewer)) = (has, viewer) {
+                let hidden = resource_of(server, own);
+                viewer.record_hidden(Action::SubscribeResource, &hidden, Arguments::None);
+            }
+            has
+        };
         if self.inner.providers.iter().any(|provider| provider.can_watch(uri)) {
             return has(None, uri);
         }
@@ -216,15 +230,10 @@ async fn next_change(changes: &mut Receiver<Change>) -> Option<Change> {
     }
 }
 
-/// Whether the caller gets the notifications of an extension. It does if it may call its methods.
-fn may_hear(asking: &Asking, fleet: &Fleet, extension: &str) -> bool {
-    let routes = fleet.routes();
-    let server = match asking.owner_in_view(routes.extensions().owner(extension)) {
-        Owner::One(server) => Some(server),
-        // In a view, it is none of the client's business.
-        Owner::Several(_) | Owner::Nobody if asking.asker().view_name().is_some() => return false,
-        Owner::Several(_) | Owner::Nobody => None,
-    };
+/// Whether the caller gets the notifications of a server's extensions. It does if it may call their
+/// methods.
+fn may_hear(asking: &Asking, server: &str) -> bool {
+    let server = Some(server);
     asking.sees(Action::CallExtension, &Resource { server, ..Resource::default() })
 }
 

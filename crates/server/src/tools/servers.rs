@@ -59,8 +59,22 @@ pub(crate) fn statuses_for(
             status.tool_count = status.tools.len();
             status.hide_diagnostics();
         }
+        if asking.asker().view_name().is_some() {
+            count_in_view(asking, status, &routes);
+        }
     }
     statuses
+}
+
+/// Counts of a server's prompts and resources those that the caller sees.
+fn count_in_view(asking: &Asking, status: &mut ServerStatus, routes: &Routes) {
+    let ServerStatus { name, prompt_count, resource_count, .. } = status;
+    let prompts = routes.prompts().filter(|route| route.server == *name);
+    *prompt_count = prompts.filter(|route| asking.sees_prompt(route)).count();
+    let resources = routes.resources().filter(|route| route.server == *name);
+    let templates = routes.templates().filter(|route| route.server == *name);
+    *resource_count = resources.filter(|route| asking.sees_resource(route)).count()
+        + templates.filter(|route| asking.sees_template(route)).count();
 }
 
 /// Gives a tool the name and description that the caller sees. Returns whether the caller may use

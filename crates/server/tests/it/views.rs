@@ -1,5 +1,7 @@
 //! Views: what their clients see, and that nothing reaches what a view does not have.
 
+mod attacks;
+
 use std::path::Path;
 
 use reqwest::{Method, Response, StatusCode};
@@ -61,6 +63,11 @@ struct Fleet {
 
 impl Fleet {
     async fn start(policy: &str) -> Self {
+        Self::start_with(policy, program).await
+    }
+
+    /// Starts with programs of another kind.
+    async fn start_with(policy: &str, program: impl Fn(&Path, &str) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let programs = ["a", "b"].map(|name| program(dir.path(), name));
         let mut keys = Keys::new();
@@ -351,14 +358,15 @@ async fn a_changed_file_changes_views_and_tells_their_clients() {
     .await;
 }
 
-/// Reads a stream until it contains `text`.
-async fn read_until(response: &mut Response, text: &str) {
+/// Reads a stream until it contains `text`. Returns what was read.
+async fn read_until(response: &mut Response, text: &str) -> String {
     let mut found = String::new();
     while !found.contains(text) {
         let chunk = tokio::time::timeout(PATIENCE, response.chunk()).await.expect("an event");
         let chunk = chunk.unwrap().unwrap_or_else(|| panic!("the stream ended after {found}"));
         found += std::str::from_utf8(&chunk).unwrap();
     }
+    found
 }
 
 #[tokio::test]

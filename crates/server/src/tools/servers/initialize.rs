@@ -9,7 +9,7 @@ use std::{
 use fleet_hosting::{
     fleet::InitError,
     registry::{Shared, presence::ShareError},
-    status::{OfferedTool, ServerInfo},
+    status::{OfferedTool, ServerInfo, ServerStatus},
     upstream::ConnectError,
 };
 use fleet_job::mcp_servers::{ConfigError, ServerEntry};
@@ -19,7 +19,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::toolkit::{Effect, ToolFailure, ToolSpec};
+use crate::{
+    gateway::{Asking, asking_in},
+    toolkit::{Effect, ToolFailure, ToolSpec},
+};
 
 /// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
@@ -105,6 +108,11 @@ pub async fn server_initialize(
     let hosted = shared.initialize(&args.name, &entry);
     let status = wait_with_progress(&shared, &args.name, &context, hosted).await;
     let status = status.map_err(|error| failure_of(&args.name, &error))?;
+    let asking = asking_in(&context).map_err(ToolFailure::refused)?;
+    let status = match asking.asker().view_name() {
+        Some(_) => status_in_view(&asking, &shared, status)?,
+        None => status,
+    };
 
     Ok(Initialized {
         name: status.name,
@@ -116,6 +124,18 @@ pub async fn server_initialize(
         tools: status.tools,
         warnings,
     })
+}
+
+/// What a client of a view may know of a server that it has just hosted.
+fn status_in_view(
+    asking: &Asking,
+    shared: &Shared,
+    status: ServerStatus,
+) -> Result<ServerStatus, ToolFailure> {
+    let name = status.name.clone();
+    let seen = super::statuses_for(asking, shared.fleet(), vec![status]);
+    let hidden = || ToolFailure::permanent(format!("server {name:?} is hosted, but not seen here"));
+    seen.into_iter().next().ok_or_else(hidden)
 }
 
 /// The answer to a configuration that disables its server. A server that is already hosted stays,
