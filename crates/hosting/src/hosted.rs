@@ -196,6 +196,12 @@ impl State {
         self.launch.as_ref().map(|launch| launch.spec.secrets().clone()).unwrap_or_default()
     }
 
+    /// Offers what a connection has that is about to take over.
+    pub(super) fn set_offered(&mut self, upstream: &Upstream) {
+        self.set_allowed();
+        self.catalog = upstream.catalog();
+    }
+
     /// Notes that the server runs. Returns the connection that it replaces.
     pub(super) fn set_running(
         &mut self,

@@ -8,19 +8,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use fleet_job::{record::RawRecord, tool_name, topics::pins_topic};
-use fleet_kafka::{KafkaError, link::Link};
 use fleet_ops::{clock, errors::chain};
 use fleet_pins::{
     DecideError, Definition, Digest, PinDecision, PinMode, ServerPins, Sight, Standing,
     diff::find_changes, judge,
 };
 use fleet_policy::pins::PinPolicy;
-use fleet_retry::{Backoff, Retry};
-use futures::StreamExt as _;
 use parking_lot::RwLock;
 use rmcp::model::Tool;
 use serde_json::Value;
@@ -28,32 +24,34 @@ use tokio::{
     sync::{Mutex, Notify, mpsc, watch},
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
 
 use super::{
     Fleet,
     catalog::Catalog,
-    compacted::{CompactedTopic, Reading},
+    compacted::CompactedTopic,
     metrics::{TOOLS_UNAPPROVED, TOOLS_WITHHELD},
 };
 
+mod keeping;
+mod replay;
+mod reports;
 mod review;
 
+use keeping::write_pins;
+use reports::{ReportLine, Reports, Unapproved};
 pub use review::{PinReview, ToolReview};
 
 /// How long a decision may wait for its record to be kept.
 const WRITE: Duration = Duration::from_secs(10);
-/// The waits between attempts to write a record.
-const RETRIES: Backoff = Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
 /// The most servers whose pins are kept, as many as the registry has.
 const MAX_SERVERS: usize = 1000;
-/// The most changes that are remembered as reported.
-const MAX_REPORTED: usize = 10_000;
 
 /// The pins of all servers.
 #[derive(Debug)]
 pub(crate) struct Pins {
     state: RwLock<State>,
+    /// The tools of the hosted servers. Locked before `state`.
+    seen: parking_lot::Mutex<BTreeMap<String, Seen>>,
     topic: RwLock<Option<Arc<CompactedTopic>>>,
     /// The servers whose pins are to be written.
     unwritten: (mpsc::UnboundedSender<String>, Mutex<mpsc::UnboundedReceiver<String>>),
@@ -67,8 +65,30 @@ pub(crate) struct Pins {
 #[derive(Debug, Default)]
 struct State {
     servers: BTreeMap<String, ServerPins>,
-    /// What the log has reported already.
-    reported: BTreeSet<(String, String, Digest)>,
+    /// Servers whose tools are too many to be pinned.
+    too_large: BTreeSet<String>,
+}
+
+/// The tools of a server as they were seen last.
+#[derive(Debug, Default)]
+struct Seen {
+    tools: Arc<Vec<Tool>>,
+    /// The digests by the tools' own names, computed once per list.
+    digests: Vec<(String, Digest)>,
+    reports: Reports,
+}
+
+impl Seen {
+    /// Takes a list of tools. Returns whether it is another one than before.
+    fn look_at(&mut self, tools: &Arc<Vec<Tool>>) -> bool {
+        if Arc::ptr_eq(&self.tools, tools) {
+            return false;
+        }
+        let definitions = definitions_of(tools).into_iter();
+        self.digests = definitions.map(|(tool, known)| (tool, known.digest())).collect();
+        self.tools = tools.clone();
+        true
+    }
 }
 
 /// The tools that are withheld, by server and own name.
@@ -95,16 +115,14 @@ pub enum PinError {
     /// The pins have not been read yet.
     #[error("the pins have not been read yet; try again")]
     Unread,
+    /// The pins of too many servers are kept already.
+    #[error(
+        "the pins of {MAX_SERVERS} servers are kept already, so there is no room for this one's"
+    )]
+    NoRoom,
     /// The decision could not be kept.
     #[error("the decision could not be kept: {0}")]
     Unwritten(String),
-}
-
-/// A change of the topic.
-enum PinChange {
-    Put(String, ServerPins),
-    Removed(String),
-    CaughtUp,
 }
 
 impl Default for Pins {
@@ -112,6 +130,7 @@ impl Default for Pins {
         let (sender, receiver) = mpsc::unbounded_channel();
         Self {
             state: RwLock::default(),
+            seen: parking_lot::Mutex::default(),
             topic: RwLock::default(),
             unwritten: (sender, Mutex::new(receiver)),
             deciding: Mutex::default(),
@@ -127,25 +146,33 @@ impl Pins {
     /// are seen for the first time.
     pub(crate) fn examine(&self, policy: &PinPolicy, catalogs: &[(String, Catalog)]) -> Withheld {
         let mut withheld = Withheld::new();
+        let mut seen = self.seen.lock();
+        seen.retain(|server, _| catalogs.iter().any(|(name, _)| name == server));
         for (server, catalog) in catalogs {
             let mode = policy.mode_of(server);
             if mode == PinMode::Off {
                 continue;
             }
 
-            let definitions = definitions_of(&catalog.tools);
-            self.pin_first_sight(server, &definitions);
-            for (tool, definition) in definitions {
-                let (digest, of_file) = (definition.digest(), policy.digests_of(server, &tool));
+            let seen = seen.entry(server.clone()).or_default();
+            let is_other_list = seen.look_at(&catalog.tools);
+            // What could not be pinned can't be now, either.
+            if is_other_list || !self.state.read().too_large.contains(server) {
+                self.pin_first_sight(policy, server, seen);
+            }
+            let mut unapproved = BTreeMap::new();
+            for (tool, digest) in &seen.digests {
+                let of_file = policy.digests_of(server, tool);
                 let judged =
-                    self.with_sight(server, |sight| judge(mode, sight, of_file, &tool, &digest));
+                    self.with_sight(server, |sight| judge(mode, sight, of_file, tool, digest));
                 if judged.standing.is_unapproved() {
-                    self.report(server, &tool, digest, judged.standing);
+                    unapproved.insert((tool.clone(), digest.clone()), judged.standing);
                 }
                 if judged.is_withheld {
-                    withheld.insert((server.clone(), tool), judged.standing);
+                    withheld.insert((server.clone(), tool.clone()), judged.standing);
                 }
             }
+            report(server, &mut seen.reports, unapproved);
         }
         metrics::gauge!(TOOLS_WITHHELD.name).set(withheld.len() as f64);
         withheld
@@ -166,15 +193,16 @@ impl Pins {
         }
         let state = self.state.read();
         match state.servers.get(server) {
-            // Nobody could tell later whether it has changed.
-            None if state.servers.len() >= MAX_SERVERS => look(Sight::Unread),
+            None if state.servers.len() >= MAX_SERVERS => look(Sight::Unkept),
+            None if state.too_large.contains(server) => look(Sight::Unkept),
             pins => look(Sight::Read(pins)),
         }
     }
 
-    /// Pins the tools of a server that is seen for the first time as they are.
-    fn pin_first_sight(&self, server: &str, definitions: &[(String, Definition)]) {
-        if definitions.is_empty() || !self.is_read() {
+    /// Pins the tools of a server that is seen for the first time as they are, unless the policy file
+    /// wants others.
+    fn pin_first_sight(&self, policy: &PinPolicy, server: &str, seen: &Seen) {
+        if seen.digests.is_empty() || !self.is_read() {
             return;
         }
         let mut state = self.state.write();
@@ -183,34 +211,53 @@ impl Pins {
             return;
         }
 
+        let definitions = definitions_of(&seen.tools);
         let tools = definitions.iter().map(|(tool, known)| (tool.as_str(), known.clone()));
-        state.servers.insert(server.to_owned(), ServerPins::first_seen(tools, clock::now()));
-        tracing::info!(server, tools = definitions.len(), "pinned the tools of a hosted server");
+        let mut pins = ServerPins::first_seen(tools, clock::now());
+        for (tool, digest) in &seen.digests {
+            let of_file = policy.digests_of(server, tool);
+            if !of_file.is_empty() && !of_file.contains(digest) {
+                pins.accept_none(tool);
+            }
+        }
+
+        if let Err(error) = pins.encode() {
+            if state.too_large.insert(server.to_owned()) {
+                let (error, tools) = (chain(&error), seen.digests.len());
+                tracing::warn!(
+                    server,
+                    tools,
+                    error,
+                    "cannot pin the tools of a hosted server: there are too many"
+                );
+            }
+            return;
+        }
+        state.too_large.remove(server);
+        state.servers.insert(server.to_owned(), pins);
+        tracing::info!(server, tools = seen.digests.len(), "pinned the tools of a hosted server");
         // The receiver lives as long as `self`.
         _ = self.unwritten.0.send(server.to_owned());
     }
+}
 
-    fn report(&self, server: &str, tool: &str, digest: Digest, standing: Standing) {
-        let mut state = self.state.write();
-        if state.reported.len() >= MAX_REPORTED {
-            state.reported.clear();
-        }
-        let change = (server.to_owned(), tool.to_owned(), digest);
-        if state.reported.contains(&change) {
-            return;
-        }
-
-        let (standing, digest) = (standing.as_str(), change.2.as_str());
-        metrics::counter!(TOOLS_UNAPPROVED.name, "standing" => standing).increment(1);
-        tracing::warn!(
-            server,
-            tool,
-            standing,
-            digest,
-            "a tool of a hosted server is not as pinned; look at it with `mcp-fleet servers pins diff`"
-        );
-        state.reported.insert(change);
+/// Reports the tools of a server that are not as pinned: each once, but in few lines.
+fn report(server: &str, reports: &mut Reports, unapproved: Unapproved) {
+    let noted = reports.note(unapproved, Instant::now());
+    for standing in &noted.new {
+        metrics::counter!(TOOLS_UNAPPROVED.name, "standing" => standing.as_str()).increment(1);
     }
+    let Some(due) = noted.due else { return };
+
+    let ReportLine { tools, tool, digest, standing } = due;
+    tracing::warn!(
+        server,
+        tools,
+        tool,
+        standing = standing.as_str(),
+        digest = digest.as_str(),
+        "tools of a hosted server are not as pinned; look at them with `mcp-fleet servers pins diff`"
+    );
 }
 
 /// The definitions of tools by their own names. Of several tools with one name, the first is offered.
@@ -229,81 +276,6 @@ fn definition_of(tool: &Tool) -> Definition {
 }
 
 impl Fleet {
-    /// Keeps pins in a topic beside that of the registry. Must be called before servers are hosted.
-    /// Tools of servers that have to be pinned are withheld until the topic has been read.
-    pub fn keep_pins(self: &Arc<Self>, link: Link, registry: &str, stop: CancellationToken) {
-        let topic = CompactedTopic::new(link, &pins_topic(registry), "pins");
-        let topic = Arc::new(topic);
-        *self.pins.topic.write() = Some(topic.clone());
-        self.pins.is_read.send_replace(false);
-
-        let this = self.clone();
-        tokio::spawn(async move {
-            let keep = async {
-                // Whoever pins nothing needs no topic.
-                while !this.policy().pins.is_on() {
-                    this.pins.policy_changed.notified().await;
-                }
-                tokio::join!(this.follow_pins(&topic), this.write_first_sights(&topic));
-            };
-            tokio::select! {
-                () = keep => {}
-                () = stop.cancelled() => {}
-            }
-        });
-    }
-
-    /// Waits until the pins have been read, if there are any to be read.
-    pub async fn wait_for_pins(&self) {
-        if self.policy().pins.is_on() {
-            // The sender lives as long as `self`.
-            _ = self.pins.is_read.subscribe().wait_for(|is_read| *is_read).await;
-        }
-    }
-
-    async fn follow_pins(&self, topic: &CompactedTopic) {
-        let reading = Reading { read: read_record, caught_up: |_| PinChange::CaughtUp };
-        let mut changes = match topic.watch(reading) {
-            Ok(changes) => changes,
-            Err(error) => {
-                let error = chain(&error);
-                tracing::error!(error, "could not follow the pins; pinned tools stay withheld");
-                return;
-            }
-        };
-
-        while let Some(change) = changes.next().await {
-            match change {
-                PinChange::Put(server, pins) => {
-                    let mut state = self.pins.state.write();
-                    if state.servers.len() < MAX_SERVERS || state.servers.contains_key(&server) {
-                        state.servers.insert(server, pins);
-                    }
-                }
-                PinChange::Removed(server) => _ = self.pins.state.write().servers.remove(&server),
-                PinChange::CaughtUp => _ = self.pins.is_read.send_replace(true),
-            }
-            if self.pins.is_read() {
-                self.rebuild_routes();
-            }
-        }
-    }
-
-    /// Writes the pins of servers that were seen for the first time.
-    async fn write_first_sights(&self, topic: &CompactedTopic) {
-        let mut unwritten = self.pins.unwritten.1.lock().await;
-        while let Some(server) = unwritten.recv().await {
-            let mut retry = Retry::new(RETRIES, rand::random());
-            loop {
-                let pins = self.pins.state.read().servers.get(&server).cloned();
-                let Some(pins) = pins else { break };
-                let Err(error) = write_pins(topic, &server, &pins).await else { break };
-                tracing::warn!(server, error, "could not keep the pins of a server; trying again");
-                tokio::time::sleep(retry.failed()).await;
-            }
-        }
-    }
-
     /// Decides about the definition that a tool has now, if it is the one that was `seen`.
     ///
     /// # Errors
@@ -330,7 +302,14 @@ impl Fleet {
             return Err(PinError::Unread);
         }
 
-        let pins = self.pins.state.read().servers.get(server).cloned();
+        let pins = {
+            let state = self.pins.state.read();
+            let pins = state.servers.get(server).cloned();
+            if pins.is_none() && state.servers.len() >= MAX_SERVERS {
+                return Err(PinError::NoRoom);
+            }
+            pins
+        };
         let mut pins = pins.unwrap_or_default();
         pins.decide(tool, &definition, seen, decision)?;
         let topic = self.pins.topic.read().clone();
@@ -378,25 +357,5 @@ impl Fleet {
     }
 }
 
-async fn write_pins(topic: &CompactedTopic, server: &str, pins: &ServerPins) -> Result<(), String> {
-    let value = pins.encode().map_err(|error| chain(&error))?;
-    topic.write(server, Some(value)).await.map_err(|error: KafkaError| chain(&error))
-}
-
-/// Reads a record of the topic. Anybody may write to the topic, so the record may be invalid; then
-/// the one before it counts.
-fn read_record(record: RawRecord) -> Option<PinChange> {
-    let server = String::from_utf8(record.key?).ok()?;
-    if tool_name::check_server(&server).is_err() {
-        return None;
-    }
-    let Some(value) = record.value else { return Some(PinChange::Removed(server)) };
-    match ServerPins::decode(&value) {
-        Ok(pins) => Some(PinChange::Put(server, pins)),
-        Err(error) => {
-            let error = chain(&error);
-            tracing::warn!(server, error, "ignoring an unreadable record of pins");
-            None
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

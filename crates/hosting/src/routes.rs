@@ -173,6 +173,11 @@ impl Routes {
         find_route(&self.tools, name)
     }
 
+    /// Returns the route that a tool has, or would have if it were not withheld.
+    pub fn known_tool(&self, name: &str) -> Option<&Route<Tool>> {
+        self.tool(name).or_else(|| Some(&self.withheld(name)?.route))
+    }
+
     /// Returns the routes to all tools, sorted by offered name.
     pub fn tools(&self) -> impl Iterator<Item = &Route<Tool>> {
         self.tools.values()
@@ -407,6 +412,18 @@ mod tests {
         assert_eq!(to, Some(("b", "x")));
         assert_eq!(routes.tool("x"), None);
         assert_eq!(routes.tools_of("a").count(), 2);
+    }
+
+    #[test]
+    fn a_withheld_tool_is_known_and_not_offered() {
+        let withheld = [(("a".to_owned(), "x.y".to_owned()), Standing::Changed)];
+        let routes = Routes::build([("a", tools(&["x.y", "z"]))]).withholding(&withheld.into());
+        for name in [tool_name::exposed("a", "x.y"), "a__x.y".to_owned()] {
+            let known = routes.known_tool(&name).map(|route| route.name.as_str());
+            assert_eq!((routes.tool(&name), known), (None, Some("x.y")), "{name}");
+        }
+        assert_eq!(routes.known_tool("a__z"), routes.tool("a__z"));
+        assert_eq!(routes.known_tool("a__other"), None);
     }
 
     #[test]

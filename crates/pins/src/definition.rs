@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-/// The members of a tool that a pin covers: all that models and people are shown of it. `_meta` is
-/// not among them, since servers put there what changes by itself.
-pub const COVERED: [&str; 8] = [
+/// The members of a tool that a pin covers: all that clients are given of it. `_meta` is among them,
+/// since it names the page that a host shows for the tool, and the like.
+pub const COVERED: [&str; 9] = [
+    "_meta",
     "name",
     "title",
     "description",
@@ -112,7 +113,7 @@ mod tests {
         let tool = json!({"name": "t", "description": "d", "inputSchema": {"type": "object"}});
         let same = json!({
             "inputSchema": {"type": "object"}, "description": "d", "name": "t", "title": null,
-            "_meta": {"updated": 1}, "unknown": "x",
+            "_meta": null, "unknown": "x",
         });
         assert_eq!(digest(tool.clone()), digest(same));
         for member in COVERED {

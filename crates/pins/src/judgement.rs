@@ -36,6 +36,8 @@ pub enum Standing {
     Rejected,
     /// The pins have not been read yet.
     Unread,
+    /// There is no room for its server's pins, so nobody could tell later whether it has changed.
+    Unkept,
 }
 
 /// What is known of a server's pins.
@@ -43,6 +45,8 @@ pub enum Standing {
 pub enum Sight<'a> {
     /// The pins have not been read yet.
     Unread,
+    /// The server has no pins, and there is no room for them.
+    Unkept,
     /// The pins of the server; `None` if it has none yet.
     Read(Option<&'a ServerPins>),
 }
@@ -66,12 +70,13 @@ impl Standing {
             Self::New => "new",
             Self::Rejected => "rejected",
             Self::Unread => "unread",
+            Self::Unkept => "unkept",
         }
     }
 
     /// Returns whether somebody should look at the tool.
     pub fn is_unapproved(self) -> bool {
-        matches!(self, Self::Changed | Self::New | Self::Rejected)
+        matches!(self, Self::Changed | Self::New | Self::Rejected | Self::Unkept)
     }
 }
 
@@ -88,6 +93,7 @@ pub fn judge(
         _ if of_file.contains(digest) => Standing::Pinned,
         _ if !of_file.is_empty() => Standing::Changed,
         Sight::Unread => Standing::Unread,
+        Sight::Unkept => Standing::Unkept,
         Sight::Read(pins) => match pins.filter(|pins| !pins.is_empty()) {
             None => Standing::FirstSight,
             Some(pins) => pins.standing(tool, digest),
@@ -128,11 +134,13 @@ mod tests {
             (known, none, "u", &old, Standing::New, true),
             (Sight::Read(None), none, "t", &new, Standing::FirstSight, false),
             (Sight::Unread, none, "t", &old, Standing::Unread, true),
+            (Sight::Unkept, none, "t", &old, Standing::Unkept, true),
             // The file goes before everything.
             (known, named, "t", &new, Standing::Pinned, false),
             (known, named, "t", &old, Standing::Changed, true),
             (Sight::Read(None), named, "t", &old, Standing::Changed, true),
             (Sight::Unread, named, "t", &new, Standing::Pinned, false),
+            (Sight::Unkept, named, "t", &new, Standing::Pinned, false),
         ] {
             for (mode, is_withheld) in [
                 (PinMode::Off, false),

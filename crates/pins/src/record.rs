@@ -99,7 +99,13 @@ impl ServerPins {
         pins
     }
 
-    /// Returns whether nothing is pinned.
+    /// Accepts no definition of a tool so far, which is known from now on.
+    pub fn accept_none(&mut self, tool: &str) {
+        let pin = ToolPin { decided_at: Some(self.written_at), ..ToolPin::default() };
+        self.tools.insert(tool.to_owned(), pin);
+    }
+
+    /// Returns whether no tool is known.
     pub fn is_empty(&self) -> bool {
         self.tools.is_empty()
     }
@@ -120,7 +126,8 @@ impl ServerPins {
         }
     }
 
-    /// Decides about the definition that a tool has now, if it is the one that was `seen`.
+    /// Decides about the definition that a tool has now, if it is the one that was `seen`. To reject
+    /// the one that is pinned withdraws the pin.
     ///
     /// # Errors
     ///
@@ -136,16 +143,20 @@ impl ServerPins {
         if digest != *seen {
             return Err(DecideError::ChangedAgain { now: digest });
         }
-        if self.standing(tool, &digest) == Standing::Pinned {
+        let PinDecision { approve, by, at } = decision;
+        let is_pinned = self.standing(tool, &digest) == Standing::Pinned;
+        if approve && is_pinned {
             return Err(DecideError::AsPinned);
         }
 
-        let PinDecision { approve, by, at } = decision;
         self.written_at = at;
         let pin = self.tools.entry(tool.to_owned()).or_default();
         if approve {
             *pin = ToolPin::of(now, Some(by), at);
         } else {
+            if is_pinned {
+                (pin.digest, pin.definition) = (None, None);
+            }
             pin.rejected = Some(digest);
             (pin.decided_by, pin.decided_at) = (Some(by), Some(at));
         }
@@ -231,9 +242,23 @@ mod tests {
         pins.decide("t", &later, &later.digest(), decision(true)).unwrap();
         assert_eq!(pins.standing("t", &later.digest()), Standing::Pinned, "after all");
 
+        pins.decide("t", &later, &later.digest(), decision(false)).unwrap();
+        assert_eq!(pins.standing("t", &later.digest()), Standing::Rejected, "its pin is withdrawn");
+        assert_eq!(pins.standing("t", &seen.digest()), Standing::New);
+
         pins.decide("u", &old, &old.digest(), decision(false)).unwrap();
         assert_eq!(pins.standing("u", &old.digest()), Standing::Rejected);
         assert_eq!(pins.standing("u", &seen.digest()), Standing::New);
+    }
+
+    #[test]
+    fn a_tool_without_an_accepted_definition_is_known() {
+        let seen = definition("d");
+        let mut pins = ServerPins::first_seen([("t", seen.clone())], Timestamp::MIN);
+        pins.accept_none("t");
+        assert!(!pins.is_empty());
+        assert_eq!(pins.standing("t", &seen.digest()), Standing::New);
+        assert_eq!(ServerPins::decode(&pins.encode().unwrap()).unwrap(), pins);
     }
 
     #[test]

@@ -330,7 +330,13 @@ fn pin_policy(
     }
 
     let servers = servers.iter().filter_map(|file| Some((Glob::new(&file.name), file.pins?)));
-    Ok(PinPolicy { mode: pins.mode, servers: servers.collect(), digests })
+    let policy = PinPolicy { mode: pins.mode, servers: servers.collect(), digests };
+    match policy.without_effect() {
+        Some((server, tool)) => {
+            Err(PolicyError::PinOff { server: server.to_owned(), tool: tool.to_owned() })
+        }
+        None => Ok(policy),
+    }
 }
 
 fn server_rule(file: &ServerFile) -> ServerRule {

@@ -289,6 +289,18 @@ pub enum PolicyError {
         /// The rule's line in the policy file.
         line: usize,
     },
+    /// A `[[pin]]` is for a server whose pins are off, so it would be ignored.
+    #[error(
+        "the [[pin]] for {tool:?} of server {server:?} has no effect, because nothing is pinned there; set `mode` in \
+         [pins], or `pins` in the [[server]] [{code}]",
+        code = codes::POLICY_FILE
+    )]
+    PinOff {
+        /// The server.
+        server: String,
+        /// The tool.
+        tool: String,
+    },
     /// A `[[pin]]` has something else than a digest.
     #[error("`sha256` of the [[pin]] for {tool:?} of server {server:?}: {error} [{code}]", code = codes::POLICY_FILE)]
     PinDigest {

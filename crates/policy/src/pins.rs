@@ -29,6 +29,16 @@ impl PinPolicy {
         own.map_or(self.mode, |(_, mode)| *mode)
     }
 
+    /// The servers and tools that the file names digests for.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.digests.keys().map(|(server, tool)| (server.as_str(), tool.as_str()))
+    }
+
+    /// Returns a tool whose digests the file names in vain, because its server's pins are off.
+    pub(super) fn without_effect(&self) -> Option<(&str, &str)> {
+        self.named().find(|(server, _)| self.mode_of(server) == PinMode::Off)
+    }
+
     /// The digests that the file names for a tool. If there are any, only they are accepted.
     pub fn digests_of(&self, server: &str, tool: &str) -> &[Digest] {
         if self.digests.is_empty() {

@@ -337,7 +337,31 @@ fn tools_are_pinned_where_the_file_says_so() {
     assert!(pins.digests_of("crm", "set").is_empty() && pins.is_on());
     assert!(!Policy::default().pins.is_on());
 
-    for bad in [pin("x"), "[pins]\nmode = 'ask'\n".to_owned(), "[pins]\non = true\n".to_owned()] {
+    let bad = [
+        format!("[pins]\nmode = 'warn'\n{}", pin("x")),
+        "[pins]\nmode = 'ask'\n".to_owned(),
+        "[pins]\non = true\n".to_owned(),
+    ];
+    for bad in bad {
         assert!(Policy::from_toml(&bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_pin_that_would_be_ignored_is_refused() {
+    let pin = format!("[[pin]]\nserver = 'crm'\ntool = 'get'\nsha256 = '{}'\n", "ab".repeat(32));
+    let server = |name: &str, mode: &str| format!("[[server]]\nname = '{name}'\npins = '{mode}'\n");
+    for (others, is_good) in [
+        (String::new(), false),
+        ("[pins]\nmode = 'off'\n".to_owned(), false),
+        (format!("[pins]\nmode = 'block'\n{}", server("c*", "off")), false),
+        (server("db", "block"), false),
+        (server("c*", "block"), true),
+        ("[pins]\nmode = 'warn'\n".to_owned(), true),
+    ] {
+        let found = Policy::from_toml(&format!("{others}{pin}"));
+        let is_refused =
+            matches!(&found, Err(PolicyError::PinOff { server, .. }) if server == "crm");
+        assert_eq!((found.is_ok(), is_refused), (is_good, !is_good), "{others}");
     }
 }

@@ -283,6 +283,10 @@ impl ServersReport {
             ));
         }
 
+        let unused = policy.pins.named().filter(|(name, _)| !config.servers.contains_key(*name));
+        warnings.extend(unused.map(|(name, tool)| {
+            format!("the [[pin]] for `{tool}` of `{name}` matches no server of this configuration")
+        }));
         Self { servers, warnings }
     }
 

@@ -161,7 +161,15 @@ fn share_fleet(
             let registry = KafkaRegistry::new(link, &kafka.topic);
             Shared::new(fleet.clone(), Arc::new(registry), kafka.plain.clone())
         }
-        None => Shared::new(fleet.clone(), Arc::new(MemoryRegistry::default()), Plain::default()),
+        None => {
+            if config.hosting && fleet.policy().pins.is_on() {
+                tracing::warn!(
+                    "without KAFKA_BROKERS, pins are kept in memory: after a restart, hosted servers' tools are accepted as \
+                     they are then, and decisions are forgotten; only a [[pin]] of the policy file lasts"
+                );
+            }
+            Shared::new(fleet.clone(), Arc::new(MemoryRegistry::default()), Plain::default())
+        }
     })
 }
 

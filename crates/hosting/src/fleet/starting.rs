@@ -200,6 +200,10 @@ impl Fleet {
         }
         let upstream = self.connect_upstream(hosted, launch).await?;
 
+        // Its tools are judged before it gets calls, so that none reaches one that is not as pinned.
+        hosted.state_mut().set_offered(&upstream);
+        self.rebuild_routes();
+
         let replaced = {
             // Removing a server or closing the fleet sets its flag before taking this lock to look
             // for connections to end. So either that finds this connection, or the flag is seen

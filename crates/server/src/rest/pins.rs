@@ -188,7 +188,9 @@ fn failed(server: &str, tool: &str, error: &PinError) -> Problem {
         PinError::NoServer => return unknown_server(server),
         PinError::NoTool => return unknown_tool(server, tool),
         PinError::Off | PinError::ByFile | PinError::Decide(_) => ProblemKind::PinConflict,
-        PinError::Unread | PinError::Unwritten(_) => ProblemKind::ServerUnavailable,
+        PinError::Unread | PinError::NoRoom | PinError::Unwritten(_) => {
+            ProblemKind::ServerUnavailable
+        }
     };
     Problem::new(kind, error.to_string())
 }

@@ -74,7 +74,8 @@ fn failure_of(context: &RequestContext<RoleServer>, error: JobsError) -> ToolFai
 pub fn resolver(fleet: Arc<Fleet>) -> ToolResolver {
     Arc::new(move |name, arguments| {
         let routes = fleet.routes();
-        let route = routes.tool(name);
+        // The job of a withheld tool waits.
+        let route = routes.known_tool(name);
         let (server, tool) = match route {
             Some(route) => (route.server.as_str(), route.name.as_str()),
             None => tool_name::split(name)?,

@@ -167,3 +167,18 @@ async fn mistakes_about_access_are_found_too() {
         assert!(error.contains(expected), "{error}");
     }
 }
+
+/// A misspelled name in a pin pins nothing.
+#[tokio::test]
+async fn a_pin_for_another_server_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("policy.toml");
+    let pin = |server: &str| {
+        format!("[[pin]]\nserver = '{server}'\ntool = 'get'\nsha256 = '{}'\n", "ab".repeat(32))
+    };
+    std::fs::write(&path, format!("[pins]\nmode = 'block'\n{}{}", pin("crm"), pin("cmr"))).unwrap();
+    let config = json!({"mcpServers": {"crm": {"command": "crm"}}}).to_string();
+    let (_, out, error) = check(&[path.to_str().unwrap(), "-"], Some(&config)).await;
+    let warning = "warning: the [[pin]] for `get` of `cmr` matches no server of this configuration";
+    assert!(out.contains(warning) && !out.contains("`crm` matches"), "{out}{error}");
+}
