@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::Method;
+use http::{HeaderValue, Method, header::CONTENT_LENGTH};
 use rmcp::transport::auth::{
     OAuthHttpClient, OAuthHttpClientError, OAuthHttpClientFuture, OAuthHttpRequest,
 };
@@ -13,16 +13,17 @@ const MAX_ANSWER: usize = 256 * 1024;
 /// How long a request may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Sends requests to an MCP server and its authorization server, through a client of the caller's.
-/// That client must not follow redirects.
+/// Sends requests to an MCP server and its authorization server, through clients of the caller's.
+/// These must not follow redirects.
 #[derive(Clone)]
 pub struct BoundedClient {
     current: Arc<CurrentClient>,
     /// Where requests may go; anywhere if there are none.
     origins: Vec<Origin>,
+    audience: Option<String>,
 }
 
-type CurrentClient = dyn Fn() -> reqwest::Client + Send + Sync;
+type CurrentClient = dyn Fn(&Url) -> reqwest::Client + Send + Sync;
 
 impl fmt::Debug for BoundedClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -31,13 +32,21 @@ impl fmt::Debug for BoundedClient {
 }
 
 impl BoundedClient {
-    /// Sends each request through the client that `current` returns then. Requests go to these URLs'
-    /// origins only, if there are any.
+    /// Sends each request through the client that `current` returns then for its URL. Requests go to
+    /// these URLs' origins only, if there are any.
     pub fn new(
-        current: impl Fn() -> reqwest::Client + Send + Sync + 'static,
+        current: impl Fn(&Url) -> reqwest::Client + Send + Sync + 'static,
         origins: &[Url],
     ) -> Self {
-        Self { current: Arc::new(current), origins: origins.iter().map(Url::origin).collect() }
+        let origins = origins.iter().map(Url::origin).collect();
+        Self { current: Arc::new(current), origins, audience: None }
+    }
+
+    /// Asks for tokens of this audience. That is what authorization servers without RFC 8707 call
+    /// the resource.
+    #[must_use]
+    pub fn with_audience(self, audience: Option<String>) -> Self {
+        Self { audience, ..self }
     }
 
     async fn send(
@@ -47,8 +56,12 @@ impl BoundedClient {
         let mut request = reqwest::Request::try_from(request.request)?;
         check(&self.origins, request.method(), request.url())?;
         *request.timeout_mut() = Some(LIMIT);
+        if let Some(audience) = &self.audience {
+            add_to_form(&mut request, "audience", audience);
+        }
 
-        let mut response = (self.current)().execute(request).await?;
+        let client = (self.current)(request.url());
+        let mut response = client.execute(request).await?;
         let mut builder = http::Response::builder().status(response.status());
         for (name, value) in response.headers() {
             builder = builder.header(name, value);
@@ -67,6 +80,21 @@ impl BoundedClient {
 impl OAuthHttpClient for BoundedClient {
     fn execute(&self, request: OAuthHttpRequest) -> OAuthHttpClientFuture<'_> {
         Box::pin(self.send(request))
+    }
+}
+
+/// Adds a field to the form of a request for a token.
+fn add_to_form(request: &mut reqwest::Request, name: &str, value: &str) {
+    let form = request.body().and_then(reqwest::Body::as_bytes);
+    let (true, Some(form)) = (request.method() == Method::POST, form) else { return };
+
+    let field =
+        url::form_urlencoded::Serializer::new(String::new()).append_pair(name, value).finish();
+    let body = [form, b"&", field.as_bytes()].concat();
+    let length = HeaderValue::from(body.len());
+    *request.body_mut() = Some(body.into());
+    if let Some(written) = request.headers_mut().get_mut(CONTENT_LENGTH) {
+        *written = length;
     }
 }
 
@@ -92,6 +120,19 @@ fn check(origins: &[Origin], method: &Method, url: &Url) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_audience_is_added_to_forms() {
+        let client = reqwest::Client::new();
+        let mut post = client.post("https://a/t").body("grant_type=x").build().unwrap();
+        add_to_form(&mut post, "audience", "https://crm/ a");
+        let body = post.body().and_then(reqwest::Body::as_bytes).unwrap();
+        assert_eq!(body, b"grant_type=x&audience=https%3A%2F%2Fcrm%2F+a");
+
+        let mut get = client.get("https://a/t").build().unwrap();
+        add_to_form(&mut get, "audience", "a");
+        assert!(get.body().is_none());
+    }
 
     #[test]
     fn secrets_go_to_the_configured_issuer_and_never_in_clear_text() {

@@ -14,9 +14,12 @@ const UNKNOWN_LIFETIME: Duration = Duration::from_secs(300);
 const MARGIN: Duration = Duration::from_secs(30);
 /// The shortest time that a token is used, whatever its response says.
 const SHORTEST: Duration = Duration::from_secs(5);
-/// How long a failure is the answer to everybody.
+/// How long a failure is the answer to everybody. The time doubles with each failure in a row.
 const FAILURE: Duration = Duration::from_secs(1);
-/// A token that is refused within this time of being fetched is no reason to fetch another.
+/// How often that time doubles.
+const DOUBLINGS: u32 = 3;
+/// A token that is refused within this time of being fetched, and was never accepted, is no reason
+/// to fetch another.
 const NEW: Duration = Duration::from_secs(5);
 
 /// What is known of tokens.
@@ -26,6 +29,17 @@ pub(crate) struct Held {
     failure: Option<Failure>,
 }
 
+/// What is known of the token, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenStanding {
+    /// There is none, and none has been asked for.
+    None,
+    /// There is one that ends after this time.
+    Valid(Duration),
+    /// There is none, for this reason.
+    Failed(Arc<str>),
+}
+
 #[derive(Debug)]
 struct Token {
     text: Arc<str>,
@@ -33,6 +47,8 @@ struct Token {
     /// When to fetch another.
     fresh_until: Instant,
     ends: Instant,
+    /// Whether a server has taken a request with it.
+    is_accepted: bool,
 }
 
 /// There was no token to be had.
@@ -40,6 +56,16 @@ struct Token {
 struct Failure {
     reason: Arc<str>,
     at: Instant,
+    /// The number of failures in a row, this one included.
+    count: u32,
+}
+
+impl Failure {
+    /// Returns whether this is still the answer to everybody.
+    fn is_recent(&self, now: Instant) -> bool {
+        let doublings = (self.count - 1).min(DOUBLINGS);
+        now.duration_since(self.at) < FAILURE * 2_u32.pow(doublings)
+    }
 }
 
 /// What to do about a token.
@@ -60,14 +86,14 @@ impl Held {
     pub(crate) fn next(&self, refused: Option<&str>, now: Instant) -> Next {
         let is_refused = |token: &&Token| refused == Some(&*token.text);
         if let Some(token) = self.token.as_ref().filter(is_refused)
+            && !token.is_accepted
             && now.duration_since(token.fetched) < NEW
         {
             return Next::Refused;
         }
 
         let token = self.token.as_ref().filter(|token| !is_refused(token));
-        let is_failing =
-            self.failure.as_ref().filter(|failure| now.duration_since(failure.at) < FAILURE);
+        let is_failing = self.failure.as_ref().filter(|failure| failure.is_recent(now));
         match (token, is_failing) {
             (Some(token), _) if now < token.fresh_until => Next::Use(Arc::clone(&token.text)),
             // It could not be replaced in time, and is good to its end.
@@ -96,6 +122,7 @@ impl Held {
             fetched: asked,
             fresh_until: after(fresh),
             ends: after(lifetime),
+            is_accepted: false,
         });
         self.failure = None;
         Ok(text)
@@ -104,8 +131,28 @@ impl Held {
     /// Takes in a failure, and returns its reason. A token that is still good stays.
     pub(crate) fn fail(&mut self, reason: &str, now: Instant) -> Arc<str> {
         let reason: Arc<str> = reason.into();
-        self.failure = Some(Failure { reason: Arc::clone(&reason), at: now });
+        let before = self.failure.as_ref().map_or(0, |failure| failure.count);
+        let count = before.saturating_add(1);
+        self.failure = Some(Failure { reason: Arc::clone(&reason), at: now, count });
         reason
+    }
+
+    /// Notes that a server has taken a request with this token. If it refuses the token later, the
+    /// token was withdrawn, and another one is fetched at once.
+    pub(crate) fn note_accepted(&mut self, accepted: &str) {
+        if let Some(token) = self.token.as_mut().filter(|token| *token.text == *accepted) {
+            token.is_accepted = true;
+        }
+    }
+
+    /// What is known of the token.
+    pub(crate) fn standing(&self, now: Instant) -> TokenStanding {
+        let left = self.token.as_ref().map(|token| token.ends.saturating_duration_since(now));
+        match (left.filter(|left| !left.is_zero()), &self.failure) {
+            (Some(left), _) => TokenStanding::Valid(left),
+            (None, Some(failure)) => TokenStanding::Failed(Arc::clone(&failure.reason)),
+            (None, None) => TokenStanding::None,
+        }
     }
 }
 
@@ -149,6 +196,38 @@ mod tests {
         assert_eq!(held.next(Some("old"), at(start, 1)), Next::Use("new".into()));
         assert_eq!(held.next(Some("new"), at(start, 4_999)), Next::Refused);
         assert_eq!(held.next(Some("new"), at(start, 5_000)), Next::Fetch);
+    }
+
+    #[test]
+    fn a_token_that_was_accepted_may_be_replaced_at_once() {
+        let start = Instant::now();
+        let mut held = Held::default();
+        held.take(&json!({"access_token": "first"}), start).unwrap();
+        held.note_accepted("first");
+        assert_eq!(held.next(Some("first"), at(start, 1)), Next::Fetch);
+        held.take(&json!({"access_token": "second"}), at(start, 2)).unwrap();
+        held.note_accepted("first");
+        assert_eq!(held.next(Some("second"), at(start, 3)), Next::Refused);
+    }
+
+    #[test]
+    fn failures_in_a_row_are_the_answer_for_longer() {
+        let start = Instant::now();
+        let mut held = Held::default();
+        let mut now = 0;
+        for wait in [1_000, 2_000, 4_000, 8_000, 8_000] {
+            held.fail("away", at(start, now));
+            now += wait;
+            assert_eq!(held.next(None, at(start, now - 1)), Next::Failed("away".into()));
+            assert_eq!(held.next(None, at(start, now)), Next::Fetch);
+        }
+        assert_eq!(held.standing(at(start, now)), TokenStanding::Failed("away".into()));
+
+        held.take(&json!({"access_token": "t", "expires_in": 60}), at(start, now)).unwrap();
+        let left = TokenStanding::Valid(Duration::from_secs(59));
+        assert_eq!(held.standing(at(start, now + 1_000)), left);
+        held.fail("away", at(start, now + 61_000));
+        assert_eq!(held.next(None, at(start, now + 62_000)), Next::Fetch, "counted anew");
     }
 
     #[test]

@@ -20,13 +20,17 @@ use fleet_codes as codes;
 use parking_lot::Mutex;
 use rmcp::transport::{
     JwtSigningAlgorithm,
-    auth::{AuthError, AuthorizationManager, ClientCredentialsConfig, OAuthHttpClient},
+    auth::{
+        AuthError, AuthorizationManager, AuthorizationMetadata, ClientCredentialsConfig,
+        OAuthHttpClient,
+    },
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{runtime::Handle, sync::Mutex as AsyncMutex, time::timeout};
 use url::Url;
 
 pub use fetch::BoundedClient;
+pub use held::TokenStanding;
 use held::{Held, Next};
 
 /// How a client proves to an authorization server who it is.
@@ -131,6 +135,30 @@ pub enum TokenError {
     },
 }
 
+/// Which authorization server is asked, and for what.
+#[derive(Debug, Clone, Default)]
+pub struct TokenSettings {
+    /// Who issues the tokens.
+    pub server: AuthorizationServer,
+    /// The resource that tokens are for, if it is not the URL of the MCP server.
+    pub resource: Option<Url>,
+}
+
+/// Who issues the tokens.
+#[derive(Debug, Clone, Default)]
+pub enum AuthorizationServer {
+    /// The MCP server names it, so the MCP server decides who is given the client's secret.
+    #[default]
+    Named,
+    /// The MCP server must name this issuer.
+    Issuer(Url),
+    /// The authorization server with this token endpoint, whatever the MCP server says.
+    TokenEndpoint(Url),
+}
+
+/// Is told of each token that was fetched, or why there is none.
+type Observer = dyn Fn(Result<(), &str>) + Send + Sync;
+
 /// Gets and keeps the access tokens for one MCP server. Clones share them.
 #[derive(Clone)]
 pub struct TokenSource(Arc<Inner>);
@@ -138,11 +166,10 @@ pub struct TokenSource(Arc<Inner>);
 struct Inner {
     /// The MCP endpoint, without user name and password.
     resource: Url,
-    /// The one authorization server that may be asked; any that the MCP server names if there is
-    /// none.
-    issuer: Option<Url>,
+    settings: TokenSettings,
     credentials: CredentialsReader,
     http: Arc<dyn OAuthHttpClient>,
+    observer: Box<Observer>,
     held: Mutex<Held>,
     /// Locked while a token is fetched, so that all calls wait for the same one.
     fetching: AsyncMutex<()>,
@@ -157,19 +184,41 @@ impl fmt::Debug for TokenSource {
 }
 
 impl TokenSource {
-    /// A source of tokens for the MCP endpoint `resource`, with requests through `http`. Without an
-    /// issuer, the MCP server decides who is given the client's secret.
+    /// A source of tokens for the MCP endpoint `resource`, with requests through `http`.
     pub fn new(
-        mut resource: Url,
-        issuer: Option<Url>,
+        resource: Url,
+        settings: TokenSettings,
         credentials: CredentialsReader,
         http: Arc<dyn OAuthHttpClient>,
+    ) -> Self {
+        Self::observed(resource, settings, credentials, http, |_| ())
+    }
+
+    /// As [`Self::new`]. `observer` is told of each token that was fetched, or why there is none.
+    pub fn observed(
+        mut resource: Url,
+        settings: TokenSettings,
+        credentials: CredentialsReader,
+        http: Arc<dyn OAuthHttpClient>,
+        observer: impl Fn(Result<(), &str>) + Send + Sync + 'static,
     ) -> Self {
         // They are no part of the resource. A URL that can't have them has none.
         _ = resource.set_username("");
         _ = resource.set_password(None);
         let (held, fetching) = (Mutex::default(), AsyncMutex::default());
-        Self(Arc::new(Inner { resource, issuer, credentials, http, held, fetching }))
+        let observer = Box::new(observer);
+        Self(Arc::new(Inner { resource, settings, credentials, http, observer, held, fetching }))
+    }
+
+    /// Notes that the MCP server has taken a request with this token. If it refuses the token later,
+    /// another one is fetched at once.
+    pub fn note_accepted(&self, token: &str) {
+        self.0.held.lock().note_accepted(token);
+    }
+
+    /// Returns what is known of the token.
+    pub fn standing(&self) -> TokenStanding {
+        self.0.held.lock().standing(Instant::now())
     }
 
     /// The token to send, which is fetched if there is none or it ends soon. After a failure, the
@@ -223,23 +272,27 @@ impl Inner {
         // A token ends so long after it was issued, which is after this.
         let asked = Instant::now();
         let fetched = self.fetch().await;
-        let mut held = self.held.lock();
-        let token = match fetched {
-            Ok(response) => held.take(&response, asked),
-            Err(error) => Err(held.fail(&error, Instant::now())),
+        let token = {
+            let mut held = self.held.lock();
+            match fetched {
+                Ok(response) => held.take(&response, asked),
+                Err(error) => Err(held.fail(&error, Instant::now())),
+            }
         };
+        (self.observer)(token.as_ref().map(|_| ()).map_err(|reason| &**reason));
         token.map_err(|reason| self.no_token(reason))
     }
 
     /// Fetches a token, and returns the response of the authorization server.
     async fn fetch(&self) -> Result<Value, String> {
-        let (resource, issuer) = (self.resource.clone(), self.issuer.clone());
+        let (resource, settings) = (self.resource.clone(), self.settings.clone());
         let (read, http) = (self.credentials.clone(), Arc::clone(&self.http));
         let runtime = Handle::current();
         // rmcp's future can't move between threads, so one thread makes it and runs it to its end.
         let fetched = tokio::task::spawn_blocking(move || {
-            let config = config(&resource, (read.0)()?);
-            let exchange = exchange(&resource, issuer.as_ref(), &config, http);
+            let requested = settings.resource.as_ref().unwrap_or(&resource);
+            let config = config(requested, (read.0)()?);
+            let exchange = exchange(&resource, &settings.server, &config, http);
             let exchange = async { timeout(FETCH_LIMIT, exchange).await };
             runtime
                 .block_on(exchange)
@@ -256,14 +309,33 @@ impl Inner {
 /// Finds the authorization server, and exchanges the client's credentials for a token.
 async fn exchange(
     resource: &Url,
-    issuer: Option<&Url>,
+    server: &AuthorizationServer,
     config: &ClientCredentialsConfig,
     http: Arc<dyn OAuthHttpClient>,
 ) -> Result<Value, String> {
     let describe = |error: AuthError| describe(&error);
     let manager = AuthorizationManager::new_with_oauth_http_client(resource.as_str(), http).await;
     let mut manager = manager.map_err(describe)?;
-    let found = manager.resolve_metadata().await.map_err(describe)?;
+
+    let metadata = match server {
+        AuthorizationServer::Named => discover(&manager, None).await?,
+        AuthorizationServer::Issuer(issuer) => discover(&manager, Some(issuer)).await?,
+        AuthorizationServer::TokenEndpoint(url) => metadata_of_endpoint(url, config)?,
+    };
+    manager.set_metadata(metadata);
+    manager.validate_client_credentials_metadata(config).map_err(describe)?;
+    manager.configure_client_credentials(config).map_err(describe)?;
+    let response = manager.exchange_client_credentials(config).await.map_err(describe)?;
+    serde_json::to_value(&response).map_err(|error| error.to_string())
+}
+
+/// Finds the metadata of the authorization server that the MCP server names, which must be `issuer`
+/// if there is one.
+async fn discover(
+    manager: &AuthorizationManager,
+    issuer: Option<&Url>,
+) -> Result<AuthorizationMetadata, String> {
+    let found = manager.resolve_metadata().await.map_err(|error| describe(&error))?;
     if !found.source.is_discovered() {
         return Err("the MCP server names no authorization server".to_owned());
     }
@@ -273,12 +345,27 @@ async fn exchange(
             return Err(format!("the MCP server names the issuer {named:?}, not {issuer}"));
         }
     }
+    Ok(found.metadata)
+}
 
-    manager.set_metadata(found.metadata);
-    manager.validate_client_credentials_metadata(config).map_err(describe)?;
-    manager.configure_client_credentials(config).map_err(describe)?;
-    let response = manager.exchange_client_credentials(config).await.map_err(describe)?;
-    serde_json::to_value(&response).map_err(|error| error.to_string())
+/// The metadata of an authorization server of which only the token endpoint is known. Every such
+/// server takes a client's secret by HTTP Basic (RFC 6749, section 2.3.1).
+fn metadata_of_endpoint(
+    url: &Url,
+    config: &ClientCredentialsConfig,
+) -> Result<AuthorizationMetadata, String> {
+    let method = match config {
+        ClientCredentialsConfig::ClientSecret { .. } => "client_secret_basic",
+        ClientCredentialsConfig::PrivateKeyJwt { .. } => "private_key_jwt",
+        _ => return Err("this proof of a client needs an issuer".to_owned()),
+    };
+    let metadata = json!({
+        // No use is made of it, but rmcp needs one.
+        "authorization_endpoint": url,
+        "token_endpoint": url,
+        "token_endpoint_auth_methods_supported": [method],
+    });
+    serde_json::from_value(metadata).map_err(|error| error.to_string())
 }
 
 fn config(resource: &Url, credentials: ClientCredentials) -> ClientCredentialsConfig {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fleet_oauth::{BoundedClient, TokenError, TokenSource};
+use fleet_oauth::{AuthorizationServer, BoundedClient, TokenError, TokenSettings, TokenSource};
 use fleet_ops::tls::{ClientTlsFiles, FollowedClient};
 use http::header::WWW_AUTHENTICATE;
 use http::{HeaderValue, StatusCode};
@@ -135,6 +135,8 @@ fn token_source(config: &ClientConfig) -> Result<Option<TokenSource>, ConfigErro
 
     let origins: Vec<_> =
         issuer.iter().flat_map(|issuer| [issuer.clone(), resource.clone()]).collect();
-    let http = Arc::new(BoundedClient::new(move || http.current(), &origins));
-    Ok(Some(TokenSource::new(resource, issuer, credentials, http)))
+    let http = Arc::new(BoundedClient::new(move |_| http.current(), &origins));
+    let server = issuer.map_or(AuthorizationServer::Named, AuthorizationServer::Issuer);
+    let settings = TokenSettings { server, resource: None };
+    Ok(Some(TokenSource::new(resource, settings, credentials, http)))
 }
