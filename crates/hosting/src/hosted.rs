@@ -196,6 +196,14 @@ impl State {
         self.launch.as_ref().map(|launch| launch.spec.secrets().clone()).unwrap_or_default()
     }
 
+    /// Uses the access tokens of another spec of the same remote from the next request on.
+    pub(super) fn take_tokens_of(&self, other: &LaunchSpec) {
+        let own = self.launch.as_ref().and_then(|launch| launch.spec.remote());
+        if let (Some(own), Some(other)) = (own, other.remote()) {
+            own.headers.take_tokens_of(&other.headers);
+        }
+    }
+
     /// Notes that the server runs. Returns the connection that it replaces.
     pub(super) fn set_running(
         &mut self,

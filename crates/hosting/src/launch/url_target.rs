@@ -1,8 +1,8 @@
 //! Turns the configuration of a remote into one that may be connected to.
 
 use fleet_job::mcp_servers::{RemoteServer, expand::secrets_in};
-use fleet_policy::{Policy, Refusal, remote::RemoteRule};
-use http::{HeaderName, HeaderValue};
+use fleet_policy::{Policy, Refusal, oauth, remote::RemoteRule};
+use http::{HeaderName, HeaderValue, header::AUTHORIZATION};
 use url::{Host, Url};
 
 use super::{Environment, LaunchError, RemoteSpec, RuleRef, pick_error, read_secrets, to_hide};
@@ -48,6 +48,8 @@ async fn resolve_under(
         return Ok(None);
     }
 
+    check_token_target(rule, &url, written)?;
+
     let mut hidden = variables;
     hidden.extend(to_hide(&values));
     let in_headers = secrets_in(written.headers.values().map(String::as_str));
@@ -62,15 +64,36 @@ async fn resolve_under(
     hidden.extend(to_hide(&values));
 
     let secrets = Secrets::new(hidden);
+    let tokens = rule.oauth.as_ref().map(|oauth| store.remote_tokens(oauth, &url));
     let headers = RemoteHeaders::new(
         written.headers.clone(),
         variables,
         values,
-        store.clone(),
+        (store.clone(), tokens),
         secrets.clone(),
     )?;
-    let used = in_url.union(&in_headers).cloned().collect();
+    let of_client = rule.oauth.as_ref().map(|oauth| oauth.proof.secret().to_owned());
+    let used = in_url.union(&in_headers).cloned().chain(of_client).collect();
     Ok(Some(RemoteSpec { url, headers, secrets, used }))
+}
+
+/// Checks that an access token may be sent to a remote, if the rule gets any for it.
+fn check_token_target(
+    rule: &RemoteRule,
+    url: &Url,
+    written: &RemoteServer,
+) -> Result<(), LaunchError> {
+    if rule.oauth.is_none() {
+        return Ok(());
+    }
+    if !oauth::keeps_secrets(url) {
+        return Err(LaunchError::ClearText);
+    }
+    let is_token = |name: &&String| name.eq_ignore_ascii_case(AUTHORIZATION.as_str());
+    match written.headers.keys().find(is_token) {
+        Some(name) => Err(LaunchError::TokenHeader(name.clone())),
+        None => Ok(()),
+    }
 }
 
 /// Returns whether a rule covers the host of a URL.

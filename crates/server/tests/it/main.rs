@@ -34,6 +34,7 @@ mod forgotten;
 #[cfg(test)]
 mod gateway;
 #[cfg(test)]
+mod guarded;
 mod hosting;
 #[cfg(test)]
 mod issuer;
@@ -44,6 +45,7 @@ mod logs;
 #[cfg(test)]
 mod message;
 #[cfg(test)]
+mod oauth_remotes;
 mod odd;
 #[cfg(test)]
 mod odd_remotes;
