@@ -233,7 +233,11 @@ impl ServerHeaders {
             return Ok(renewed);
         }
         let headers = renewed.unwrap_or_else(|| self.present());
-        self.with_token(headers, refused.token.as_ref()).await.map(Some)
+        match self.with_token(headers, refused.token.as_ref()).await {
+            // What the remote has answered tells more: it may have forgotten our session.
+            Err(error) if error.is_refused => Ok(None),
+            renewed => renewed.map(Some),
+        }
     }
 
     /// Returns the headers with secrets other than those that were refused, if they have changed.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use fleet_oauth::{
     Algorithm, AuthorizationServer, BoundedClient, ClientCredentials, CredentialsReader, Proof,
-    TokenSettings, TokenSource, TokenStanding,
+    TokenError, TokenSettings, TokenSource, TokenStanding,
 };
 use fleet_ops::errors::chain;
 use fleet_policy::{
@@ -29,10 +29,14 @@ use crate::{
 /// How texts name a token in place of its value.
 const TOKEN_NAME: &str = "oauth:access-token";
 
-/// There is no access token for a remote, so the request was not sent.
+/// There is no access token for a remote.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct NoToken(Arc<str>);
+#[error("{reason}")]
+pub(crate) struct NoToken {
+    reason: Arc<str>,
+    /// Whether the remote has refused a new one as well.
+    pub(crate) is_refused: bool,
+}
 
 /// A token as one request has it.
 #[derive(Clone)]
@@ -125,7 +129,10 @@ impl RemoteTokens {
             None => source.token().await,
             Some(refused) => source.token_after_refusal(refused).await,
         };
-        let text = token.map_err(|error| self.no_token(&error.to_string()))?;
+        let text = token.map_err(|error| NoToken {
+            is_refused: matches!(error, TokenError::Refused { .. }),
+            ..self.no_token(&error.to_string())
+        })?;
         let header = HeaderValue::try_from(format!("Bearer {text}"));
         let mut header =
             header.map_err(|_| self.no_token("the access token can't be sent in a header"))?;
@@ -154,7 +161,7 @@ impl RemoteTokens {
     }
 
     fn no_token(&self, reason: &str) -> NoToken {
-        NoToken(self.hidden.hide_in_message(reason).into())
+        NoToken { reason: self.hidden.hide_in_message(reason).into(), is_refused: false }
     }
 
     /// Returns the source of tokens, which is made for the first request.

@@ -35,6 +35,7 @@ mod forgotten;
 mod gateway;
 #[cfg(test)]
 mod guarded;
+#[cfg(test)]
 mod hosting;
 #[cfg(test)]
 mod issuer;
@@ -46,6 +47,7 @@ mod logs;
 mod message;
 #[cfg(test)]
 mod oauth_remotes;
+#[cfg(test)]
 mod odd;
 #[cfg(test)]
 mod odd_remotes;
