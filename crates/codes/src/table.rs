@@ -237,6 +237,10 @@ table! {
             "The file of signing keys cannot be used.",
             "It is not PEM, or holds something else than Ed25519 keys.",
             "Make one with `mcp-fleet keys init`, or with `openssl genpkey -algorithm ed25519`.";
+        VAULT_KEYS = "FLEET-VAULT-KEYS":
+            "The keys that seal the credentials of principals cannot be used.",
+            "The file is empty, has more than two keys, or a line that is not 32 bytes in Base64.",
+            "Write a line with `openssl rand -base64 32`; to replace a key, put the new one before it and remove the old one later.";
         OWN_APPROVAL = "FLEET-OWN-APPROVAL":
             "The caller has submitted the job, and can't approve it.",
             "Approval is the word of somebody else than who asks.",
