@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use fleet_oauth::{
     Algorithm, AuthorizationServer, BoundedClient, ClientCredentials, CredentialsReader, Proof,
-    TokenError, TokenSettings, TokenSource, TokenStanding,
+    Reach, TokenError, TokenSettings, TokenSource, TokenStanding,
 };
 use fleet_ops::errors::chain;
 use fleet_policy::{
@@ -186,7 +186,7 @@ impl RemoteTokens {
             true => of_issuer.current(),
             false => of_remote.current(),
         };
-        let http = BoundedClient::new(current, &[issuer.clone(), self.remote.clone()])
+        let http = BoundedClient::new(current, Reach::configured(issuer, &self.remote))
             .with_audience(self.oauth.audience.clone());
 
         let settings = TokenSettings {
@@ -197,7 +197,7 @@ impl RemoteTokens {
             resource: self.oauth.resource.clone(),
         };
         let (reader, observer) = (self.credentials_reader(server), self.observer(server));
-        Ok(TokenSource::observed(self.remote.clone(), settings, reader, Arc::new(http), observer))
+        Ok(TokenSource::observed(self.remote.clone(), settings, reader, http, observer))
     }
 
     /// Reads the client's secret as it is now. A changed value is audited before it is used.

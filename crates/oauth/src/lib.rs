@@ -7,6 +7,7 @@
 //! goes on when the call that began it is given up, no request storm while the authorization server
 //! is away, and secrets that go to the configured issuer alone.
 
+mod discovery;
 mod fetch;
 mod held;
 
@@ -20,16 +21,14 @@ use fleet_codes as codes;
 use parking_lot::Mutex;
 use rmcp::transport::{
     JwtSigningAlgorithm,
-    auth::{
-        AuthError, AuthorizationManager, AuthorizationMetadata, ClientCredentialsConfig,
-        OAuthHttpClient,
-    },
+    auth::{AuthError, AuthorizationManager, AuthorizationMetadata, ClientCredentialsConfig},
 };
 use serde_json::{Value, json};
 use tokio::{runtime::Handle, sync::Mutex as AsyncMutex, time::timeout};
 use url::Url;
 
-pub use fetch::BoundedClient;
+use discovery::{metadata_of_issuer, metadata_of_named};
+pub use fetch::{BoundedClient, Reach};
 pub use held::TokenStanding;
 use held::{Held, Next};
 
@@ -150,7 +149,7 @@ pub enum AuthorizationServer {
     /// The MCP server names it, so the MCP server decides who is given the client's secret.
     #[default]
     Named,
-    /// The MCP server must name this issuer.
+    /// The MCP server must name this issuer, whose metadata is read from the issuer itself.
     Issuer(Url),
     /// The authorization server with this token endpoint, whatever the MCP server says.
     TokenEndpoint(Url),
@@ -168,7 +167,7 @@ struct Inner {
     resource: Url,
     settings: TokenSettings,
     credentials: CredentialsReader,
-    http: Arc<dyn OAuthHttpClient>,
+    http: BoundedClient,
     observer: Box<Observer>,
     held: Mutex<Held>,
     /// Locked while a token is fetched, so that all calls wait for the same one.
@@ -189,7 +188,7 @@ impl TokenSource {
         resource: Url,
         settings: TokenSettings,
         credentials: CredentialsReader,
-        http: Arc<dyn OAuthHttpClient>,
+        http: BoundedClient,
     ) -> Self {
         Self::observed(resource, settings, credentials, http, |_| ())
     }
@@ -199,7 +198,7 @@ impl TokenSource {
         mut resource: Url,
         settings: TokenSettings,
         credentials: CredentialsReader,
-        http: Arc<dyn OAuthHttpClient>,
+        http: BoundedClient,
         observer: impl Fn(Result<(), &str>) + Send + Sync + 'static,
     ) -> Self {
         // They are no part of the resource. A URL that can't have them has none.
@@ -286,7 +285,7 @@ impl Inner {
     /// Fetches a token, and returns the response of the authorization server.
     async fn fetch(&self) -> Result<Value, String> {
         let (resource, settings) = (self.resource.clone(), self.settings.clone());
-        let (read, http) = (self.credentials.clone(), Arc::clone(&self.http));
+        let (read, http) = (self.credentials.clone(), self.http.clone());
         let runtime = Handle::current();
         // rmcp's future can't move between threads, so one thread makes it and runs it to its end.
         let fetched = tokio::task::spawn_blocking(move || {
@@ -311,15 +310,16 @@ async fn exchange(
     resource: &Url,
     server: &AuthorizationServer,
     config: &ClientCredentialsConfig,
-    http: Arc<dyn OAuthHttpClient>,
+    http: BoundedClient,
 ) -> Result<Value, String> {
     let describe = |error: AuthError| describe(&error);
-    let manager = AuthorizationManager::new_with_oauth_http_client(resource.as_str(), http).await;
+    let client = Arc::new(http.clone());
+    let manager = AuthorizationManager::new_with_oauth_http_client(resource.as_str(), client).await;
     let mut manager = manager.map_err(describe)?;
 
     let metadata = match server {
-        AuthorizationServer::Named => discover(&manager, None).await?,
-        AuthorizationServer::Issuer(issuer) => discover(&manager, Some(issuer)).await?,
+        AuthorizationServer::Named => metadata_of_named(&manager).await?,
+        AuthorizationServer::Issuer(issuer) => metadata_of_issuer(&manager, issuer, &http).await?,
         AuthorizationServer::TokenEndpoint(url) => metadata_of_endpoint(url, config)?,
     };
     manager.set_metadata(metadata);
@@ -327,25 +327,6 @@ async fn exchange(
     manager.configure_client_credentials(config).map_err(describe)?;
     let response = manager.exchange_client_credentials(config).await.map_err(describe)?;
     serde_json::to_value(&response).map_err(|error| error.to_string())
-}
-
-/// Finds the metadata of the authorization server that the MCP server names, which must be `issuer`
-/// if there is one.
-async fn discover(
-    manager: &AuthorizationManager,
-    issuer: Option<&Url>,
-) -> Result<AuthorizationMetadata, String> {
-    let found = manager.resolve_metadata().await.map_err(|error| describe(&error))?;
-    if !found.source.is_discovered() {
-        return Err("the MCP server names no authorization server".to_owned());
-    }
-    if let Some(issuer) = issuer {
-        let named = found.metadata.issuer.as_deref().unwrap_or_default();
-        if named.trim_end_matches('/') != issuer.as_str().trim_end_matches('/') {
-            return Err(format!("the MCP server names the issuer {named:?}, not {issuer}"));
-        }
-    }
-    Ok(found.metadata)
 }
 
 /// The metadata of an authorization server of which only the token endpoint is known. Every such
@@ -401,3 +382,6 @@ fn describe(error: &AuthError) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;
