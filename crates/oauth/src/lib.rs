@@ -290,7 +290,7 @@ impl Inner {
         // rmcp's future can't move between threads, so one thread makes it and runs it to its end.
         let fetched = tokio::task::spawn_blocking(move || {
             let requested = settings.resource.as_ref().unwrap_or(&resource);
-            let config = config(requested, (read.0)()?);
+            let config = config(requested, &settings.server, (read.0)()?);
             let exchange = exchange(&resource, &settings.server, &config, http);
             let exchange = async { timeout(FETCH_LIMIT, exchange).await };
             runtime
@@ -349,7 +349,11 @@ fn metadata_of_endpoint(
     serde_json::from_value(metadata).map_err(|error| error.to_string())
 }
 
-fn config(resource: &Url, credentials: ClientCredentials) -> ClientCredentialsConfig {
+fn config(
+    resource: &Url,
+    server: &AuthorizationServer,
+    credentials: ClientCredentials,
+) -> ClientCredentialsConfig {
     let ClientCredentials { client_id, proof, scopes } = credentials;
     let resource = Some(resource.to_string());
     match proof {
@@ -364,7 +368,12 @@ fn config(resource: &Url, credentials: ClientCredentials) -> ClientCredentialsCo
                 Algorithm::Es384 => JwtSigningAlgorithm::ES384,
                 Algorithm::Rs256 => JwtSigningAlgorithm::RS256,
             },
-            token_endpoint_audience: None,
+            // For whom the assertion is: the issuer if it is known, and otherwise the endpoint, which
+            // authorization servers take as well (RFC 7523, section 3).
+            token_endpoint_audience: match server {
+                AuthorizationServer::TokenEndpoint(url) => Some(url.to_string()),
+                AuthorizationServer::Named | AuthorizationServer::Issuer(_) => None,
+            },
             scopes,
             resource,
         },

@@ -10,19 +10,25 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
 use axum::{
     Json, Router,
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Validation, jwk::Jwk};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::{
     common::{command, eventually},
     guarded::{Guarded, Logged, Mounted, VALUE, text_of},
+    issuer::pem,
 };
 
 /// How often tokens are withdrawn under load.
@@ -41,6 +47,8 @@ struct Desk {
     url: String,
     remote: Guarded,
     secret: Mutex<String>,
+    /// The client's public key, if it proves itself with a key.
+    key: Mutex<Option<DecodingKey>>,
     lifetime: AtomicUsize,
     is_refusing: AtomicBool,
     issued: AtomicUsize,
@@ -57,6 +65,7 @@ impl Authority {
             url: url.clone(),
             remote: Guarded::start().await,
             secret: Mutex::new(SECRET.to_owned()),
+            key: Mutex::default(),
             lifetime: AtomicUsize::new(3600),
             is_refusing: AtomicBool::new(false),
             issued: AtomicUsize::new(0),
@@ -114,7 +123,7 @@ async fn answer_client(State(desk): State<Arc<Desk>>, request: Request) -> Respo
             "issuer": desk.url,
             "authorization_endpoint": format!("{}/authorize", desk.url),
             "token_endpoint": format!("{}/token", desk.url),
-            "token_endpoint_auth_methods_supported": ["client_secret_basic"],
+            "token_endpoint_auth_methods_supported": ["client_secret_basic", "private_key_jwt"],
         });
         return Json(metadata).into_response();
     }
@@ -124,11 +133,7 @@ async fn answer_client(State(desk): State<Arc<Desk>>, request: Request) -> Respo
     // A request takes a while, so that others meet one that is under way.
     tokio::time::sleep(Duration::from_millis(20)).await;
 
-    let secret = desk.secret.lock().unwrap().clone();
-    let presented = parts.headers[header::AUTHORIZATION].to_str().unwrap();
-    let presented = BASE64_STANDARD.decode(presented.strip_prefix("Basic ").unwrap()).unwrap();
-    let presented = String::from_utf8(presented).unwrap();
-    let is_known = presented == format!("fleet:{secret}");
+    let (presented, is_known) = desk.identify(&parts.headers);
     if desk.is_refusing.load(Ordering::SeqCst) || !is_known {
         desk.refused.fetch_add(1, Ordering::SeqCst);
         // As careless servers do.
@@ -142,6 +147,32 @@ async fn answer_client(State(desk): State<Arc<Desk>>, request: Request) -> Respo
     let lifetime = desk.lifetime.load(Ordering::SeqCst);
     let answer = json!({"access_token": token, "token_type": "Bearer", "expires_in": lifetime});
     Json(answer).into_response()
+}
+
+impl Desk {
+    /// Returns what a client proves itself with, and whether that is right.
+    fn identify(&self, headers: &HeaderMap) -> (String, bool) {
+        if let Some(key) = &*self.key.lock().unwrap() {
+            let form = self.form.lock().unwrap().clone();
+            let mut fields = url::form_urlencoded::parse(form.as_bytes());
+            let assertion = fields.find(|(name, _)| name == "client_assertion").unwrap().1;
+            return (assertion.to_string(), self.is_asserted(&assertion, key));
+        }
+
+        let presented = headers[header::AUTHORIZATION].to_str().unwrap();
+        let presented = BASE64_STANDARD.decode(presented.strip_prefix("Basic ").unwrap()).unwrap();
+        let presented = String::from_utf8(presented).unwrap();
+        let is_known = presented == format!("fleet:{}", self.secret.lock().unwrap());
+        (presented, is_known)
+    }
+
+    /// Returns whether the client `fleet` has signed an assertion for us.
+    fn is_asserted(&self, assertion: &str, key: &DecodingKey) -> bool {
+        let mut validation = Validation::new(Algorithm::ES256);
+        validation.set_audience(&[self.url.clone(), format!("{}/token", self.url)]);
+        let claims = jsonwebtoken::decode::<Value>(assertion, key, &validation);
+        claims.is_ok_and(|token| token.claims["sub"] == "fleet" && token.claims["iss"] == "fleet")
+    }
 }
 
 /// Withdraws the tokens of a remote of this transport while it is called.
@@ -401,4 +432,30 @@ async fn a_configuration_neither_replaces_a_token_nor_takes_it_elsewhere() {
     let taken = json!({"url": https, "headers": {"X-Key": "${secret:client}"}});
     refused(taken, "FLEET-POLICY-SECRET", "`client`").await;
     assert_eq!((authority.issued(), authority.refused()), (0, 0));
+}
+
+/// A client that proves itself with a key gets tokens from an issuer and from a token endpoint.
+#[tokio::test]
+async fn a_private_key_proves_the_client() {
+    let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
+    let private = EcdsaKeyPair::generate_pkcs8(algorithm, &SystemRandom::new()).unwrap();
+    let public =
+        Jwk::from_encoding_key(&EncodingKey::from_ec_der(private.as_ref()), Algorithm::ES256);
+    let public = DecodingKey::from_jwk(&public.unwrap()).unwrap();
+
+    for key in ["issuer", "token_url"] {
+        let dir = tempfile::tempdir().unwrap();
+        let secrets = Mounted::new(dir.path().join("secrets"));
+        secrets.set(&[("client", &pem("PRIVATE KEY", private.as_ref()))]);
+        let authority = Authority::start().await;
+        *authority.state.key.lock().unwrap() = Some(public.clone());
+        let path = if key == "issuer" { "" } else { "/token" };
+        let policy = authority.policy(&format!("{key} = '{}{path}'", authority.url));
+        let policy = policy.replace("client_secret", "private_key");
+        let logged = Logged::start(dir.path(), &secrets, &policy).await;
+        logged.server.initialize("r", authority.config("http", "/mcp")).await;
+        logged.server.call_ok("r__work", json!({})).await;
+        assert_eq!((authority.issued(), authority.refused()), (1, 0), "{key}");
+        logged.check_nothing_is_shown().await;
+    }
 }
