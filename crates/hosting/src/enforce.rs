@@ -127,7 +127,7 @@ impl LaunchError {
     /// Returns whether policy is the reason.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::Refused(_) => true,
+            Self::Refused(_) | Self::TokenHeader(_) | Self::ClearText => true,
             Self::Expand(error) => matches!(error.error, ExpandError::Refused { .. }),
             _ => false,
         }

@@ -8,7 +8,9 @@ use url::{Host, Url};
 use super::{Environment, LaunchError, RemoteSpec, RuleRef, pick_error, read_secrets, to_hide};
 use crate::{remote_headers::RemoteHeaders, secret_store::SecretStore, secrets::Secrets};
 
-/// Resolves a remote under the first rule that allows all of it.
+/// Resolves a remote under the first rule that allows all of it. If a rule gets access tokens for
+/// the host, it alone decides: no configuration may choose another one and present credentials of
+/// its own, or none.
 pub(super) async fn resolve_remote<'a>(
     server: &RemoteServer,
     policy: &'a Policy,
@@ -22,12 +24,35 @@ pub(super) async fn resolve_remote<'a>(
     let mut error = None;
     for rule in &policy.remotes {
         match resolve_under(rule, server, policy, store).await {
-            Ok(Some(spec)) => return Ok((spec, rule)),
+            Ok(Some(spec)) => return resolve_as_decided((spec, rule), server, policy, store).await,
             Ok(None) => {}
+            Err(decided @ (LaunchError::TokenHeader(_) | LaunchError::ClearText)) => {
+                return Err(decided);
+            }
             Err(other) => error = Some(pick_error(error, other)),
         }
     }
     Err(error.unwrap_or_else(|| Refusal::Remote { target: shown_target(&server.url) }.into()))
+}
+
+/// Returns a remote as a rule allows it, or as the rule that gets access tokens for its host does.
+/// Only here is the host known: that rule may allow fewer references than others.
+async fn resolve_as_decided<'a>(
+    (spec, rule): (RemoteSpec, &'a RemoteRule),
+    server: &RemoteServer,
+    policy: &'a Policy,
+    store: &SecretStore,
+) -> Result<(RemoteSpec, &'a RemoteRule), LaunchError> {
+    let (host, port) = host_and_port(&spec.url)?;
+    let gets_tokens = |rule: &&RemoteRule| rule.oauth.is_some() && rule.covers(&host, port);
+    let Some(deciding) = policy.remotes.iter().find(gets_tokens) else { return Ok((spec, rule)) };
+    if std::ptr::eq(deciding, rule) {
+        return Ok((spec, rule));
+    }
+
+    let decided = resolve_under(deciding, server, policy, store).await?;
+    let refusal = || Refusal::Remote { target: shown_target(&server.url) }.into();
+    decided.map(|spec| (spec, deciding)).ok_or_else(refusal)
 }
 
 /// Resolves a remote under one rule. Returns `None` if the rule does not cover its host.
@@ -103,28 +128,34 @@ fn covers(
     written: &RemoteServer,
     policy: &Policy,
 ) -> Result<bool, LaunchError> {
-    let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
-        return Err(LaunchError::Url);
-    };
-    let host_text = match host {
-        Host::Domain(name) => name.to_owned(),
-        Host::Ipv4(ip) => ip.to_string(),
-        Host::Ipv6(ip) => ip.to_string(),
-    };
+    let (host_text, port) = host_and_port(url)?;
     if !rule.covers(&host_text, port) {
         return Ok(false);
     }
 
     // An address is not resolved, so the check at connect time does not cover it.
-    let address = match host {
-        Host::Domain(_) => return Ok(true),
-        Host::Ipv4(ip) => ip.into(),
-        Host::Ipv6(ip) => ip.into(),
+    let address = match url.host() {
+        Some(Host::Ipv4(ip)) => ip.into(),
+        Some(Host::Ipv6(ip)) => ip.into(),
+        Some(Host::Domain(_)) | None => return Ok(true),
     };
     match policy.check_address(&host_text, port, address) {
         Ok(_) => Ok(true),
         Err(_) => Err(Refusal::Remote { target: shown_target(&written.url) }.into()),
     }
+}
+
+/// Returns the host of a URL as rules compare it, and the port.
+fn host_and_port(url: &Url) -> Result<(String, u16), LaunchError> {
+    let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
+        return Err(LaunchError::Url);
+    };
+    let host = match host {
+        Host::Domain(name) => name.to_owned(),
+        Host::Ipv4(ip) => ip.to_string(),
+        Host::Ipv6(ip) => ip.to_string(),
+    };
+    Ok((host, port))
 }
 
 fn parse_url(text: &str) -> Result<Url, LaunchError> {
@@ -246,6 +277,52 @@ mod tests {
         }
         check("Authorization", true).await;
         check("X-Mcp-Key", true).await;
+    }
+
+    /// Resolves a configuration under a policy. Returns the number of the rule that allows it.
+    async fn rule_of(policy: &str, config: serde_json::Value) -> Result<usize, LaunchError> {
+        let policy = Policy::from_toml(policy).unwrap();
+        let Transport::Url(server) = ServerEntry::from_value(&config, "config").unwrap().transport
+        else {
+            panic!("no remote server");
+        };
+        let store = SecretStore::default();
+        let (spec, rule) = resolve_remote(&server, &policy, &store).await?;
+        assert_eq!(spec.oauth(), rule.oauth);
+        Ok(policy.remotes.iter().position(|other| std::ptr::eq(other, rule)).unwrap() + 1)
+    }
+
+    /// Whatever else allows the host, before or after it.
+    #[tokio::test]
+    async fn a_configuration_cannot_leave_the_rule_that_gets_tokens() {
+        let with_tokens = "[[remote]]\nhost = 'mcp.example'\nport = 443\n[remote.oauth]\n\
+            issuer = 'https://idp.example'\nclient_id = 'fleet'\nclient_secret = '${secret:c}'\n";
+        let wide = "[[remote]]\nhost = '*.example'\nexpand = ['PATH']\n";
+        let exact = "[[remote]]\nhost = 'mcp.example'\nexpand = ['PATH']\n";
+        let other = serde_json::json!({"url": "https://other.example/mcp"});
+        let plain = serde_json::json!({"url": "https://mcp.example/mcp"});
+        let own = serde_json::json!({
+            "url": "https://mcp.example/mcp", "headers": {"Authorization": "Bearer mine"}
+        });
+        let clear = serde_json::json!({"url": "http://mcp.example:443/mcp"});
+        let expanded = serde_json::json!({"url": "https://mcp.example/mcp?x=${PATH}"});
+        for (policy, number) in [
+            (format!("{with_tokens}{wide}"), 1),
+            (format!("{with_tokens}{exact}"), 1),
+            (format!("{wide}{with_tokens}"), 2),
+            (format!("{exact}{with_tokens}{wide}"), 2),
+        ] {
+            assert_eq!(rule_of(&policy, plain.clone()).await.ok(), Some(number), "{policy}");
+            let refusals = [own.clone(), clear.clone(), expanded.clone()];
+            for config in refusals {
+                let error = rule_of(&policy, config.clone()).await.err();
+                let is_refusal = error.as_ref().is_some_and(LaunchError::is_refusal);
+                assert!(is_refusal, "{policy}: {config}: {error:?}");
+            }
+            if policy.contains("'*") {
+                assert!(rule_of(&policy, other.clone()).await.is_ok(), "{policy}");
+            }
+        }
     }
 
     #[test]
