@@ -44,8 +44,10 @@ impl<'e> Guarded<'e> {
         fs::create_dir(&secrets).expect("a directory");
         fs::write(secrets.join("crm-client"), SECRET).expect("a secret");
         let policy = fleet.directory.join("policy.toml");
+        let url = remote.url();
+        let host = url.split('/').nth(2).expect("host and port");
         let text = format!(
-            "[[remote]]\nhost = '127.0.0.1'\n[remote.oauth]\ntoken_url = 'http://{}/token'\n\
+            "[[remote]]\nhost = '{host}'\n[remote.oauth]\ntoken_url = 'http://{}/token'\n\
              client_id = 'fleet'\nclient_secret = '${{secret:crm-client}}'\n",
             issuer.address
         );

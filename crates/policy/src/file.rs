@@ -18,7 +18,7 @@ use super::{
     confinement::Confinement,
     env::{EnvRule, every_variable},
     limits::{Limits, ProcessLimits, ServerLimits, ServerRule, ServerSettings, ToolRule},
-    oauth::RemoteOauthFile,
+    oauth::{RemoteOauthError, RemoteOauthFile},
     pins::PinPolicy,
     remote::{RemoteRule, RemoteTls},
 };
@@ -308,6 +308,9 @@ fn remote_rule(line: usize, file: RemoteFile) -> Result<RemoteRule, PolicyError>
 
     let tls = RemoteTls { authorities: file.ca_file, pair };
     let rule = rule.with_port(file.port).expanding(file.expand).with_secrets(file.secrets);
+    if oauth.is_some() && !rule.is_of_one_origin() {
+        return Err(PolicyError::Oauth { line, error: RemoteOauthError::ManyOrigins });
+    }
     Ok(rule.with_tls(tls).with_oauth(oauth).at_line(line))
 }
 

@@ -114,6 +114,11 @@ pub enum RemoteOauthError {
     /// An algorithm is set where there is no key.
     #[error("`algorithm` is for a `private_key`")]
     Algorithm,
+    /// The rule covers more than one origin.
+    #[error(
+        "`oauth` needs one host name or address and a `port`, since a token is for one server only and would be sent to all that the rule covers"
+    )]
+    ManyOrigins,
     /// A path is relative.
     #[error("`ca_file`: {0:?} is not an absolute path")]
     RelativePath(PathBuf),
@@ -220,7 +225,7 @@ mod tests {
     use crate::Policy;
 
     fn read(table: &str) -> Result<RemoteOauth, String> {
-        let text = format!("[[remote]]\nhost = 'mcp.example'\n[remote.oauth]\n{table}");
+        let text = format!("[[remote]]\nhost = 'mcp.example'\nport = 443\n[remote.oauth]\n{table}");
         let policy = Policy::from_toml(&text).map_err(|error| {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             format!("{error}: {}", cause.unwrap_or_default())
@@ -272,5 +277,29 @@ mod tests {
         check(&[server, id, proof, "algorithm = 'ES256'"], "is for a `private_key`");
         check(&[server, id, proof, "ca_file = 'ca'"], "not an absolute path");
         check(&[server, id, proof, "password = 'x'"], "unknown field");
+    }
+    /// Any server of the domain, or at another port, would get the token of one of them.
+    #[test]
+    fn a_token_is_for_one_origin() {
+        let check = |rule: &str, is_allowed: bool| {
+            let text = format!(
+                "[[remote]]\n{rule}\n[remote.oauth]\nissuer = 'https://idp.example'\n\
+                 client_id = 'fleet'\nclient_secret = '${{secret:s}}'\naudience = 'crm'\n"
+            );
+            let checked = Policy::from_toml(&text);
+            let refusal = checked.as_ref().err().and_then(std::error::Error::source);
+            let is_refused = refusal.is_some_and(|error| error.to_string().contains("a `port`"));
+            assert!(
+                checked.is_ok() == is_allowed && is_refused != is_allowed,
+                "{rule}: {checked:?}"
+            );
+        };
+        check("host = 'mcp.example'", false);
+        check("host = '10.0.0.1'", false);
+        check("host = '*.mcp.example'", false);
+        check("host = '*.mcp.example'\nport = 443", false);
+        check("host = 'mcp.example'\nport = 443", true);
+        check("host = 'mcp.example:8443'", true);
+        check("host = '[::1]:8443'", true);
     }
 }

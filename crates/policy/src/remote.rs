@@ -141,6 +141,11 @@ impl RemoteRule {
         self.line
     }
 
+    /// Returns whether the rule covers one host at one port only.
+    pub fn is_of_one_origin(&self) -> bool {
+        self.port.is_some() && !matches!(self.host, HostPattern::Below(_))
+    }
+
     /// Returns whether the rule applies to this host and port. `host` is written as in a URL.
     pub fn covers(&self, host: &str, port: u16) -> bool {
         let host = unbracketed(host).trim_end_matches('.').to_ascii_lowercase();

@@ -102,8 +102,9 @@ impl Authority {
     /// A policy that gets tokens here.
     fn policy(&self, server: &str) -> String {
         format!(
-            "[[remote]]\nhost = '127.0.0.1'\n[remote.oauth]\n{server}\nclient_id = 'fleet'\n\
-             client_secret = '${{secret:client}}'\nscopes = ['crm']\naudience = 'the crm'\n"
+            "[[remote]]\nhost = '{}'\n[remote.oauth]\n{server}\nclient_id = 'fleet'\n\
+             client_secret = '${{secret:client}}'\nscopes = ['crm']\naudience = 'the crm'\n",
+            self.remote().address
         )
     }
 
@@ -392,7 +393,7 @@ async fn another_policy_changes_the_client_of_a_connected_remote() {
 #[tokio::test]
 async fn a_dry_run_names_the_authorization_server_and_a_missing_secret() {
     let dir = tempfile::tempdir().unwrap();
-    let policy = "[[remote]]\nhost = '127.0.0.1'\n[remote.oauth]\nissuer = 'https://idp.example/a'\n\
+    let policy = "[[remote]]\nhost = '127.0.0.1:9'\n[remote.oauth]\nissuer = 'https://idp.example/a'\n\
                   client_id = 'fleet'\nclient_secret = '${secret:client}'\n";
     let config = json!({"mcpServers": {"crm": {"url": "http://127.0.0.1:9/mcp"}}});
     let path = |name: &str, text: &str| {
@@ -415,7 +416,8 @@ async fn a_configuration_neither_replaces_a_token_nor_takes_it_elsewhere() {
     let secrets = Mounted::new(dir.path().join("secrets"));
     secrets.set(&[("client", SECRET)]);
     let authority = Authority::start().await;
-    let policy = authority.policy_of_endpoint().replace("'127.0.0.1'", "'mcp.example'");
+    let address = authority.remote().address.to_string();
+    let policy = authority.policy_of_endpoint().replace(&address, "mcp.example:443");
     let logged = Logged::start(dir.path(), &secrets, &policy).await;
     let refused = async |config: Value, code: &str, named: &str| {
         let (message, is_final) = logged.server.initialize_error("x", config.clone()).await;
@@ -426,7 +428,7 @@ async fn a_configuration_neither_replaces_a_token_nor_takes_it_elsewhere() {
     let https = "https://mcp.example/mcp";
     let own = json!({"url": https, "headers": {"authorization": "Bearer mine"}});
     refused(own, "FLEET-SERVER-CONFIG", "\"authorization\"").await;
-    let plain = json!({"url": "http://mcp.example/mcp"});
+    let plain = json!({"url": "http://mcp.example:443/mcp"});
     refused(plain, "FLEET-SERVER-CONFIG", "must be https").await;
     // The client's secret is not one that configurations may use.
     let taken = json!({"url": https, "headers": {"X-Key": "${secret:client}"}});
