@@ -7,6 +7,7 @@
 //! goes on when the call that began it is given up, no request storm while the authorization server
 //! is away, and secrets that go to the configured issuer alone.
 
+mod answer;
 mod discovery;
 mod fetch;
 mod held;
@@ -27,6 +28,7 @@ use serde_json::{Value, json};
 use tokio::{runtime::Handle, sync::Mutex as AsyncMutex, time::timeout};
 use url::Url;
 
+use answer::{WatchedClient, with_causes};
 use discovery::{metadata_of_issuer, metadata_of_named};
 pub use fetch::{BoundedClient, Reach};
 pub use held::TokenStanding;
@@ -313,7 +315,8 @@ async fn exchange(
     http: BoundedClient,
 ) -> Result<Value, String> {
     let describe = |error: AuthError| describe(&error);
-    let client = Arc::new(http.clone());
+    let watched = WatchedClient::new(http.clone());
+    let client = Arc::new(watched.clone());
     let manager = AuthorizationManager::new_with_oauth_http_client(resource.as_str(), client).await;
     let mut manager = manager.map_err(describe)?;
 
@@ -325,8 +328,10 @@ async fn exchange(
     manager.set_metadata(metadata);
     manager.validate_client_credentials_metadata(config).map_err(describe)?;
     manager.configure_client_credentials(config).map_err(describe)?;
-    let response = manager.exchange_client_credentials(config).await.map_err(describe)?;
-    serde_json::to_value(&response).map_err(|error| error.to_string())
+    let response = manager.exchange_client_credentials(config).await;
+    // What rmcp says quotes the answer.
+    let response = response.map_err(|_| watched.failure())?;
+    serde_json::to_value(&response).map_err(|_| watched.failure())
 }
 
 /// The metadata of an authorization server of which only the token endpoint is known. Every such
@@ -380,16 +385,9 @@ fn config(
     }
 }
 
-/// An error and its causes.
+/// An error before the request for a token, with its causes.
 fn describe(error: &AuthError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
+    with_causes(error)
 }
 
 #[cfg(test)]

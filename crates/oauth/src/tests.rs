@@ -127,3 +127,25 @@ async fn metadata_of_another_issuer_is_not_used() {
     servers.source_of_issuer().token().await.unwrap_err();
     assert_eq!(servers.posts(), []);
 }
+
+/// Whatever it quotes, and however.
+#[tokio::test]
+async fn an_error_has_nothing_of_an_answer_but_status_and_a_known_code() {
+    let error = |code: &str| json!({"error": code, "error_description": "for Zmxl:hunter2"});
+    let odd = json!({"access_token": ["Zmxl:hunter2"], "token_type": "hunter2"});
+    for (status, answer, expected) in [
+        (401, error("invalid_client"), "answered 401: invalid_client"),
+        (400, error("hunter2"), "answered 400"),
+        (500, json!("hunter2"), "answered 500"),
+        (200, odd, "is not a token response"),
+        (200, json!("hunter2"), "is not a token response"),
+    ] {
+        let servers = Servers::start();
+        servers.answer("https://idp.example/token", status, answer);
+        let error = servers.source_of_issuer().token().await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        for quoted in ["hunter2", "Zmxl", "description"] {
+            assert!(!error.contains(quoted), "{error}");
+        }
+    }
+}

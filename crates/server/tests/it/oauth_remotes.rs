@@ -280,7 +280,8 @@ async fn an_authorization_server_that_refuses_is_an_outage_of_the_remote() {
     check_outage(&answer);
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(message.contains("FLEET-NO-ACCESS-TOKEN"), "{message}");
-    assert!(message.contains("${secret:client}"), "{message}");
+    assert!(message.contains("answered 401: invalid_client"), "{message}");
+    assert!(!message.contains("fleet:"), "the description of the error: {message}");
     let status = server.status("r").await;
     assert_eq!(status["accessToken"]["state"], "failed", "{status}");
     authority.refuse(false);
