@@ -173,7 +173,7 @@ struct Inner {
     observer: Box<Observer>,
     held: Mutex<Held>,
     /// Locked while a token is fetched, so that all calls wait for the same one.
-    fetching: AsyncMutex<()>,
+    fetching: Arc<AsyncMutex<()>>,
 }
 
 impl fmt::Debug for TokenSource {
@@ -206,7 +206,7 @@ impl TokenSource {
         // They are no part of the resource. A URL that can't have them has none.
         _ = resource.set_username("");
         _ = resource.set_password(None);
-        let (held, fetching) = (Mutex::default(), AsyncMutex::default());
+        let (held, fetching) = (Mutex::default(), Arc::default());
         let observer = Box::new(observer);
         Self(Arc::new(Inner { resource, settings, credentials, http, observer, held, fetching }))
     }
@@ -222,8 +222,8 @@ impl TokenSource {
         self.0.held.lock().standing(Instant::now())
     }
 
-    /// The token to send, which is fetched if there is none or it ends soon. After a failure, the
-    /// answer is the same for a second.
+    /// The token to send, which is fetched if there is none. One that ends soon is sent while another
+    /// is fetched in the background. After a failure, the answer is the same for a second.
     ///
     /// # Errors
     ///
@@ -242,46 +242,86 @@ impl TokenSource {
     }
 
     async fn token_instead_of(&self, refused: Option<&str>) -> Result<Arc<str>, TokenError> {
-        if let Some(known) = self.0.known(refused) {
-            return known;
+        match self.0.known(refused) {
+            Known::Token(token) => return Ok(token),
+            Known::NoToken(error) => return Err(error),
+            Known::EndsSoon(token) => {
+                self.renew(refused);
+                return Ok(token);
+            }
+            Known::Nothing => {}
         }
         let (inner, refused) = (Arc::clone(&self.0), refused.map(str::to_owned));
         // A call that is given up must not take the token of all others with it.
-        let fetched = tokio::spawn(async move { inner.fetch_once(refused.as_deref()).await });
+        let fetched = tokio::spawn(async move {
+            let _fetching = inner.fetching.lock().await;
+            inner.fetch_once(refused.as_deref()).await
+        });
         fetched.await.unwrap_or_else(|error| Err(self.0.no_token(error.to_string().into())))
+    }
+
+    /// Fetches another token in the background, unless one is being fetched.
+    fn renew(&self, refused: Option<&str>) {
+        let Ok(fetching) = Arc::clone(&self.0.fetching).try_lock_owned() else { return };
+        let (inner, refused) = (Arc::clone(&self.0), refused.map(str::to_owned));
+        tokio::spawn(async move {
+            let _fetching = fetching;
+            // Whoever wants a token is told of a failure once there is none.
+            _ = inner.fetch_once(refused.as_deref()).await;
+        });
     }
 }
 
+/// What is known without asking.
+enum Known {
+    /// The token to send.
+    Token(Arc<str>),
+    /// The token to send, while another is fetched.
+    EndsSoon(Arc<str>),
+    /// There is none to be had now.
+    NoToken(TokenError),
+    /// A token is to be fetched.
+    Nothing,
+}
+
 impl Inner {
-    /// What is known without asking; `None` if a token is to be fetched.
-    fn known(&self, refused: Option<&str>) -> Option<Result<Arc<str>, TokenError>> {
+    fn known(&self, refused: Option<&str>) -> Known {
         match self.held.lock().next(refused, Instant::now()) {
-            Next::Use(token) => Some(Ok(token)),
-            Next::Failed(reason) => Some(Err(self.no_token(reason))),
-            Next::Refused => Some(Err(TokenError::Refused { resource: self.resource.clone() })),
-            Next::Fetch => None,
+            Next::Use(token) => Known::Token(token),
+            Next::Renew(token) => Known::EndsSoon(token),
+            Next::Failed(reason) => Known::NoToken(self.no_token(reason)),
+            Next::Refused => {
+                Known::NoToken(TokenError::Refused { resource: self.resource.clone() })
+            }
+            Next::Fetch => Known::Nothing,
         }
     }
 
-    /// Fetches a token, unless another call has done so in the meantime.
+    /// Fetches a token, unless another call has done so in the meantime. `fetching` is locked.
     async fn fetch_once(&self, refused: Option<&str>) -> Result<Arc<str>, TokenError> {
-        let _fetching = self.fetching.lock().await;
-        if let Some(known) = self.known(refused) {
-            return known;
+        match self.known(refused) {
+            Known::Token(token) => return Ok(token),
+            Known::NoToken(error) => return Err(error),
+            Known::EndsSoon(_) | Known::Nothing => {}
         }
 
         // A token ends so long after it was issued, which is after this.
         let asked = Instant::now();
+        self.held.lock().note_fetch(refused, asked);
         let fetched = self.fetch().await;
         let token = {
-            let mut held = self.held.lock();
+            let (mut held, now) = (self.held.lock(), Instant::now());
             match fetched {
-                Ok(response) => held.take(&response, asked),
-                Err(error) => Err(held.fail(&error, Instant::now())),
+                Ok(response) => held.take(&response, asked, now),
+                Err(error) => Err(held.fail(&error, now)),
             }
         };
         (self.observer)(token.as_ref().map(|_| ()).map_err(|reason| &**reason));
-        token.map_err(|reason| self.no_token(reason))
+        token.or_else(|reason| match self.known(refused) {
+            // It has not ended yet.
+            Known::Token(token) => Ok(token),
+            _ => Err(self.no_token(reason)),
+        })
     }
 
     /// Fetches a token, and returns the response of the authorization server.
@@ -295,16 +335,20 @@ impl Inner {
             let config = config(requested, &settings.server, (read.0)()?);
             let exchange = exchange(&resource, &settings.server, &config, http);
             let exchange = async { timeout(FETCH_LIMIT, exchange).await };
-            runtime
-                .block_on(exchange)
-                .unwrap_or_else(|_| Err(format!("not done within {FETCH_LIMIT:?}")))
+            runtime.block_on(exchange).unwrap_or_else(|_| Err(late()))
         });
-        fetched.await.unwrap_or_else(|error| Err(error.to_string()))
+        // The credentials, too, may take long to read.
+        let fetched = timeout(FETCH_LIMIT, fetched).await.unwrap_or_else(|_| Ok(Err(late())));
+        fetched.unwrap_or_else(|error| Err(error.to_string()))
     }
 
     fn no_token(&self, reason: Arc<str>) -> TokenError {
         TokenError::NoToken { resource: self.resource.clone(), reason }
     }
+}
+
+fn late() -> String {
+    format!("not done within {FETCH_LIMIT:?}")
 }
 
 /// Finds the authorization server, and exchanges the client's credentials for a token.

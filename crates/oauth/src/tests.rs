@@ -149,3 +149,65 @@ async fn an_error_has_nothing_of_an_answer_but_status_and_a_known_code() {
         }
     }
 }
+
+/// A source whose token ends soon.
+fn source_before_an_end(servers: &Servers) -> TokenSource {
+    let source = servers.source_of_issuer();
+    let now = Instant::now();
+    let asked = now.checked_sub(Duration::from_secs(55)).unwrap();
+    source.0.held.lock().take(&token("old"), asked, now).unwrap();
+    source
+}
+
+#[tokio::test]
+async fn a_token_that_ends_soon_is_used_while_another_is_fetched() {
+    let servers = Servers::start();
+    let source = source_before_an_end(&servers);
+    assert_eq!(&*source.token().await.unwrap(), "old", "no call waits");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while &*source.token().await.unwrap() != "t" {
+        assert!(Instant::now() < deadline, "no token was fetched");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(servers.posts().len(), 1);
+}
+
+#[tokio::test]
+async fn no_call_fails_while_a_token_is_good() {
+    let servers = Servers::start();
+    servers.answer("https://idp.example/token", 503, Value::Null);
+    let source = source_before_an_end(&servers);
+    let fetching = Arc::clone(&source.0);
+    let fetch = async { fetching.fetch_once(None).await };
+    assert_eq!(&*fetch.await.unwrap(), "old", "nor the one that asked");
+    for _ in 0..20 {
+        assert_eq!(&*source.token().await.unwrap(), "old");
+    }
+    assert_eq!(servers.posts().len(), 1);
+}
+
+/// Whoever holds the client's secret back, or the audit log.
+#[tokio::test(start_paused = true)]
+async fn reading_the_secret_counts_as_a_part_of_the_request() {
+    let servers = Servers::start();
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let blocked = Mutex::new(blocked);
+    let credentials = CredentialsReader::new(move || {
+        _ = blocked.lock().recv();
+        Err("it was released".to_owned())
+    });
+    let url = |text: &str| Url::parse(text).unwrap();
+    let reach = Reach::configured(&url(ISSUER), &url(REMOTE));
+    let http = BoundedClient::through(servers, reach);
+    let source = TokenSource::new(url(REMOTE), TokenSettings::default(), credentials, http);
+
+    let asking = tokio::spawn(async move { source.token().await });
+    // A blocking thread keeps paused time from going on by itself.
+    for _ in 0..=FETCH_LIMIT.as_secs() {
+        tokio::task::yield_now().await;
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    let error = asking.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("not done within"), "{error}");
+    drop(release);
+}
