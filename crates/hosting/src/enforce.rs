@@ -127,9 +127,9 @@ impl LaunchError {
     /// Returns whether policy is the reason.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::Refused(_) | Self::TokenHeader(_) | Self::ClearText => true,
+            Self::Refused(_) => true,
             Self::Expand(error) => matches!(error.error, ExpandError::Refused { .. }),
-            _ => false,
+            _ => self.is_about_tokens(),
         }
     }
 }

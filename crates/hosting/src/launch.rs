@@ -192,9 +192,21 @@ pub enum LaunchError {
         code = codes::SERVER_CONFIG
     )]
     ClearText,
+    /// A secret in the path would become known to the authorization server.
+    #[error(
+        "the path of `url` has a reference, which the authorization server of the policy's `oauth` would learn; move it to the query or a header, or use `token_url` and `resource` in the policy file [{code}]",
+        code = codes::SERVER_CONFIG
+    )]
+    HiddenPath,
 }
 
 impl LaunchError {
+    /// Returns whether the configuration is at odds with the access tokens that policy gets for its
+    /// host.
+    pub(crate) fn is_about_tokens(&self) -> bool {
+        matches!(self, Self::TokenHeader(_) | Self::ClearText | Self::HiddenPath)
+    }
+
     pub(crate) fn in_field(path: String, error: ExpandError) -> Self {
         Self::Expand(FieldExpandError { path, error })
     }

@@ -4,7 +4,10 @@
 //! again: so an authorization server that is away is asked at growing intervals, and not once per
 //! call or attempt. The client's secret is read for each token, so a new value counts at once.
 
-use std::sync::{Arc, Weak};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+};
 
 use fleet_oauth::{
     Algorithm, AuthorizationServer, BoundedClient, ClientCredentials, CredentialsReader, Proof,
@@ -106,6 +109,14 @@ impl RemoteTokens {
     /// Returns the client that gets the tokens.
     pub(crate) fn oauth(&self) -> &RemoteOauth {
         &self.oauth
+    }
+
+    /// Hides these values of the remote's configuration in texts about tokens, which may have the
+    /// remote's URL.
+    pub(crate) fn hide(&self, values: &BTreeMap<String, String>) {
+        for (name, value) in values {
+            self.hidden.add(name, value);
+        }
     }
 
     /// Returns whether both are tokens of the same client for the same remote.
@@ -274,4 +285,28 @@ pub(crate) fn resource_of(remote: &Url) -> Url {
     resource.set_query(None);
     resource.set_fragment(None);
     resource
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_policy::Policy;
+
+    use super::*;
+
+    /// A policy for the remote `mcp.example`, and the client in it.
+    fn client() -> RemoteOauth {
+        let policy = "[[remote]]\nhost = 'mcp.example:443'\n[remote.oauth]\n\
+            token_url = 'https://idp.example/token'\nclient_id = 'fleet'\n\
+            client_secret = '${secret:c}'\n";
+        Policy::from_toml(policy).unwrap().remotes[0].oauth.clone().unwrap()
+    }
+
+    #[test]
+    fn texts_about_tokens_have_no_value_of_the_remotes_url() {
+        let remote = Url::parse("https://mcp.example/hunter2/mcp").unwrap();
+        let tokens = RemoteTokens::new(client(), remote.clone(), SecretStore::default());
+        tokens.hide(&[("KEY".to_owned(), "hunter2".to_owned())].into());
+        let reason = tokens.no_token(&format!("no token for {remote}")).to_string();
+        assert_eq!(reason, "no token for https://mcp.example/${KEY}/mcp");
+    }
 }

@@ -1,7 +1,11 @@
 //! Turns the configuration of a remote into one that may be connected to.
 
 use fleet_job::mcp_servers::{RemoteServer, expand::secrets_in};
-use fleet_policy::{Policy, Refusal, oauth, remote::RemoteRule};
+use fleet_policy::{
+    Policy, Refusal,
+    oauth::{TokenServer, keeps_secrets},
+    remote::RemoteRule,
+};
 use http::{HeaderName, HeaderValue, header::AUTHORIZATION};
 use url::{Host, Url};
 
@@ -26,9 +30,7 @@ pub(super) async fn resolve_remote<'a>(
         match resolve_under(rule, server, policy, store).await {
             Ok(Some(spec)) => return resolve_as_decided((spec, rule), server, policy, store).await,
             Ok(None) => {}
-            Err(decided @ (LaunchError::TokenHeader(_) | LaunchError::ClearText)) => {
-                return Err(decided);
-            }
+            Err(decided) if decided.is_about_tokens() => return Err(decided),
             Err(other) => error = Some(pick_error(error, other)),
         }
     }
@@ -88,8 +90,11 @@ async fn resolve_under(
     hidden.extend(variables.clone());
     hidden.extend(to_hide(&values));
 
-    let secrets = Secrets::new(hidden);
     let tokens = rule.oauth.as_ref().map(|oauth| store.remote_tokens(oauth, &url));
+    if let Some(tokens) = &tokens {
+        tokens.hide(&hidden);
+    }
+    let secrets = Secrets::new(hidden);
     let headers = RemoteHeaders::new(
         written.headers.clone(),
         variables,
@@ -108,17 +113,41 @@ fn check_token_target(
     url: &Url,
     written: &RemoteServer,
 ) -> Result<(), LaunchError> {
-    if rule.oauth.is_none() {
-        return Ok(());
-    }
-    if !oauth::keeps_secrets(url) {
+    let Some(oauth) = &rule.oauth else { return Ok(()) };
+    if !keeps_secrets(url) {
         return Err(LaunchError::ClearText);
     }
     let is_token = |name: &&String| name.eq_ignore_ascii_case(AUTHORIZATION.as_str());
-    match written.headers.keys().find(is_token) {
-        Some(name) => Err(LaunchError::TokenHeader(name.clone())),
-        None => Ok(()),
+    if let Some(name) = written.headers.keys().find(is_token) {
+        return Err(LaunchError::TokenHeader(name.clone()));
     }
+
+    // Otherwise the authorization server learns the whole path, as the resource that a token is for,
+    // and requests for the remote's metadata have it.
+    let tells_path = oauth.resource.is_none() || matches!(oauth.server, TokenServer::Issuer(_));
+    if tells_path && !has_path_as_written(&written.url, url) {
+        Err(LaunchError::HiddenPath)
+    } else {
+        Ok(())
+    }
+}
+
+/// Returns whether no part of a URL's path comes from a reference.
+fn has_path_as_written(written: &str, url: &Url) -> bool {
+    if !written.contains("${") {
+        return true;
+    }
+    let written = written.split(['?', '#']).next().unwrap_or_default();
+    let Some((_, rest)) = written.split_once("://") else { return false };
+    let path = rest.find('/').map_or("", |start| &rest[start..]);
+    if path.contains("${") {
+        return false;
+    }
+
+    // A reference before the path may bring a part of the path.
+    let mut as_written = url.clone();
+    as_written.set_path(path);
+    as_written.path() == url.path()
 }
 
 /// Returns whether a rule covers the host of a URL.
@@ -323,6 +352,54 @@ mod tests {
                 assert!(rule_of(&policy, other.clone()).await.is_ok(), "{policy}");
             }
         }
+    }
+
+    /// The path of a remote would be the resource that its token is for.
+    #[tokio::test]
+    async fn the_authorization_server_does_not_learn_a_secret_path() {
+        let policy = |server: &str| {
+            format!(
+                "[[remote]]\nhost = 'mcp.example'\nport = 443\nexpand = ['CARGO_PKG_NAME']\n\
+                 [remote.oauth]\n{server}\nclient_id = 'fleet'\nclient_secret = '${{secret:c}}'\n"
+            )
+        };
+        let endpoint = "token_url = 'https://idp.example/token'";
+        let issuer = "issuer = 'https://idp.example'";
+        let resource = "\nresource = 'https://mcp.example/mcp'";
+        let check = async |server: &str, url: &str, is_allowed: bool| {
+            let checked = rule_of(&policy(server), serde_json::json!({ "url": url })).await;
+            let is_hidden_path = matches!(checked, Err(LaunchError::HiddenPath));
+            assert!(
+                checked.is_ok() == is_allowed && is_hidden_path != is_allowed,
+                "{server} {url}"
+            );
+        };
+
+        let in_path = "https://mcp.example/${CARGO_PKG_NAME}/mcp";
+        check(endpoint, in_path, false).await;
+        check(&format!("{issuer}{resource}"), in_path, false).await;
+        check(&format!("{endpoint}{resource}"), in_path, true).await;
+        for server in [endpoint, issuer] {
+            check(server, "https://mcp.example/mcp?key=${CARGO_PKG_NAME}", true).await;
+        }
+    }
+
+    #[test]
+    fn a_path_is_as_written_if_no_reference_brings_a_part_of_it() {
+        let check = |written: &str, url: &str, expected: bool| {
+            let url = Url::parse(url).unwrap();
+            assert_eq!(has_path_as_written(written, &url), expected, "{written}");
+        };
+        check("https://a/mcp", "https://a/mcp", true);
+        check("https://${HOST}/mcp", "https://a/mcp", true);
+        check("https://${HOST}", "https://a/", true);
+        check("https://${HOST}:${PORT}/mcp?k=${KEY}", "https://a:1/mcp?k=x", true);
+        check("https://${HOST}/mcp", "https://a/key/mcp", false);
+        check("https://${HOST}", "https://a/key", false);
+        check("https://a/${KEY}", "https://a/key", false);
+        check("https://a/${KEY:-?}", "https://a/key", false);
+        check("${URL}", "https://a/mcp", false);
+        check("${SCHEME}://a/mcp", "https://a/mcp", true);
     }
 
     #[test]
