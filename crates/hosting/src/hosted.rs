@@ -18,6 +18,7 @@ use super::{
     catalog::Catalog,
     launch::LaunchSpec,
     outage::OutageReason,
+    remote_tokens::RemoteTokens,
     secrets::Secrets,
     upstream::{ConnectError, SHOWN_STDERR, Upstream},
 };
@@ -194,6 +195,11 @@ impl State {
     /// Returns the values that went into the configuration.
     pub(super) fn secrets(&self) -> Secrets {
         self.launch.as_ref().map(|launch| launch.spec.secrets().clone()).unwrap_or_default()
+    }
+
+    /// Returns the access tokens that requests to the server have, if policy gets any.
+    pub(super) fn tokens(&self) -> Option<Arc<RemoteTokens>> {
+        self.launch.as_ref()?.spec.remote()?.headers.tokens()
     }
 
     /// Uses the access tokens of another spec of the same remote from the next request on.

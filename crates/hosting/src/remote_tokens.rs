@@ -5,8 +5,9 @@
 //! call or attempt. The client's secret is read for each token, so a new value counts at once.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use fleet_oauth::{
@@ -20,7 +21,7 @@ use fleet_policy::{
 };
 use http::HeaderValue;
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Mutex as AsyncMutex, time::timeout};
 use url::Url;
 
 use crate::{
@@ -31,6 +32,9 @@ use crate::{
 
 /// How texts name a token in place of its value.
 const TOKEN_NAME: &str = "oauth:access-token";
+
+/// How long reading the client's secret and recording its use may take.
+const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// There is no access token for a remote.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -98,12 +102,15 @@ pub(crate) struct RemoteTokens {
     hidden: Secrets,
     hidden_token: HiddenToken,
     source: Mutex<Option<TokenSource>>,
+    /// The servers whose use of the client's secret is recorded.
+    recorded: AsyncMutex<BTreeSet<String>>,
 }
 
 impl RemoteTokens {
     pub(crate) fn new(oauth: RemoteOauth, remote: Url, store: SecretStore) -> Self {
         let (hidden, hidden_token) = (Secrets::default(), HiddenToken::default());
-        Self { oauth, remote, store, hidden, hidden_token, source: Mutex::default() }
+        let (source, recorded) = (Mutex::default(), AsyncMutex::default());
+        Self { oauth, remote, store, hidden, hidden_token, source, recorded }
     }
 
     /// Returns the client that gets the tokens.
@@ -135,6 +142,7 @@ impl RemoteTokens {
         policy: &CurrentPolicy,
         refused: Option<&str>,
     ) -> Result<SentToken, NoToken> {
+        self.record_first_use(server).await?;
         let source = self.source(server, policy)?;
         let token = match refused {
             None => source.token().await,
@@ -151,6 +159,29 @@ impl RemoteTokens {
         let token = SentToken { text, header };
         self.hidden_token.hide_in(&self.hidden, &token);
         Ok(token)
+    }
+
+    /// Notes that the use of the client's secret for a server is recorded.
+    pub(crate) async fn note_recorded(&self, server: &str) {
+        self.recorded.lock().await.insert(server.to_owned());
+    }
+
+    /// Records the use of the client's secret for a server, unless it is recorded. After a change of
+    /// the policy, a server that runs uses the secret of another client.
+    async fn record_first_use(&self, server: &str) -> Result<(), NoToken> {
+        let mut recorded = self.recorded.lock().await;
+        if recorded.contains(server) {
+            return Ok(());
+        }
+
+        let (secret, occasion) = (self.oauth.proof.secret(), SecretOccasion::Change);
+        let record = self.store.record_use(SecretUse { server, secret, occasion });
+        let done = timeout(READ_LIMIT, record).await;
+        let done =
+            done.map_err(|_| self.no_token("the use of its secret could not be recorded"))?;
+        done.map_err(|error| self.no_token(&error.to_string()))?;
+        recorded.insert(server.to_owned());
+        Ok(())
     }
 
     /// Notes that the remote has taken a request with this token.
@@ -219,14 +250,19 @@ impl RemoteTokens {
             let name = oauth.proof.secret();
             // A token is fetched by a thread that may wait.
             let runtime = Handle::current();
-            let secret = runtime.block_on(store.read(name)).map_err(|error| chain(&error))?;
+            let late = |_| format!("reading its secret took longer than {READ_LIMIT:?}");
+            let read = async { timeout(READ_LIMIT, store.read(name)).await.map_err(late) };
+            let secret = runtime.block_on(read)?.map_err(|error| chain(&error))?;
             hidden.add(&secret_reference(name), secret.expose());
 
             let before = used.lock().clone();
             if before.is_some_and(|before| before != secret) {
                 let occasion = SecretOccasion::Change;
                 let used = SecretUse { server: &server, secret: name, occasion };
-                runtime.block_on(store.record_use(used)).map_err(|error| error.to_string())?;
+                let late = |_| format!("recording its use took longer than {READ_LIMIT:?}");
+                let record =
+                    async { timeout(READ_LIMIT, store.record_use(used)).await.map_err(late) };
+                runtime.block_on(record)?.map_err(|error| error.to_string())?;
             }
             *used.lock() = Some(secret.clone());
 

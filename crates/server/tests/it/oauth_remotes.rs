@@ -50,6 +50,8 @@ struct Desk {
     /// The client's public key, if it proves itself with a key.
     key: Mutex<Option<DecodingKey>>,
     lifetime: AtomicUsize,
+    /// How long it takes to answer, in milliseconds.
+    delay: AtomicUsize,
     is_refusing: AtomicBool,
     issued: AtomicUsize,
     refused: AtomicUsize,
@@ -67,6 +69,8 @@ impl Authority {
             secret: Mutex::new(SECRET.to_owned()),
             key: Mutex::default(),
             lifetime: AtomicUsize::new(3600),
+            // A request takes a while, so that others meet one that is under way.
+            delay: AtomicUsize::new(20),
             is_refusing: AtomicBool::new(false),
             issued: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
@@ -131,8 +135,8 @@ async fn answer_client(State(desk): State<Arc<Desk>>, request: Request) -> Respo
 
     let form = axum::body::to_bytes(body, 1 << 20).await.unwrap();
     *desk.form.lock().unwrap() = String::from_utf8(form.to_vec()).unwrap();
-    // A request takes a while, so that others meet one that is under way.
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    let delay = desk.delay.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(delay as u64)).await;
 
     let (presented, is_known) = desk.identify(&parts.headers);
     if desk.is_refusing.load(Ordering::SeqCst) || !is_known {
@@ -388,7 +392,33 @@ async fn another_policy_changes_the_client_of_a_connected_remote() {
     })
     .await;
     assert_eq!(authority.remote().state.handshakes.load(Ordering::Relaxed), handshakes);
+    logged.check_uses(&[("r", "client", 1), ("r", "right", 1)]).await;
     logged.check_nothing_is_shown().await;
+}
+
+/// The limit of a call is for the remote, and not for the authorization server.
+#[tokio::test]
+async fn waiting_for_a_token_is_no_time_of_the_remote() {
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = Mounted::new(dir.path().join("secrets"));
+    secrets.set(&[("client", SECRET)]);
+    let authority = Authority::start().await;
+    // The shortest time that a token is used.
+    authority.state.lifetime.store(5, Ordering::SeqCst);
+    let policy = format!("[limits]\ncall_timeout_ms = 1000\n{}", authority.policy_of_endpoint());
+    let logged = Logged::start(dir.path(), &secrets, &policy).await;
+    logged.server.initialize("r", authority.config("http", "/mcp")).await;
+
+    authority.state.delay.store(2_000, Ordering::SeqCst);
+    eventually("the end of the token", async || {
+        let status = logged.server.status("r").await;
+        (status["accessToken"]["state"] != "valid").then_some(())
+    })
+    .await;
+    let before = authority.issued();
+    let answer = logged.server.call_raw("r__work", json!({})).await;
+    assert_eq!(text_of(&answer["result"]), "done", "{answer}");
+    assert!(authority.issued() > before, "the call has waited for a token");
 }
 
 #[tokio::test]
