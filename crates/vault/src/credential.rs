@@ -11,6 +11,9 @@ const UNKNOWN_LIFETIME: Duration = Duration::from_secs(300);
 /// The longest time before its end at which an access token is refreshed; a short one is refreshed
 /// after nine tenths.
 const MARGIN: Duration = Duration::from_secs(30);
+/// The shortest time that an access token is used, whatever its response says, so that not every
+/// call refreshes it.
+const SHORTEST: Duration = Duration::from_secs(5);
 
 /// Who has issued a credential, to which client. A credential is used with the same registration
 /// only: a refresh token must not go to another authorization server.
@@ -195,6 +198,7 @@ impl Response {
         }
 
         let lifetime = response["expires_in"].as_u64().unwrap_or(UNKNOWN_LIFETIME.as_secs());
+        let lifetime = lifetime.max(SHORTEST.as_secs());
         let fresh = lifetime - MARGIN.as_secs().min(lifetime / 10);
         Ok(Self {
             access_token,
@@ -248,6 +252,14 @@ mod tests {
         let kept = credential.refreshed(&json!({"access_token": "b"}), 1_600).unwrap();
         assert_eq!(kept.revocable(), ("r", "refresh_token"));
         check(&kept, None, 1_869, &Next::Use("b"));
+    }
+
+    #[test]
+    fn a_token_without_a_lifetime_is_not_refreshed_for_every_call() {
+        let response = json!({"access_token": "a", "refresh_token": "r", "expires_in": 0});
+        let credential = issued(&response).unwrap();
+        check(&credential, None, 1_004, &Next::Use("a"));
+        check(&credential, None, 1_005, &Next::Refresh { with: "r", meanwhile: None });
     }
 
     #[test]

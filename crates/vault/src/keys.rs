@@ -17,7 +17,7 @@ const KEY_LEN: usize = 32;
 const MAX_KEYS: usize = 2;
 /// How many bytes of a key's digest are its id.
 const ID_BYTES: usize = 8;
-/// The largest sealed value that is read, in bytes.
+/// The largest sealed value that is written or read, in bytes.
 const MAX_SEALED: usize = 256 * 1024;
 
 /// The keys of a vault. The first one seals, and all of them open. There is no `Debug`, which could
@@ -51,10 +51,16 @@ pub enum KeyRingError {
     Count(usize),
 }
 
-/// A value can't be sealed.
+/// Why a value can't be sealed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the value can't be encrypted")]
-pub struct SealError;
+pub enum SealError {
+    /// The value can't be written or encrypted.
+    #[error("the value can't be encrypted")]
+    Unwritable,
+    /// It would be sealed, but could never be opened.
+    #[error("the value is too large: sealed, it would have {0} bytes, more than {MAX_SEALED}")]
+    TooLarge(usize),
+}
 
 /// Why a sealed value can't be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -124,22 +130,26 @@ impl KeyRing {
     ///
     /// # Errors
     ///
-    /// Returns an error if the value can't be written as JSON or encrypted.
+    /// Returns an error if the value can't be written as JSON or encrypted, or is too large to be
+    /// opened again.
     pub fn seal<T: Serialize>(
         &self,
         slot: &Slot,
         value: &T,
         nonce: [u8; NONCE_LEN],
     ) -> Result<Vec<u8>, SealError> {
-        let key = self.keys.first().ok_or(SealError)?;
-        let mut text = serde_json::to_vec(value).map_err(|_| SealError)?;
+        let key = self.keys.first().ok_or(SealError::Unwritable)?;
+        let mut text = serde_json::to_vec(value).map_err(|_| SealError::Unwritable)?;
         let bound = Aad::from(slot.bound_data(&key.id));
         let unique = Nonce::assume_unique_for_key(nonce);
-        key.key.seal_in_place_append_tag(unique, bound, &mut text).map_err(|_| SealError)?;
+        key.key
+            .seal_in_place_append_tag(unique, bound, &mut text)
+            .map_err(|_| SealError::Unwritable)?;
 
         let encode = |bytes: &[u8]| BASE64_STANDARD_NO_PAD.encode(bytes);
         let sealed = Sealed { key: key.id.clone(), nonce: encode(&nonce), text: encode(&text) };
-        serde_json::to_vec(&sealed).map_err(|_| SealError)
+        let sealed = serde_json::to_vec(&sealed).map_err(|_| SealError::Unwritable)?;
+        if sealed.len() > MAX_SEALED { Err(SealError::TooLarge(sealed.len())) } else { Ok(sealed) }
     }
 
     /// Opens a value in its slot.
@@ -219,6 +229,25 @@ mod tests {
         for other in [slot(2, "crm"), slot(1, "crn"), slot(1, ""), other_purpose] {
             assert_eq!(ring.open::<String>(&other, &sealed), Err(OpenError::Refused), "{other:?}");
         }
+    }
+
+    #[test]
+    fn what_is_sealed_can_be_opened() {
+        let (ring, own) = (ring(&[FIRST]), slot(1, "crm"));
+        let mut sealed_sizes = 0;
+        for size in (MAX_SEALED / 2..MAX_SEALED + 10).step_by(1_001) {
+            let value = "x".repeat(size);
+            match ring.seal(&own, &value, [7; NONCE_LEN]) {
+                Ok(sealed) => {
+                    assert_eq!(ring.open(&own, &sealed), Ok(Opened { value, is_current: true }));
+                    sealed_sizes += 1;
+                }
+                Err(error) => assert!(matches!(error, SealError::TooLarge(_)), "{size}: {error}"),
+            }
+        }
+        assert!(sealed_sizes > 0);
+        let too_large = ring.seal(&own, &"x".repeat(MAX_SEALED), [7; NONCE_LEN]);
+        assert!(matches!(too_large, Err(SealError::TooLarge(_))), "{too_large:?}");
     }
 
     #[test]
