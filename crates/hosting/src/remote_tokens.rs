@@ -26,7 +26,7 @@ use url::Url;
 
 use crate::{
     metrics::UPSTREAM_TOKENS,
-    secret_store::{SecretOccasion, SecretStore, SecretUse, SecretValue},
+    secret_store::{SecretOccasion, SecretStore, SecretUse, SecretValue, UnrecordedUse},
     secrets::{Secrets, secret_reference},
 };
 
@@ -169,19 +169,21 @@ impl RemoteTokens {
     /// Records the use of the client's secret for a server, unless it is recorded. After a change of
     /// the policy, a server that runs uses the secret of another client.
     async fn record_first_use(&self, server: &str) -> Result<(), NoToken> {
-        let mut recorded = self.recorded.lock().await;
-        if recorded.contains(server) {
-            return Ok(());
+        let recording = async {
+            let mut recorded = self.recorded.lock().await;
+            if recorded.contains(server) {
+                return Ok(());
+            }
+            let (secret, occasion) = (self.oauth.proof.secret(), SecretOccasion::Change);
+            self.store.record_use(SecretUse { server, secret, occasion }).await?;
+            recorded.insert(server.to_owned());
+            Ok::<_, UnrecordedUse>(())
+        };
+        // Those who wait for another call's record have the same limit.
+        match timeout(READ_LIMIT, recording).await {
+            Ok(recorded) => recorded.map_err(|error| self.no_token(&error.to_string())),
+            Err(_) => Err(self.no_token("the use of its secret could not be recorded in time")),
         }
-
-        let (secret, occasion) = (self.oauth.proof.secret(), SecretOccasion::Change);
-        let record = self.store.record_use(SecretUse { server, secret, occasion });
-        let done = timeout(READ_LIMIT, record).await;
-        let done =
-            done.map_err(|_| self.no_token("the use of its secret could not be recorded"))?;
-        done.map_err(|error| self.no_token(&error.to_string()))?;
-        recorded.insert(server.to_owned());
-        Ok(())
     }
 
     /// Notes that the remote has taken a request with this token.
