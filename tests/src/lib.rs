@@ -20,6 +20,7 @@ pub mod fixture;
 pub mod fleet;
 pub mod go;
 pub mod http;
+pub mod issuer;
 pub mod kafka;
 pub mod keda;
 pub mod mcp;

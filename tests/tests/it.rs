@@ -48,6 +48,7 @@ mod signed;
 mod stale;
 mod third_party;
 mod traces;
+mod upstream_tokens;
 mod views;
 
 /// The tests of a file without a `mod` line would never run, and nothing would say so.

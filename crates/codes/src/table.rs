@@ -52,9 +52,9 @@ table! {
             "The token is missing, has expired, or belongs to another server; or a proxy in front of the server refuses the worker.",
             "Correct `MCP_SERVER_TOKEN`, or the file that `MCP_SERVER_TOKEN_FILE` names, of the workers; the jobs wait meanwhile.";
         NO_ACCESS_TOKEN = "FLEET-NO-ACCESS-TOKEN":
-            "The worker could not get an access token for mcp-server, or the ones that it gets are refused.",
-            "The authorization server is away or refuses the client, mcp-server names no authorization server, or the token is meant for another server.",
-            "Correct `MCP_OAUTH_CLIENT_ID` and what proves it, or bring the authorization server back; the jobs wait meanwhile.";
+            "The worker could not get an access token for mcp-server, or mcp-server none for a hosted remote, or the ones that they get are refused.",
+            "The authorization server is away or refuses the client, the server that is called names no authorization server or another one, or the token is meant for another server.",
+            "Correct `MCP_OAUTH_CLIENT_ID` and what proves it (workers), or `oauth` of the `[[remote]]` in the policy file (hosted remotes), or bring the authorization server back; the jobs wait meanwhile.";
         CONNECTION_LOST = "FLEET-CONNECTION-LOST":
             "The connection was lost after the request had been sent, so the tool may have run.",
             "mcp-server or a proxy was restarted or cut off during the call.",
@@ -107,8 +107,8 @@ table! {
             "`mcp-fleet pauses` says who has ordered it and why; `mcp-fleet resume` ends it.";
         UPSTREAM_UNAUTHORIZED = "FLEET-UPSTREAM-UNAUTHORIZED":
             "The hosted server refused the credentials that mcp-server is configured with.",
-            "The token in the server's `headers` or `env` is missing, wrong or expired.",
-            "Host the server again with valid credentials; jobs wait meanwhile.";
+            "The token in the server's `headers` or `env` is missing, wrong or expired, or there is no access token for it.",
+            "Replace the secret, correct `oauth` in the policy file, or host the server again with valid credentials; jobs wait meanwhile.";
         RATE_LIMITED = "FLEET-RATE-LIMITED":
             "The caller has used up its allowance of calls.",
             "More calls were made than the limit allows.",
@@ -241,6 +241,10 @@ table! {
             "The file of signing keys cannot be used.",
             "It is not PEM, or holds something else than Ed25519 keys.",
             "Make one with `mcp-fleet keys init`, or with `openssl genpkey -algorithm ed25519`.";
+        VAULT_KEYS = "FLEET-VAULT-KEYS":
+            "The keys that seal the credentials of principals cannot be used.",
+            "The file is empty, has more than two keys, or a line that is not 32 bytes in Base64.",
+            "Write a line with `openssl rand -base64 32`; to replace a key, put the new one before it and remove the old one later.";
         OWN_APPROVAL = "FLEET-OWN-APPROVAL":
             "The caller has submitted the job, and can't approve it.",
             "Approval is the word of somebody else than who asks.",

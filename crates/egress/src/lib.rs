@@ -4,10 +4,10 @@
 //! later. The resolver itself therefore drops the addresses that policy does not allow. Redirects
 //! are not followed, and no proxy is used, since a proxy would resolve names on its own.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use fleet_ops::tls::{ClientTls, ClientTlsFiles, FollowedClient, PairFiles, TlsError};
-use fleet_policy::{Policy, Refusal, current::CurrentPolicy};
+use fleet_policy::{Policy, Refusal, current::CurrentPolicy, remote::RemoteRule};
 use futures::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
@@ -30,6 +30,29 @@ pub fn client(url: &Url, policy: CurrentPolicy) -> Result<FollowedClient, TlsErr
 
     let resolver = Arc::new(CheckedResolver { policy, port, lookup: Arc::new(SystemLookup) });
     FollowedClient::new(files, move |tls| build(resolver.clone(), tls))
+}
+
+/// Returns a client for the host of a URL that the operator has named, such as that of an
+/// authorization server. It connects to the addresses that a rule for this host alone allows.
+///
+/// # Errors
+///
+/// As [`client`].
+pub fn client_of_named(
+    url: &Url,
+    authorities: Option<PathBuf>,
+) -> Result<FollowedClient, TlsError> {
+    let host = match url.host() {
+        Some(Host::Ipv6(address)) => address.to_string(),
+        _ => url.host_str().unwrap_or_default().to_owned(),
+    };
+    let mut rule = RemoteRule::parse(&host).ok();
+    if let Some(rule) = &mut rule {
+        rule.tls.authorities = authorities;
+    }
+    // Without a rule, nothing is allowed.
+    let policy = Policy { remotes: rule.into_iter().collect(), ..Policy::default() };
+    client(url, CurrentPolicy::new(policy))
 }
 
 /// The files that the first rule about a host names.
@@ -157,7 +180,6 @@ fn allowed_of(
 #[cfg(test)]
 mod tests {
     use fleet_ops::errors::chain;
-    use fleet_policy::remote::RemoteRule;
 
     use super::*;
 
@@ -205,6 +227,17 @@ mod tests {
             let next = self.0.lock().unwrap().remove(0);
             Box::pin(async move { Ok(vec![SocketAddr::new(next.parse().unwrap(), port)]) })
         }
+    }
+
+    #[tokio::test]
+    async fn a_named_host_may_be_on_this_machine() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let url: Url = format!("http://localhost:{port}/token").parse().unwrap();
+        let client = client_of_named(&url, None).unwrap().current();
+        let sent = tokio::spawn(client.get(url).send());
+        listener.accept().await.unwrap();
+        sent.abort();
     }
 
     #[tokio::test]

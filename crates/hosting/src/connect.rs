@@ -234,7 +234,7 @@ impl Connector<'_> {
         let news = News::default();
         let client = fleet_egress::client(&spec.url, self.policy.clone())
             .map_err(|error| FailedAttempt::without_client(&error))?;
-        let transport = SseTransport::new(self.server, spec, client);
+        let transport = SseTransport::new(self.server, spec, client, self.policy.clone());
         let client = HostedClient::new(news.clone()).in_revision(revision);
         let client = PendingClient::new(
             self.server,

@@ -42,9 +42,12 @@ impl Fleet {
         };
 
         let policy = self.policy();
-        match policy_refusal(&entry, &policy, &self.secret_store).await {
-            Some(reason) => self.refuse_server(hosted, &reason, &policy),
-            None => {
+        match check_policy(&entry, &policy, &self.secret_store).await {
+            Err(reason) => self.refuse_server(hosted, &reason, &policy),
+            Ok(spec) => {
+                if let Some(spec) = &spec {
+                    hosted.state().take_tokens_of(spec);
+                }
                 if hosted.state_mut().set_allowed() {
                     tracing::info!(server = hosted.name, "policy allows a hosted server again");
                     self.rebuild_routes();
@@ -96,24 +99,28 @@ async fn drain_upstream(hosted: Arc<Hosted>, upstream: Arc<Upstream>, limit: std
     hosted.state_mut().forget_drained(&upstream);
 }
 
-/// Returns why a policy refuses a configuration, if it does. Other problems, such as a missing
-/// file, are no reason to end a running server.
-async fn policy_refusal(
+/// Returns why a policy refuses a configuration, or what the configuration is under this policy.
+/// Other problems, such as a missing file, are no reason to end a running server; then there is
+/// nothing to return.
+async fn check_policy(
     entry: &ServerEntry,
     policy: &Policy,
     store: &SecretStore,
-) -> Option<String> {
-    match launch::resolve(entry, policy, store).await {
-        Ok(LaunchSpec::Child(_)) => None,
-        Ok(LaunchSpec::Url(spec) | LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec)) => {
-            // A name that can't be resolved is not a matter of policy.
-            let found = fleet_egress::lookup(&spec.url).await.ok()?;
-            fleet_egress::allowed(&spec.url, policy, &found)
-                .err()
-                .map(|refusal| refusal.to_string())
-        }
-        Err(error) => error.is_refusal().then(|| chain(&error)),
+) -> Result<Option<LaunchSpec>, String> {
+    let spec = match launch::resolve(entry, policy, store).await {
+        Ok(spec) => spec,
+        Err(error) if error.is_refusal() => return Err(chain(&error)),
+        Err(_) => return Ok(None),
+    };
+
+    if let Some(remote) = spec.remote()
+        // A name that can't be resolved is not a matter of policy.
+        && let Ok(found) = fleet_egress::lookup(&remote.url).await
+    {
+        fleet_egress::allowed(&remote.url, policy, &found)
+            .map_err(|refusal| refusal.to_string())?;
     }
+    Ok(Some(spec))
 }
 
 impl LaunchError {
@@ -122,7 +129,7 @@ impl LaunchError {
         match self {
             Self::Refused(_) => true,
             Self::Expand(error) => matches!(error.error, ExpandError::Refused { .. }),
-            _ => false,
+            _ => self.is_about_tokens(),
         }
     }
 }

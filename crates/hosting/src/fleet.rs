@@ -28,6 +28,7 @@ use super::{
     launch,
     notices::{DropReason, Notice},
     pins::Pins,
+    remote_tokens::NoToken,
     routes::Routes,
     secret_store::SecretStore,
     secrets::Secrets,
@@ -337,6 +338,17 @@ impl Fleet {
     /// Returns the values to hide in texts about a server.
     pub(crate) fn secrets(&self, name: &str) -> Secrets {
         self.servers().get(name).map(|hosted| hosted.state().secrets()).unwrap_or_default()
+    }
+
+    /// Waits until there is an access token for a server, if it needs one.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if there is none.
+    pub(crate) async fn wait_for_token(&self, name: &str) -> Result<(), NoToken> {
+        let tokens = self.servers().get(name).and_then(|hosted| hosted.state().tokens());
+        let Some(tokens) = tokens else { return Ok(()) };
+        tokens.token(name, &self.policy, None).await.map(drop)
     }
 
     /// Returns the routes of offered names and URIs to servers.

@@ -99,7 +99,13 @@ pub async fn forward(
         return Err(tool_withheld_error(withheld));
     }
 
-    match send_request(server, &upstream, request, context, limits.server.call_timeout).await {
+    let sent = match wait_for_token(fleet, server, context).await {
+        Ok(()) => {
+            send_request(server, &upstream, request, context, limits.server.call_timeout).await
+        }
+        Err(failure) => Err(failure),
+    };
+    match sent {
         Ok(result) => {
             ticket.record_answer();
             Ok(result)
@@ -158,6 +164,24 @@ enum Sign {
     Timeout { has_progressed: bool },
     /// Nothing.
     None,
+}
+
+/// Waits until there is an access token, if the server needs one. The time that a call may take is
+/// the server's alone.
+async fn wait_for_token(
+    fleet: &Fleet,
+    server: &str,
+    context: &RequestContext<RoleServer>,
+) -> Result<(), Failure> {
+    tokio::select! {
+        token = fleet.wait_for_token(server) => token.map_err(|error| Failure {
+            error: hosted_error(server, LOST, &error.to_string(), None),
+            sign: Sign::NotTaken(Outage::UNAUTHORIZED),
+        }),
+        () = context.ct.cancelled() => {
+            Err(Failure { error: cancelled_error(server), sign: Sign::None })
+        }
+    }
 }
 
 /// Sends a request and waits for the answer. Passes progress and cancellation on.

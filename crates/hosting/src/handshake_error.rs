@@ -109,7 +109,7 @@ fn is_unreachable(error: &DynamicTransportError) -> bool {
         Some(StreamableHttpError::<HttpFailure>::Client(failure)) => match failure {
             HttpFailure::Connection(_) | HttpFailure::Cut | HttpFailure::NoSession(_) => true,
             HttpFailure::Rejected(_) => matches!(failure.status(), Some(429 | 502..=504)),
-            HttpFailure::Unreadable(_) => false,
+            HttpFailure::NoToken(_) | HttpFailure::Unreadable(_) => false,
         },
         Some(_) => false,
         None => match error.error.downcast_ref::<SseError>() {
@@ -140,11 +140,18 @@ pub(crate) fn outage_of(error: &DynamicTransportError) -> Option<Outage> {
     if let Some(failure) = http_failure(error) {
         return failure.outage();
     }
-    match error.error.downcast_ref()? {
+    outage_of_sse(error.error.downcast_ref()?)
+}
+
+fn outage_of_sse(error: &SseError) -> Option<Outage> {
+    match error {
         SseError::Post(error) | SseError::Open(error) => {
             error.is_connect().then_some(Outage::UNAVAILABLE)
         }
         SseError::Status { status, .. } => Outage::of_status(status.as_u16(), None),
+        SseError::NoToken(_) => Some(Outage::UNAUTHORIZED),
+        // Nothing was sent, since the stream had failed before.
+        SseError::Gone(error) => outage_of_sse(error),
         _ => None,
     }
 }

@@ -18,6 +18,7 @@ use super::{
     catalog::Catalog,
     launch::LaunchSpec,
     outage::OutageReason,
+    remote_tokens::RemoteTokens,
     secrets::Secrets,
     upstream::{ConnectError, SHOWN_STDERR, Upstream},
 };
@@ -200,6 +201,19 @@ impl State {
     pub(super) fn set_offered(&mut self, upstream: &Upstream) {
         self.set_allowed();
         self.catalog = upstream.catalog();
+    }
+
+    /// Returns the access tokens that requests to the server have, if policy gets any.
+    pub(super) fn tokens(&self) -> Option<Arc<RemoteTokens>> {
+        self.launch.as_ref()?.spec.remote()?.headers.tokens()
+    }
+
+    /// Uses the access tokens of another spec of the same remote from the next request on.
+    pub(super) fn take_tokens_of(&self, other: &LaunchSpec) {
+        let own = self.launch.as_ref().and_then(|launch| launch.spec.remote());
+        if let (Some(own), Some(other)) = (own, other.remote()) {
+            own.headers.take_tokens_of(&other.headers);
+        }
     }
 
     /// Notes that the server runs. Returns the connection that it replaces.

@@ -18,7 +18,7 @@ use fleet_job::mcp_servers::{
     dotenv::DotenvError,
     expand::{ExpandError, FieldExpandError, Reference, Variable},
 };
-use fleet_policy::{Policy, Refusal, confinement::Confinement};
+use fleet_policy::{Policy, Refusal, confinement::Confinement, oauth::RemoteOauth};
 use schemars::JsonSchema;
 use serde::Serialize;
 use url::Url;
@@ -81,6 +81,13 @@ pub struct RemoteSpec {
     pub used: BTreeSet<String>,
 }
 
+impl RemoteSpec {
+    /// Returns the client that gets access tokens for the remote, if policy has one.
+    pub fn oauth(&self) -> Option<RemoteOauth> {
+        self.headers.tokens().map(|tokens| tokens.oauth().clone())
+    }
+}
+
 impl PartialEq for RemoteSpec {
     fn eq(&self, other: &Self) -> bool {
         // The values to hide grow when secrets of the headers change, which needs no new connection.
@@ -91,6 +98,14 @@ impl PartialEq for RemoteSpec {
 impl Eq for RemoteSpec {}
 
 impl LaunchSpec {
+    /// Returns the remote; `None` for a child.
+    pub(crate) fn remote(&self) -> Option<&RemoteSpec> {
+        match self {
+            Self::Child(_) => None,
+            Self::Url(spec) | Self::Remote(spec) | Self::Sse(spec) => Some(spec),
+        }
+    }
+
     /// Returns the values to hide in texts about the server.
     pub fn secrets(&self) -> &Secrets {
         match self {
@@ -165,9 +180,33 @@ pub enum LaunchError {
         code = codes::SERVER_CONFIG
     )]
     OwnHeader(String),
+    /// A header would replace the access token that policy gets for the remote.
+    #[error(
+        "the header {0:?} can't be configured, because the policy's `oauth` gets an access token for this host [{code}]",
+        code = codes::SERVER_CONFIG
+    )]
+    TokenHeader(String),
+    /// An access token would be sent in clear text.
+    #[error(
+        "`url` must be https, because the policy's `oauth` gets an access token for this host [{code}]",
+        code = codes::SERVER_CONFIG
+    )]
+    ClearText,
+    /// A secret in the path would become known to the authorization server.
+    #[error(
+        "the path of `url` has a reference, which the authorization server of the policy's `oauth` would learn; move it to the query or a header, or use `token_url` and `resource` in the policy file [{code}]",
+        code = codes::SERVER_CONFIG
+    )]
+    HiddenPath,
 }
 
 impl LaunchError {
+    /// Returns whether the configuration is at odds with the access tokens that policy gets for its
+    /// host.
+    pub(crate) fn is_about_tokens(&self) -> bool {
+        matches!(self, Self::TokenHeader(_) | Self::ClearText | Self::HiddenPath)
+    }
+
     pub(crate) fn in_field(path: String, error: ExpandError) -> Self {
         Self::Expand(FieldExpandError { path, error })
     }

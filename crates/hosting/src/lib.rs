@@ -39,6 +39,7 @@ mod progress;
 pub mod registry;
 mod remote;
 mod remote_headers;
+mod remote_tokens;
 pub mod routes;
 pub mod secret_store;
 mod secrets;

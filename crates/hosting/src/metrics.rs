@@ -75,6 +75,14 @@ pub const BREAKER_CHANGES: Metric = Metric {
     help: "State changes of hosted servers' breakers: open (several calls in a row were lost), closed (the server answers \
            again).",
 };
+/// Requests for access tokens.
+pub const UPSTREAM_TOKENS: Metric = Metric {
+    name: "mcp_server_upstream_tokens_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["outcome"],
+    help: "Access tokens that were asked for, for hosted remotes with `oauth` in the policy: issued, failed.",
+};
 /// Writes that the registry has not accepted yet.
 pub const REGISTRY_UNWRITTEN: Metric = Metric {
     name: "mcp_server_registry_unwritten",
@@ -103,6 +111,7 @@ pub const TABLE: &[Metric] = &[
     CALLS_IN_FLIGHT,
     CALLS_TURNED_AWAY,
     BREAKER_CHANGES,
+    UPSTREAM_TOKENS,
     REGISTRY_UNWRITTEN,
     REGISTRY_WRITE_FAILURES,
 ];

@@ -48,7 +48,7 @@ pub(super) fn transport(
     limit: Duration,
     news: News,
 ) -> Result<RemoteTransport, TlsError> {
-    let headers = spec.headers.of_server(server);
+    let headers = spec.headers.of_server(server, policy.clone());
     let config = StreamableHttpClientTransportConfig::with_uri(spec.url.as_str())
         .custom_headers(headers.present().iter().collect())
         .max_concurrent_requests(CONCURRENCY);

@@ -4,6 +4,9 @@
 //! once in [`INTERVAL`], one of the requests reads the secrets again before it is sent; the others
 //! don't wait for that. If the remote answers 401, the secrets are read at once
 //! ([`ServerHeaders::after_refusal`]), and if they have changed, the request is sent again.
+//!
+//! If policy has an OAuth client for the remote, requests also have an access token, and a 401 gets
+//! another one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,11 +19,13 @@ use std::{
 
 use fleet_job::mcp_servers::expand::{Reference, Variable, expand, secrets_in};
 use fleet_ops::{clock, errors::chain};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use fleet_policy::current::CurrentPolicy;
+use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
     launch::{LaunchError, parse_header},
+    remote_tokens::{HiddenToken, NoToken, RemoteTokens, SentToken},
     secret_store::{SecretError, SecretOccasion, SecretStore, SecretUse, SecretValue},
     secrets::{Secrets, secret_reference},
 };
@@ -44,6 +49,9 @@ struct Shared {
     /// What texts about the remote must not show.
     hidden: Secrets,
     present: RwLock<Present>,
+    /// The access tokens, if the remote gets any. Another policy may replace them.
+    tokens: RwLock<Option<Arc<RemoteTokens>>>,
+    hidden_token: HiddenToken,
     /// When the secrets were last read, in milliseconds of the monotonic clock.
     read_at: AtomicU64,
     /// Why the last reading was of no use, if it was not.
@@ -63,6 +71,7 @@ struct Present {
 #[derive(Clone)]
 pub(crate) struct SentHeaders {
     all: Arc<[(HeaderName, HeaderValue)]>,
+    token: Option<SentToken>,
     /// The number of changes before these headers.
     changes: u64,
 }
@@ -70,14 +79,15 @@ pub(crate) struct SentHeaders {
 impl SentHeaders {
     /// Sets these headers among those of a request.
     pub(crate) fn set_in(&self, headers: &mut HeaderMap) {
-        for (name, value) in &*self.all {
-            headers.insert(name.clone(), value.clone());
+        for (name, value) in self.iter() {
+            headers.insert(name, value);
         }
     }
 
     /// Returns the headers.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-        self.all.iter().cloned()
+        let token = self.token.as_ref().map(|token| (AUTHORIZATION, token.header.clone()));
+        self.all.iter().cloned().chain(token)
     }
 }
 
@@ -85,7 +95,14 @@ impl SentHeaders {
 /// matter, since they change without a new connection.
 impl PartialEq for RemoteHeaders {
     fn eq(&self, other: &Self) -> bool {
-        self.0.written == other.0.written && self.0.variables == other.0.variables
+        let has_same_tokens = match (self.tokens(), other.tokens()) {
+            (None, None) => true,
+            (Some(own), Some(other)) => own.is_same(&other),
+            _ => false,
+        };
+        self.0.written == other.0.written
+            && self.0.variables == other.0.variables
+            && has_same_tokens
     }
 }
 
@@ -93,7 +110,8 @@ impl Eq for RemoteHeaders {}
 
 impl RemoteHeaders {
     /// Creates the headers that are configured as `written`, with values that were just read from
-    /// `store`. Values that are read later are added to `hidden`.
+    /// `store`, and with tokens of a client if there is one. Values that are read later are added to
+    /// `hidden`.
     ///
     /// # Errors
     ///
@@ -102,12 +120,12 @@ impl RemoteHeaders {
         written: BTreeMap<String, String>,
         variables: BTreeMap<String, String>,
         values: BTreeMap<String, SecretValue>,
-        store: SecretStore,
+        (store, tokens): (SecretStore, Option<Arc<RemoteTokens>>),
         hidden: Secrets,
     ) -> Result<Self, LaunchError> {
         let names = secrets_in(written.values().map(String::as_str));
         let all = build(&written, &variables, &values)?;
-        let headers = SentHeaders { all, changes: 0 };
+        let headers = SentHeaders { all, token: None, changes: 0 };
         Ok(Self(Arc::new(Shared {
             written,
             variables,
@@ -115,6 +133,8 @@ impl RemoteHeaders {
             store,
             hidden,
             present: RwLock::new(Present { values, headers }),
+            tokens: RwLock::new(tokens),
+            hidden_token: HiddenToken::default(),
             read_at: AtomicU64::new(now()),
             problem: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -122,8 +142,19 @@ impl RemoteHeaders {
     }
 
     /// Returns the headers as requests to this server use them.
-    pub(crate) fn of_server(&self, server: &str) -> ServerHeaders {
-        ServerHeaders { headers: self.clone(), server: server.into() }
+    pub(crate) fn of_server(&self, server: &str, policy: CurrentPolicy) -> ServerHeaders {
+        ServerHeaders { headers: self.clone(), server: server.into(), policy }
+    }
+
+    /// Returns the access tokens, if the remote gets any.
+    pub(crate) fn tokens(&self) -> Option<Arc<RemoteTokens>> {
+        self.0.tokens.read().clone()
+    }
+
+    /// Uses the tokens of other headers from the next request on, which another policy has changed.
+    pub(crate) fn take_tokens_of(&self, other: &Self) {
+        let tokens = other.tokens();
+        *self.0.tokens.write() = tokens;
     }
 }
 
@@ -132,11 +163,17 @@ impl RemoteHeaders {
 pub(crate) struct ServerHeaders {
     headers: RemoteHeaders,
     server: Arc<str>,
+    /// Where tokens may come from.
+    policy: CurrentPolicy,
 }
 
 impl ServerHeaders {
     /// Returns the headers for a request. Reads the secrets again if it is time.
-    pub(crate) async fn now(&self) -> SentHeaders {
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the request needs an access token and there is none.
+    pub(crate) async fn now(&self) -> Result<SentHeaders, NoToken> {
         let shared = &*self.headers.0;
         let is_due =
             || now().saturating_sub(shared.read_at.load(Ordering::Acquire)) >= millis(INTERVAL);
@@ -147,17 +184,64 @@ impl ServerHeaders {
         {
             self.read_again().await;
         }
-        self.present()
+        self.with_token(self.present(), None).await
     }
 
-    /// Returns the headers as they are.
+    /// Adds an access token to headers if the remote gets any, in place of a refused one if there
+    /// was one.
+    async fn with_token(
+        &self,
+        headers: SentHeaders,
+        refused: Option<&SentToken>,
+    ) -> Result<SentHeaders, NoToken> {
+        let Some(tokens) = self.headers.tokens() else { return Ok(headers) };
+        let refused = refused.map(|token| &*token.text);
+        let token = tokens.token(&self.server, &self.policy, refused).await?;
+
+        // Before the remote can quote it.
+        self.headers.0.hidden_token.hide_in(&self.headers.0.hidden, &token);
+        Ok(SentHeaders { token: Some(token), ..headers })
+    }
+
+    /// Notes that the remote has taken a request with these headers.
+    pub(crate) fn note_accepted(&self, sent: &SentHeaders) {
+        if let Some(token) = &sent.token
+            && let Some(tokens) = self.headers.tokens()
+        {
+            tokens.note_accepted(token);
+        }
+    }
+
+    /// Returns the headers as they are, without an access token.
     pub(crate) fn present(&self) -> SentHeaders {
         self.headers.0.present.read().headers.clone()
     }
 
-    /// Returns other headers than those with which the remote has just refused a request, if the
-    /// secrets have changed. Of many requests that are refused together, one reads the secrets.
-    pub(crate) async fn after_refusal(&self, refused: &SentHeaders) -> Option<SentHeaders> {
+    /// Returns other headers than those with which the remote has just refused a request: if the
+    /// secrets have changed, or with another access token. Of many requests that are refused
+    /// together, one reads the secrets or gets the token.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the request needs another access token and there is none.
+    pub(crate) async fn after_refusal(
+        &self,
+        refused: &SentHeaders,
+    ) -> Result<Option<SentHeaders>, NoToken> {
+        let renewed = self.changed_secrets(refused).await;
+        if self.headers.tokens().is_none() {
+            return Ok(renewed);
+        }
+        let headers = renewed.unwrap_or_else(|| self.present());
+        match self.with_token(headers, refused.token.as_ref()).await {
+            // What the remote has answered tells more: it may have forgotten our session.
+            Err(error) if error.is_refused => Ok(None),
+            renewed => renewed.map(Some),
+        }
+    }
+
+    /// Returns the headers with secrets other than those that were refused, if they have changed.
+    async fn changed_secrets(&self, refused: &SentHeaders) -> Option<SentHeaders> {
         let shared = &*self.headers.0;
         if shared.names.is_empty() {
             return None;
@@ -219,7 +303,7 @@ impl ServerHeaders {
 
         let names = changed.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ");
         tracing::info!(server = &*self.server, secrets = names, "secrets of a remote have changed");
-        let headers = SentHeaders { all, changes: headers.changes + 1 };
+        let headers = SentHeaders { all, token: None, changes: headers.changes + 1 };
         *shared.present.write() = Present { values, headers };
         Ok(())
     }
@@ -257,6 +341,8 @@ fn millis(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use fleet_policy::Policy;
+
     use super::*;
     use crate::secret_store::testing::MemorySecrets;
 
@@ -268,10 +354,16 @@ mod tests {
         let store = secrets.store();
         let values = store.read_all(&["token".to_owned()]).await.ok().unwrap();
         let variables = [("TEAM".to_owned(), "blue".to_owned())];
-        RemoteHeaders::new(written.into(), variables.into(), values, store, Secrets::default())
-            .ok()
-            .unwrap()
-            .of_server("s")
+        RemoteHeaders::new(
+            written.into(),
+            variables.into(),
+            values,
+            (store, None),
+            Secrets::default(),
+        )
+        .ok()
+        .unwrap()
+        .of_server("s", CurrentPolicy::new(Policy::default()))
     }
 
     fn shown(headers: &SentHeaders) -> Vec<String> {
@@ -283,23 +375,23 @@ mod tests {
         let secrets = MemorySecrets::default();
         secrets.set("token", "first-token");
         let headers = headers(&secrets).await;
-        let first = headers.now().await;
+        let first = headers.now().await.unwrap();
         assert_eq!(shown(&first), ["Bearer first-token", "blue"]);
         assert_eq!(secrets.reads(), 1, "they were just read");
-        assert!(headers.after_refusal(&first).await.is_none(), "nothing has changed");
+        assert!(headers.after_refusal(&first).await.unwrap().is_none(), "nothing has changed");
 
         secrets.set("token", "second-token");
-        let second = headers.after_refusal(&first).await.unwrap();
+        let second = headers.after_refusal(&first).await.unwrap().unwrap();
         assert_eq!(shown(&second), ["Bearer second-token", "blue"]);
         let reads = secrets.reads();
-        assert!(headers.after_refusal(&first).await.is_some());
+        assert!(headers.after_refusal(&first).await.unwrap().is_some());
         assert_eq!(secrets.reads(), reads, "what was sent was older already");
         assert!(headers.headers.0.hidden.hide("second-token").contains("${secret:token}"));
 
         // A value that can't be a header is not used.
         secrets.set("token", "third\ntoken");
-        assert!(headers.after_refusal(&second).await.is_none());
-        assert_eq!(shown(&headers.now().await)[0], "Bearer second-token");
+        assert!(headers.after_refusal(&second).await.unwrap().is_none());
+        assert_eq!(shown(&headers.now().await.unwrap())[0], "Bearer second-token");
     }
 
     #[tokio::test]
@@ -308,9 +400,9 @@ mod tests {
         secrets.set("token", "first-token");
         let headers = headers(&secrets).await;
         secrets.set("token", "second-token");
-        assert_eq!(shown(&headers.now().await)[0], "Bearer first-token");
+        assert_eq!(shown(&headers.now().await.unwrap())[0], "Bearer first-token");
         let deadline = tokio::time::Instant::now() + 10 * INTERVAL;
-        while shown(&headers.now().await)[0] != "Bearer second-token" {
+        while shown(&headers.now().await.unwrap())[0] != "Bearer second-token" {
             assert!(tokio::time::Instant::now() < deadline, "they were not read again");
             tokio::time::sleep(INTERVAL / 20).await;
         }

@@ -8,7 +8,11 @@ use std::{collections::BTreeMap, fmt, io, path::PathBuf, sync::Arc};
 
 use fleet_codes as codes;
 use fleet_job::mcp_servers::expand::is_secret_name;
+use fleet_policy::oauth::RemoteOauth;
 use futures::future::BoxFuture;
+use url::Url;
+
+use crate::remote_tokens::{RemoteTokens, TokenCache, resource_of};
 
 mod environment;
 mod files;
@@ -143,6 +147,8 @@ pub trait SecretAudit: Send + Sync {
 pub struct SecretStore {
     sources: Arc<[Box<dyn SecretSource>]>,
     audit: Option<Arc<dyn SecretAudit>>,
+    /// The access tokens that were got with them.
+    tokens: Arc<TokenCache>,
 }
 
 impl fmt::Debug for SecretStore {
@@ -154,7 +160,7 @@ impl fmt::Debug for SecretStore {
 impl SecretStore {
     /// Creates a store that asks these sources in order.
     pub fn new(sources: Vec<Box<dyn SecretSource>>) -> Self {
-        Self { sources: sources.into(), audit: None }
+        Self { sources: sources.into(), audit: None, tokens: Arc::default() }
     }
 
     /// Creates a store that asks the files of a directory, if there is one, and then variables.
@@ -208,6 +214,13 @@ impl SecretStore {
             values.insert(name.clone(), self.read(name).await?);
         }
         Ok(values)
+    }
+
+    /// Returns the access tokens of a client for a remote, which all its connections share.
+    pub(crate) fn remote_tokens(&self, oauth: &RemoteOauth, remote: &Url) -> Arc<RemoteTokens> {
+        let resource = resource_of(remote);
+        let new = || RemoteTokens::new(oauth.clone(), resource.clone(), self.clone());
+        self.tokens.get(oauth, &resource, new)
     }
 
     /// Records that a server is given a secret.

@@ -11,6 +11,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use fleet_ops::tls::FollowedClient;
+use fleet_policy::current::CurrentPolicy;
 use fleet_wire::{
     body::{Body, BodyError},
     encoding::DecodeError,
@@ -40,6 +41,7 @@ use super::{
     launch::RemoteSpec,
     remote::exchange::discard_body,
     remote_headers::{SentHeaders, ServerHeaders},
+    remote_tokens::NoToken,
 };
 
 /// How many events may wait before we stop reading the stream.
@@ -88,6 +90,9 @@ pub(crate) enum SseError {
     /// A message could not be posted.
     #[error("could not post a message")]
     Post(#[source] reqwest::Error),
+    /// There is no access token.
+    #[error(transparent)]
+    NoToken(NoToken),
     /// The server refused a request.
     #[error("the server answered {what} with HTTP status {status}")]
     Status {
@@ -121,11 +126,16 @@ pub(crate) enum SseError {
 
 impl SseTransport {
     /// Creates a transport over a client that obeys policy, and starts to open the stream.
-    pub(crate) fn new(server: &str, spec: &RemoteSpec, client: FollowedClient) -> Self {
+    pub(crate) fn new(
+        server: &str,
+        spec: &RemoteSpec,
+        client: FollowedClient,
+        policy: CurrentPolicy,
+    ) -> Self {
         let (found, endpoint) = watch::channel(Endpoint::Unknown);
         let (queue, incoming) = mpsc::channel(QUEUE);
         let (note_unsent, unsent) = mpsc::unbounded_channel();
-        let headers = spec.headers.of_server(server);
+        let headers = spec.headers.of_server(server, policy);
         let reading = (spec.url.clone(), headers.clone(), client.current());
         let reader = tokio::spawn(async move {
             let (server, headers, client) = reading;
@@ -230,9 +240,7 @@ async fn post_message(
     message: &TxJsonRpcMessage<RoleClient>,
 ) -> Result<(), SseError> {
     let request = |url| client.post(url).json(message).timeout(POST_TIME);
-    let sent = send_with(headers, &endpoint, request).await;
-    // The URL contains the session, and perhaps other secrets.
-    let response = sent.map_err(|error| SseError::Post(error.without_url()))?;
+    let response = send_with(headers, &endpoint, request, SseError::Post).await?;
 
     let status = response.status();
     discard_body(response).await;
@@ -244,11 +252,18 @@ async fn send_with(
     headers: &ServerHeaders,
     url: &Url,
     request: impl Fn(Url) -> RequestBuilder,
-) -> reqwest::Result<Response> {
-    let sent = headers.now().await;
-    let send = async |headers: &SentHeaders| {
-        let all: HeaderMap = headers.iter().collect();
-        send_following_redirect(url, |url| request(url).headers(all.clone())).await
+    failed: fn(reqwest::Error) -> SseError,
+) -> Result<Response, SseError> {
+    let sent = headers.now().await.map_err(SseError::NoToken)?;
+    let send = async |sent: &SentHeaders| {
+        let all: HeaderMap = sent.iter().collect();
+        let response = send_following_redirect(url, |url| request(url).headers(all.clone())).await;
+        // The URL contains the session, and perhaps other secrets.
+        let response = response.map_err(|error| failed(error.without_url()))?;
+        if response.status().is_success() {
+            headers.note_accepted(sent);
+        }
+        Ok(response)
     };
 
     let response = send(&sent).await?;
@@ -256,7 +271,7 @@ async fn send_with(
         return Ok(response);
     }
     // Whoever answers 401 has not taken the message.
-    match headers.after_refusal(&sent).await {
+    match headers.after_refusal(&sent).await.map_err(SseError::NoToken)? {
         Some(renewed) => {
             discard_body(response).await;
             send(&renewed).await
@@ -293,9 +308,7 @@ async fn read_stream(
             .header(header::ACCEPT, "text/event-stream")
             .header(header::CACHE_CONTROL, "no-store")
     };
-    let response = send_with(headers, server, request)
-        .await
-        .map_err(|error| SseError::Open(error.without_url()))?;
+    let response = send_with(headers, server, request, SseError::Open).await?;
     let status = response.status();
     if !status.is_success() {
         return Err(SseError::Status { what: "the request for a stream", status });

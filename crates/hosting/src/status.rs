@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use fleet_oauth::TokenStanding;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -57,6 +58,9 @@ pub struct ServerStatus {
     pub calls_waiting: usize,
     /// Whether calls are let through.
     pub breaker: BreakerStatus,
+    /// The access token of a remote for which the policy's `oauth` gets any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_token: Option<AccessTokenStatus>,
     /// A change that the shared registry has not accepted yet; absent if other replicas can know
     /// everything.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,6 +90,35 @@ pub struct SharingStatus {
     /// The last error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+}
+
+/// What is known of the access token of a remote. The token itself is never shown.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessTokenStatus {
+    /// `none` (it was not needed yet), `valid` or `failed` (the authorization server gives none).
+    pub state: &'static str,
+    /// How long it is valid, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in_ms: Option<u64>,
+    /// Why there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+impl AccessTokenStatus {
+    fn of(spec: &LaunchSpec) -> Option<Self> {
+        let standing = spec.remote()?.headers.tokens()?.standing();
+        let (state, expires_in_ms, last_error) = match standing {
+            TokenStanding::None => ("none", None, None),
+            TokenStanding::Valid(left) => {
+                let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                ("valid", Some(left), None)
+            }
+            TokenStanding::Failed(reason) => ("failed", None, Some(reason.to_string())),
+        };
+        Some(Self { state, expires_in_ms, last_error })
+    }
 }
 
 /// Whether calls are let through to a server.
@@ -171,6 +204,7 @@ impl ServerStatus {
     pub fn hide_diagnostics(&mut self) {
         self.pid = None;
         self.hidden_tools = Vec::new();
+        self.access_token = None;
         self.sharing = None;
         self.not_enforced = Vec::new();
         self.last_error = None;
@@ -202,6 +236,7 @@ impl ServerStatus {
                 retry_after_ms: None,
                 last_failure: String::new(),
             },
+            access_token: None,
             sharing: None,
             not_enforced: Vec::new(),
             last_error: Some(problem.to_owned()),
@@ -254,6 +289,10 @@ impl ServerStatus {
             calls_in_flight: hosted.calls.in_flight(),
             calls_waiting: hosted.calls.waiting(),
             breaker: BreakerStatus::of(hosted, now),
+            access_token: state
+                .launch
+                .as_ref()
+                .and_then(|launch| AccessTokenStatus::of(&launch.spec)),
             sharing: None,
             not_enforced: child.map(|child| child.gaps.clone()).unwrap_or_default(),
             last_error: trouble.or_else(|| state.last_error.clone()),

@@ -7,6 +7,8 @@
 //! goes on when the call that began it is given up, no request storm while the authorization server
 //! is away, and secrets that go to the configured issuer alone.
 
+mod answer;
+mod discovery;
 mod fetch;
 mod held;
 
@@ -20,13 +22,16 @@ use fleet_codes as codes;
 use parking_lot::Mutex;
 use rmcp::transport::{
     JwtSigningAlgorithm,
-    auth::{AuthError, AuthorizationManager, ClientCredentialsConfig, OAuthHttpClient},
+    auth::{AuthError, AuthorizationManager, AuthorizationMetadata, ClientCredentialsConfig},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{runtime::Handle, sync::Mutex as AsyncMutex, time::timeout};
 use url::Url;
 
-pub use fetch::BoundedClient;
+use answer::{WatchedClient, with_causes};
+use discovery::{metadata_of_issuer, metadata_of_named};
+pub use fetch::{BoundedClient, Reach};
+pub use held::TokenStanding;
 use held::{Held, Next};
 
 /// How a client proves to an authorization server who it is.
@@ -131,6 +136,30 @@ pub enum TokenError {
     },
 }
 
+/// Which authorization server is asked, and for what.
+#[derive(Debug, Clone, Default)]
+pub struct TokenSettings {
+    /// Who issues the tokens.
+    pub server: AuthorizationServer,
+    /// The resource that tokens are for, if it is not the URL of the MCP server.
+    pub resource: Option<Url>,
+}
+
+/// Who issues the tokens.
+#[derive(Debug, Clone, Default)]
+pub enum AuthorizationServer {
+    /// The MCP server names it, so the MCP server decides who is given the client's secret.
+    #[default]
+    Named,
+    /// The MCP server must name this issuer, whose metadata is read from the issuer itself.
+    Issuer(Url),
+    /// The authorization server with this token endpoint, whatever the MCP server says.
+    TokenEndpoint(Url),
+}
+
+/// Is told of each token that was fetched, or why there is none.
+type Observer = dyn Fn(Result<(), &str>) + Send + Sync;
+
 /// Gets and keeps the access tokens for one MCP server. Clones share them.
 #[derive(Clone)]
 pub struct TokenSource(Arc<Inner>);
@@ -138,14 +167,13 @@ pub struct TokenSource(Arc<Inner>);
 struct Inner {
     /// The MCP endpoint, without user name and password.
     resource: Url,
-    /// The one authorization server that may be asked; any that the MCP server names if there is
-    /// none.
-    issuer: Option<Url>,
+    settings: TokenSettings,
     credentials: CredentialsReader,
-    http: Arc<dyn OAuthHttpClient>,
+    http: BoundedClient,
+    observer: Box<Observer>,
     held: Mutex<Held>,
     /// Locked while a token is fetched, so that all calls wait for the same one.
-    fetching: AsyncMutex<()>,
+    fetching: Arc<AsyncMutex<()>>,
 }
 
 impl fmt::Debug for TokenSource {
@@ -157,23 +185,45 @@ impl fmt::Debug for TokenSource {
 }
 
 impl TokenSource {
-    /// A source of tokens for the MCP endpoint `resource`, with requests through `http`. Without an
-    /// issuer, the MCP server decides who is given the client's secret.
+    /// A source of tokens for the MCP endpoint `resource`, with requests through `http`.
     pub fn new(
-        mut resource: Url,
-        issuer: Option<Url>,
+        resource: Url,
+        settings: TokenSettings,
         credentials: CredentialsReader,
-        http: Arc<dyn OAuthHttpClient>,
+        http: BoundedClient,
+    ) -> Self {
+        Self::observed(resource, settings, credentials, http, |_| ())
+    }
+
+    /// As [`Self::new`]. `observer` is told of each token that was fetched, or why there is none.
+    pub fn observed(
+        mut resource: Url,
+        settings: TokenSettings,
+        credentials: CredentialsReader,
+        http: BoundedClient,
+        observer: impl Fn(Result<(), &str>) + Send + Sync + 'static,
     ) -> Self {
         // They are no part of the resource. A URL that can't have them has none.
         _ = resource.set_username("");
         _ = resource.set_password(None);
-        let (held, fetching) = (Mutex::default(), AsyncMutex::default());
-        Self(Arc::new(Inner { resource, issuer, credentials, http, held, fetching }))
+        let (held, fetching) = (Mutex::default(), Arc::default());
+        let observer = Box::new(observer);
+        Self(Arc::new(Inner { resource, settings, credentials, http, observer, held, fetching }))
     }
 
-    /// The token to send, which is fetched if there is none or it ends soon. After a failure, the
-    /// answer is the same for a second.
+    /// Notes that the MCP server has taken a request with this token. If it refuses the token later,
+    /// another one is fetched at once.
+    pub fn note_accepted(&self, token: &str) {
+        self.0.held.lock().note_accepted(token);
+    }
+
+    /// Returns what is known of the token.
+    pub fn standing(&self) -> TokenStanding {
+        self.0.held.lock().standing(Instant::now())
+    }
+
+    /// The token to send, which is fetched if there is none. One that ends soon is sent while another
+    /// is fetched in the background. After a failure, the answer is the same for a second.
     ///
     /// # Errors
     ///
@@ -192,60 +242,104 @@ impl TokenSource {
     }
 
     async fn token_instead_of(&self, refused: Option<&str>) -> Result<Arc<str>, TokenError> {
-        if let Some(known) = self.0.known(refused) {
-            return known;
+        match self.0.known(refused) {
+            Known::Token(token) => return Ok(token),
+            Known::NoToken(error) => return Err(error),
+            Known::EndsSoon(token) => {
+                self.renew(refused);
+                return Ok(token);
+            }
+            Known::Nothing => {}
         }
         let (inner, refused) = (Arc::clone(&self.0), refused.map(str::to_owned));
         // A call that is given up must not take the token of all others with it.
-        let fetched = tokio::spawn(async move { inner.fetch_once(refused.as_deref()).await });
+        let fetched = tokio::spawn(async move {
+            let _fetching = inner.fetching.lock().await;
+            inner.fetch_once(refused.as_deref()).await
+        });
         fetched.await.unwrap_or_else(|error| Err(self.0.no_token(error.to_string().into())))
+    }
+
+    /// Fetches another token in the background, unless one is being fetched.
+    fn renew(&self, refused: Option<&str>) {
+        let Ok(fetching) = Arc::clone(&self.0.fetching).try_lock_owned() else { return };
+        let (inner, refused) = (Arc::clone(&self.0), refused.map(str::to_owned));
+        tokio::spawn(async move {
+            let _fetching = fetching;
+            // Whoever wants a token is told of a failure once there is none.
+            _ = inner.fetch_once(refused.as_deref()).await;
+        });
     }
 }
 
+/// What is known without asking.
+enum Known {
+    /// The token to send.
+    Token(Arc<str>),
+    /// The token to send, while another is fetched.
+    EndsSoon(Arc<str>),
+    /// There is none to be had now.
+    NoToken(TokenError),
+    /// A token is to be fetched.
+    Nothing,
+}
+
 impl Inner {
-    /// What is known without asking; `None` if a token is to be fetched.
-    fn known(&self, refused: Option<&str>) -> Option<Result<Arc<str>, TokenError>> {
+    fn known(&self, refused: Option<&str>) -> Known {
         match self.held.lock().next(refused, Instant::now()) {
-            Next::Use(token) => Some(Ok(token)),
-            Next::Failed(reason) => Some(Err(self.no_token(reason))),
-            Next::Refused => Some(Err(TokenError::Refused { resource: self.resource.clone() })),
-            Next::Fetch => None,
+            Next::Use(token) => Known::Token(token),
+            Next::Renew(token) => Known::EndsSoon(token),
+            Next::Failed(reason) => Known::NoToken(self.no_token(reason)),
+            Next::Refused => {
+                Known::NoToken(TokenError::Refused { resource: self.resource.clone() })
+            }
+            Next::Fetch => Known::Nothing,
         }
     }
 
-    /// Fetches a token, unless another call has done so in the meantime.
+    /// Fetches a token, unless another call has done so in the meantime. `fetching` is locked.
     async fn fetch_once(&self, refused: Option<&str>) -> Result<Arc<str>, TokenError> {
-        let _fetching = self.fetching.lock().await;
-        if let Some(known) = self.known(refused) {
-            return known;
+        match self.known(refused) {
+            Known::Token(token) => return Ok(token),
+            Known::NoToken(error) => return Err(error),
+            Known::EndsSoon(_) | Known::Nothing => {}
         }
 
         // A token ends so long after it was issued, which is after this.
         let asked = Instant::now();
+        self.held.lock().note_fetch(refused, asked);
         let fetched = self.fetch().await;
-        let mut held = self.held.lock();
-        let token = match fetched {
-            Ok(response) => held.take(&response, asked),
-            Err(error) => Err(held.fail(&error, Instant::now())),
+        let token = {
+            let (mut held, now) = (self.held.lock(), Instant::now());
+            match fetched {
+                Ok(response) => held.take(&response, asked, now),
+                Err(error) => Err(held.fail(&error, now)),
+            }
         };
-        token.map_err(|reason| self.no_token(reason))
+        (self.observer)(token.as_ref().map(|_| ()).map_err(|reason| &**reason));
+        token.or_else(|reason| match self.known(refused) {
+            // It has not ended yet.
+            Known::Token(token) => Ok(token),
+            _ => Err(self.no_token(reason)),
+        })
     }
 
     /// Fetches a token, and returns the response of the authorization server.
     async fn fetch(&self) -> Result<Value, String> {
-        let (resource, issuer) = (self.resource.clone(), self.issuer.clone());
-        let (read, http) = (self.credentials.clone(), Arc::clone(&self.http));
+        let (resource, settings) = (self.resource.clone(), self.settings.clone());
+        let (read, http) = (self.credentials.clone(), self.http.clone());
         let runtime = Handle::current();
         // rmcp's future can't move between threads, so one thread makes it and runs it to its end.
         let fetched = tokio::task::spawn_blocking(move || {
-            let config = config(&resource, (read.0)()?);
-            let exchange = exchange(&resource, issuer.as_ref(), &config, http);
+            let requested = settings.resource.as_ref().unwrap_or(&resource);
+            let config = config(requested, &settings.server, (read.0)()?);
+            let exchange = exchange(&resource, &settings.server, &config, http);
             let exchange = async { timeout(FETCH_LIMIT, exchange).await };
-            runtime
-                .block_on(exchange)
-                .unwrap_or_else(|_| Err(format!("not done within {FETCH_LIMIT:?}")))
+            runtime.block_on(exchange).unwrap_or_else(|_| Err(late()))
         });
-        fetched.await.unwrap_or_else(|error| Err(error.to_string()))
+        // The credentials, too, may take long to read.
+        let fetched = timeout(FETCH_LIMIT, fetched).await.unwrap_or_else(|_| Ok(Err(late())));
+        fetched.unwrap_or_else(|error| Err(error.to_string()))
     }
 
     fn no_token(&self, reason: Arc<str>) -> TokenError {
@@ -253,35 +347,62 @@ impl Inner {
     }
 }
 
+fn late() -> String {
+    format!("not done within {FETCH_LIMIT:?}")
+}
+
 /// Finds the authorization server, and exchanges the client's credentials for a token.
 async fn exchange(
     resource: &Url,
-    issuer: Option<&Url>,
+    server: &AuthorizationServer,
     config: &ClientCredentialsConfig,
-    http: Arc<dyn OAuthHttpClient>,
+    http: BoundedClient,
 ) -> Result<Value, String> {
     let describe = |error: AuthError| describe(&error);
-    let manager = AuthorizationManager::new_with_oauth_http_client(resource.as_str(), http).await;
+    let watched = WatchedClient::new(http.clone());
+    let client = Arc::new(watched.clone());
+    let manager = AuthorizationManager::new_with_oauth_http_client(resource.as_str(), client).await;
     let mut manager = manager.map_err(describe)?;
-    let found = manager.resolve_metadata().await.map_err(describe)?;
-    if !found.source.is_discovered() {
-        return Err("the MCP server names no authorization server".to_owned());
-    }
-    if let Some(issuer) = issuer {
-        let named = found.metadata.issuer.as_deref().unwrap_or_default();
-        if named.trim_end_matches('/') != issuer.as_str().trim_end_matches('/') {
-            return Err(format!("the MCP server names the issuer {named:?}, not {issuer}"));
-        }
-    }
 
-    manager.set_metadata(found.metadata);
+    let metadata = match server {
+        AuthorizationServer::Named => metadata_of_named(&manager).await?,
+        AuthorizationServer::Issuer(issuer) => metadata_of_issuer(&manager, issuer, &http).await?,
+        AuthorizationServer::TokenEndpoint(url) => metadata_of_endpoint(url, config)?,
+    };
+    manager.set_metadata(metadata);
     manager.validate_client_credentials_metadata(config).map_err(describe)?;
     manager.configure_client_credentials(config).map_err(describe)?;
-    let response = manager.exchange_client_credentials(config).await.map_err(describe)?;
-    serde_json::to_value(&response).map_err(|error| error.to_string())
+    let response = manager.exchange_client_credentials(config).await;
+    // What rmcp says quotes the answer.
+    let response = response.map_err(|_| watched.failure())?;
+    serde_json::to_value(&response).map_err(|_| watched.failure())
 }
 
-fn config(resource: &Url, credentials: ClientCredentials) -> ClientCredentialsConfig {
+/// The metadata of an authorization server of which only the token endpoint is known. Every such
+/// server takes a client's secret by HTTP Basic (RFC 6749, section 2.3.1).
+fn metadata_of_endpoint(
+    url: &Url,
+    config: &ClientCredentialsConfig,
+) -> Result<AuthorizationMetadata, String> {
+    let method = match config {
+        ClientCredentialsConfig::ClientSecret { .. } => "client_secret_basic",
+        ClientCredentialsConfig::PrivateKeyJwt { .. } => "private_key_jwt",
+        _ => return Err("this proof of a client needs an issuer".to_owned()),
+    };
+    let metadata = json!({
+        // No use is made of it, but rmcp needs one.
+        "authorization_endpoint": url,
+        "token_endpoint": url,
+        "token_endpoint_auth_methods_supported": [method],
+    });
+    serde_json::from_value(metadata).map_err(|error| error.to_string())
+}
+
+fn config(
+    resource: &Url,
+    server: &AuthorizationServer,
+    credentials: ClientCredentials,
+) -> ClientCredentialsConfig {
     let ClientCredentials { client_id, proof, scopes } = credentials;
     let resource = Some(resource.to_string());
     match proof {
@@ -296,21 +417,22 @@ fn config(resource: &Url, credentials: ClientCredentials) -> ClientCredentialsCo
                 Algorithm::Es384 => JwtSigningAlgorithm::ES384,
                 Algorithm::Rs256 => JwtSigningAlgorithm::RS256,
             },
-            token_endpoint_audience: None,
+            // For whom the assertion is: the issuer if it is known, and otherwise the endpoint, which
+            // authorization servers take as well (RFC 7523, section 3).
+            token_endpoint_audience: match server {
+                AuthorizationServer::TokenEndpoint(url) => Some(url.to_string()),
+                AuthorizationServer::Named | AuthorizationServer::Issuer(_) => None,
+            },
             scopes,
             resource,
         },
     }
 }
 
-/// An error and its causes.
+/// An error before the request for a token, with its causes.
 fn describe(error: &AuthError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
+    with_causes(error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,7 @@ use super::{
     confinement::Confinement,
     env::{EnvRule, every_variable},
     limits::{Limits, ProcessLimits, ServerLimits, ServerRule, ServerSettings, ToolRule},
+    oauth::{RemoteOauthError, RemoteOauthFile},
     pins::PinPolicy,
     remote::{RemoteRule, RemoteTls},
 };
@@ -183,6 +184,7 @@ struct RemoteFile {
     ca_file: Option<PathBuf>,
     client_certificate_file: Option<PathBuf>,
     client_key_file: Option<PathBuf>,
+    oauth: Option<RemoteOauthFile>,
 }
 
 impl Policy {
@@ -301,10 +303,15 @@ fn remote_rule(line: usize, file: RemoteFile) -> Result<RemoteRule, PolicyError>
         _ => return Err(PolicyError::HalfPair { line }),
     };
     check_secret_names(&file.secrets, line)?;
+    let oauth = file.oauth.map(RemoteOauthFile::read).transpose();
+    let oauth = oauth.map_err(|error| PolicyError::Oauth { line, error })?;
 
     let tls = RemoteTls { authorities: file.ca_file, pair };
     let rule = rule.with_port(file.port).expanding(file.expand).with_secrets(file.secrets);
-    Ok(rule.with_tls(tls).at_line(line))
+    if oauth.is_some() && !rule.is_of_one_origin() {
+        return Err(PolicyError::Oauth { line, error: RemoteOauthError::ManyOrigins });
+    }
+    Ok(rule.with_tls(tls).with_oauth(oauth).at_line(line))
 }
 
 fn check_secret_names(names: &BTreeSet<String>, line: usize) -> Result<(), PolicyError> {

@@ -18,6 +18,7 @@ pub mod current;
 pub mod env;
 mod file;
 pub mod limits;
+pub mod oauth;
 pub mod pins;
 pub mod remote;
 
@@ -27,6 +28,7 @@ use env::{EnvRefusal, EnvRule};
 use fleet_codes as codes;
 use fleet_pins::NoDigest;
 use limits::Limits;
+use oauth::RemoteOauthError;
 use pins::PinPolicy;
 use remote::{RemoteRule, RemoteRuleError};
 
@@ -320,6 +322,18 @@ pub enum PolicyError {
     HalfPair {
         /// The rule's line in the policy file.
         line: usize,
+    },
+    /// The `oauth` table of a remote is invalid.
+    #[error(
+        "invalid `oauth` of the [[remote]] in line {line} of the policy file [{code}]",
+        code = codes::POLICY_FILE
+    )]
+    Oauth {
+        /// The rule's line in the policy file.
+        line: usize,
+        /// What is wrong with the table.
+        #[source]
+        error: RemoteOauthError,
     },
     /// A remote rule is invalid.
     #[error("invalid remote rule{} [{code}]", in_line(*line), code = codes::POLICY_FILE)]

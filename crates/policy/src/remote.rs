@@ -11,6 +11,8 @@ use std::{
     path::PathBuf,
 };
 
+use crate::oauth::RemoteOauth;
+
 /// One allowed remote host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteRule {
@@ -23,6 +25,8 @@ pub struct RemoteRule {
     pub secrets: BTreeSet<String>,
     /// The files of TLS connections to the host.
     pub tls: RemoteTls,
+    /// The client that gets access tokens for requests to the host.
+    pub oauth: Option<RemoteOauth>,
 }
 
 /// The files of TLS connections to a remote. Only the operator names them, in the policy file.
@@ -72,14 +76,7 @@ impl RemoteRule {
         let text = text.trim();
 
         if let Ok(ip) = text.parse::<IpAddr>() {
-            return Ok(Self {
-                host: HostPattern::Ip(ip),
-                port: None,
-                line: None,
-                expand: BTreeSet::new(),
-                secrets: BTreeSet::new(),
-                tls: RemoteTls::default(),
-            });
+            return Ok(Self::of_host(HostPattern::Ip(ip), None));
         }
 
         let (host, port) = match text.rsplit_once(':') {
@@ -87,14 +84,19 @@ impl RemoteRule {
             None => (text, None),
         };
 
-        Ok(Self {
-            host: HostPattern::parse(host).ok_or_else(error)?,
+        Ok(Self::of_host(HostPattern::parse(host).ok_or_else(error)?, port))
+    }
+
+    fn of_host(host: HostPattern, port: Option<u16>) -> Self {
+        Self {
+            host,
             port,
             line: None,
             expand: BTreeSet::new(),
             secrets: BTreeSet::new(),
             tls: RemoteTls::default(),
-        })
+            oauth: None,
+        }
     }
 
     /// Restricts the rule to one port.
@@ -122,6 +124,12 @@ impl RemoteRule {
         Self { tls, ..self }
     }
 
+    /// Lets this client get access tokens for requests to the host.
+    #[must_use]
+    pub(super) fn with_oauth(self, oauth: Option<RemoteOauth>) -> Self {
+        Self { oauth, ..self }
+    }
+
     /// Records the rule's line in the policy file.
     #[must_use]
     pub(super) fn at_line(self, line: usize) -> Self {
@@ -131,6 +139,11 @@ impl RemoteRule {
     /// Returns the rule's line in the policy file; `None` if a flag defined it.
     pub fn line(&self) -> Option<usize> {
         self.line
+    }
+
+    /// Returns whether the rule covers one host at one port only.
+    pub fn is_of_one_origin(&self) -> bool {
+        self.port.is_some() && !matches!(self.host, HostPattern::Below(_))
     }
 
     /// Returns whether the rule applies to this host and port. `host` is written as in a URL.

@@ -149,6 +149,9 @@ pub(crate) struct ServerReport {
     /// The addresses that the server would connect to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     addresses: Vec<String>,
+    /// The authorization server from which requests would get access tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_server: Option<String>,
     /// The limits that would apply.
     limits: LimitsReport,
     /// Oddities that don't prevent hosting.
@@ -317,6 +320,7 @@ impl ServerReport {
             program: None,
             environment: None,
             addresses: Vec::new(),
+            token_server: None,
             limits: LimitsReport::new(&policy.limits, &policy.limits.of_server(name)),
             warnings: Vec::new(),
         }
@@ -353,6 +357,12 @@ impl ServerReport {
                 rule,
             )) => {
                 report.rule = Some(rule);
+                if let Some(oauth) = spec.oauth() {
+                    report.token_server = Some(oauth.server.url().to_string());
+                    if let Err(error) = secrets.read(oauth.proof.secret()).await {
+                        report.warnings.push(format!("no access token: {}", chain(&error)));
+                    }
+                }
                 match fleet_egress::lookup(&spec.url).await {
                     Ok(found) => {
                         let allowed = fleet_egress::allowed(&spec.url, policy, &found);
@@ -405,6 +415,9 @@ impl ServerReport {
         }
         if !self.addresses.is_empty() {
             writeln!(out, "  addresses: {}", self.addresses.join(" "))?;
+        }
+        if let Some(url) = &self.token_server {
+            writeln!(out, "  access tokens: {url}")?;
         }
         if self.verdict == Verdict::Allowed {
             writeln!(out, "  limits: {}", self.limits.list_set())?;

@@ -7,7 +7,8 @@
 //! different servers do: `404`, `400-code` (a JSON-RPC error -32000, as the TypeScript SDK's
 //! examples), `400`, `401`, `422` or `503` (text), `-32602` or `-32603` (a JSON-RPC error with
 //! status 200). While the file `REFUSE` exists, it answers every
-//! request with 401, as if a token had expired.
+//! request with 401, as if a token had expired. If the file `REFUSE.tokens` exists, so it does to
+//! requests without one of the tokens in its lines.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -35,10 +36,12 @@ fn main() {
     let mut arguments = env::args().skip(1);
     let mut argument = || arguments.next().expect(USAGE);
     let (ledger, ready) = (PathBuf::from(argument()), PathBuf::from(argument()));
+    let (forgotten, refuse) = (argument(), PathBuf::from(argument()));
     let server = Arc::new(Server {
         log: CallLog::open(&ledger),
-        forgotten: argument(),
-        refuse: argument().into(),
+        forgotten,
+        tokens: refuse.with_extension("tokens"),
+        refuse,
         sessions: Mutex::default(),
         made: AtomicU64::new(0),
     });
@@ -60,6 +63,8 @@ struct Server {
     forgotten: String,
     /// The file whose existence makes the server refuse credentials.
     refuse: PathBuf,
+    /// The file with the tokens that are accepted; without it, none is needed.
+    tokens: PathBuf,
     sessions: Mutex<HashSet<String>>,
     made: AtomicU64,
 }
@@ -68,6 +73,7 @@ struct Server {
 struct Request {
     method: String,
     session: Option<String>,
+    authorization: String,
     body: Value,
 }
 
@@ -105,7 +111,7 @@ impl Server {
     }
 
     fn answer(&self, request: &Request) -> Answer {
-        if self.refuse.exists() {
+        if self.refuse.exists() || !self.accepts(&request.authorization) {
             return Answer::text(401, "the token has expired");
         }
         if request.method != "POST" {
@@ -131,6 +137,13 @@ impl Server {
             _ if id.is_null() => Answer::text(202, ""),
             method => Answer::error(200, id, -32601, &format!("no method {method}")),
         }
+    }
+
+    /// Whether requests with this value of `Authorization` are taken.
+    fn accepts(&self, authorization: &str) -> bool {
+        let Ok(tokens) = fs::read_to_string(&self.tokens) else { return true };
+        let token = authorization.strip_prefix("Bearer ").unwrap_or_default();
+        tokens.lines().any(|accepted| !accepted.is_empty() && accepted == token)
     }
 
     fn session(&self) -> String {
@@ -164,7 +177,7 @@ fn read(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request>> {
 
     let method = line.split(' ').next().unwrap_or_default().to_owned();
 
-    let (mut length, mut session) = (0, None);
+    let (mut length, mut session, mut authorization) = (0, None, String::new());
     loop {
         line.clear();
         reader.read_line(&mut line)?;
@@ -172,13 +185,15 @@ fn read(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request>> {
         match name.to_ascii_lowercase().as_str() {
             "content-length" => length = value.trim().parse().unwrap_or_default(),
             "mcp-session-id" => session = Some(value.trim().to_owned()),
+            "authorization" => value.trim().clone_into(&mut authorization),
             _ => {}
         }
     }
 
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
-    Ok(Some(Request { method, session, body: serde_json::from_slice(&body).unwrap_or_default() }))
+    let body = serde_json::from_slice(&body).unwrap_or_default();
+    Ok(Some(Request { method, session, authorization, body }))
 }
 
 fn write(mut stream: &TcpStream, answer: &Answer) -> io::Result<()> {

@@ -131,6 +131,12 @@ impl Hosted {
         changed.expect("the file by which credentials are refused");
     }
 
+    /// The file with the tokens that the server accepts, one per line. If it does not exist, no token
+    /// is needed.
+    pub fn tokens(&self) -> PathBuf {
+        self.refusing().with_extension("tokens")
+    }
+
     fn refusing(&self) -> PathBuf {
         self.directory.join("remote-refuses")
     }

@@ -252,6 +252,9 @@ impl Fleet {
             let (server, occasion) = (hosted.name.as_str(), SecretOccasion::Start);
             self.secret_store.record_use(SecretUse { server, secret, occasion }).await?;
         }
+        if let Some(tokens) = launch.spec.remote().and_then(|remote| remote.headers.tokens()) {
+            tokens.note_recorded(&hosted.name).await;
+        }
         Ok(())
     }
 

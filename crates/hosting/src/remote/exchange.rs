@@ -36,7 +36,8 @@ use super::{
 use crate::{
     inbound::{to_error_data, wire_id},
     outage::Outage,
-    remote_headers::ServerHeaders,
+    remote_headers::{SentHeaders, ServerHeaders},
+    remote_tokens::NoToken,
     secrets::Secrets,
     unreadable::unreadable_answer,
 };
@@ -64,6 +65,9 @@ pub(crate) enum HttpFailure {
     /// The connection failed, before or after the message was sent.
     #[error(transparent)]
     Connection(Arc<reqwest::Error>),
+    /// There is no access token, so the message was not sent.
+    #[error(transparent)]
+    NoToken(NoToken),
     /// The server rejected the message.
     #[error("the server answered {0}")]
     Rejected(Arc<Rejected>),
@@ -86,6 +90,7 @@ impl HttpFailure {
             Self::Rejected(rejected) => {
                 Outage::of_status(rejected.status.as_u16(), rejected.retry_after)
             }
+            Self::NoToken(_) => Some(Outage::UNAUTHORIZED),
             Self::Unreadable(_) | Self::Cut => None,
             Self::NoSession(cause) => Some(cause.outage().unwrap_or(Outage::UNAVAILABLE)),
         }
@@ -95,7 +100,11 @@ impl HttpFailure {
     pub(crate) fn status(&self) -> Option<u16> {
         match self {
             Self::Rejected(rejected) => Some(rejected.status.as_u16()),
-            Self::Connection(_) | Self::Unreadable(_) | Self::Cut | Self::NoSession(_) => None,
+            Self::Connection(_)
+            | Self::NoToken(_)
+            | Self::Unreadable(_)
+            | Self::Cut
+            | Self::NoSession(_) => None,
         }
     }
 
@@ -104,7 +113,11 @@ impl HttpFailure {
         match self {
             Self::Unreadable(why) => Some(why.clone()),
             Self::Connection(error) if has_too_large_head(error) => Some(chain(error)),
-            Self::Connection(_) | Self::Rejected(_) | Self::Cut | Self::NoSession(_) => None,
+            Self::Connection(_)
+            | Self::NoToken(_)
+            | Self::Rejected(_)
+            | Self::Cut
+            | Self::NoSession(_) => None,
         }
     }
 }
@@ -300,25 +313,39 @@ impl RemoteLink {
         self.send_configured(headers, request).await.map(drop)
     }
 
-    /// Sends a request with the configured headers among its own, and once more if their secrets
-    /// were out of date.
+    /// Sends a request with the configured headers among its own, and once more if their secrets or
+    /// the access token were out of date.
     async fn send_configured(
         &self,
         mut headers: HeaderMap,
         request: impl Fn(Url, HeaderMap) -> RequestBuilder,
     ) -> Result<Response, HttpFailure> {
-        let sent = self.headers.now().await;
+        let sent = self.headers.now().await.map_err(HttpFailure::NoToken)?;
         sent.set_in(&mut headers);
-        let response = self.send(|url| request(url, headers.clone())).await?;
+        let response = self.send_noting(&sent, |url| request(url, headers.clone())).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
 
         // Whoever answers 401 has not taken the message.
-        let Some(renewed) = self.headers.after_refusal(&sent).await else { return Ok(response) };
+        let renewed = self.headers.after_refusal(&sent).await.map_err(HttpFailure::NoToken)?;
+        let Some(renewed) = renewed else { return Ok(response) };
         discard_body(response).await;
         renewed.set_in(&mut headers);
-        self.send(|url| request(url, headers.clone())).await
+        self.send_noting(&renewed, |url| request(url, headers.clone())).await
+    }
+
+    /// Sends a request, and notes whether its headers were accepted.
+    async fn send_noting(
+        &self,
+        sent: &SentHeaders,
+        request: impl Fn(Url) -> RequestBuilder,
+    ) -> Result<Response, HttpFailure> {
+        let response = self.send(request).await?;
+        if response.status().is_success() {
+            self.headers.note_accepted(sent);
+        }
+        Ok(response)
     }
 
     /// Whether requests share connections now.

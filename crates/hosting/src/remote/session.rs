@@ -390,6 +390,7 @@ fn speaks_otherwise(failure: &HttpFailure) -> bool {
                 && (rejected.error.is_some() || rejected.status.is_client_error())
         }
         HttpFailure::Connection(_)
+        | HttpFailure::NoToken(_)
         | HttpFailure::Unreadable(_)
         | HttpFailure::Cut
         | HttpFailure::NoSession(_) => false,

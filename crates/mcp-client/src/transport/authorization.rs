@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use fleet_oauth::{BoundedClient, TokenError, TokenSource};
+use fleet_oauth::{
+    AuthorizationServer, BoundedClient, Reach, TokenError, TokenSettings, TokenSource,
+};
 use fleet_ops::tls::{ClientTlsFiles, FollowedClient};
 use http::header::WWW_AUTHENTICATE;
 use http::{HeaderValue, StatusCode};
@@ -133,8 +135,12 @@ fn token_source(config: &ClientConfig) -> Result<Option<TokenSource>, ConfigErro
         },
     )?;
 
-    let origins: Vec<_> =
-        issuer.iter().flat_map(|issuer| [issuer.clone(), resource.clone()]).collect();
-    let http = Arc::new(BoundedClient::new(move || http.current(), &origins));
-    Ok(Some(TokenSource::new(resource, issuer, credentials, http)))
+    let reach = match &issuer {
+        Some(issuer) => Reach::configured(issuer, &resource),
+        None => Reach::Anywhere,
+    };
+    let http = BoundedClient::new(move |_| http.current(), reach);
+    let server = issuer.map_or(AuthorizationServer::Named, AuthorizationServer::Issuer);
+    let settings = TokenSettings { server, resource: None };
+    Ok(Some(TokenSource::new(resource, settings, credentials, http)))
 }

@@ -34,6 +34,8 @@ mod forgotten;
 #[cfg(test)]
 mod gateway;
 #[cfg(test)]
+mod guarded;
+#[cfg(test)]
 mod hosting;
 #[cfg(test)]
 mod issuer;
@@ -43,6 +45,8 @@ mod limits;
 mod logs;
 #[cfg(test)]
 mod message;
+#[cfg(test)]
+mod oauth_remotes;
 #[cfg(test)]
 mod odd;
 #[cfg(test)]
