@@ -18,20 +18,32 @@ on_every_broker!(a_job_of_a_view_runs_the_tool_that_its_name_stands_for);
 const POLICY: &str = "
     [[view.desk.select]]
     servers = ['']
-    tools = ['file_digest', 'job_submit', 'job_list', 'server_list']
+    tools = ['file_digest', 'file_list', 'job_submit', 'job_list', 'server_list']
 
     [[view.desk.tool]]
     tool = 'file_digest'
     as = 'sum'
+
+    [[view.desk.rule]]
+    name = 'never'
+    effect = 'deny'
+    principals = ['anyone']
+    actions = ['tools.call']
+    tools = ['file_list']
 ";
 
 /// Submits jobs in the view; returns the result of `job_submit`.
 fn submit(server: &Service, arguments: &Value) -> Value {
+    ask_to_submit(server, arguments)["result"].clone()
+}
+
+/// Submits jobs in the view; returns the whole answer.
+fn ask_to_submit(server: &Service, arguments: &Value) -> Value {
     let params = json!({"name": "job_submit", "arguments": arguments});
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
     let (status, answer) = http::post(server.address, "/mcp/desk", &request).expect("an answer");
     assert_eq!(status, 200, "{answer}");
-    answer["result"].clone()
+    answer
 }
 
 fn a_job_of_a_view_runs_the_tool_that_its_name_stands_for(env: &Env) {
@@ -82,11 +94,23 @@ fn a_job_of_a_view_runs_the_tool_that_its_name_stands_for(env: &Env) {
         ),
         (json!({"tool": "job_submit", "arguments": nested}), "can't call `job_submit`"),
         (json!({"tool": "server_list"}), "can't call `server_list`"),
+        (json!({"mcpServers": {"x": {"command": "x"}}}), "unknown tool `server_initialize`"),
         (json!({"jobs": [{"tool": "sum", "arguments": path}, nested]}), "unknown tool `file_read`"),
     ] {
         let refused = submit(server, &job);
         let text = refused["content"][0]["text"].as_str().unwrap_or_default();
         assert!(refused["isError"] == true && text.contains(refusal), "{job}: {refused}");
+    }
+
+    // Nothing asks the view any more when a job runs.
+    let listing = json!({"tool": "file_list", "arguments": {}});
+    for job in [
+        listing.clone(),
+        json!({"calls": [{"tool": "sum", "arguments": path}, listing]}),
+        json!({"jobs": [listing]}),
+    ] {
+        let refused = ask_to_submit(server, &job);
+        assert_eq!(refused["error"]["data"]["rule"], "view:desk/never", "{job}: {refused}");
     }
 
     // Nothing of that was submitted.
