@@ -286,6 +286,11 @@ impl Gateway {
                 Ok((Target::Hosted(tool), Some(allowed)))
             }
             Err(missing) => {
+                // This call has started the server, whose tools are known only now.
+                if let Some(withheld) = self.inner.fleet.routes().withheld(&params.name) {
+                    return check_withheld(asking, invocation, withheld);
+                }
+
                 let missing = asking.shown(missing, &params.name);
                 let (server, tool) = split_name(&params.name);
                 let mut restored = arguments.cloned();

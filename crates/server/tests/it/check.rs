@@ -139,7 +139,10 @@ async fn unreadable_files_have_an_exit_status_of_their_own() {
     failing(&[&good, "-"], "{", "not JSON").await;
     failing(&[&good, "-"], "{}", "mcpServers").await;
     failing(&[&good, "-"], "[mcp_servers.a]\ncommand = \"x\"\n", "TOML").await;
-    failing(&[&good], "", "CONFIG").await;
+    // Without a configuration, the file itself is checked.
+    let (status, out, _) = check(&[&good], None).await;
+    assert_eq!((status, out.as_str()), (0, "the policy is valid\n"));
+    failing(&[bad.to_str().unwrap()], "", "in line 2 of the policy file").await;
     let commented = "\u{feff}{// mine\n\"mcpServers\": {\"off\": {\"disabled\": true},},}";
     let (status, out, _) = check(&[&good, "-"], Some(commented)).await;
     assert_eq!((status, out.lines().last()), (0, Some("0 of 1 allowed, 1 disabled")), "{out}");

@@ -21,11 +21,12 @@ impl Changing {
     fn new(dir: &Path) -> Self {
         let body = r#"answer() { printf '{"jsonrpc":"2.0","id":%s,%s}\n' "$id" "$1"; }
 while read -r line; do
+  [ ! -e "$0.down" ] || exit 1
   id=$(printf '%s' "$line" | sed -n 's/.*"id":\([0-9]*\).*/\1/p')
   case "$line" in
     *'"initialize"'*) answer '"result":{"protocolVersion":"2025-06-18","capabilities":{"tools":{}},"serverInfo":{"name":"crm","version":"1"}}' ;;
-    *'"tools/list"'*) answer "\"result\":{\"tools\":$(cat "$0.tools")}" ;;
-    *'"tools/call"'*) echo call >> "$0.calls"; answer '"result":{"content":[{"type":"text","text":"done"}]}' ;;
+    *'"tools/list"'*) tools=$(cat "$0.tools"); answer "\"result\":{\"tools\":$tools}" ;;
+    *'"tools/call"'*) case "$tools" in *evil*) echo call >> "$0.poisoned" ;; esac; echo call >> "$0.calls"; answer '"result":{"content":[{"type":"text","text":"done"}]}' ;;
     *'"id":'*) answer '"error":{"code":-32601,"message":"no"}' ;;
   esac
 done"#;
@@ -194,6 +195,55 @@ async fn a_call_that_starts_its_server_meets_the_tool_as_it_is_then() {
     })
     .await;
     fleet.expect_withheld("crm__get").await;
+    fleet.server.call("crm__list", json!({})).await;
+}
+
+/// The tools of a connection are judged before it gets calls.
+#[tokio::test]
+async fn no_call_reaches_a_changed_tool_while_its_server_is_replaced() {
+    let fleet = Fleet::start("[pins]\nmode = 'approve'\n").await;
+    for _ in 0..5 {
+        fleet.change_overnight(&[("get", "Gets a customer."), ("list", "Lists customers.")]).await;
+        let change = fleet.change_overnight(&[("get", POISON), ("list", "Lists customers.")]);
+        let calls = async {
+            loop {
+                let call = || fleet.server.call_raw("crm__get", json!({}));
+                let (first, second) = tokio::join!(call(), call());
+                if [first, second].iter().all(|answer| !answer["error"].is_null()) {
+                    return;
+                }
+            }
+        };
+        tokio::join!(change, calls);
+        fleet.expect_withheld("crm__get").await;
+    }
+    let poisoned = format!("{}.poisoned", fleet.crm.program);
+    assert!(!Path::new(&poisoned).exists(), "a call reached the changed tool");
+}
+
+/// Nothing is known of the server's tools when the call arrives, as after a restart of the gateway.
+#[tokio::test]
+async fn a_call_that_starts_an_unknown_server_waits_for_a_decision_too() {
+    let fleet = Fleet::start("[pins]\nmode = 'approve'\n").await;
+    let (status, _) = fleet.rest(Method::DELETE, "/servers/crm", &Value::Null).await;
+    assert!(status.is_success(), "{status}");
+    fleet.crm.offer(&[("get", POISON), ("list", "Lists customers.")]);
+    let down = PathBuf::from(format!("{}.down", fleet.crm.program));
+    std::fs::write(&down, "").unwrap();
+    let body = json!({"name": "crm", "config": {"command": fleet.crm.program}});
+    let (status, answer) = fleet.rest(Method::POST, "/servers", &body).await;
+    assert!(!status.is_success(), "{answer}");
+
+    // Once the server may be started again, the first call does so.
+    std::fs::remove_file(&down).unwrap();
+    let first = eventually("the start of the server", async || {
+        let answer = fleet.server.call_raw("crm__get", json!({})).await;
+        (answer["error"]["data"]["code"] != "FLEET-SERVER-UNAVAILABLE").then_some(answer)
+    })
+    .await;
+    assert_eq!(first["error"]["data"]["code"], "FLEET-TOOL-WITHHELD", "{first}");
+    assert_eq!(first["error"]["data"]["server"], "crm__get", "{first}");
+    assert_eq!(fleet.crm.calls(), 0);
     fleet.server.call("crm__list", json!({})).await;
 }
 
