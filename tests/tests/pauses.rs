@@ -252,7 +252,7 @@ fn people_pause_and_resume_jobs_through_a_server() {
     let again = rest::request(server.address, "DELETE", &path, &[], b"");
     again.problem(404, "no-such-pause");
     let bad = json!({"scope": {"tol": "x"}, "reason": "r"});
-    rest::post(server.address, "/pauses", &bad).problem(400, "bad-request");
+    rest::post(server.address, "/pauses", &bad).problem(422, "bad-pause");
     let all = json!({"scope": {}, "reason": "r", "forMs": 60_000});
     rest::post(server.address, "/pauses", &all).expect(201);
     assert!(cli(&["resume", "--all"]).status.success());

@@ -110,6 +110,7 @@ pub struct PauseList {
 #[schemars(title = "New pause")]
 pub struct PauseRequest {
     /// Which jobs to pause. An empty object means all jobs.
+    #[serde(deserialize_with = "scope::from_object")]
     pub scope: PauseScope,
     /// The reason, for people.
     #[schemars(length(min = 1, max = 1024))]

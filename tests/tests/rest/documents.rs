@@ -26,7 +26,7 @@ fn the_openapi_document_is_valid() {
 fn the_asyncapi_document_is_valid() {
     let Some(mut command) = node::script("asyncapi.mjs") else { return };
     command.arg(bins::repository().join("schemas/asyncapi.json"));
-    run("asyncapi-parser", command, "8 channels, 8 operations");
+    run("asyncapi-parser", command, "9 channels, 9 operations");
 }
 
 fn run(name: &str, command: Command, says: &str) {

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use super::check_text;
 use crate::{
@@ -46,6 +46,13 @@ pub struct PauseScope {
     /// its JSON text.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
+}
+
+/// Reads a scope. An array would otherwise be read as the fields in their order, and `[]` as all
+/// jobs.
+pub(super) fn from_object<'de, D: Deserializer<'de>>(from: D) -> Result<PauseScope, D::Error> {
+    let fields = serde_json::Map::deserialize(from)?;
+    PauseScope::deserialize(serde_json::Value::Object(fields)).map_err(D::Error::custom)
 }
 
 impl PauseScope {

@@ -25,7 +25,7 @@ pub(super) async fn pause_jobs(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let request = parse_body(&headers, &body, ("the pause", ProblemKind::BadRequest))?;
+    let request = parse_body(&headers, &body, ("the pause", ProblemKind::BadPause))?;
     let pause = client.jobs.pause_jobs(request, &client.caller).await?;
     Ok((StatusCode::CREATED, Json(pause)).into_response())
 }

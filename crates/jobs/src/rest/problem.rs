@@ -152,7 +152,7 @@ impl From<JobsError> for Problem {
             JobsError::RecordGone { .. } => Self::new(ProblemKind::RecordGone, detail),
             JobsError::NoLetter(_) => Self::new(ProblemKind::NoSuchLetter, detail),
             JobsError::NoPause(_) => Self::new(ProblemKind::NoSuchPause, detail),
-            JobsError::BadPause(_) => Self::new(ProblemKind::BadRequest, detail),
+            JobsError::BadPause(_) => Self::new(ProblemKind::BadPause, detail),
             JobsError::Unsupported(_) => Self::new(ProblemKind::KafkaRefused, detail),
             JobsError::TooLate(_) => Self::new(ProblemKind::TooLate, detail),
             JobsError::Denied { decision, .. } => Self::denied(*decision, detail),

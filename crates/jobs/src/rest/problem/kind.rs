@@ -61,6 +61,8 @@ pub enum ProblemKind {
     UnsupportedMediaType,
     /// The job is invalid.
     BadJob,
+    /// The pause is not acceptable.
+    BadPause,
     /// The server can't be hosted.
     BadServer,
     /// The server failed.
@@ -84,7 +86,7 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub(in crate::rest) const ALL: [Self; 35] = [
+    pub(in crate::rest) const ALL: [Self; 36] = [
         Self::BadRequest,
         Self::MalformedCredentials,
         Self::Unauthenticated,
@@ -110,6 +112,7 @@ impl ProblemKind {
         Self::TooLarge,
         Self::UnsupportedMediaType,
         Self::BadJob,
+        Self::BadPause,
         Self::BadServer,
         Self::Internal,
         Self::KafkaRefused,
@@ -198,6 +201,9 @@ impl ProblemKind {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ),
             Self::BadJob => ("bad-job", "The job is invalid", StatusCode::UNPROCESSABLE_ENTITY),
+            Self::BadPause => {
+                ("bad-pause", "The pause is not acceptable", StatusCode::UNPROCESSABLE_ENTITY)
+            }
             Self::BadServer => {
                 ("bad-server", "The server can't be hosted", StatusCode::UNPROCESSABLE_ENTITY)
             }
@@ -269,6 +275,7 @@ impl ProblemKind {
             Self::TooLarge => codes::TOO_LARGE,
             Self::UnsupportedMediaType => codes::UNSUPPORTED_MEDIA_TYPE,
             Self::BadJob => codes::BAD_JOB,
+            Self::BadPause => codes::BAD_REQUEST,
             Self::BadServer => codes::SERVER_CONFIG,
             Self::ServerUnavailable => codes::SERVER_UNAVAILABLE,
             Self::Internal => codes::INTERNAL,

@@ -22,6 +22,7 @@ const PROBLEMS_OF_NEW: &[ProblemKind] = &[
     ProblemKind::JobsOff,
     ProblemKind::ApprovalRequired,
     ProblemKind::UnsupportedMediaType,
+    ProblemKind::BadPause,
     ProblemKind::KafkaRefused,
     ProblemKind::NotReady,
     ProblemKind::KafkaUnavailable,
