@@ -1,8 +1,6 @@
 //! The console in a browser: a walk through every screen of a fleet of `mcp-fleet dev`, which makes its
 //! own jobs, and looks for barriers, for what the pages' policy forbids, and for errors of scripts.
 
-#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
-
 use std::{fs, process::Command, time::Duration};
 
 use fleet_tests::{bins, node, process, process::Process};

@@ -3,6 +3,8 @@
 //! The pages are read token by token, and every tag and attribute must be one that our own templates
 //! have. So a test does not have to know in which ways a browser could be tricked.
 
+#![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
+
 use fleet_access::Asker;
 use fleet_console::{
     JobsFilter, Page, Rights, Section, Visitor,
