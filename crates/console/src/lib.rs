@@ -4,7 +4,7 @@
 //! interface, as whoever asks, and serves what is made here under strict headers.
 //!
 //! Every text from outside reaches a page through a template of askama, which escapes it. The only
-//! other way into a page is [`markdown`], which escapes raw HTML and limits links. No template has
+//! other way into a page is `markdown`, which escapes raw HTML and limits links. No template has
 //! an inline script, an event handler or a `style` attribute, since the pages' policy allows none.
 
 pub mod assets;
