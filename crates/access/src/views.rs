@@ -58,7 +58,7 @@ pub struct View {
 #[derive(Debug)]
 struct Selection {
     servers: Vec<Pattern>,
-    /// All tools if there is no list.
+    /// Without a list, the view has all tools.
     tools: Option<Vec<Pattern>>,
     /// Tools that the view does not have, whatever selects them.
     hidden: Vec<Pattern>,

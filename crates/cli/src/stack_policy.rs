@@ -125,7 +125,7 @@ impl LocalPolicy {
         Ok(policy)
     }
 
-    /// The same, where whoever uses this machine may do everything with all jobs.
+    /// The same policy with a rule that lets local users see and steer all jobs.
     pub(crate) fn with_local_rights(self) -> Self {
         Self { rule: vec![LOCAL_RULE], ..self }
     }

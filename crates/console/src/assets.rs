@@ -22,7 +22,7 @@ impl Asset {
     }
 }
 
-/// Returns the file that a URL names; `None` if there is none, or if it is another version.
+/// Returns the file at a URL; `None` for unknown files and other versions.
 pub fn find(hash: &str, name: &str) -> Option<&'static Asset> {
     ASSETS.iter().find(|asset| asset.name == name && asset.hash == hash)
 }

@@ -1,7 +1,7 @@
 //! The console: screens as HTML, made from views of the REST interface.
 //!
 //! Pure: no IO, no state, no clock. The server fetches what a screen shows from its own REST
-//! interface, as whoever asks, and serves what is made here under strict headers.
+//! interface, with the rights of the visitor, and serves what is made here under strict headers.
 //!
 //! Every text from outside reaches a page through a template of askama, which escapes it. The only
 //! other way into a page is `markdown`, which escapes raw HTML and limits links. No template has

@@ -72,7 +72,7 @@ pub(crate) struct CodeLink {
 }
 
 impl CodeLink {
-    /// A link to a code of the fleet; `None` if it is none.
+    /// A link to the page of an error code; `None` if the fleet has no such code.
     pub(crate) fn new(code: &str) -> Option<Self> {
         fleet_codes::find(code)?;
         Some(Self { href: links::code(code), code: code.to_owned() })

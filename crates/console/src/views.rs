@@ -350,8 +350,8 @@ pub struct PurgeView {
 pub struct JobPage {
     /// The job.
     pub job: JobView,
-    /// The history, or why there is none.
+    /// The history, or the reason why it could not be read.
     pub history: Result<fleet_job::view::JobHistory, ProblemView>,
-    /// The record, or why there is none.
+    /// The record, or the reason why it could not be read.
     pub record: Result<fleet_job::view::JobRecord, ProblemView>,
 }

@@ -1,3 +1,5 @@
+//! Views: what they select, rename and forbid, and that they never widen a decision.
+
 use std::sync::Arc;
 
 use proptest::prelude::*;

@@ -24,7 +24,7 @@ use self::{
 use super::{api::Api, filter::FilterArgs};
 use crate::{api_error::ApiError, error::CliError, output, server_args::ServerArgs};
 
-/// How often in a row a broken connection is made anew without a job in between.
+/// The most reconnections in a row that bring no further job.
 const MAX_BREAKS: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 

@@ -1,3 +1,5 @@
+//! Pins of tools: first sights, changes, decisions, and what there is room for.
+
 use fleet_pins::MAX_BYTES;
 use fleet_policy::Policy;
 use serde_json::json;
